@@ -1,0 +1,21 @@
+"""Deeply-supervised knowledge synergy: ablations of auxiliary classifiers, matching strategies and distillation."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dks.losses import SynergyLoss as SynergyLoss
+    from dks.models import build as build
+
+# Public name -> module. Imported on first use: the command line must not wait for torch.
+_PUBLIC = {"SynergyLoss": "dks.losses", "build": "dks.models"}
+__all__ = ["SynergyLoss", "build"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'dks' has no attribute {name!r}")

@@ -1,0 +1,97 @@
+"""The command line: `dks` and its subcommands, and what `train.py` calls. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+
+
+def train(arguments: Sequence[str] | None = None) -> None:
+    """`train.py` and `dks train`: Hydra's command line. Leaves the program with its exit status."""
+    if arguments is not None:
+        sys.argv = [sys.argv[0], *arguments]
+    sys.exit(_reported(_hydra_main))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`dks`. Leaves the program with its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["train"]:
+        sys.argv = ["dks train", *given[1:]]
+        train()
+    options = _parser().parse_args(given)
+    sys.exit(_reported(lambda: options.run(options)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dks",
+        description="Ablations of deep supervision, knowledge synergy and distillation.",
+        epilog="example: dks train -m aux=ours,shallow,narrow strategy=topdown,bottomup,bidir",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    # Listed for --help; `main` hands everything behind `train` to Hydra.
+    commands.add_parser("train", help="one run, or with -m a sweep and its table (as python train.py)")
+    table = commands.add_parser("table", help="the table of a sweep, from whatever runs exist")
+    table.add_argument("sweep", help="its name: a folder in results/")
+    table.add_argument("--format", choices=("terminal", "md", "latex", "csv"), default="terminal")
+    table.add_argument("--results-dir", default="results", metavar="DIR", help="where sweeps are kept (default: results)")
+    table.set_defaults(run=_table)
+    return parser
+
+
+def _table(options: argparse.Namespace) -> int:
+    from dks.tables.results import TEXT_FORMATS, show, sweep_table
+
+    table, _ = sweep_table(options.results_dir, options.sweep)
+    if options.format == "terminal":
+        show(table)
+    else:
+        sys.stdout.write(TEXT_FORMATS[options.format](table))
+    return DONE
+
+
+def _hydra_main() -> int:
+    import hydra
+
+    from dks.config.compose import register_schema
+    from dks.config.files import declarations
+
+    def task(config: object) -> object:
+        from hydra.core.hydra_config import HydraConfig
+
+        from dks.training.run import run_cell
+
+        # The frozen configuration in the run's folder counts, not what Hydra composed again.
+        return run_cell(HydraConfig.get().runtime.output_dir)
+
+    register_schema()
+    hydra.main(config_path=str(declarations("conf")), config_name="config", version_base="1.3")(task)()
+    return DONE
+
+
+def _reported(command: Callable[[], int]) -> int:
+    """Run a command. A wrong request is one line a problem, on standard error, and exit status 2; any other error is one
+    line and 1. The traceback is shown on request.
+    """
+    # Hydra prints errors in its own way and exits with 1, unless it is asked for the exception itself.
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if wants_traceback:
+            raise
+        from dks.config.compose import explain_request
+
+        problems = explain_request(error)
+        for problem in problems or (f"{type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)",):
+            print(f"error: {problem}", file=sys.stderr)
+        return WRONG_REQUEST if problems else FAILED

@@ -1,0 +1,1 @@
+"""What a run is: choices, the typed configuration, its checks and its identity."""

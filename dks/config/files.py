@@ -1,0 +1,39 @@
+"""Where the declarations are, and single choices read from them without Hydra."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from omegaconf import OmegaConf
+
+from dks.config.errors import RequestError
+
+T = TypeVar("T")
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def declarations(folder: str) -> Path:
+    """The folder `conf` or `sweeps`: inside an installed wheel, or beside the package in a checkout."""
+    shipped = _PACKAGE / "share" / folder
+    return shipped if shipped.is_dir() else _PACKAGE.parent / folder
+
+
+def choices(group: str) -> list[str]:
+    """The names one can write after `group=`, sorted."""
+    return sorted(path.stem for path in (declarations("conf") / group).glob("*.yaml"))
+
+
+def load_choice(group: str, name: str, schema: type[T]) -> T:
+    """The dataclass that `group=name` would give, read from its file alone.
+
+    Raises:
+        RequestError: there is no such choice.
+    """
+    if name not in choices(group):
+        raise RequestError(f"{group}={name}: no such choice; choose from {', '.join(choices(group))}")
+    values: Any = OmegaConf.load(declarations("conf") / group / f"{name}.yaml")
+    values.pop("defaults", None)
+    values = values.get(group, values)  # files that also set other groups say `# @package _global_`
+    return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))

@@ -1,0 +1,186 @@
+"""The whole description of one training run, as typed dataclasses registered with Hydra.
+
+Every field has a comment with its unit and meaning; the defaults of the groups are in `conf/`. A field that is `None` means
+what its comment says. Which fields can change a result is decided in `dks/config/identity.py`.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+
+class DesignKind(str, Enum):
+    """What an auxiliary branch is made of."""
+
+    none = "none"  # no branches at all
+    blocks = "blocks"  # stages of the backbone's own block, down to the final resolution (the paper's design)
+    fc = "fc"  # average pooling, optionally a convolution, and two fully connected layers (Table 3)
+
+
+class Strategy(str, Enum):
+    """Which ordered pairs of classifiers are matched (Figure 2 of the paper)."""
+
+    none = "none"  # no synergy loss: deep supervision, or the plain baseline
+    topdown = "topdown"  # deeper classifiers teach shallower ones
+    bottomup = "bottomup"  # shallower classifiers teach deeper ones
+    bidir = "bidir"  # both directions
+
+
+class NoiseKind(str, Enum):
+    """How training labels are corrupted."""
+
+    none = "none"
+    uniform = "uniform"  # a fixed fraction gets a wrong label, drawn uniformly from the other classes
+
+
+class TeacherKind(str, Enum):
+    """Where a distillation teacher comes from."""
+
+    none = "none"
+
+
+class TrackingKind(str, Enum):
+    """Where metrics go besides the run's own folder."""
+
+    off = "off"  # nowhere
+    local = "local"  # an MLflow store in one SQLite file
+
+
+@dataclass
+class Stage:
+    """One stage of a branch; its first block halves the resolution."""
+
+    blocks: int = MISSING  # number of blocks
+    width: int = MISSING  # channels of each block
+
+
+@dataclass
+class Branch:
+    """A branch of the design "ours"; the other block designs are derived from it."""
+
+    stages: list[Stage] = field(default_factory=list)  # from shallow to deep
+
+
+@dataclass
+class Backbone:
+    """The network whose accuracy is reported."""
+
+    family: str = MISSING  # name in dks/models/registry.py
+    depth: int = MISSING  # layers, counted as the family's paper counts them
+    branches: dict[str, Branch] = field(default_factory=dict)  # classifier (c2, c3, ...) -> its branch in the design "ours"
+
+
+@dataclass
+class AuxDesign:
+    """How the auxiliary branches are built (Table 3 of the paper)."""
+
+    kind: DesignKind = DesignKind.none
+    width: float = 1.0  # kind=blocks: factor on the channels in backbone.branches
+    max_blocks: int | None = None  # kind=blocks: at most this many blocks a stage; None: no limit
+    pool: int = 4  # kind=fc: side of the average-pooled map, in pixels
+    conv_channels: int | None = None  # kind=fc: channels of a 1x1 convolution after the pooling; None: no convolution
+    hidden: int = 128  # kind=fc: units of the first fully connected layer
+
+
+@dataclass
+class AuxPositions:
+    """Where the auxiliary branches are attached (Table 4 of the paper)."""
+
+    at: list[str] = field(default_factory=list)  # any of c2 (deepest), c3, c4 (shallowest)
+
+
+@dataclass
+class MatchingStrategy:
+    """The pairs of the synergy loss (Section 4.3 of the paper)."""
+
+    name: Strategy = Strategy.none
+
+
+@dataclass
+class LossWeights:
+    """The weights of equation (4); the paper keeps both at 1."""
+
+    alpha: float = 1.0  # of every auxiliary classifier's cross-entropy
+    beta: float = 1.0  # of every matched pair
+
+
+@dataclass
+class KdTeacher:
+    """The frozen teacher of the distillation methods (Table 6 of the paper)."""
+
+    kind: TeacherKind = TeacherKind.none
+
+
+@dataclass
+class LabelNoise:
+    """Corrupted training labels (Section 4.3 of the paper, "DKS on Noisy Data"); the test set is never touched."""
+
+    kind: NoiseKind = NoiseKind.none
+    ratio: float = 0.0  # fraction of the training set, in [0, 1)
+
+
+@dataclass
+class Data:
+    """The images and how they are augmented."""
+
+    source: str = MISSING  # name in dks/data/registry.py
+    name: str | None = None  # what tables call it; None: the source, or for parquet the folder's name
+    root: str | None = None  # folder that holds the files, for sources that read some
+    download: bool = False  # let torchvision fetch missing files (cifar10, cifar100)
+    num_classes: int | None = None  # outputs of every classifier; None: as many as the data has
+    image_size: int | None = None  # side in pixels, resized bilinearly; None: as stored
+    pad: int = 4  # zero pixels added to each side before the random crop
+    flip: bool = True  # mirror left-right with probability 0.5
+    mean: list[float] | None = None  # of each channel, images in [0, 1]; None: of the training set
+    std: list[float] | None = None  # of each channel, images in [0, 1]; None: of the training set
+    train_images: int | None = None  # source=synthetic: size of the training set, images
+    test_images: int | None = None  # source=synthetic: size of the test set, images
+    fingerprint: str | None = None  # of the files' content, filled in when the configuration is resolved
+
+
+@dataclass
+class Recipe:
+    """SGD as the paper sets it for each family of networks."""
+
+    epochs: int = MISSING
+    batch_size: int = MISSING  # images a step; the last batch of an epoch may be smaller and is kept
+    lr: float = MISSING  # initial learning rate
+    milestones: list[float] = MISSING  # lr changes after this many epochs; a value below 1 is a fraction of all epochs
+    gamma: float = MISSING  # factor on lr at each milestone
+    momentum: float = MISSING
+    nesterov: bool = MISSING
+    weight_decay: float = MISSING  # L2, on every parameter
+
+
+@dataclass
+class Tracking:
+    """The MLflow sink. The run's own journal is complete without it."""
+
+    kind: TrackingKind = TrackingKind.local
+    uri: str | None = None  # of the store
+    experiment: str = "dks"  # MLflow experiment
+    drain_seconds: float = 30.0  # how long the end of a run waits for points not yet sent
+
+
+@dataclass
+class Config:
+    """One training run. `seed` and everything that can change a result make up the identity of its cell."""
+
+    backbone: Backbone = field(default_factory=Backbone)
+    aux_design: AuxDesign = field(default_factory=AuxDesign)
+    aux_positions: AuxPositions = field(default_factory=AuxPositions)
+    matching_strategy: MatchingStrategy = field(default_factory=MatchingStrategy)
+    loss: LossWeights = field(default_factory=LossWeights)
+    kd_teacher: KdTeacher = field(default_factory=KdTeacher)
+    label_noise: LabelNoise = field(default_factory=LabelNoise)
+    data: Data = field(default_factory=Data)
+    recipe: Recipe = field(default_factory=Recipe)
+    tracking: Tracking = field(default_factory=Tracking)
+    seed: int = 0  # of the initial weights, the order of the images, the augmentation and the label noise
+    device: str = "auto"  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    threads: int | None = None  # CPU threads of torch; None: all cores
+    eval_batch_size: int = 500  # images a step in evaluation
+    runs_dir: str = "runs"  # where runs are kept, one folder a cell
+    results_dir: str = "results"  # where tables are written, one folder a sweep
+    sweep: str | None = None  # name of the sweep this run belongs to; None: made from the swept keys

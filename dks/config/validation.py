@@ -1,0 +1,172 @@
+"""Cross-field checks, all made before anything runs. Each problem is one line: what is wrong, and what would be right."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from dks.config.compose import METHOD_GROUPS, Composed
+from dks.config.errors import RequestError
+from dks.config.identity import canonical_json
+from dks.config.methods import method_of
+from dks.config.schema import AuxDesign, Config, Data, DesignKind, NoiseKind, Recipe, Strategy, TrackingKind
+
+
+def resolve(composed: Composed) -> Config:
+    """The configuration with every value that depends on the data filled in, checked as a whole.
+
+    Raises:
+        RequestError: with one line for every problem found.
+    """
+    from dks.data import describe
+
+    config = composed.config
+    problems = [*_method_problems(composed), *_config_problems(config)]
+    try:
+        config.data = describe(config.data)
+    except RequestError as error:
+        problems.extend(error.problems)
+    else:
+        problems.extend(_network_problems(config))
+    if problems:
+        raise RequestError(*problems)
+    return config
+
+
+def _method_problems(composed: Composed) -> Iterator[str]:
+    preset, trained = composed.choices.get("method"), method_of(composed.config)
+    if preset is not None and preset != trained:
+        groups = ", ".join(f"{group}={composed.choices[group]}" for group in METHOD_GROUPS)
+        yield f"method={preset} contradicts {groups}, which is {trained}; drop method={preset} or the choice against it"
+
+
+def _config_problems(config: Config) -> Iterator[str]:
+    design, positions, strategy = config.aux_design, config.aux_positions.at, config.matching_strategy.name
+    if strategy is not Strategy.none and design.kind is DesignKind.none:
+        yield (
+            f"matching_strategy={strategy.value} has no auxiliary classifier to match, for aux_design is none; "
+            "choose an aux_design (ours, narrow, ...) or matching_strategy=none"
+        )
+    elif design.kind is DesignKind.none and positions:
+        yield (
+            f"aux_positions={''.join(positions)} without branches, for aux_design is none; "
+            "choose an aux_design (ours, narrow, ...) or aux_positions=none"
+        )
+    elif design.kind is not DesignKind.none and not positions:
+        yield "aux_positions=none leaves no place for the branches; choose aux_positions=c2c3, or aux_design=none"
+    for position in positions:
+        if position not in config.backbone.branches:
+            known = ", ".join(sorted(config.backbone.branches))
+            yield f"aux_positions: {position} is not a place in this backbone; it has {known}"
+    if len(set(positions)) < len(positions):
+        yield f"aux_positions.at={positions} names a classifier twice; name each once"
+    yield from _design_problems(design)
+    yield from _recipe_problems(config.recipe)
+    yield from _data_problems(config.data)
+    for name, weight in (("alpha", config.loss.alpha), ("beta", config.loss.beta)):
+        if not (math.isfinite(weight) and weight >= 0):
+            yield f"loss.{name}={weight} must be a finite number of at least 0"
+    noise = config.label_noise
+    if not 0 <= noise.ratio < 1:
+        yield f"label_noise.ratio={noise.ratio} must be at least 0 and below 1"
+    elif (noise.kind is NoiseKind.none) != (noise.ratio == 0):
+        yield f"label_noise.ratio={noise.ratio} contradicts label_noise={noise.kind.value}; noise needs both or neither"
+    if not 0 <= config.seed < 2**63:
+        yield f"seed={config.seed} must be at least 0 and below 2^63"
+    if config.threads is not None and config.threads < 1:
+        yield f"threads={config.threads} must be at least 1, or null for all cores"
+    if config.eval_batch_size < 1:
+        yield f"eval_batch_size={config.eval_batch_size} must be at least 1"
+    if config.tracking.kind is not TrackingKind.off and not config.tracking.uri:
+        yield "tracking.uri is empty; name a store, for example sqlite:///mlflow.db, or choose tracking=off"
+    if not (math.isfinite(config.tracking.drain_seconds) and config.tracking.drain_seconds >= 0):
+        yield f"tracking.drain_seconds={config.tracking.drain_seconds} must be a finite number of at least 0"
+    yield from _device_problems(config.device)
+
+
+def _design_problems(design: AuxDesign) -> Iterator[str]:
+    if not (math.isfinite(design.width) and design.width > 0):
+        yield f"aux_design.width={design.width} must be a finite number above 0"
+    for key in ("max_blocks", "pool", "conv_channels", "hidden"):
+        value = getattr(design, key)
+        if value is not None and value < 1:
+            yield f"aux_design.{key}={value} must be at least 1"
+
+
+def _recipe_problems(recipe: Recipe) -> Iterator[str]:
+    for key in ("epochs", "batch_size"):
+        if getattr(recipe, key) < 1:
+            yield f"recipe.{key}={getattr(recipe, key)} must be at least 1"
+    for key in ("lr", "gamma"):
+        value = getattr(recipe, key)
+        if not (math.isfinite(value) and value > 0):
+            yield f"recipe.{key}={value} must be a finite number above 0"
+    if not 0 <= recipe.momentum < 1:
+        yield f"recipe.momentum={recipe.momentum} must be at least 0 and below 1"
+    if recipe.nesterov and recipe.momentum == 0:
+        yield "recipe.nesterov=true needs momentum; set recipe.momentum above 0, or recipe.nesterov=false"
+    if not (math.isfinite(recipe.weight_decay) and recipe.weight_decay >= 0):
+        yield f"recipe.weight_decay={recipe.weight_decay} must be a finite number of at least 0"
+    marks = recipe.milestones
+    if any(not math.isfinite(mark) or mark <= 0 or (mark >= 1 and mark != int(mark)) for mark in marks):
+        yield f"recipe.milestones={marks} must be fractions in (0, 1) of all epochs, or whole epochs of at least 1"
+    elif len({mark < 1 for mark in marks}) > 1 or sorted(set(marks)) != marks:
+        yield f"recipe.milestones={marks} must rise, and be all fractions or all whole epochs"
+
+
+def _data_problems(data: Data) -> Iterator[str]:
+    if data.pad < 0:
+        yield f"data.pad={data.pad} must be at least 0"
+    for key in ("num_classes", "image_size", "train_images", "test_images"):
+        value = getattr(data, key)
+        if value is not None and value < 1:
+            yield f"data.{key}={value} must be at least 1"
+    for key in ("mean", "std"):
+        values = getattr(data, key)
+        if values is not None and (len(values) != 3 or not all(math.isfinite(v) for v in values)):
+            yield f"data.{key}={values} must be three finite numbers, one for each channel"
+    if data.std is not None and any(v <= 0 for v in data.std):
+        yield f"data.std={data.std} must be above 0"
+
+
+def _device_problems(device: str) -> Iterator[str]:
+    import torch
+
+    if device == "auto":
+        return
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        yield f"device={device}: choose auto, cpu, cuda or cuda:N"
+    elif kind == "cuda" and not torch.cuda.is_available():
+        yield f"device={device}: no CUDA device is usable here; choose device=cpu or device=auto"
+    elif kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        yield f"device={device}: this machine has {torch.cuda.device_count()} CUDA device(s), counted from 0"
+
+
+# Sweeps repeat few networks over many cells, so each is built once.
+_built: dict[str, str | None] = {}
+
+
+def _network_problems(config: Config) -> Iterator[str]:
+    """What the builders say of this network: it is built on the meta device, which allocates nothing."""
+    import torch
+
+    from dks.models import build_network
+
+    if any(position not in config.backbone.branches for position in config.aux_positions.at):
+        return  # said already
+    parts = (config.backbone, config.aux_design, config.aux_positions, config.data.num_classes)
+    key = canonical_json([dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts])
+    if key not in _built:
+        try:
+            with torch.device("meta"):
+                build_network(config, initialise=False)  # drawing weights on meta takes a second of imports
+            _built[key] = None
+        except RequestError as error:
+            _built[key] = str(error)
+    if problem := _built[key]:
+        yield problem

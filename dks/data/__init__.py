@@ -1,0 +1,44 @@
+"""Images: where they come from, how they are augmented and how labels are corrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dks.config.errors import RequestError
+from dks.config.identity import canonical_json
+from dks.config.schema import Data
+from dks.data.images import ImageSet
+from dks.data.registry import source
+
+
+def describe(data: Data) -> Data:
+    """The configuration with everything filled in that only the files know. No image is decoded.
+
+    Raises:
+        RequestError: files are missing or wrong, or the classifiers have fewer outputs than the data has labels.
+    """
+    facts = source(data.source).inspect(data)
+    if data.num_classes is not None and data.num_classes < facts.labels:
+        raise RequestError(f"data.num_classes={data.num_classes} is below the {facts.labels} labels of {facts.name}; drop it")
+    return dataclasses.replace(
+        data,
+        num_classes=data.num_classes or facts.labels,
+        name=data.name or facts.name,
+        fingerprint=facts.fingerprint,
+    )
+
+
+# The runs of a sweep mostly share their data: the last one used stays in memory, under its configuration.
+_loaded: dict[str, tuple[ImageSet, ImageSet]] = {}
+
+
+def load(data: Data) -> tuple[ImageSet, ImageSet]:
+    """The training and the test set of a resolved configuration."""
+    key = canonical_json(dataclasses.asdict(data))
+    if key not in _loaded:
+        train, test = source(data.source).load(data)
+        if data.image_size is not None:
+            train, test = train.resized(data.image_size), test.resized(data.image_size)
+        _loaded.clear()
+        _loaded[key] = train, test
+    return _loaded[key]

@@ -1,0 +1,50 @@
+"""CIFAR-10 and CIFAR-100 in their original files, read by torchvision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dks.config.errors import RequestError
+from dks.config.schema import Data
+from dks.data.images import Facts, ImageSet
+
+CLASSES = {"cifar10": 10, "cifar100": 100}
+
+
+def inspect(data: Data) -> Facts:
+    """Number of classes and name; torchvision checks the files' published checksums when it reads them.
+
+    Raises:
+        RequestError: the files are not there, and may not be fetched.
+    """
+    folder = Path(data.root or "") / _dataset(data.source).base_folder
+    if not data.download and not folder.is_dir():
+        raise RequestError(
+            f"data.root={data.root} does not hold {data.source} (no folder {folder.name} in it); name the folder that does, "
+            "or add data.download=true"
+        )
+    return Facts(labels=CLASSES[data.source], name=data.source)
+
+
+def load(data: Data) -> tuple[ImageSet, ImageSet]:
+    """50,000 training and 10,000 test images of 32x32 pixels.
+
+    Raises:
+        RuntimeError: a file is missing, or its checksum is not the published one.
+    """
+    return _read(data, train=True), _read(data, train=False)
+
+
+def _read(data: Data, train: bool) -> ImageSet:
+    files = _dataset(data.source)(str(data.root), train=train, download=data.download)
+    images = torch.from_numpy(files.data).permute(0, 3, 1, 2).contiguous()
+    return ImageSet(images, torch.tensor(files.targets, dtype=torch.int64))
+
+
+def _dataset(name: str) -> Any:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    return {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]

@@ -1,0 +1,31 @@
+"""The sources of images by name. A new one is one file in this folder and one line here.
+
+A source is a module with two functions. `inspect(data)` returns the `Facts` of the data without decoding an image, and raises
+RequestError where files are missing or wrong. `load(data)` returns the training and the test `ImageSet`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+from dks.config.errors import RequestError
+
+SOURCES = {
+    "cifar10": "dks.data.cifar",
+    "cifar100": "dks.data.cifar",
+    "digits": "dks.data.digits",
+    "parquet": "dks.data.parquet",
+    "synthetic": "dks.data.synthetic",
+}
+
+
+def source(name: str) -> ModuleType:
+    """The module of that source.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if name not in SOURCES:
+        raise RequestError(f"data.source={name}: no such source; choose from {', '.join(sorted(SOURCES))}")
+    return import_module(SOURCES[name])

@@ -1,0 +1,96 @@
+"""The losses of deep supervision and knowledge synergy, equation (4) of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dks.config.schema import Strategy
+
+
+def matching_pairs(strategy: Strategy | str, classifiers: Iterable[str]) -> list[tuple[str, str]]:
+    """The ordered pairs (m, n), "m teaches n", of a matching strategy (the set B of equation 4).
+
+    Args:
+        strategy: none, topdown, bottomup or bidir.
+        classifiers: names like "c1" (deepest), "c2", ...; a smaller number is a deeper classifier.
+
+    Raises:
+        ValueError: no such strategy.
+    """
+    strategy = Strategy(strategy)
+    order = sorted(classifiers, key=_depth)
+    topdown = [(deep, shallow) for i, deep in enumerate(order) for shallow in order[i + 1 :]]
+    bottomup = [(shallow, deep) for deep, shallow in topdown]
+    return {
+        Strategy.none: [],
+        Strategy.topdown: topdown,
+        Strategy.bottomup: bottomup,
+        Strategy.bidir: topdown + bottomup,
+    }[strategy]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss and what it is made of: `total` is the scalar to differentiate, `parts` its named summands."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class SynergyLoss(nn.Module):
+    """L = L_c + L_a + L_s: cross-entropy of c1, of the auxiliary classifiers, and of every matched pair (equation 4).
+
+    L_s = mean_i sum_{(m,n) in B} -beta sum_k f_m^k log f_n^k, where the teacher's probabilities f_m are constants: no
+    gradient flows into m through the pair (m, n). Half-precision logits are raised to float32 first.
+
+    Args:
+        strategy: the pairs B: none (deep supervision), topdown, bottomup or bidir.
+        alpha: weight of each auxiliary classifier's cross-entropy (1 in the paper).
+        beta: weight of each matched pair (1 in the paper).
+    """
+
+    def __init__(self, strategy: Strategy | str = Strategy.bidir, alpha: float = 1.0, beta: float = 1.0) -> None:
+        super().__init__()
+        self.strategy, self.alpha, self.beta = Strategy(strategy), alpha, beta
+
+    def forward(self, logits: Mapping[str, Tensor], targets: Tensor) -> Loss:
+        """The loss of a batch.
+
+        Args:
+            logits: {"c1": (N, K), "c2": (N, K), ...}; c1 must be there.
+            targets: (N,) class indices.
+
+        Returns:
+            Parts `loss_ce`, and where they apply `loss_aux` and `loss_synergy`, each with its weight in it; `total` is the sum.
+        """
+        log_probs = {
+            name: F.log_softmax(z, dim=1, dtype=torch.promote_types(z.dtype, torch.float32)) for name, z in logits.items()
+        }
+        cross_entropy = {name: F.nll_loss(log_p, targets) for name, log_p in log_probs.items()}
+        parts = {"loss_ce": cross_entropy.pop("c1")}
+        if cross_entropy:
+            parts["loss_aux"] = self.alpha * torch.stack(list(cross_entropy.values())).sum()
+        if pairs := matching_pairs(self.strategy, logits):
+            parts["loss_synergy"] = self.beta * _synergy(pairs, log_probs)
+        return Loss(torch.stack(list(parts.values())).sum(), parts)
+
+
+def _synergy(pairs: list[tuple[str, str]], log_probs: Mapping[str, Tensor]) -> Tensor:
+    """mean_i sum_{(m,n)} -sum_k f_m^k log f_n^k; the teachers of one classifier are added up before the one product."""
+    probs = {name: log_p.detach().exp() for name, log_p in log_probs.items()}
+    terms = []
+    for student in {n: None for _, n in pairs}:  # ordered
+        taught = torch.stack([probs[m] for m, n in pairs if n == student]).sum(dim=0)  # (N, K)
+        terms.append(-(taught * log_probs[student]).sum(dim=1).mean())
+    return torch.stack(terms).sum()
+
+
+def _depth(classifier: str) -> int:
+    if not (classifier[:1] == "c" and classifier[1:].isdecimal()):
+        raise ValueError(f"classifier {classifier!r}: names are c1 (the deepest), c2, c3, ...")
+    return int(classifier[1:])

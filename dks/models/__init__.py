@@ -1,0 +1,70 @@
+"""Backbones and their auxiliary branches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from dks.config.errors import RequestError
+from dks.config.files import load_choice
+from dks.config.schema import AuxDesign, AuxPositions, Backbone, Config, Data, DesignKind
+from dks.models.branches import build_branch
+from dks.models.network import SupervisedNetwork
+from dks.models.registry import family
+
+
+def build(backbone: str, num_classes: int, aux_design: str = "none", aux_positions: Sequence[str] = ()) -> SupervisedNetwork:
+    """A network by the names of its parts, as `backbone=` and `aux_design=` on the command line name them.
+
+    Args:
+        backbone: for example "resnet32".
+        num_classes: outputs K of every classifier.
+        aux_design: "none", "ours", "narrow", "shallow", "ap_2fc" or "ap_conv_2fc" (Table 3 of the paper).
+        aux_positions: any of "c2", "c3", "c4" (Table 4 of the paper).
+
+    Returns:
+        A module from images (N, 3, H, W) to logits {"c1": (N, K), ...}; its `strip()` gives the plain backbone.
+
+    Raises:
+        RequestError: a name is unknown, or the parts do not fit together.
+    """
+    design = load_choice("aux_design", aux_design, AuxDesign)
+    if (design.kind is DesignKind.none) != (not aux_positions):
+        raise RequestError(f"aux_design={aux_design} and aux_positions={tuple(aux_positions)}: give both or neither")
+    return build_network(
+        Config(
+            backbone=load_choice("backbone", backbone, Backbone),
+            aux_design=design,
+            aux_positions=AuxPositions(list(aux_positions)),
+            data=Data(source="", num_classes=num_classes),
+        )
+    )
+
+
+def build_network(config: Config, initialise: bool = True) -> SupervisedNetwork:
+    """The network of a resolved configuration, its weights drawn from torch's global generator.
+
+    The backbone's weights are drawn first, so for one seed they are the same whatever branches it carries. Without
+    `initialise` they are torch's defaults, which is enough to look at the structure.
+
+    Raises:
+        RequestError: the parts do not fit together.
+    """
+    spec, num_classes = config.backbone, config.data.num_classes
+    assert num_classes is not None, "a resolved configuration has its number of classes"
+    kind = family(spec.family)
+    backbone = kind.backbone(spec, num_classes)
+    if initialise:
+        kind.initialise(backbone)
+    places = kind.taps(spec)
+    branches: dict[str, nn.Module] = {}
+    for position in sorted(config.aux_positions.at):
+        if position not in places or position not in spec.branches:
+            raise RequestError(f"aux_positions: {position} is not a place in this backbone; it has {', '.join(sorted(places))}")
+        branches[position] = build_branch(
+            config.aux_design, kind, position, places[position], spec.branches[position].stages, num_classes
+        )
+        if initialise:
+            kind.initialise(branches[position])
+    return SupervisedNetwork(backbone, branches, {name: places[name].module for name in branches})

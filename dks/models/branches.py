@@ -1,0 +1,55 @@
+"""Auxiliary branches: the five designs of Table 3 of the paper, for any family of backbones."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+from dks.config.errors import RequestError
+from dks.config.schema import AuxDesign, DesignKind, Stage
+from dks.models.family import Family, Tap
+
+
+def build_branch(
+    design: AuxDesign, family: Family, position: str, tap: Tap, stages: list[Stage], num_classes: int
+) -> nn.Module:
+    """One branch: a feature map (N, tap.channels, H, W) -> logits (N, num_classes).
+
+    `stages` is what the design "ours" has at this position.
+
+    Raises:
+        RequestError: the path to this classifier would have another number of down-samplings than the backbone's own.
+    """
+    if design.kind is DesignKind.fc:
+        return _fully_connected(design, tap.channels, num_classes)
+    if len(stages) != tap.downsamplings_left:
+        raise RequestError(
+            f"backbone.branches.{position} has {len(stages)} stage(s), each halving the resolution, and needs "
+            f"{tap.downsamplings_left}: every path from the input to a classifier has the same number of down-samplings"
+        )
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    channels = tap.channels
+    for number, stage in enumerate(stages, start=1):
+        layers[f"stage{number}"], channels = family.stage(channels, _scaled(stage, design), 2)
+    layers["head"] = family.head(channels, num_classes)
+    return nn.Sequential(layers)
+
+
+def _scaled(stage: Stage, design: AuxDesign) -> Stage:
+    blocks = stage.blocks if design.max_blocks is None else min(stage.blocks, design.max_blocks)
+    return Stage(blocks=blocks, width=max(1, round(stage.width * design.width)))
+
+
+def _fully_connected(design: AuxDesign, channels: int, num_classes: int) -> nn.Module:
+    layers: OrderedDict[str, nn.Module] = OrderedDict(pool=nn.AdaptiveAvgPool2d(design.pool))
+    if design.conv_channels is not None:
+        layers["conv"] = nn.Conv2d(channels, design.conv_channels, 1, bias=False)
+        layers["bn"] = nn.BatchNorm2d(design.conv_channels)
+        layers["relu"] = nn.ReLU()
+        channels = design.conv_channels
+    layers["flatten"] = nn.Flatten()
+    layers["fc1"] = nn.Linear(channels * design.pool**2, design.hidden)
+    layers["fc1_relu"] = nn.ReLU()
+    layers["fc2"] = nn.Linear(design.hidden, num_classes)
+    return nn.Sequential(layers)

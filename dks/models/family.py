@@ -1,0 +1,35 @@
+"""What a family of backbones has to offer so that any branch design works on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from dks.config.schema import Backbone, Stage
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place where a branch can start: the output of one module of the backbone."""
+
+    module: str  # its name inside the backbone
+    channels: int  # of the feature map there
+    downsamplings_left: int  # between there and the backbone's own classifier
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of backbones. One file in `dks/models/` defines one; `registry.py` names the file."""
+
+    # The plain network: images (N, 3, H, W) -> logits (N, K).
+    backbone: Callable[[Backbone, int], nn.Module]
+    # Where branches can start: classifier -> place.
+    taps: Callable[[Backbone], dict[str, Tap]]
+    # One stage of a branch, its first block with the given stride: (in channels, spec, stride) -> module, out channels.
+    stage: Callable[[int, Stage, int], tuple[nn.Module, int]]
+    # The end of a classifier: (in channels, classes) -> module from a feature map to logits.
+    head: Callable[[int, int], nn.Module]
+    # Sets the initial weights of a backbone or a branch, in place.
+    initialise: Callable[[nn.Module], None]

@@ -1,0 +1,244 @@
+"""MLflow as a sink of the journal.
+
+A background thread ships whole epochs, one call each, and notes in `mlflow.json` how far it got; a run that goes on, goes on
+there as well. Training never waits for MLflow and never fails because of it: what the store did not take is still in the
+journal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from dks.config.errors import RequestError
+from dks.config.identity import EXECUTION_ONLY
+from dks.config.schema import Config, Tracking, TrackingKind
+from dks.tracking.journal import Entry
+from dks.tracking.record import Record, RunFolder, Status, write_atomically
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+_STATUS = {Status.done: "FINISHED", Status.failed: "FAILED", Status.killed: "KILLED"}
+_PARAM_LIMIT = 6000  # characters; MLflow cuts longer values without a word
+
+
+class NullSink:
+    """`tracking=off`."""
+
+    def started(self, epochs: int, images: int, finished: int) -> None:
+        """Nothing to do."""
+
+    def stepped(self, images: int) -> None:
+        """Nothing to do."""
+
+    def recorded(self, entry: Entry) -> None:
+        """Nothing to do."""
+
+    def close(self, record: Record) -> None:
+        """Nothing to do."""
+
+
+def open_sink(folder: RunFolder, config: Config, record: Record) -> NullSink | MlflowSink:
+    """The sink that the configuration asks for, already at work."""
+    return NullSink() if config.tracking.kind is TrackingKind.off else MlflowSink(folder, config, record)
+
+
+def prepare_store(tracking: Tracking) -> str:
+    """Create the store and the experiment, once, before any run starts; returns the experiment's id.
+
+    Raises:
+        RequestError: the store cannot be opened.
+    """
+    with _store_lock(tracking):
+        try:
+            client = _client(tracking)
+            found = client.get_experiment_by_name(tracking.experiment)
+            return str(found.experiment_id if found else client.create_experiment(tracking.experiment))
+        except Exception as error:
+            message = str(error).strip().splitlines()[0]
+            raise RequestError(f"tracking.uri={tracking.uri} cannot be opened: {message}; or choose tracking=off") from error
+
+
+@contextmanager
+def sweep_run(tracking: Tracking, sweep: str, tags: dict[str, str]) -> Iterator[None]:
+    """The parent run of a sweep, there and RUNNING inside this context; a sweep of the same name goes on in the same one."""
+    if tracking.kind is TrackingKind.off:
+        yield
+        return
+    experiment, client = prepare_store(tracking), _client(tracking)
+    run_id = _find(client, experiment, f"tags.`dks.sweep` = '{sweep}' and tags.`dks.role` = 'sweep'")
+    if run_id is None:
+        roles = {"dks.sweep": sweep, "dks.role": "sweep", "mlflow.runName": sweep, **tags}
+        run_id = client.create_run(experiment, tags=roles).info.run_id
+    client.update_run(run_id, status="RUNNING")
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run_id, status)
+
+
+class MlflowSink:
+    """Ships the journal of one run. Its methods return at once; only `close` waits, for a bounded time."""
+
+    def __init__(self, folder: RunFolder, config: Config, record: Record) -> None:
+        self._folder, self._config, self._record = folder, config, record
+        self._events: queue.SimpleQueue[Record | None] = queue.SimpleQueue()  # None: look at the journal; a record: the end
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name=f"mlflow-{folder.cell_id}", daemon=True)
+        self._thread.start()
+
+    def started(self, epochs: int, images: int, finished: int) -> None:
+        """Epochs of earlier attempts may be unsent."""
+        self._events.put(None)
+
+    def stepped(self, images: int) -> None:
+        """Nothing is sent within an epoch."""
+
+    def recorded(self, entry: Entry) -> None:
+        """There is something new in the journal."""
+        self._events.put(None)
+
+    def close(self, record: Record) -> None:
+        """Ship the rest and the final status, waiting at most `tracking.drain_seconds`."""
+        self._events.put(record)
+        self._thread.join(self._config.tracking.drain_seconds)
+        if self._thread.is_alive():
+            log.warning("MLflow has not taken everything in time; the journal is complete")
+        elif self._error is not None:
+            log.warning("MLflow failed (%s); the journal is complete", self._error)
+
+    def _work(self) -> None:
+        try:
+            client = _client(self._config.tracking)
+            state = self._open_run(client)
+            while True:
+                event = self._events.get()
+                self._ship(client, state)
+                if event is not None:
+                    self._finish(client, state["run_id"], event)
+                    return
+        except Exception as error:  # a sink never stops a run
+            self._error = error
+            log.exception("tracking stopped")
+
+    def _open_run(self, client: MlflowClient) -> dict[str, Any]:
+        """The MLflow run of this cell: the one an earlier attempt began in this store, or a new one."""
+        uri, cell = self._config.tracking.uri, self._folder.cell_id
+        if self._folder.mlflow_file.exists():
+            state: dict[str, Any] = json.loads(self._folder.mlflow_file.read_text())
+            if state["uri"] == uri:
+                client.update_run(state["run_id"], status="RUNNING")
+                return state
+        experiment = prepare_store(self._config.tracking)
+        tags = self._tags()
+        if self._record.sweep is not None:
+            parent = _find(client, experiment, f"tags.`dks.sweep` = '{self._record.sweep}' and tags.`dks.role` = 'sweep'")
+            if parent is not None:
+                tags["mlflow.parentRunId"] = parent
+        run_id = client.create_run(experiment, tags=tags, run_name=self._record.label or cell).info.run_id
+        self._log_params(client, run_id)
+        client.log_artifact(run_id, str(self._folder.config_file))
+        state = {"uri": uri, "run_id": run_id, "epoch": 0}
+        self._note(state)
+        return state
+
+    def _tags(self) -> dict[str, str]:
+        record, attempt = self._record, self._record.attempts[-1]
+        tags = {
+            "dks.cell_id": record.cell_id,
+            "dks.config_id": record.config_id,
+            "dks.method": record.method,
+            "dks.role": "cell",
+            "dks.seed": str(record.seed),
+            "dks.device": attempt.device,
+            "dks.git_commit": attempt.git_commit or "unknown",
+        }
+        return tags if record.sweep is None else {**tags, "dks.sweep": record.sweep}
+
+    def _log_params(self, client: MlflowClient, run_id: str) -> None:
+        from mlflow.entities import Param
+
+        values = {key: str(value) for key, value in flatten(dataclasses.asdict(self._config)).items()}
+        params = [Param(key, value) for key, value in values.items() if len(value) <= _PARAM_LIMIT]
+        client.log_batch(run_id, params=params)
+        for key, value in values.items():
+            if len(value) > _PARAM_LIMIT:
+                client.log_text(run_id, value, f"params/{key}.txt")
+
+    def _ship(self, client: MlflowClient, state: dict[str, Any]) -> None:
+        from mlflow.entities import Metric
+
+        for entry in self._folder.journal.read():
+            if entry.epoch > state["epoch"]:
+                when = round(1000 * datetime.fromisoformat(entry.time).timestamp())
+                points = [Metric(name, value, when, entry.epoch) for name, value in entry.metrics.items()]
+                client.log_batch(state["run_id"], metrics=points)
+                state["epoch"] = entry.epoch
+                self._note(state)
+
+    def _finish(self, client: MlflowClient, run_id: str, record: Record) -> None:
+        client.log_artifact(run_id, str(self._folder.record_file))
+        client.set_tag(run_id, "dks.attempts", str(len(record.attempts)))
+        client.set_terminated(run_id, _STATUS[record.status])
+
+    def _note(self, state: dict[str, Any]) -> None:
+        write_atomically(self._folder.mlflow_file, json.dumps(state) + "\n")
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of what can change a result, as MLflow's params; enums by their values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if path in EXECUTION_ONLY:
+            continue
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{path}."))
+        else:
+            flat[path] = getattr(value, "value", value)
+    return flat
+
+
+def _client(tracking: Tracking) -> MlflowClient:
+    # Read when mlflow is imported; without it, its messages break into the progress bars.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=tracking.uri)
+
+
+def _find(client: MlflowClient, experiment: str, condition: str) -> str | None:
+    found = client.search_runs([experiment], condition, max_results=1)
+    return found[0].info.run_id if found else None
+
+
+@contextmanager
+def _store_lock(tracking: Tracking) -> Iterator[None]:
+    """Two processes that open a fresh SQLite store at once both try to create its tables, and one fails."""
+    prefix = "sqlite:///"
+    if tracking.uri and tracking.uri.startswith(prefix):
+        path = Path(tracking.uri.removeprefix(prefix))
+        if path.parent.is_dir():
+            with FileLock(path.with_name(f".{path.name}.lock")):
+                yield
+            return
+    yield

@@ -1,0 +1,1 @@
+"""One run, from its frozen configuration to its finished record."""

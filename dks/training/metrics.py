@@ -1,0 +1,60 @@
+"""Losses and errors of an epoch, summed on the device and read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dks.losses import Loss
+
+
+class Tally:
+    """Means over all images of an epoch. Nothing is copied to the host before `read`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._images = 0
+
+    def __len__(self) -> int:
+        """Images counted."""
+        return self._images
+
+    def add_losses(self, losses: Mapping[str, Tensor], images: int) -> None:
+        """Batch means over `images` images, name -> scalar."""
+        for name, value in losses.items():
+            self._add(name, value.detach() * images)
+
+    def add_errors(self, logits: Mapping[str, Tensor], labels: Tensor, top: tuple[int, ...]) -> None:
+        """Count the images whose label is not among the `k` largest logits, for every classifier and k in `top`."""
+        self._images += len(labels)
+        for classifier, z in logits.items():
+            ranks = min(max(top), z.shape[1])
+            hits = z.detach().topk(ranks, dim=1).indices == labels[:, None]  # (N, ranks)
+            for k in top:
+                self._add(f"top{k}_error{suffix(classifier)}", 100 * (len(labels) - hits[:, :k].sum()))
+
+    def read(self, prefix: str) -> dict[str, float]:
+        """All means, errors in percent; one copy from the device."""
+        means = (torch.stack([value.double() for value in self._sums.values()]) / self._images).tolist()
+        return {f"{prefix}/{name}": mean for name, mean in zip(self._sums, means, strict=True)}
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+
+def suffix(classifier: str) -> str:
+    """What a classifier appends to the name of a metric: nothing for c1, "_c2" for c2, ..."""
+    return "" if classifier == "c1" else f"_{classifier}"
+
+
+def training_losses(loss: Loss) -> dict[str, Tensor]:
+    """`loss` (the total) and its parts by their journal names."""
+    return {"loss": loss.total, **loss.parts}
+
+
+def test_losses(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    """The cross-entropy of every classifier: `loss` for c1, `loss_c2`, ..."""
+    return {f"loss{suffix(name)}": F.cross_entropy(z.float(), labels) for name, z in logits.items()}

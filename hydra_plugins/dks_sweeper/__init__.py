@@ -1,0 +1,1 @@
+"""The sweeper that Hydra finds under the name `dks`."""
