@@ -79,7 +79,7 @@ def _reported(command: Callable[[], int]) -> int:
     line and 1. The traceback is shown on request.
     """
     # Hydra prints errors in its own way and exits with 1, unless it is asked for the exception itself.
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    asked = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         return command()
@@ -87,7 +87,7 @@ def _reported(command: Callable[[], int]) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if wants_traceback:
+        if asked == "1":
             raise
         from dks.config.compose import explain_request
 
@@ -95,3 +95,8 @@ def _reported(command: Callable[[], int]) -> int:
         for problem in problems or (f"{type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)",):
             print(f"error: {problem}", file=sys.stderr)
         return WRONG_REQUEST if problems else FAILED
+    finally:
+        if asked is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = asked

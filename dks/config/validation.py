@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 
 from dks.config.compose import METHOD_GROUPS, Composed
@@ -27,7 +28,7 @@ def resolve(composed: Composed) -> Config:
         config.data = describe(config.data)
     except RequestError as error:
         problems.extend(error.problems)
-    else:
+    if not problems:
         problems.extend(_network_problems(config))
     if problems:
         raise RequestError(*problems)
@@ -74,6 +75,8 @@ def _config_problems(config: Config) -> Iterator[str]:
         yield f"label_noise.ratio={noise.ratio} contradicts label_noise={noise.kind.value}; noise needs both or neither"
     if not 0 <= config.seed < 2**63:
         yield f"seed={config.seed} must be at least 0 and below 2^63"
+    if config.sweep is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", config.sweep):
+        yield f"sweep={config.sweep} must be letters, digits, dots, dashes and underscores, for it names a folder"
     if config.threads is not None and config.threads < 1:
         yield f"threads={config.threads} must be at least 1, or null for all cores"
     if config.eval_batch_size < 1:
@@ -157,8 +160,6 @@ def _network_problems(config: Config) -> Iterator[str]:
 
     from dks.models import build_network
 
-    if any(position not in config.backbone.branches for position in config.aux_positions.at):
-        return  # said already
     parts = (config.backbone, config.aux_design, config.aux_positions, config.data.num_classes)
     key = canonical_json([dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts])
     if key not in _built:

@@ -1,0 +1,75 @@
+"""What the tests share: composing without Hydra's command line, and running commands as a user does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from dks.config.compose import Composed, from_hydra, register_schema
+from dks.config.files import declarations
+from dks.config.schema import Config
+from dks.config.validation import resolve
+
+ROOT = Path(__file__).resolve().parent.parent
+# The smallest run that still goes through everything.
+TINY = ("data=synthetic", "data.image_size=8", "data.train_images=64", "data.test_images=32", "data.pad=1", "recipe.epochs=2")
+
+
+def composed(*overrides: str) -> Composed:
+    """What Hydra makes of these overrides."""
+    register_schema()
+    with initialize_config_dir(str(declarations("conf")), version_base="1.3"):
+        return from_hydra(compose("config", list(overrides), return_hydra_config=True))
+
+
+def config(*overrides: str) -> Config:
+    """A configuration, resolved and checked."""
+    return resolve(composed(*overrides))
+
+
+def start(arguments: Sequence[str], folder: Path, **variables: str) -> subprocess.Popen[str]:
+    """Start `python ARGUMENTS` in a folder, as a user would."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **variables}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def train(folder: Path, *arguments: str, **variables: str) -> tuple[int, str, str]:
+    """`python train.py ARGUMENTS`: exit status, standard output, standard error."""
+    process = start([str(ROOT / "train.py"), *arguments], folder, **variables)
+    out, err = process.communicate(timeout=280)
+    return process.returncode, out, err
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run_here(in_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """`train.py` inside this process and an empty folder, without MLflow: (exit status, output, errors)."""
+    from dks import cli
+
+    def run(*arguments: str, tracking: str = "off") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"tracking={tracking}"])
+        with pytest.raises(SystemExit) as left:
+            cli.train()
+        captured = capsys.readouterr()
+        return int(left.value.code or 0), captured.out, captured.err
+
+    return run

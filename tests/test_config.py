@@ -1,0 +1,159 @@
+"""Composition and validation: every choice composes, every bad request is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import composed, config
+
+from dks.config.compose import config_from, to_yaml
+from dks.config.errors import RequestError
+from dks.config.files import choices, declarations
+from dks.config.methods import method_of
+from dks.config.schema import Strategy
+
+GROUPS = sorted(path.name for path in declarations("conf").iterdir() if path.is_dir() and path.name != "hydra")
+
+
+@pytest.mark.parametrize(("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)])
+def test_every_choice_composes_into_the_typed_config(group: str, choice: str) -> None:
+    found = composed(f"{group}={choice}")
+    assert found.choices[group] == choice
+    assert config_from(_reloaded(to_yaml(found.config))) == found.config
+
+
+def _reloaded(text: str) -> object:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.create(text)
+
+
+def test_no_config_file_can_run_anything() -> None:
+    files = list(declarations("conf").rglob("*.yaml")) + list(declarations("sweeps").rglob("*.yaml"))
+    assert len(files) > 40
+    assert not [path for path in files if "_target_" in path.read_text()]
+
+
+@pytest.mark.parametrize("method", choices("method"))
+def test_a_preset_trains_what_its_name_says(method: str) -> None:
+    assert method_of(config(f"method={method}")) == method
+
+
+@pytest.mark.parametrize(
+    ("data", "backbone", "epochs"),
+    [("digits", "resnet32", 15), ("synthetic", "resnet32", 200), ("synthetic", "resnet110", 200)],
+)
+def test_the_recipe_follows_the_backbone_and_the_data(data: str, backbone: str, epochs: int) -> None:
+    assert composed(f"data={data}", f"backbone={backbone}").config.recipe.epochs == epochs
+
+
+def test_a_recipe_asked_for_wins() -> None:
+    assert composed("data=digits", "recipe=cifar_resnet").config.recipe.epochs == 200
+    assert composed("recipe=digits", "data=synthetic").config.recipe.epochs == 15
+
+
+def test_without_branches_nothing_is_matched() -> None:
+    plain = config("aux=none")
+    assert plain.aux_positions.at == []
+    assert plain.matching_strategy.name is Strategy.none
+
+
+BAD = {
+    "strategy=bidir aux_design=none": "matching_strategy=bidir has no auxiliary classifier",
+    "strategy=bidir aux=none": "matching_strategy=bidir has no auxiliary classifier",
+    "aux=none positions=c2": "aux_positions=c2 without branches",
+    "positions=none": "leaves no place for the branches",
+    "positions=c4": "c4 is not a place in this backbone; it has c2, c3",
+    "positions=c2c3c4": "c4 is not a place in this backbone; it has c2, c3",
+    "aux_positions.at=[c2,c2]": "names a classifier twice",
+    "aux=shallow aux_design=ours": "aux=shallow and aux_design=ours disagree",
+    "method=ds strategy=bidir": "method=ds contradicts",
+    "method=baseline aux=ours": "method=baseline contradicts",
+    "noise=uniform label_noise.ratio=1": "label_noise.ratio=1.0 must be at least 0 and below 1",
+    "noise=uniform label_noise.ratio=-0.1": "label_noise.ratio=-0.1 must be at least 0 and below 1",
+    "noise=uniform label_noise.ratio=nan": "label_noise.ratio=nan must be at least 0 and below 1",
+    "noise=uniform label_noise.ratio=0": "noise needs both or neither",
+    "label_noise.ratio=0.5": "noise needs both or neither",
+    "data.num_classes=9": "data.num_classes=9 is below the 10 labels of digits",
+    "data.num_classes=0": "data.num_classes=0 must be at least 1",
+    "backbone.depth=21": "must be 6n+2",
+    "backbone.depth=2": "must be 6n+2",
+    "backbone.family=vgg": "no such family; choose from cifar_resnet",
+    "data.source=svhn": "no such source; choose from cifar10",
+    "aux=narrow aux_design.width=0.1": "has no parameter-free shortcut",
+    "aux_design.width=inf": "aux_design.width=inf must be",
+    "aux=shallow aux_design.max_blocks=0": "aux_design.max_blocks=0 must be at least 1",
+    "recipe.epochs=0": "recipe.epochs=0 must be at least 1",
+    "recipe.batch_size=-1": "recipe.batch_size=-1 must be at least 1",
+    "recipe.lr=0": "recipe.lr=0.0 must be",
+    "recipe.momentum=1": "recipe.momentum=1.0 must be",
+    "recipe.nesterov=true recipe.momentum=0": "needs momentum",
+    "recipe.weight_decay=-1": "recipe.weight_decay=-1.0 must be",
+    "recipe.milestones=[3,2]": "must rise",
+    "recipe.milestones=[0.5,2]": "must rise, and be all fractions or all whole epochs",
+    "recipe.milestones=[1.5]": "must be fractions",
+    "loss.beta=-1": "loss.beta=-1.0 must be",
+    "seed=-1": "seed=-1 must be",
+    "threads=0": "threads=0 must be",
+    "device=tpu": "choose auto, cpu, cuda",
+    "data=parquet": "data.root has no value",
+    "data=parquet data.root=no/such/folder": "is not a folder",
+    "data=cifar10 data.root=no/such/folder": "does not hold cifar10",
+    "data.mean=[0,0]": "must be three finite numbers",
+    "data.std=[0,1,1]": "data.std=[0.0, 1.0, 1.0] must be above 0",
+    "data.pad=-1": "data.pad=-1 must be at least 0",
+    "sweep=../up": "sweep=../up must be",
+    "tracking.uri=null": "tracking.uri is empty",
+    "data=synthetic data.image_size=null": "data.image_size has no value",
+}
+
+
+@pytest.mark.parametrize("overrides", BAD)
+def test_a_contradiction_is_one_line_that_says_what_is_wrong(overrides: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        config(*overrides.split())
+    assert BAD[overrides] in str(refused.value)
+    assert all("\n" not in problem and len(problem) < 300 for problem in refused.value.problems)
+
+
+def test_all_problems_are_named_at_once() -> None:
+    with pytest.raises(RequestError) as refused:
+        config("recipe.epochs=0", "recipe.lr=-1", "seed=-1", "data.pad=-1")
+    assert len(refused.value.problems) == 4
+
+
+# Composition errors: through the command, for Hydra and OmegaConf raise them before there is a configuration.
+UNREADABLE = {
+    "aux=typo": "aux=typo: no such choice; choose from ap_2fc, ap_conv_2fc, narrow, none, ours, shallow",
+    "backbone=resnet33": "backbone=resnet33: no such choice; choose from",
+    "auxx=ours": "auxx: no such key; did you mean aux?",
+    "recipe.epoch=3": "recipe.epoch: no such key; did you mean epochs?",
+    "recipe.epochs=abc": "recipe.epochs: Value 'abc'",
+    "aux_design.kind=xx": "expected one of [none, blocks, fc]",
+    "seed=1,,2": "seed=1,,2:",
+    "=3": "must be a string",
+    "aux": "missing EQUAL",
+    "-m seed=": "seed: ",
+    "-m seed=1,x aux=ours,typo": "aux=typo: no such choice",
+    "-m recipe.lr=interval(0,1)": "name the values",
+}
+
+
+@pytest.mark.parametrize("arguments", UNREADABLE)
+def test_what_cannot_be_read_is_one_line_and_exit_status_2(run_here, in_folder: Path, arguments: str) -> None:  # type: ignore[no-untyped-def]
+    status, out, err = run_here(*arguments.split())
+    assert status == 2
+    assert out == ""
+    assert UNREADABLE[arguments] in err
+    assert all(line.startswith("error: ") for line in err.splitlines())
+    assert not list(in_folder.iterdir()), "a refused request leaves nothing behind"
+
+
+def test_in_a_sweep_every_bad_cell_is_named_and_nothing_is_launched(run_here, in_folder: Path) -> None:  # type: ignore[no-untyped-def]
+    status, out, err = run_here("-m", "positions=c2,c4", "seed=-1,0", "recipe.epochs=1")
+    assert status == 2
+    assert out == ""
+    assert "positions=c4 seed=0: aux_positions: c4" in err.replace("positions=c4 seed=-1 | ", "")
+    assert "positions=c2 seed=-1 | positions=c4 seed=-1: seed=-1 must be" in err
+    assert not list(in_folder.iterdir())
