@@ -36,6 +36,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     # Listed for --help; `main` hands everything behind `train` to Hydra.
     commands.add_parser("train", help="one run, or with -m a sweep and its table (as python train.py)")
+    sweep = commands.add_parser("sweep", help="named sweeps: list, plan, run").add_subparsers(metavar="ACTION", required=True)
+    listing = sweep.add_parser("list", help="the sweeps there are")
+    listing.add_argument("--json", action="store_true", help="for programs")
+    listing.set_defaults(run=_sweep_list)
+    for action, what in (("plan", "show what would run"), ("run", "run what is missing, then show the table")):
+        named = sweep.add_parser(action, help=what)
+        named.add_argument("name", help="one of those that `dks sweep list` shows")
+        named.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="reach every cell")
+        named.set_defaults(run=_sweep_plan if action == "plan" else _sweep_run)
+        if action == "plan":
+            named.add_argument("--json", action="store_true", help="for programs")
     table = commands.add_parser("table", help="the table of a sweep, from whatever runs exist")
     table.add_argument("sweep", help="its name: a folder in results/")
     table.add_argument("--format", choices=("terminal", "md", "latex", "csv"), default="terminal")
@@ -53,6 +64,35 @@ def _table(options: argparse.Namespace) -> int:
     else:
         sys.stdout.write(TEXT_FORMATS[options.format](table))
     return DONE
+
+
+def _sweep_list(options: argparse.Namespace) -> int:
+    from dks.sweeps.files import names, read
+
+    sweeps = [read(name) for name in names()]
+    if options.json:
+        import json
+
+        print(json.dumps([{"name": sweep.name, "title": sweep.title} for sweep in sweeps], indent=1))
+    else:
+        print("\n".join(f"{sweep.name:<12} {sweep.title}" for sweep in sweeps))
+    return DONE
+
+
+def _sweep_plan(options: argparse.Namespace) -> int:
+    return _named_sweep(options, f"hydra.sweeper.show={'json' if options.json else 'text'}")
+
+
+def _sweep_run(options: argparse.Namespace) -> int:
+    return _named_sweep(options)
+
+
+def _named_sweep(options: argparse.Namespace, *more: str) -> int:
+    from dks.sweeps.files import read
+
+    read(options.name)  # says which names there are, before Hydra starts
+    sys.argv = ["dks sweep", "-m", f"hydra.sweeper.named={options.name}", *more, *options.overrides]
+    return _hydra_main()
 
 
 def _hydra_main() -> int:

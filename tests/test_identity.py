@@ -130,7 +130,9 @@ def test_canonical_json_separates_what_python_separates(one: Any, other: Any) ->
     # Python says True == 1; JSON does not, and a configuration must not.
     same = json.loads(canonical_json(one)) == json.loads(canonical_json(other))
     assert (canonical_json(one) == canonical_json(other)) == (
-        same and json.dumps(json.loads(canonical_json(one)), sort_keys=True) == json.dumps(json.loads(canonical_json(other)), sort_keys=True)
+        same
+        and json.dumps(json.loads(canonical_json(one)), sort_keys=True)
+        == json.dumps(json.loads(canonical_json(other)), sort_keys=True)
     )
 
 
@@ -140,7 +142,15 @@ def test_canonical_json_writes_a_whole_number_in_one_way_and_no_nan() -> None:
         canonical_json(float("nan"))
 
 
-OVERRIDES = ["aux=shallow", "strategy=topdown", "seed=3", "recipe.lr=0.05", "backbone=resnet20", "positions=c2", "data=synthetic"]
+OVERRIDES = [
+    "aux=shallow",
+    "strategy=topdown",
+    "seed=3",
+    "recipe.lr=0.05",
+    "backbone=resnet20",
+    "positions=c2",
+    "data=synthetic",
+]
 
 
 @given(st.permutations(OVERRIDES))

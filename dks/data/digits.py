@@ -17,7 +17,7 @@ def inspect(data: Data) -> Facts:
 
 
 def load(data: Data) -> tuple[ImageSet, ImageSet]:
-    """1,434 training and 363 test images, three equal channels. Every fifth image of each class is a test image."""
+    """1,433 training and 364 test images, three equal channels. Every fifth image of each class is a test image."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from dks.config.compose import Composed
 from dks.config.errors import RequestError
@@ -46,6 +47,7 @@ class Plan:
     """A sweep before anything is launched. Two points may be the same cell, which then runs once."""
 
     name: str
+    title: str
     axes: tuple[str, ...]
     cells: tuple[Cell, ...]
 
@@ -90,7 +92,7 @@ def plan(grid: Grid, compose: Compose) -> Plan:
         state, _ = look_up(config.runs_dir, identity)
         baseline = config_id(baseline_of(config))
         cells.append(Cell(point, config, choices, identity, config_id(config), baseline, state))
-    return Plan(name, grid.axes, tuple(cells))
+    return Plan(name, grid.title or name, grid.axes, tuple(cells))
 
 
 def queue(cell: Cell) -> None:
@@ -136,15 +138,24 @@ def write_manifest(sweep: Plan) -> Path:
         }
         for cell in sweep.cells
     ]
-    manifest = {"name": sweep.name, "axes": list(sweep.axes), "runs_dir": config.runs_dir, "cells": cells}
+    manifest = {
+        "name": sweep.name,
+        "title": sweep.title,
+        "axes": list(sweep.axes),
+        "runs_dir": config.runs_dir,
+        "cells": cells,
+    }
     write_atomically(path, json.dumps(manifest, indent=1) + "\n")
     return path
 
 
-def execute(sweep: Plan, launch: Callable[[list[Cell]], None]) -> int:
+def execute(sweep: Plan, launch: Callable[[list[Cell]], list[Exception]]) -> int:
     """Run what is missing, then show the table, or for a single run its errors; returns the exit status.
 
     A failed cell does not stop the others. Ctrl-C stops all; what is there by then is shown, and the same command goes on.
+
+    Args:
+        launch: runs these cells; returns the errors of cells that could not even begin.
     """
     first, launches = sweep.cells[0].config, sweep.launches
     display = Display(len(launches))
@@ -160,7 +171,8 @@ def execute(sweep: Plan, launch: Callable[[list[Cell]], None]) -> int:
             with parent, display:
                 for cell in launches:
                     queue(cell)
-                launch(launches)
+                for error in launch(launches):
+                    display.say(f"[red]error[/]: {escape(str(error))}")
         except KeyboardInterrupt:
             interrupted = True
     _show(sweep)
@@ -168,7 +180,28 @@ def execute(sweep: Plan, launch: Callable[[list[Cell]], None]) -> int:
         display.say("[yellow]interrupted[/]: the same command goes on from here")
         return 130
     states = [look_up(cell.config.runs_dir, cell.cell_id)[0] for cell in sweep.cells]
-    return 1 if State.failed in states else 0
+    return 0 if set(states) <= {State.done, State.running} else 1
+
+
+def plan_text(sweep: Plan) -> str:
+    """What would run: one line a cell, then the summary."""
+    lines = [f"{cell.cell_id}  {cell.state.value:<8} {' '.join(cell.point.overrides)}".rstrip() for cell in sweep.cells]
+    return "\n".join([*lines, summary(sweep)])
+
+
+def plan_json(sweep: Plan) -> str:
+    """What would run, for programs."""
+    cells = [
+        {
+            "cell_id": cell.cell_id,
+            "config_id": cell.config_id,
+            "seed": cell.config.seed,
+            "overrides": list(cell.point.overrides),
+            "state": cell.state.value,
+        }
+        for cell in sweep.cells
+    ]
+    return json.dumps({"name": sweep.name, "axes": list(sweep.axes), "cells": cells}, indent=1)
 
 
 def summary(sweep: Plan) -> str:
@@ -179,7 +212,12 @@ def summary(sweep: Plan) -> str:
     if total == sweep.count(State.done):
         what = "the cell is done" if total == 1 else f"all {total} cells are done"
         return f"{what}, nothing to launch"
-    return f"{total} {noun} ({counts}); {new} to run" if sweep.axes else f"running cell {sweep.cells[0].cell_id}"
+    if not sweep.axes:
+        cell = sweep.cells[0]
+        what = "another process is working on" if cell.state is State.running else "running"
+        return f"{what} cell {cell.cell_id}"
+    elsewhere = ", another process is working on the others" if sweep.count(State.running) else ""
+    return f"{total} {noun} ({counts}); {new} to run{elsewhere}"
 
 
 def _show(sweep: Plan) -> None:

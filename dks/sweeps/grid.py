@@ -30,6 +30,7 @@ class Grid:
     axes: tuple[str, ...]  # swept keys, in the order typed
     points: tuple[Point, ...]
     name: str  # made from the axes and from what is fixed: the same request has the same name
+    title: str = ""  # of a named sweep
 
 
 def expand(overrides: Sequence[Override]) -> Grid:

@@ -27,7 +27,7 @@ def sweep_table(results_dir: str, sweep: str) -> tuple[Table, pd.DataFrame]:
     """
     manifest = read_manifest(results_dir, sweep)
     frame = sweep_frame(manifest, METRIC)
-    return build(frame, manifest["axes"], title=manifest["name"], metric=METRIC), frame
+    return build(frame, manifest["axes"], title=manifest["title"], metric=METRIC), frame
 
 
 def write_results(results_dir: str, sweep: str) -> Table:
@@ -36,7 +36,7 @@ def write_results(results_dir: str, sweep: str) -> Table:
     folder = Path(results_dir) / sweep
     for name, form in (("table.md", "md"), ("table.tex", "latex"), ("table.csv", "csv")):
         write_atomically(folder / name, TEXT_FORMATS[form](table))
-    write_atomically(folder / "provenance.json", json.dumps(_provenance(table, frame), indent=1) + "\n")
+    write_atomically(folder / "provenance.json", json.dumps(_provenance(sweep, table, frame), indent=1) + "\n")
     return table
 
 
@@ -48,11 +48,11 @@ def show(table: Table) -> None:
     render.terminal(table, console)
 
 
-def _provenance(table: Table, frame: pd.DataFrame) -> dict[str, Any]:
+def _provenance(sweep: str, table: Table, frame: pd.DataFrame) -> dict[str, Any]:
     runs = frame.drop_duplicates("cell_id").set_index("cell_id")
     columns = ["seed", "state", "value", "best", "git_commit", "folder"]
     return {
-        "sweep": table.title,
+        "sweep": sweep,
         "metric": table.metric,
         "written": now(),
         "cells": [

@@ -46,6 +46,7 @@ def run_cell(path: Path | str) -> Outcome:
     """
     folder = RunFolder(path)
     if not folder.claim():
+        Display.current().say(f"another process is working on cell {folder.cell_id}; it is left to that one")
         return Outcome.busy
     try:
         record = folder.read_record()

@@ -6,7 +6,7 @@ Hydra imports this module at each start, so everything heavy is imported when a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 class DksSweeper(Sweeper):
     """Expands, validates all, looks up what is done, launches the rest through the chosen launcher, and shows the table."""
 
-    def __init__(self) -> None:
+    def __init__(self, named: str | None, show: str | None) -> None:
+        """`named`: a sweep of the folder `sweeps/`. `show`: print the plan as "text" or "json", and launch nothing."""
+        self.named, self.show = named, show
         self.config: DictConfig | None = None
         self.hydra_context: HydraContext | None = None
         self.launcher: Launcher | None = None
@@ -36,20 +38,24 @@ class DksSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def sweep(self, arguments: list[str]) -> Any:
+    def sweep(self, arguments: list[str]) -> None:
         """Run the sweep of these overrides. Leaves the program with its exit status unless that is 0.
 
         Raises:
             RequestError: something is wrong with a cell; nothing was launched.
         """
         from dks.sweeps import engine
+        from dks.sweeps.files import grid_of, read
         from dks.sweeps.grid import expand
 
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        grid = expand(parser.parse_overrides(arguments))
-        status = engine.execute(engine.plan(grid, self._compose), self._launch)
-        if status:
+        grid = grid_of(read(self.named), arguments, parser) if self.named else expand(parser.parse_overrides(arguments))
+        plan = engine.plan(grid, self._compose)
+        if self.show is not None:
+            print(engine.plan_json(plan) if self.show == "json" else engine.plan_text(plan))
+            return
+        if status := engine.execute(plan, self._launch):
             raise SystemExit(status)
 
     def _compose(self, overrides: Sequence[str]) -> Composed:
@@ -62,14 +68,19 @@ class DksSweeper(Sweeper):
         except HYDRA_ERRORS as error:
             raise RequestError(explain(error)) from error
 
-    def _launch(self, cells: list[Cell]) -> None:
+    def _launch(self, cells: list[Cell]) -> list[Exception]:
         assert self.launcher is not None
         # Quoted: a cell's name may look like a number.
         jobs = [[*cell.point.overrides, f"hydra.sweep.subdir='{cell.cell_id}'"] for cell in cells]
-        self.launcher.launch(jobs, initial_job_idx=0)
+        returned = self.launcher.launch(jobs, initial_job_idx=0)
+        # A run that fails says so in its record and returns; what is raised here went wrong before there was a run.
+        return [job._return_value for job in returned if isinstance(job._return_value, Exception)]
 
 
 # Hydra loads a plugin by the name of its class; in the store, not in a config file, which holds data only.
 ConfigStore.instance().store(
-    group="hydra/sweeper", name="dks", node={"_target_": f"{__name__}.{DksSweeper.__name__}"}, provider="dks"
+    group="hydra/sweeper",
+    name="dks",
+    node={"_target_": f"{__name__}.{DksSweeper.__name__}", "named": None, "show": None},
+    provider="dks",
 )

@@ -1,0 +1,236 @@
+"""What a user types, end to end: the main job, typing it again, Ctrl-C, two at once, failures."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, TINY, start, train
+
+from dks.tracking.record import RunFolder, Status
+
+MAIN_JOB = "-m aux=ours,shallow,narrow strategy=topdown,bottomup,bidir"
+Run = Callable[..., tuple[int, str, str]]
+
+
+def records(folder: Path) -> dict[str, Any]:
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("runs/*/record.json"))}
+
+
+def test_the_main_job_from_nothing_to_its_table_and_into_mlflow(in_folder: Path) -> None:
+    """The verbatim command, only with fewer epochs: nine runs, the table, the store; then again, then one column more."""
+    from mlflow import MlflowClient
+
+    status, out, err = train(in_folder, *MAIN_JOB.split(), "recipe.epochs=1")
+    assert status == 0, err
+    assert "9 cells (9 missing); 9 to run" in err
+    assert "[9/9] aux=narrow strategy=bidir  error" in err
+    assert [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")] == ["ours", "shallow", "narrow"]
+    assert all(f"strategy={name}" in out for name in ("topdown", "bottomup", "bidir"))
+    # Nothing but what is documented lies in the folder, and every run is complete.
+    (sweep,) = (in_folder / "results").iterdir()
+    assert sorted(path.name for path in sweep.iterdir()) == [
+        "provenance.json",
+        "sweep.json",
+        "table.csv",
+        "table.md",
+        "table.tex",
+    ]
+    assert {path.name for path in in_folder.iterdir()} <= {"runs", "results", "mlflow.db", ".mlflow.db.lock", "mlruns"}
+    made = records(in_folder)
+    assert [record["status"] for record in made.values()] == ["done"] * 9
+    for cell_id, record in made.items():
+        assert record["cell_id"] == cell_id
+        assert (in_folder / "runs" / cell_id / ".hydra" / "overrides.yaml").is_file()
+    provenance = json.loads((sweep / "provenance.json").read_text())
+    assert {run["cell_id"] for cell in provenance["cells"] for run in cell["runs"]} == set(made)
+    for cell in provenance["cells"]:
+        assert f"{cell['mean']:.2f}" in out
+    # MLflow: one parent, nine finished children with learning curves.
+    client = MlflowClient("sqlite:///mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("dks").experiment_id])
+    parents = [run for run in runs if run.data.tags["dks.role"] == "sweep"]
+    children = [run for run in runs if run.data.tags["dks.role"] == "cell"]
+    assert [(run.info.status, run.info.run_name) for run in parents] == [("FINISHED", sweep.name)]
+    assert [run.info.status for run in children] == ["FINISHED"] * 9
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
+    assert {run.data.tags["dks.cell_id"] for run in children} == set(made)
+    for run in children:
+        history = client.get_metric_history(run.info.run_id, "test/top1_error")
+        journal = RunFolder(in_folder / "runs" / run.data.tags["dks.cell_id"]).journal.read()
+        assert [(point.step, point.value) for point in history] == [
+            (entry.epoch, entry.metrics["test/top1_error"]) for entry in journal
+        ]
+        assert run.data.params["aux_design.kind"] == "blocks"
+        assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"config.yaml", "record.json"}
+
+    began = time.monotonic()
+    status, again, err = train(in_folder, *MAIN_JOB.split(), "recipe.epochs=1")
+    assert time.monotonic() - began < 60
+    assert status == 0
+    assert "all 9 cells are done, nothing to launch" in err
+    assert again == out
+    assert records(in_folder) == made
+
+    status, wider, err = train(in_folder, *f"{MAIN_JOB},none".split(), "recipe.epochs=1")
+    assert status == 0
+    assert "12 cells (3 missing, 9 done); 3 to run" in err
+    assert "strategy=none" in wider
+    assert {cell: record for cell, record in records(in_folder).items() if cell in made} == made
+
+
+def test_a_single_run_prints_the_errors_of_every_classifier(run_here: Run, in_folder: Path) -> None:
+    status, out, err = run_here(*TINY)
+    assert status == 0
+    (cell_id,) = records(in_folder)
+    lines = out.splitlines()
+    assert lines[0].startswith(f"runs/{cell_id}  top-1 / top-5 test error")
+    assert [line.split()[0] for line in lines[1:]] == ["c1", "c2", "c3"]
+    assert run_here(*TINY)[1:] == (out, "the cell is done, nothing to launch\n")
+    assert not (in_folder / "results").exists()
+
+
+def test_seeds_are_averaged_and_gains_are_over_the_baseline(run_here: Run, in_folder: Path) -> None:
+    status, out, _ = run_here("-m", "method=baseline,dks", "seed=1,2", *TINY)
+    assert status == 0
+    errors: dict[str, list[float]] = {}
+    for record in records(in_folder).values():
+        errors.setdefault(record["method"], []).append(record["final"]["test/top1_error"])
+    mean = {method: sum(values) / 2 for method, values in errors.items()}
+    sd = {method: abs(values[0] - values[1]) / 2**0.5 for method, values in errors.items()}
+    assert f"{mean['baseline']:.2f}({sd['baseline']:.2f})" in out
+    assert f"{mean['dks']:.2f}({sd['dks']:.2f}) [{mean['baseline'] - mean['dks']:+.2f}]" in out
+    assert "n = 2 seeds" in out
+
+
+def test_a_failed_run_does_not_stop_the_others_and_is_not_averaged_away(run_here: Run, in_folder: Path) -> None:
+    status, out, err = run_here("-m", "recipe.lr=0.01,1e30", "aux=ours,shallow", *TINY, "data.train_images=320")
+    assert status == 1
+    assert sorted(record["status"] for record in records(in_folder).values()) == ["done", "done", "failed", "failed"]
+    assert out.count("failed") == 2
+    assert "failed  NonFiniteLoss: non-finite loss at epoch 1, step" in err
+
+
+def test_the_same_cell_under_two_names_runs_once(run_here: Run, in_folder: Path) -> None:
+    status, out, err = run_here("-m", "recipe.milestones=[1],[1.0]", *TINY)
+    assert status == 0
+    assert "1 cell (1 missing); 1 to run" in err
+    assert len(records(in_folder)) == 1
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, "it took too long"
+        time.sleep(0.05)
+    return found
+
+
+def test_ctrl_c_leaves_a_killed_run_and_the_next_call_goes_on(in_folder: Path) -> None:
+    arguments = [*TINY, "seed=1,2", "recipe.epochs=400", "data.train_images=640"]
+    process = start([str(ROOT / "train.py"), "-m", *arguments], in_folder)
+    wait_for(lambda: [path for path in in_folder.glob("runs/*/metrics.jsonl") if path.stat().st_size > 2000])
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted: the same command goes on from here" in err
+    assert "killed" in err
+    assert "Traceback" not in err
+    states = {record["seed"]: record["status"] for record in records(in_folder).values()}
+    assert states == {1: "killed", 2: "queued"}
+    assert "1 killed" in out or "1 queued" in out
+    (killed,) = [cell for cell, record in records(in_folder).items() if record["status"] == "killed"]
+    folder = RunFolder(in_folder / "runs" / killed)
+    done = len(folder.journal.read())
+    assert done >= 1
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{in_folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("dks").experiment_id
+    assert {run.info.status for run in client.search_runs([experiment])} == {"KILLED"}
+
+    # The next call: seed 1 goes on where it was, seed 2 begins. It is stopped as well, for 400 epochs are many.
+    process = start([str(ROOT / "train.py"), "-m", *arguments], in_folder)
+    wait_for(lambda: len(folder.journal.read()) > done)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"seed=1 goes on after epoch {done} of 400" in err
+    assert [entry.epoch for entry in folder.journal.read()] == list(range(1, len(folder.journal.read()) + 1))
+    (run,) = [run for run in client.search_runs([experiment]) if run.data.tags.get("dks.cell_id") == killed]
+    points = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [point.step for point in points] == [entry.epoch for entry in folder.journal.read()], "no gap and no repeat"
+
+
+def test_two_processes_that_want_the_same_cell_run_it_once(in_folder: Path) -> None:
+    arguments = [str(ROOT / "train.py"), *TINY, "recipe.epochs=60", "data.train_images=640", "tracking=off"]
+    processes = [start(arguments, in_folder) for _ in range(2)]
+    ended = [(process.communicate(timeout=200), process.returncode) for process in processes]
+    assert [status for _, status in ended] == [0, 0], ended
+    (record,) = records(in_folder).values()
+    assert record["status"] == "done"
+    assert len(record["attempts"]) == 1
+    said = [err for (_, err), _ in ended]
+    assert sum("another process" in err for err in said) == 1, said
+    (cell_id,) = records(in_folder)
+    assert [entry.epoch for entry in RunFolder(in_folder / "runs" / cell_id).journal.read()] == list(range(1, 61))
+
+
+def test_dks_table_prints_a_sweep_again_in_every_format(run_here: Run, in_folder: Path, capsys: Any) -> None:
+    from dks.cli import main
+
+    _, printed, _ = run_here("-m", "aux=ours,shallow", "sweep=mine", *TINY)
+    for form, sign in {"terminal": "┃", "md": "|:---|", "latex": "\\toprule", "csv": "cell_ids"}.items():
+        with pytest.raises(SystemExit) as left:
+            main(["table", "mine", "--format", form])
+        out = capsys.readouterr().out
+        assert left.value.code == 0
+        assert sign in out
+        if form == "terminal":
+            assert out == printed
+        if form == "md":
+            assert out == (in_folder / "results" / "mine" / "table.md").read_text()
+    with pytest.raises(SystemExit) as left:
+        main(["table", "yours"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "error: no sweep 'yours' in results; there are mine\n"
+
+
+def test_a_run_is_not_stopped_by_a_store_that_breaks(run_here: Run, in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store goes away after it was prepared: the run finishes, its journal is whole, and it says so in its log."""
+    from dks.tracking import mlflow_sink
+
+    def broken(self: Any, client: Any, state: Any) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(mlflow_sink.MlflowSink, "_ship", broken)
+    status, out, _ = run_here(*TINY, tracking="local")
+    assert status == 0
+    (record,) = records(in_folder).values()
+    assert record["status"] == Status.done.value
+    (cell_id,) = records(in_folder)
+    folder = RunFolder(in_folder / "runs" / cell_id)
+    assert len(folder.journal.read()) == 2
+    assert "MLflow failed (the disk is gone); the journal is complete" in folder.log_file.read_text()
+
+
+def test_help_shows_groups_and_examples(in_folder: Path) -> None:
+    status, out, _ = train(in_folder, "--help")
+    assert status == 0
+    assert "aux_design: ap_2fc, ap_conv_2fc, narrow, none, ours, shallow" in out
+    assert MAIN_JOB in out
+    assert not list(in_folder.iterdir())
+
+
+def test_help_comes_without_torch_or_mlflow(in_folder: Path) -> None:
+    code = "import sys; from dks.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "heavy = {'torch', 'mlflow', 'pandas', 'hydra'} & set(sys.modules); assert not heavy, heavy"
+    process = start(["-c", code], in_folder)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "dks train -m" in out

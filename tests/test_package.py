@@ -1,0 +1,73 @@
+"""The wheel, the README and the rules that hold for the whole tree."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    (built,) = folder.glob("dks-*.whl")
+    return built
+
+
+def test_the_wheel_holds_all_declarations_and_all_code(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder in ("conf", "sweeps"):
+        files = [path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.yaml")]
+        assert files
+        assert {f"dks/share/{path.as_posix()}" for path in files} <= names
+    code = [
+        path.relative_to(ROOT).as_posix() for package in ("dks", "hydra_plugins") for path in (ROOT / package).rglob("*.py")
+    ]
+    assert set(code) <= names
+    assert not [name for name in names if name.startswith(("tests", "benchmarks", "analysis"))]
+
+
+def test_the_installed_wheel_works_in_any_folder(wheel: Path, tmp_path: Path) -> None:
+    """The `dks` command from the unpacked wheel alone, with nothing of the checkout on the path."""
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    zipfile.ZipFile(wheel).extractall(site)
+    elsewhere.mkdir()
+    code = f"import sys; sys.path.insert(0, {str(site)!r}); from dks.cli import main; main()"
+    arguments = "train data=synthetic data.image_size=8 data.train_images=64 data.test_images=32 recipe.epochs=1 tracking=off"
+    command = [sys.executable, "-P", "-c", code, *arguments.split()]
+    ended = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "c3" in ended.stdout
+    assert [path.name for path in elsewhere.iterdir()] == ["runs"]
+
+
+def test_the_readme_begins_with_the_two_commands_of_a_newcomer() -> None:
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert "python train.py -m aux=ours,shallow,narrow strategy=topdown,bottomup,bidir" in blocks[0].splitlines()
+    assert "pytest" in blocks[1].splitlines()
+    assert all("-c constraints.txt" in block for block in blocks[:2])
+
+
+def test_every_dependency_has_an_exact_version_in_the_constraints() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = [project["project"]["dependencies"], *project["project"]["optional-dependencies"].values()]
+    wanted = {re.split(r"[\[<>=~!]", item)[0].lower().replace("_", "-") for group in groups for item in group} - {"dks"}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
+    assert wanted <= pinned
+    assert not [line for line in lines if "://" in line or "@" in line]
+
+
+def test_modules_are_one_noun_each() -> None:
+    modules = list((ROOT / "dks").rglob("*.py"))
+    assert not [path for path in modules if path.stem in ("utils", "helpers", "misc", "common")]
+    assert not [path.name for path in modules if len(path.read_text().splitlines()) > 450]

@@ -1,0 +1,112 @@
+"""The journal and the record: what survives a crash, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dks.config.errors import RequestError
+from dks.sweeps.ledger import State, look_up, state_of, to_launch
+from dks.tracking.journal import Entry, Journal
+from dks.tracking.record import Record, RunFolder, Status
+
+
+def record(status: Status = Status.done) -> Record:
+    return Record("abc", "def", 0, "dks", {"aux": None}, "aux=ours", ["aux=ours"], status=status)
+
+
+def test_a_line_has_the_format_of_the_contract(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.append(3, 69, {"test/top1_error": 4.17})
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert set(line) == {"epoch", "step", "time", "metrics"}
+    assert (line["epoch"], line["step"], line["metrics"]) == (3, 69, {"test/top1_error": 4.17})
+    assert line["time"].endswith("+00:00")
+
+
+@given(st.floats())
+def test_every_number_survives_as_strict_json(value: float) -> None:
+    line = Entry(1, 1, "now", {"m": value}).to_json()
+    json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    back = Entry.from_json(line).metrics["m"]
+    assert back == value or (math.isnan(back) and math.isnan(value))
+
+
+@given(st.integers(0, 400))
+@settings(max_examples=60, deadline=None)
+def test_a_journal_cut_anywhere_is_read_up_to_its_last_whole_line(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    path = tmp_path_factory.mktemp("journal") / "metrics.jsonl"
+    journal = Journal(path)
+    for epoch in range(1, 4):
+        journal.append(epoch, epoch, {"m": 1.0})
+    content = path.read_bytes()[:cut]
+    path.write_bytes(content)
+    kept = journal.read()
+    assert [entry.epoch for entry in kept] == list(range(1, content.count(b"\n") + 1))
+    # A run that goes on cuts the rest off, and what it appends can be read.
+    journal.keep_until(len(kept))
+    journal.append(len(kept) + 1, 0, {"m": 2.0})
+    assert [entry.epoch for entry in journal.read()] == list(range(1, len(kept) + 2))
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\xff\xfe\n", b"[]\n", b'{"epoch": 2}\n', b"null\n", b'{"epoch":2,"step":1,"time":"","metrics":[]}\n']
+)
+def test_nothing_behind_a_damaged_line_is_believed(tmp_path: Path, garbage: bytes) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.append(1, 1, {"m": 1.0})
+    with journal.path.open("ab") as file:
+        file.write(garbage)
+    journal.append(3, 3, {"m": 3.0})
+    assert [entry.epoch for entry in journal.read()] == [1]
+
+
+def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "cell")
+    assert folder.read_record() is None
+    folder.write_record(record())
+    assert folder.read_record() == record()
+    assert not list(folder.path.glob(".record*")), "no draft is left behind"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema_version": 999}'])
+def test_a_damaged_record_is_refused_with_its_name(tmp_path: Path, content: str) -> None:
+    folder = RunFolder(tmp_path / "cell")
+    folder.path.mkdir()
+    folder.record_file.write_text(content)
+    with pytest.raises(RequestError, match=r"record\.json is"):
+        folder.read_record()
+
+
+# (status in the record, a live process holds the lock) -> state, launched when asked for
+RULES = {
+    (None, False): (State.missing, True),
+    (None, True): (State.running, False),
+    (Status.queued, False): (State.queued, True),
+    (Status.running, True): (State.running, False),
+    (Status.running, False): (State.killed, True),
+    (Status.killed, False): (State.killed, True),
+    (Status.failed, False): (State.failed, True),
+    (Status.failed, True): (State.running, False),
+    (Status.done, False): (State.done, False),
+}
+
+
+@pytest.mark.parametrize(("status", "claimed"), RULES)
+def test_the_state_of_a_cell(status: Status | None, claimed: bool) -> None:
+    state = state_of(record(status) if status else None, claimed)
+    assert (state, to_launch(state)) == RULES[status, claimed]
+
+
+def test_a_run_whose_process_died_counts_as_killed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "abc")
+    folder.write_record(record(Status.running))
+    assert look_up(str(tmp_path), "abc")[0] is State.killed
+    assert folder.claim()
+    assert look_up(str(tmp_path), "abc")[0] is State.running
+    folder.release()

@@ -1,0 +1,158 @@
+"""Grids and named sweeps: from overrides to points, and their names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from dks.cli import main
+from dks.config.errors import RequestError
+from dks.sweeps import files
+from dks.sweeps.grid import Grid, expand
+
+
+def grid(*overrides: str) -> Grid:
+    return expand(OverridesParser.create().parse_overrides(list(overrides)))
+
+
+def test_a_grid_is_the_product_in_the_order_typed() -> None:
+    found = grid("aux=ours,shallow", "recipe.epochs=3", "seed=range(1,3)")
+    assert found.axes == ("aux", "seed")
+    assert [point.overrides for point in found.points] == [
+        ("aux=ours", "recipe.epochs=3", "seed=1"),
+        ("aux=ours", "recipe.epochs=3", "seed=2"),
+        ("aux=shallow", "recipe.epochs=3", "seed=1"),
+        ("aux=shallow", "recipe.epochs=3", "seed=2"),
+    ]
+    assert found.points[1].labels == {"aux": "ours", "seed": "2"}
+
+
+def test_a_single_run_is_a_grid_of_one_point_without_axes() -> None:
+    assert grid("aux=ours").points[0].labels == {}
+    assert grid().points[0].overrides == ()
+    assert grid("aux=choice(ours)").axes == ()
+
+
+def test_a_value_given_twice_counts_once_and_a_key_given_twice_as_last_typed() -> None:
+    assert len(grid("aux=ours,ours,shallow").points) == 2
+    assert [point.overrides for point in grid("seed=1,2", "seed=5").points] == [("seed=5",)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["aux=a,b", "strategy=x,y"], "aux-strategy"),
+        (["aux=a,b", "strategy=x,y", "seed=1,2,3"], "aux-strategy"),
+        (["seed=1,2,3"], "seed"),
+        (["aux=a,b", "device=cpu", "tracking=off", "data.root=here"], "aux"),
+        (["recipe.lr=1,2", "+x/y=1,2"], "recipe.lr-_x_y"),
+    ],
+)
+def test_a_sweep_is_named_by_its_axes(overrides: list[str], name: str) -> None:
+    assert grid(*overrides).name == name
+
+
+def test_what_is_fixed_is_in_the_name_whatever_its_order_and_spelling() -> None:
+    one = grid("strategy=x,y", "aux=ours", "seed=1").name
+    assert one == grid("seed=1", "aux_design=ours", "strategy=x,y,z").name
+    assert one != grid("strategy=x,y", "aux=shallow", "seed=1").name
+    assert one.startswith("strategy-")
+
+
+def test_an_interval_has_no_values_to_run() -> None:
+    with pytest.raises(RequestError, match="name the values"):
+        grid("recipe.lr=interval(0,1)")
+
+
+# --- named sweeps
+
+
+@pytest.fixture
+def sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of sweeps for this test alone."""
+    monkeypatch.setattr(files, "declarations", lambda folder: tmp_path)
+    return tmp_path
+
+
+def named(*overrides: str) -> Grid:
+    return files.grid_of(files.read("mine"), overrides, OverridesParser.create())
+
+
+def test_a_named_sweep_is_the_union_of_its_grids(sweeps: Path) -> None:
+    (sweeps / "mine.yaml").write_text(
+        "title: My table\nbase: {recipe.epochs: 3}\n"
+        "grids:\n- {method: [baseline], seed: [1, 2]}\n- {aux: [ours], seed: [1, 2]}\n"
+    )
+    found = named("device=cpu")
+    assert (found.name, found.title, found.axes) == ("mine", "My table", ("method", "seed", "aux"))
+    assert [point.overrides for point in found.points] == [
+        ("recipe.epochs=3", "method=baseline", "seed=1", "device=cpu"),
+        ("recipe.epochs=3", "method=baseline", "seed=2", "device=cpu"),
+        ("recipe.epochs=3", "aux=ours", "seed=1", "device=cpu"),
+        ("recipe.epochs=3", "aux=ours", "seed=2", "device=cpu"),
+    ]
+    assert found.points[2].labels == {"method": "-", "seed": "1", "aux": "ours"}
+
+
+def test_an_override_for_a_swept_key_replaces_its_values(sweeps: Path) -> None:
+    (sweeps / "mine.yaml").write_text("grids:\n- {aux: [ours, shallow], seed: [1, 2]}\n")
+    assert len(named().points) == 4
+    assert named("seed=7").axes == ("aux",)
+    assert len(named("seed=7").points) == 2
+    assert len(named("seed=7,8,9").points) == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("grid: []", "no such key grid; keys are base, grids, title"),
+        ("title: x", "grids must be a list of grids"),
+        ("grids: [{aux: ours}]", "grids must be a list of grids"),
+        ("grids: [{aux: []}]", "grids must be a list of grids"),
+        ("- aux", "must hold the keys"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_a_sweep_file_of_another_form_is_refused(sweeps: Path, content: str, message: str) -> None:
+    (sweeps / "mine.yaml").write_text(content)
+    with pytest.raises(RequestError, match=message):
+        files.read("mine")
+    with pytest.raises(RequestError, match="no sweep 'yours'; choose from mine"):
+        files.read("yours")
+
+
+@pytest.mark.parametrize("name", files.names())
+def test_every_sweep_of_the_project_plans_and_runs_to_its_table(name: str, in_folder: Path, capsys: Any) -> None:
+    small = [*TINY, "recipe.epochs=1", "tracking=off"]
+    with pytest.raises(SystemExit) as left:
+        main(["sweep", "plan", name, "--json", *small])
+    assert not left.value.code
+    planned = json.loads(capsys.readouterr().out)
+    assert {cell["state"] for cell in planned["cells"]} == {"missing"}
+    assert all(set(cell) == {"cell_id", "config_id", "seed", "overrides", "state"} for cell in planned["cells"])
+    assert not list(in_folder.iterdir()), "planning leaves nothing behind"
+    with pytest.raises(SystemExit) as left:
+        main(["sweep", "run", name, *small])
+    assert not left.value.code
+    captured = capsys.readouterr()
+    assert f"{len(planned['cells'])} to run" in captured.err
+    assert files.read(name).title in captured.out
+    assert {path.name for path in (in_folder / "runs").iterdir()} == {cell["cell_id"] for cell in planned["cells"]}
+    with pytest.raises(SystemExit):
+        main(["sweep", "plan", name, *small])
+    assert "nothing to launch" in capsys.readouterr().out
+
+
+def test_sweeps_are_listed(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["sweep", "list", "--json"])
+    assert [sweep["name"] for sweep in json.loads(capsys.readouterr().out)] == files.names()
+    with pytest.raises(SystemExit) as left:
+        main(["sweep", "run", "nope"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err == f"error: no sweep 'nope'; choose from {', '.join(files.names())}\n"

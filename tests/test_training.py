@@ -1,0 +1,299 @@
+"""The trainer: schedule, metrics, resuming, and what happens when something goes wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, composed
+from safetensors.torch import load_file
+
+import dks
+from dks.config.files import load_choice
+from dks.config.schema import Recipe
+from dks.losses import Loss
+from dks.sweeps import engine
+from dks.sweeps.grid import Grid, Point
+from dks.tracking.record import Record, RunFolder, Status
+from dks.training import trainer
+from dks.training.finite import FiniteGuard, NonFiniteLoss
+from dks.training.interruption import Interrupted, Interruption
+from dks.training.metrics import Tally
+from dks.training.run import Outcome, run_cell
+from dks.training.schedule import learning_rate
+
+
+def queued(folder: Path, *overrides: str) -> RunFolder:
+    """A cell, planned and queued in `folder/runs`."""
+    everything = (*TINY, "tracking=off", f"runs_dir={folder / 'runs'}", *overrides)
+    grid = Grid((), (Point(everything, {}),), "")
+    cell = engine.plan(grid, lambda given: composed(*given)).cells[0]
+    engine.queue(cell)
+    return RunFolder(folder / "runs" / cell.cell_id)
+
+
+def record_of(folder: RunFolder) -> Record:
+    record = folder.read_record()
+    assert record is not None
+    return record
+
+
+# --- schedule
+
+
+def test_the_learning_rate_of_every_epoch_of_the_papers_cifar_resnets() -> None:
+    """0.1, divided by 10 every 60 epochs, 200 epochs (Section 4.1)."""
+    recipe = load_choice("recipe", "cifar_resnet", Recipe)
+    rates = [learning_rate(recipe, finished) for finished in range(recipe.epochs)]
+    expected = [0.1] * 60 + [0.01] * 60 + [0.001] * 60 + [0.0001] * 20
+    assert rates == pytest.approx(expected)
+    assert (recipe.batch_size, recipe.momentum, recipe.nesterov, recipe.weight_decay) == (64, 0.9, False, 1e-4)
+
+
+def test_milestones_can_be_fractions_of_all_epochs() -> None:
+    recipe = Recipe(epochs=10, lr=1.0, gamma=0.5, milestones=[0.5, 0.75])
+    assert [learning_rate(recipe, finished) for finished in range(10)] == [1.0] * 5 + [0.5] * 3 + [0.25] * 2
+
+
+# --- metrics
+
+
+def test_errors_and_losses_are_means_over_images_in_percent() -> None:
+    tally = Tally()
+    logits = {"c1": torch.tensor([[3.0, 2, 1, 0, -1, -2], [3, 2, 1, 0, -1, -2]]), "c2": torch.eye(6)[:2]}
+    tally.add_errors(logits, torch.tensor([1, 5]), top=(1, 5))
+    tally.add_losses({"loss": torch.tensor(2.0)}, 2)
+    tally.add_errors({name: z[:1] for name, z in logits.items()}, torch.tensor([0]), top=(1, 5))
+    tally.add_losses({"loss": torch.tensor(5.0)}, 1)
+    found = tally.read("test")
+    assert found == pytest.approx(
+        {
+            "test/loss": 3.0,
+            "test/top1_error": 100 * 2 / 3,
+            "test/top5_error": 100 / 3,
+            "test/top1_error_c2": 100 * 2 / 3,
+            "test/top5_error_c2": 100 / 3,
+        }
+    )
+
+
+def test_with_few_classes_top5_counts_all_there_are() -> None:
+    tally = Tally()
+    tally.add_errors({"c1": torch.tensor([[1.0, 0.0, -1.0]])}, torch.tensor([2]), top=(1, 5))
+    assert tally.read("test") == {"test/top1_error": 100.0, "test/top5_error": 0.0}
+
+
+# --- a whole run
+
+
+def test_a_run_leaves_its_record_journal_and_weights(tmp_path: Path) -> None:
+    folder = queued(tmp_path, "noise=uniform", "label_noise.ratio=0.25", "seed=3")
+    assert run_cell(folder.path) is Outcome.done
+    record, entries = record_of(folder), folder.journal.read()
+    assert record.status is Status.done
+    assert [(entry.epoch, entry.step) for entry in entries] == [(1, 1), (2, 2)]
+    names = set(entries[0].metrics)
+    for classifier in ("", "_c2", "_c3"):
+        assert {f"{n}{classifier}" for n in ("train/top1_error", "test/loss", "test/top1_error", "test/top5_error")} <= names
+    assert {"train/loss", "train/loss_ce", "train/loss_aux", "train/loss_synergy"} <= names
+    parts = sum(entries[0].metrics[f"train/loss_{part}"] for part in ("ce", "aux", "synergy"))
+    assert entries[0].metrics["train/loss"] == pytest.approx(parts, rel=1e-6)
+    assert record.final == {"epoch": 2, **entries[1].metrics}
+    assert record.best["test/top1_error"] == min(entry.metrics["test/top1_error"] for entry in entries)
+    attempt = record.attempts[0]
+    assert (attempt.device, attempt.threads, attempt.first_epoch) == ("cpu", torch.get_num_threads(), 1)
+    assert attempt.versions["torch"] == torch.__version__
+    assert record.changed_labels is not None
+    assert len(record.changed_labels) == 16
+    assert not folder.checkpoints.exists()
+    weights = load_file(folder.weights_file)
+    net = dks.build("resnet8", 10, "ours", ("c2", "c3"))
+    net.load_state_dict(weights)
+    assert record.cost["parameters"] == sum(p.numel() for p in net.parameters())
+    # And again: nothing to do.
+    assert run_cell(folder.path) is Outcome.already_done
+    assert len(record_of(folder).attempts) == 1
+
+
+def test_a_baseline_has_one_classifier_and_one_loss(tmp_path: Path) -> None:
+    folder = queued(tmp_path, "method=baseline")
+    run_cell(folder.path)
+    assert set(folder.journal.read()[0].metrics) == {
+        "train/loss",
+        "train/loss_ce",
+        "train/top1_error",
+        "train/lr",
+        "train/images_per_second",
+        "test/loss",
+        "test/top1_error",
+        "test/top5_error",
+    }
+
+
+def test_the_network_learns(tmp_path: Path) -> None:
+    folder = queued(
+        tmp_path, "data.train_images=640", "recipe.epochs=5", "data.num_classes=4", "recipe.lr=0.02", "data.flip=false"
+    )
+    run_cell(folder.path)
+    final = record_of(folder).final
+    for name in ("test/top1_error", "test/top1_error_c2", "test/top1_error_c3"):
+        assert final[name] < 30, final  # chance is 75
+
+
+def weights_and_metrics(folder: RunFolder) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    entries = [dict(entry.metrics) for entry in folder.journal.read()]
+    for metrics in entries:
+        del metrics["train/images_per_second"]
+    return load_file(folder.weights_file), entries
+
+
+def same(one: RunFolder, other: RunFolder) -> bool:
+    (weights, entries), (others, other_entries) = weights_and_metrics(one), weights_and_metrics(other)
+    return entries == other_entries and all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def raise_at(step: int, error: BaseException) -> Callable[..., None]:
+    """A stand-in for an observer's `stepped` that fails at that step."""
+    taken = 0
+
+    def stepped(self: Any, images: int) -> None:
+        nonlocal taken
+        taken += 1
+        if taken == step:
+            raise error
+
+    return stepped
+
+
+@pytest.mark.parametrize("step", [1, 6, 11])
+def test_an_interrupted_run_goes_on_and_ends_bitwise_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """5 steps an epoch, 3 epochs: interrupted in the first, the second and the third."""
+    overrides = ("data.train_images=320", "recipe.epochs=3")
+    straight = queued(tmp_path / "straight", *overrides)
+    run_cell(straight.path)
+    broken = queued(tmp_path / "broken", *overrides)
+    with monkeypatch.context() as patched:
+        patched.setattr("dks.terminal.RunView.stepped", raise_at(step, Interrupted("SIGTERM")))
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(broken.path)
+    record = record_of(broken)
+    assert record.status is Status.killed
+    assert record.error == {"type": "Interrupted", "message": "SIGTERM"}
+    assert len(broken.journal.read()) == (step - 1) // 5
+    assert run_cell(broken.path) is Outcome.done
+    assert [attempt.first_epoch for attempt in record_of(broken).attempts] == [1, 1 + (step - 1) // 5]
+    assert same(straight, broken)
+
+
+def test_a_journal_ahead_of_its_checkpoint_is_cut_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process died after the journal's line and before the checkpoint."""
+    straight, broken = queued(tmp_path / "a"), queued(tmp_path / "b")
+    run_cell(straight.path)
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer.checkpoint, "save", _die)
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(broken.path)
+    assert len(broken.journal.read()) == 1
+    run_cell(broken.path)
+    assert [entry.epoch for entry in broken.journal.read()] == [1, 2]
+    assert same(straight, broken)
+
+
+def _die(*arguments: object) -> None:
+    raise Interrupted("SIGKILL")
+
+
+def test_a_run_goes_on_with_the_threads_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    folder = queued(tmp_path, "threads=1")
+    with monkeypatch.context() as patched:
+        patched.setattr("dks.terminal.RunView.stepped", raise_at(2, Interrupted("SIGTERM")))
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(folder.path)
+    torch.set_num_threads(2)
+    again = queued(tmp_path, "threads=2")
+    assert again.path == folder.path
+    run_cell(folder.path)
+    assert [attempt.threads for attempt in record_of(folder).attempts] == [1, 1]
+    torch.set_num_threads(before)
+
+
+def test_the_same_cell_gives_the_same_numbers_and_another_seed_others(tmp_path: Path) -> None:
+    one, twin, other = queued(tmp_path / "a"), queued(tmp_path / "b"), queued(tmp_path / "c", "seed=1")
+    for folder in (one, twin, other):
+        run_cell(folder.path)
+    assert one.cell_id == twin.cell_id != other.cell_id
+    assert same(one, twin)
+    assert not same(one, other)
+
+
+# --- failures
+
+
+def test_an_exploding_loss_stops_the_run_at_that_step_with_the_last_good_values(tmp_path: Path) -> None:
+    folder = queued(tmp_path, "recipe.lr=1e30", "data.train_images=320")
+    assert run_cell(folder.path) is Outcome.failed
+    record = record_of(folder)
+    assert record.status is Status.failed
+    assert record.error is not None
+    assert record.error["type"] == "NonFiniteLoss"
+    assert record.error["epoch"] == 1
+    assert 1 < record.error["step"] <= 5
+    assert set(record.error["last_good"]) == {"loss", "loss_ce", "loss_aux", "loss_synergy"}
+    assert all(math.isfinite(value) for value in record.error["last_good"].values())
+    assert "non-finite loss at epoch 1, step" in record.error["message"]
+    assert folder.journal.read() == []
+    json.loads(folder.record_file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_the_guard_names_the_first_bad_step() -> None:
+    guard = FiniteGuard()
+    guard.check(2, 7, Loss(torch.tensor(1.5), {"loss_ce": torch.tensor(1.5)}))
+    with pytest.raises(NonFiniteLoss, match=r"epoch 2, step 8: loss=nan, loss_ce=nan; last good values: loss=1.5") as stopped:
+        guard.check(2, 8, Loss(torch.tensor(math.nan), {"loss_ce": torch.tensor(math.nan)}))
+    assert stopped.value.details["last_good"] == {"loss": 1.5, "loss_ce": 1.5}
+
+
+def test_an_error_is_in_the_record_and_its_traceback_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    folder = queued(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("dks.terminal.RunView.stepped", raise_at(2, RuntimeError("out of memory")))
+        assert run_cell(folder.path) is Outcome.failed
+    assert record_of(folder).error == {"type": "RuntimeError", "message": "out of memory"}
+    assert "Traceback" in caplog.text
+    # Asked for again, it goes on and ends well.
+    assert run_cell(folder.path) is Outcome.done
+    assert record_of(folder).error is None
+
+
+def test_a_cell_is_claimed_by_one_process_only(tmp_path: Path) -> None:
+    folder = queued(tmp_path)
+    other = RunFolder(folder.path)
+    assert other.claim()
+    assert run_cell(folder.path) is Outcome.busy
+    assert folder.is_claimed()
+    other.release()
+    assert not folder.is_claimed()
+    assert run_cell(folder.path) is Outcome.done
+
+
+def test_signals_only_set_a_flag() -> None:
+    import os
+    import signal
+
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruption() as interruption:
+        interruption.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            interruption.check()
+        with pytest.raises(KeyboardInterrupt):  # the second one insists
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == before
