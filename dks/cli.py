@@ -23,7 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given[:1] == ["train"]:
         sys.argv = ["dks train", *given[1:]]
         train()
-    options = _parser().parse_args(given)
+    parser = _parser()
+    # argparse takes no more positional arguments once an option stood between them, as in `plan NAME --json key=value`.
+    options, rest = parser.parse_known_args(given)
+    if rest and (not hasattr(options, "overrides") or any(item.startswith("-") for item in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
     sys.exit(_reported(lambda: options.run(options)))
 
 

@@ -164,7 +164,8 @@ def execute(sweep: Plan, launch: Callable[[list[Cell]], list[Exception]]) -> int
         write_manifest(sweep)
     interrupted = False
     if launches:
-        if not sweep.axes and first.tracking.kind is not TrackingKind.off:
+        if first.tracking.kind is not TrackingKind.off:
+            display.say(f"tracking to {first.tracking.uri}")  # a new store takes some seconds
             prepare_store(first.tracking)
         parent = sweep_run(first.tracking, sweep.name, {}) if sweep.axes else nullcontext()
         try:
