@@ -49,7 +49,7 @@ def start(arguments: Sequence[str], folder: Path, **variables: str) -> subproces
 def train(folder: Path, *arguments: str, **variables: str) -> tuple[int, str, str]:
     """`python train.py ARGUMENTS`: exit status, standard output, standard error."""
     process = start([str(ROOT / "train.py"), *arguments], folder, **variables)
-    out, err = process.communicate(timeout=280)
+    out, err = process.communicate(timeout=1400)
     return process.returncode, out, err
 
 

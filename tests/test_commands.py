@@ -69,9 +69,7 @@ def test_the_main_job_from_nothing_to_its_table_and_into_mlflow(in_folder: Path)
         assert run.data.params["aux_design.kind"] == "blocks"
         assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"config.yaml", "record.json"}
 
-    began = time.monotonic()
     status, again, err = train(in_folder, *MAIN_JOB.split(), "recipe.epochs=1")
-    assert time.monotonic() - began < 60
     assert status == 0
     assert "all 9 cells are done, nothing to launch" in err
     assert again == out
