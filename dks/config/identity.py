@@ -21,11 +21,13 @@ SCHEMA_VERSION = 1
 # what files under `data.root` hold is in `data.fingerprint`.
 EXECUTION_ONLY = frozenset(
     {
+        "backbone.activation_checkpointing",
         "data.download",
         "data.name",
         "data.root",
         "device",
         "eval_batch_size",
+        "kd_teacher.path",
         "results_dir",
         "runs_dir",
         "sweep",

@@ -38,6 +38,23 @@ class TeacherKind(str, Enum):
     """Where a distillation teacher comes from."""
 
     none = "none"
+    file = "file"  # a checkpoint: a state dict, as torch or safetensors wrote it
+    run = "run"  # a finished run of this project
+    torchvision = "torchvision"  # torchvision's own ImageNet weights, downloaded where that is possible
+
+
+class Schedule(str, Enum):
+    """How the learning rate falls."""
+
+    step = "step"  # by a factor at each milestone
+    cosine = "cosine"  # to 0 along half a cosine
+
+
+class PadMode(str, Enum):
+    """What lies around an image before it is cropped."""
+
+    zero = "zero"  # black pixels
+    reflect = "reflect"  # the image, mirrored at its border
 
 
 class TrackingKind(str, Enum):
@@ -68,6 +85,10 @@ class Backbone:
 
     family: str = MISSING  # name in dks/models/registry.py
     depth: int = MISSING  # layers, counted as the family's paper counts them
+    width: int | None = None  # family=wrn: widening factor k
+    growth: int | None = None  # family=densenet: channels that a layer adds
+    dropout: float = 0.0  # family=wrn: probability between the two convolutions of a block, branches included
+    activation_checkpointing: bool = False  # forget the activations inside blocks and compute them again: less memory, more time
     branches: dict[str, Branch] = field(default_factory=dict)  # classifier (c2, c3, ...) -> its branch in the design "ours"
 
 
@@ -87,6 +108,8 @@ class AuxDesign:
 class AuxPositions:
     """Where the auxiliary branches are attached (Table 4 of the paper)."""
 
+    # Table 5: build and train only the path from the input through the one branch; its classifier is then the network's own, c1.
+    alone: bool = False
     at: list[str] = field(default_factory=list)  # any of c2 (deepest), c3, c4 (shallowest)
 
 
@@ -110,6 +133,14 @@ class KdTeacher:
     """The frozen teacher of the distillation methods (Table 6 of the paper)."""
 
     kind: TeacherKind = TeacherKind.none
+    backbone: str | None = None  # kind=file, torchvision: choice of the group backbone
+    path: str | None = None  # kind=file: where it lies
+    cell: str | None = None  # kind=run: its cell id, in the same runs_dir
+    fingerprint: str | None = None  # kind=file: of its content, filled in when the configuration is resolved
+    students: list[str] = field(default_factory=list)  # the classifiers it teaches
+    temperature: float = 1.0  # T of both distributions; the paper tries 1, 2, 5, 10 and 20
+    weight: float = 1.0  # of every student's term; not stated in the paper
+    scale_by_t2: bool = True  # multiply by T^2, which keeps gradients the same size for every T; not stated in the paper
 
 
 @dataclass
@@ -130,7 +161,8 @@ class Data:
     download: bool = False  # let torchvision fetch missing files (cifar10, cifar100)
     num_classes: int | None = None  # outputs of every classifier; None: as many as the data has
     image_size: int | None = None  # side in pixels, resized bilinearly; None: as stored
-    pad: int = 4  # zero pixels added to each side before the random crop
+    pad: int = 4  # pixels added to each side before the random crop
+    pad_mode: PadMode = PadMode.zero
     flip: bool = True  # mirror left-right with probability 0.5
     mean: list[float] | None = None  # of each channel, images in [0, 1]; None: of the training set
     std: list[float] | None = None  # of each channel, images in [0, 1]; None: of the training set
@@ -146,8 +178,12 @@ class Recipe:
     epochs: int = MISSING
     batch_size: int = MISSING  # images a step; the last batch of an epoch may be smaller and is kept
     lr: float = MISSING  # initial learning rate
+    schedule: Schedule = Schedule.step
     milestones: list[float] = MISSING  # lr changes after this many epochs; a value below 1 is a fraction of all epochs
     gamma: float = MISSING  # factor on lr at each milestone
+    warmup_epochs: int = 0  # lr rises linearly to its value over the first epochs: 1/n, 2/n, ... of it
+    reset_momentum: bool = False  # forget the momentum at each milestone (a quirk of the authors' WRN code)
+    uniform_gamma: bool = False  # batch normalisation's scale starts uniform in [0, 1) (a quirk of the authors' WRN code), not at 1
     momentum: float = MISSING
     nesterov: bool = MISSING
     weight_decay: float = MISSING  # L2, on every parameter
