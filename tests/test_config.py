@@ -79,7 +79,7 @@ BAD = {
     "data.num_classes=0": "data.num_classes=0 must be at least 1",
     "backbone.depth=21": "must be 6n+2",
     "backbone.depth=2": "must be 6n+2",
-    "backbone.family=vgg": "no such family; choose from cifar_resnet",
+    "backbone.family=vgg": "no such family; choose from cifar_resnet, densenet",
     "data.source=svhn": "no such source; choose from cifar10",
     "aux=narrow aux_design.width=0.1": "has no parameter-free shortcut",
     "aux_design.width=inf": "aux_design.width=inf must be",

@@ -88,7 +88,9 @@ class Backbone:
     width: int | None = None  # family=wrn: widening factor k
     growth: int | None = None  # family=densenet: channels that a layer adds
     dropout: float = 0.0  # family=wrn: probability between the two convolutions of a block, branches included
-    activation_checkpointing: bool = False  # forget the activations inside blocks and compute them again: less memory, more time
+    activation_checkpointing: bool = (
+        False  # forget the activations inside blocks and compute them again: less memory, more time
+    )
     branches: dict[str, Branch] = field(default_factory=dict)  # classifier (c2, c3, ...) -> its branch in the design "ours"
 
 
@@ -108,9 +110,8 @@ class AuxDesign:
 class AuxPositions:
     """Where the auxiliary branches are attached (Table 4 of the paper)."""
 
-    # Table 5: build and train only the path from the input through the one branch; its classifier is then the network's own, c1.
-    alone: bool = False
     at: list[str] = field(default_factory=list)  # any of c2 (deepest), c3, c4 (shallowest)
+    alone: bool = False  # Table 5: only the path through the one branch is built; its classifier is then the network's own, c1
 
 
 @dataclass
@@ -183,7 +184,9 @@ class Recipe:
     gamma: float = MISSING  # factor on lr at each milestone
     warmup_epochs: int = 0  # lr rises linearly to its value over the first epochs: 1/n, 2/n, ... of it
     reset_momentum: bool = False  # forget the momentum at each milestone (a quirk of the authors' WRN code)
-    uniform_gamma: bool = False  # batch normalisation's scale starts uniform in [0, 1) (a quirk of the authors' WRN code), not at 1
+    uniform_gamma: bool = (
+        False  # batch normalisation's scale starts uniform in [0, 1) (a quirk of the authors' WRN code), not at 1
+    )
     momentum: float = MISSING
     nesterov: bool = MISSING
     weight_decay: float = MISSING  # L2, on every parameter

@@ -62,9 +62,7 @@ def build_network(config: Config, initialise: bool = True) -> SupervisedNetwork:
     for position in sorted(config.aux_positions.at):
         if position not in places or position not in spec.branches:
             raise RequestError(f"aux_positions: {position} is not a place in this backbone; it has {', '.join(sorted(places))}")
-        branches[position] = build_branch(
-            config.aux_design, kind, position, places[position], spec.branches[position].stages, num_classes
-        )
+        branches[position] = build_branch(config.aux_design, kind, spec, position, places[position], num_classes)
         if initialise:
             kind.initialise(branches[position])
     return SupervisedNetwork(backbone, branches, {name: places[name].module for name in branches})

@@ -7,31 +7,30 @@ from collections import OrderedDict
 from torch import nn
 
 from dks.config.errors import RequestError
-from dks.config.schema import AuxDesign, DesignKind, Stage
+from dks.config.schema import AuxDesign, Backbone, DesignKind, Stage
 from dks.models.family import Family, Tap
 
 
-def build_branch(
-    design: AuxDesign, family: Family, position: str, tap: Tap, stages: list[Stage], num_classes: int
-) -> nn.Module:
+def build_branch(design: AuxDesign, family: Family, backbone: Backbone, position: str, tap: Tap, num_classes: int) -> nn.Module:
     """One branch: a feature map (N, tap.channels, H, W) -> logits (N, num_classes).
-
-    `stages` is what the design "ours" has at this position.
 
     Raises:
         RequestError: the path to this classifier would have another number of down-samplings than the backbone's own.
     """
     if design.kind is DesignKind.fc:
         return _fully_connected(design, tap.channels, num_classes)
-    if len(stages) != tap.downsamplings_left:
+    stages = backbone.branches[position].stages
+    needed = tap.downsamplings_left + tap.behind_downsampling
+    if len(stages) != needed:
         raise RequestError(
-            f"backbone.branches.{position} has {len(stages)} stage(s), each halving the resolution, and needs "
-            f"{tap.downsamplings_left}: every path from the input to a classifier has the same number of down-samplings"
+            f"backbone.branches.{position} has {len(stages)} stage(s) and needs {needed}: every path from the input to a classifier "
+            "has the same number of down-samplings"
         )
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels = tap.channels
     for number, stage in enumerate(stages, start=1):
-        layers[f"stage{number}"], channels = family.stage(channels, _scaled(stage, design), 2)
+        stride = 1 if number == 1 and tap.behind_downsampling else 2
+        layers[f"stage{number}"], channels = family.stage(backbone, channels, _scaled(stage, design), stride)
     layers["head"] = family.head(channels, num_classes)
     return nn.Sequential(layers)
 

@@ -44,7 +44,7 @@ class BasicBlock(nn.Module):
         return F.relu(out + shortcut)
 
 
-def stage(in_channels: int, spec: Stage, stride: int) -> tuple[nn.Module, int]:
+def stage(config: Backbone, in_channels: int, spec: Stage, stride: int) -> tuple[nn.Module, int]:
     """`spec.blocks` basic blocks of `spec.width` channels, the first with `stride`; returns it and its channels."""
     blocks = [
         BasicBlock(in_channels if i == 0 else spec.width, spec.width, stride if i == 0 else 1) for i in range(spec.blocks)
@@ -75,7 +75,7 @@ def backbone(config: Backbone, num_classes: int) -> nn.Module:
     )
     channels = WIDTHS[0]
     for number, width in enumerate(WIDTHS, start=1):
-        layers[f"stage{number}"], channels = stage(channels, Stage(blocks, width), stride=1 if number == 1 else 2)
+        layers[f"stage{number}"], channels = stage(config, channels, Stage(blocks, width), stride=1 if number == 1 else 2)
     layers["head"] = head(channels, num_classes)
     return nn.Sequential(layers)
 
@@ -95,4 +95,4 @@ def taps(config: Backbone) -> dict[str, Tap]:
     }
 
 
-FAMILY = Family(backbone=backbone, taps=taps, stage=stage, head=head, initialise=initialise)
+FAMILY = Family(backbone=backbone, taps=taps, stage=stage, head=head, initialise=initialise, block=BasicBlock)

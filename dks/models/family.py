@@ -17,6 +17,7 @@ class Tap:
     module: str  # its name inside the backbone
     channels: int  # of the feature map there
     downsamplings_left: int  # between there and the backbone's own classifier
+    behind_downsampling: bool = False  # the map there is already halved for the next stage, as behind a DenseNet's transition
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,11 @@ class Family:
     backbone: Callable[[Backbone, int], nn.Module]
     # Where branches can start: classifier -> place.
     taps: Callable[[Backbone], dict[str, Tap]]
-    # One stage of a branch, its first block with the given stride: (in channels, spec, stride) -> module, out channels.
-    stage: Callable[[int, Stage, int], tuple[nn.Module, int]]
+    # One stage of a branch: (backbone, in channels, spec, stride) -> module, out channels. With stride 2 it halves the resolution.
+    stage: Callable[[Backbone, int, Stage, int], tuple[nn.Module, int]]
     # The end of a classifier: (in channels, classes) -> module from a feature map to logits.
     head: Callable[[int, int], nn.Module]
     # Sets the initial weights of a backbone or a branch, in place.
     initialise: Callable[[nn.Module], None]
+    # The kind of module whose activations can be forgotten and computed again (`backbone.activation_checkpointing`).
+    block: type[nn.Module]

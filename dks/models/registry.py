@@ -10,6 +10,10 @@ from dks.models.family import Family
 
 FAMILIES = {
     "cifar_resnet": "dks.models.cifar_resnet",
+    "densenet": "dks.models.densenet",
+    "imagenet_resnet": "dks.models.imagenet_resnet",
+    "mobilenet": "dks.models.mobilenet",
+    "wrn": "dks.models.wrn",
 }
 
 
