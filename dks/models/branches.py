@@ -23,8 +23,8 @@ def build_branch(design: AuxDesign, family: Family, backbone: Backbone, position
     needed = tap.downsamplings_left + tap.behind_downsampling
     if len(stages) != needed:
         raise RequestError(
-            f"backbone.branches.{position} has {len(stages)} stage(s) and needs {needed}: every path from the input to a classifier "
-            "has the same number of down-samplings"
+            f"backbone.branches.{position} has {len(stages)} stage(s) and needs {needed}: every path from the input to a "
+            "classifier has the same number of down-samplings"
         )
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels = tap.channels

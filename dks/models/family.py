@@ -28,7 +28,7 @@ class Family:
     backbone: Callable[[Backbone, int], nn.Module]
     # Where branches can start: classifier -> place.
     taps: Callable[[Backbone], dict[str, Tap]]
-    # One stage of a branch: (backbone, in channels, spec, stride) -> module, out channels. With stride 2 it halves the resolution.
+    # One stage of a branch, halving the resolution with stride 2: (backbone, in channels, spec, stride) -> module, channels.
     stage: Callable[[Backbone, int, Stage, int], tuple[nn.Module, int]]
     # The end of a classifier: (in channels, classes) -> module from a feature map to logits.
     head: Callable[[int, int], nn.Module]
