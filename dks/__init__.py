@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dks.losses import SynergyLoss as SynergyLoss
     from dks.models import build as build
+    from dks.models.attach import attach as attach
 
 # Public name -> module. Imported on first use: the command line must not wait for torch.
-_PUBLIC = {"SynergyLoss": "dks.losses", "build": "dks.models"}
-__all__ = ["SynergyLoss", "build"]
+_PUBLIC = {"SynergyLoss": "dks.losses", "attach": "dks.models.attach", "build": "dks.models"}
+__all__ = ["SynergyLoss", "attach", "build"]
 __version__ = "0.1.0"
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
@@ -58,7 +59,83 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--format", choices=("terminal", "md", "latex", "csv"), default="terminal")
     table.add_argument("--results-dir", default="results", metavar="DIR", help="where sweeps are kept (default: results)")
     table.set_defaults(run=_table)
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="test a finished run again, or a checkpoint on a folder of images",
+        usage="dks evaluate CELL_ID [--runs-dir DIR] [options]\n       "
+        "dks evaluate --weights FILE --backbone NAME --images FOLDER [--protocol NAME] [options]",
+    )
+    evaluate.add_argument("cell_id", nargs="?", metavar="CELL_ID", help="a finished run, tested on its own test set")
+    evaluate.add_argument("--runs-dir", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
+    evaluate.add_argument("--weights", metavar="FILE", help="a state dict, as torch.save or safetensors wrote it")
+    evaluate.add_argument("--backbone", metavar="NAME", help="the network that the weights belong to, for example resnet18")
+    evaluate.add_argument("--images", metavar="FOLDER", help="one subfolder for each class, in FOLDER/val or in FOLDER itself")
+    evaluate.add_argument(
+        "--protocol",
+        choices=("paper", "torchvision"),
+        help="paper (default): the whole image becomes 256x256 pixels; torchvision: its shorter side 256; both take the centre",
+    )
+    evaluate.add_argument(
+        "--workers", type=_at_least(0), metavar="N", help="processes that decode image files (default: all cores)"
+    )
+    evaluate.add_argument("--batch-size", type=_at_least(1), metavar="N", help="images a step (default: the run's, or 128)")
+    evaluate.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: the run's, or auto)")
+    evaluate.add_argument("--json", action="store_true", help="for programs")
+    evaluate.set_defaults(run=_evaluate)
+    export = commands.add_parser("export", help="write the network of a finished run, without its branches, to a file")
+    export.add_argument("cell_id", metavar="CELL_ID", help="a finished run")
+    export.add_argument(
+        "--format", choices=("safetensors", "onnx", "program"), required=True, help="program: for torch.export.load"
+    )
+    export.add_argument("--output", metavar="FILE", help="default: CELL_ID.safetensors, .onnx or .pt2, in this folder")
+    export.add_argument("--force", action="store_true", help="replace the file if there is one")
+    export.add_argument("--runs-dir", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
+    export.set_defaults(run=_export)
     return parser
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least {least}")
+        return int(text)
+
+    return number
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from dks.config.errors import RequestError
+
+    files = {"--weights": options.weights, "--backbone": options.backbone, "--images": options.images}
+    more = {**files, "--protocol": options.protocol}
+    if options.cell_id is not None and (given := [name for name, value in more.items() if value is not None]):
+        raise RequestError(f"a run is tested on its own test set; drop {', '.join(given)}, or CELL_ID")
+    if options.cell_id is None and (lacking := [name for name, value in files.items() if value is None]):
+        raise RequestError(f"give CELL_ID, or --weights, --backbone and --images ({', '.join(lacking)} not given)")
+    from dks.evaluation import Protocol, evaluate_file, evaluate_run
+
+    if options.cell_id is not None:
+        found = evaluate_run(options.runs_dir, options.cell_id, options.device, options.batch_size, options.workers)
+    else:
+        found = evaluate_file(
+            options.weights,
+            options.backbone,
+            options.images,
+            Protocol(options.protocol or "paper"),
+            options.device or "auto",
+            options.batch_size or 128,
+            options.workers,
+        )
+    print(found.to_json() if options.json else found)
+    return DONE
+
+
+def _export(options: argparse.Namespace) -> int:
+    from dks.export import Format, export
+
+    path = export(options.runs_dir, options.cell_id, Format(options.format), options.output, options.force)
+    print(f"written to {path}")
+    return DONE
 
 
 def _table(options: argparse.Namespace) -> int:
@@ -116,8 +193,38 @@ def _hydra_main() -> int:
         return run_cell(HydraConfig.get().runtime.output_dir)
 
     register_schema()
-    hydra.main(config_path=str(declarations("conf")), config_name="config", version_base="1.3")(task)()
+    if int(os.environ.get("RANK", "0")):  # under torchrun rank 0 plans and records, the others train along
+        from dks.training.run import follow
+
+        follow()
+        return DONE
+    with _leading_the_others():
+        hydra.main(config_path=str(declarations("conf")), config_name="config", version_base="1.3")(task)()
     return DONE
+
+
+@contextmanager
+def _leading_the_others() -> Iterator[None]:
+    """Under torchrun, tell the processes that follow when there is no more to do, unless they have stopped or hang already."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    from dks.world import Broken, World
+
+    stopped = False
+    try:
+        yield
+    except Broken:
+        stopped = True
+        raise
+    except SystemExit as left:
+        stopped = left.code == INTERRUPTED
+        raise
+    finally:
+        if not stopped:
+            world = World.join()
+            world.share(None)
+            world.leave()
 
 
 def _reported(command: Callable[[], int]) -> int:

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dks.config.schema import Strategy
+from dks.config.schema import Strategy, SynergyForm
+
+SMOOTHING = 1e-8  # of the authors' code; below the resolution of float16, so probabilities are never smoothed in half precision
 
 
 def matching_pairs(strategy: Strategy | str, classifiers: Iterable[str]) -> list[tuple[str, str]]:
@@ -52,11 +54,19 @@ class SynergyLoss(nn.Module):
         strategy: the pairs B: none (deep supervision), topdown, bottomup or bidir.
         alpha: weight of each auxiliary classifier's cross-entropy (1 in the paper).
         beta: weight of each matched pair (1 in the paper).
+        form: "cross_entropy" as in the paper, or "smoothed_kl" as in the authors' code: KL(f_m || f_n) with both sides
+            smoothed, (p + 1e-8) / (1 + K 1e-8). Without the smoothing the two differ by the entropy of f_m, a constant.
     """
 
-    def __init__(self, strategy: Strategy | str = Strategy.bidir, alpha: float = 1.0, beta: float = 1.0) -> None:
+    def __init__(
+        self,
+        strategy: Strategy | str = Strategy.bidir,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        form: SynergyForm | str = SynergyForm.cross_entropy,
+    ) -> None:
         super().__init__()
-        self.strategy, self.alpha, self.beta = Strategy(strategy), alpha, beta
+        self.strategy, self.alpha, self.beta, self.form = Strategy(strategy), alpha, beta, SynergyForm(form)
 
     def forward(self, logits: Mapping[str, Tensor], targets: Tensor) -> Loss:
         """The loss of a batch.
@@ -66,7 +76,8 @@ class SynergyLoss(nn.Module):
             targets: (N,) class indices.
 
         Returns:
-            Parts `loss_ce`, and where they apply `loss_aux` and `loss_synergy`, each with its weight in it; `total` is the sum.
+            Parts `loss_ce`, and where they apply `loss_aux` and `loss_synergy` (`loss_synergy_kl` in the smoothed form), each
+            with its weight in it; `total` is their sum.
         """
         log_probs = {
             name: F.log_softmax(z, dim=1, dtype=torch.promote_types(z.dtype, torch.float32)) for name, z in logits.items()
@@ -76,7 +87,10 @@ class SynergyLoss(nn.Module):
         if cross_entropy:
             parts["loss_aux"] = self.alpha * torch.stack(list(cross_entropy.values())).sum()
         if pairs := matching_pairs(self.strategy, logits):
-            parts["loss_synergy"] = self.beta * _synergy(pairs, log_probs)
+            if self.form is SynergyForm.smoothed_kl:
+                parts["loss_synergy_kl"] = self.beta * _smoothed_kl(pairs, log_probs)
+            else:
+                parts["loss_synergy"] = self.beta * _synergy(pairs, log_probs)
         return Loss(torch.stack(list(parts.values())).sum(), parts)
 
 
@@ -88,6 +102,46 @@ def _synergy(pairs: list[tuple[str, str]], log_probs: Mapping[str, Tensor]) -> T
         taught = torch.stack([probs[m] for m, n in pairs if n == student]).sum(dim=0)  # (N, K)
         terms.append(-(taught * log_probs[student]).sum(dim=1).mean())
     return torch.stack(terms).sum()
+
+
+def _smoothed_kl(pairs: list[tuple[str, str]], log_probs: Mapping[str, Tensor]) -> Tensor:
+    """mean_i sum_{(m,n)} sum_k g_m^k (log g_m^k - log g_n^k), where g are the smoothed probabilities."""
+    smooth = {name: (log_p.exp() + SMOOTHING) / (1 + log_p.shape[1] * SMOOTHING) for name, log_p in log_probs.items()}
+    terms = [(smooth[m].detach() * (smooth[m].detach().log() - smooth[n].log())).sum(dim=1).mean() for m, n in pairs]
+    return torch.stack(terms).sum()
+
+
+class DistillationLoss(nn.Module):
+    """Distillation from a frozen teacher (Hinton et al., 2015; Table 6 of the paper).
+
+    L_kd = weight * s * sum_{n in students} mean_i KL(p_i || q_i), where p and q are the softmax of the teacher's and of the
+    student's logits divided by the temperature T, and s is T^2 with `scale_by_t2` and 1 without.
+
+    Args:
+        students: the classifiers that are taught, for example ["c1"].
+        temperature: T.
+        weight: of every student's term.
+        scale_by_t2: keeps the size of the gradients independent of T.
+    """
+
+    def __init__(
+        self, students: Iterable[str] = ("c1",), temperature: float = 1.0, weight: float = 1.0, scale_by_t2: bool = True
+    ) -> None:
+        super().__init__()
+        self.students, self.temperature = tuple(students), temperature
+        self.factor = weight * (temperature**2 if scale_by_t2 else 1.0)
+
+    def forward(self, logits: Mapping[str, Tensor], taught: Tensor) -> Tensor:
+        """Logits {"c1": (N, K), ...} and the teacher's logits (N, K) -> scalar."""
+        target = self._log_probs(taught.detach())
+        terms = [
+            F.kl_div(self._log_probs(logits[name]), target, reduction="batchmean", log_target=True) for name in self.students
+        ]
+        return self.factor * torch.stack(terms).sum()
+
+    def _log_probs(self, logits: Tensor) -> Tensor:
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.log_softmax(wide / self.temperature, dim=1)
 
 
 def _depth(classifier: str) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from contextvars import ContextVar, Token
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +15,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from dks.tracking.journal import Entry
 from dks.tracking.record import Record, Status
+
+T = TypeVar("T")
 
 # Seconds between two lines about the same run where there is no terminal.
 LINE_EVERY = 10.0
@@ -41,15 +46,7 @@ class Display:
     def __enter__(self) -> Display:
         self._token = self._current.set(self)
         if self.console.is_terminal:
-            self.bars = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[status]}"),
-                TimeRemainingColumn(compact=True),
-                TextColumn("left"),
-                console=self.console,
-                transient=True,
-            )
+            self.bars = self._new_bars()
             if self.runs > 1:
                 self.sweep_bar = self.bars.add_task("sweep", total=self.runs, status=f"0/{self.runs} runs")
             self.bars.start()
@@ -61,9 +58,32 @@ class Display:
         if self._token is not None:
             self._current.reset(self._token)
 
+    def _new_bars(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            console=self.console,
+            transient=True,
+        )
+
     def run(self, record: Record) -> RunView:
         """The view of one run, an observer of its training."""
         return RunView(self, record)
+
+    def track(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
+        """The items, with a bar of their own on a terminal."""
+        if not self.console.is_terminal:
+            yield from items
+            return
+        with nullcontext(self.bars) if self.bars is not None else self._new_bars() as bars:
+            bar = bars.add_task(what, total=total, status="")
+            for item in items:
+                yield item
+                bars.advance(bar)
+            bars.remove_task(bar)
 
     def say(self, line: str) -> None:
         """A line that stays."""

@@ -15,6 +15,9 @@ from dks.config.compose import Composed, from_hydra, register_schema
 from dks.config.files import declarations
 from dks.config.schema import Config
 from dks.config.validation import resolve
+from dks.sweeps import engine
+from dks.sweeps.grid import Grid, Point
+from dks.tracking.record import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 # The smallest run that still goes through everything.
@@ -51,6 +54,24 @@ def train(folder: Path, *arguments: str, **variables: str) -> tuple[int, str, st
     process = start([str(ROOT / "train.py"), *arguments], folder, **variables)
     out, err = process.communicate(timeout=1400)
     return process.returncode, out, err
+
+
+def queued(folder: Path, *overrides: str) -> RunFolder:
+    """A cell, planned and queued in `folder/runs`."""
+    everything = (*TINY, "tracking=off", f"runs_dir={folder / 'runs'}", *overrides)
+    grid = Grid((), (Point(everything, {}),), "")
+    cell = engine.plan(grid, lambda given: composed(*given)).cells[0]
+    engine.queue(cell)
+    return RunFolder(folder / "runs" / cell.cell_id)
+
+
+def finished_run(folder: Path, *overrides: str) -> RunFolder:
+    """A cell that has run to its end in `folder/runs`."""
+    from dks.training.run import Outcome, run_cell
+
+    ready = queued(folder, *overrides)
+    assert run_cell(ready.path) is Outcome.done, ready.read_record()
+    return ready
 
 
 @pytest.fixture

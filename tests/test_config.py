@@ -37,12 +37,20 @@ def test_no_config_file_can_run_anything() -> None:
 
 @pytest.mark.parametrize("method", choices("method"))
 def test_a_preset_trains_what_its_name_says(method: str) -> None:
-    assert method_of(config(f"method={method}")) == method
+    assert method_of(composed(f"method={method}").config) == method
 
 
 @pytest.mark.parametrize(
     ("data", "backbone", "epochs"),
-    [("digits", "resnet32", 15), ("synthetic", "resnet32", 200), ("synthetic", "resnet110", 200)],
+    [
+        ("digits", "resnet32", 15),
+        ("digits", "wrn28_10", 15),
+        ("synthetic", "resnet110", 200),
+        ("synthetic", "mobilenet", 200),
+        ("synthetic", "densenet40_12", 300),
+        ("synthetic", "wrn28_10_dropout", 200),
+        ("synthetic", "resnet18", 100),
+    ],
 )
 def test_the_recipe_follows_the_backbone_and_the_data(data: str, backbone: str, epochs: int) -> None:
     assert composed(f"data={data}", f"backbone={backbone}").config.recipe.epochs == epochs
@@ -79,6 +87,9 @@ BAD = {
     "data.num_classes=0": "data.num_classes=0 must be at least 1",
     "backbone.depth=21": "must be 6n+2",
     "backbone.depth=2": "must be 6n+2",
+    "backbone.width=4": "backbone.width=4 is for the family wrn, this one is cifar_resnet",
+    "backbone=wrn28_4 backbone.growth=12": "backbone.growth=12 is for the family densenet",
+    "backbone=wrn28_4 backbone.dropout=1": "backbone.dropout=1.0 must be",
     "backbone.family=vgg": "no such family; choose from cifar_resnet, densenet",
     "data.source=svhn": "no such source; choose from cifar10",
     "aux=narrow aux_design.width=0.1": "has no parameter-free shortcut",

@@ -215,7 +215,7 @@ def test_crops_and_flips_have_the_distribution_of_torchvision() -> None:
     torch.manual_seed(0)
     theirs = [reference(images.images[0]) for _ in range(draws)]
     many = ImageSet(images.images.expand(draws, -1, -1, -1).contiguous(), torch.zeros(draws, dtype=torch.int64))
-    ours = [image for batch, _ in batches(many, pad, flip=True).epoch(1) for image in batch]
+    ours = [image for batch in batches(many, pad, flip=True).epoch(1) for image in batch.images]
 
     def counts(crops: list[torch.Tensor]) -> dict[bytes, int]:
         found: dict[bytes, int] = {}
@@ -236,16 +236,16 @@ def test_crops_and_flips_have_the_distribution_of_torchvision() -> None:
 
 def test_without_flip_nothing_is_mirrored_and_without_padding_nothing_is_moved() -> None:
     images = indexed_images(200)
-    crops = torch.cat([batch for batch, _ in batches(images, pad=1, flip=False).epoch(1)])
+    crops = torch.cat([batch.images for batch in batches(images, pad=1, flip=False).epoch(1)])
     rows = crops[:, 0, 2, 1:5]  # pixels that no padding reaches
     assert (rows.diff(dim=1) == 1).all()
-    for batch, labels in batches(images, pad=0, flip=False).epoch(1):
-        assert torch.equal(batch, images.images[labels].float())
+    for batch in batches(images, pad=0, flip=False).epoch(1):
+        assert torch.equal(batch.images, images.images[batch.labels].float())
 
 
 def test_an_epoch_shows_every_image_once_in_an_order_of_its_own() -> None:
     loader = batches(indexed_images(100), pad=1, flip=True, batch_size=32)
-    first, second = ([labels for _, labels in loader.epoch(epoch)] for epoch in (1, 2))
+    first, second = ([batch.labels for batch in loader.epoch(epoch)] for epoch in (1, 2))
     assert [len(labels) for labels in first] == [32, 32, 32, 4]
     assert len(loader) == 4
     assert torch.cat(first).sort().values.tolist() == list(range(100))
@@ -258,8 +258,9 @@ def test_a_batch_is_a_function_of_seed_epoch_and_step() -> None:
     torch.manual_seed(123)  # the global generator has no part in it
     again = list(batches(images, 1, True, seed=7).epoch(3))
     other = list(batches(images, 1, True, seed=8).epoch(3))
-    assert all(torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(whole, again, strict=True))
-    assert not torch.equal(whole[0][0], other[0][0])
+    pairs = list(zip(whole, again, strict=True))
+    assert all(torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in pairs)
+    assert not torch.equal(whole[0].images, other[0].images)
 
 
 def test_images_are_normalised_by_channel_after_padding() -> None:
@@ -276,7 +277,7 @@ def test_images_are_normalised_by_channel_after_padding() -> None:
     # Padding is black before normalisation, as torchvision pads before ToTensor.
     padded = TrainingBatches(images, 10, 0, 4, False, normalise, CPU)
     black = (-torch.tensor(mean) / torch.tensor(std))[:, None]
-    corners = torch.cat([batch[:, :, [0, 0, -1, -1], [0, -1, 0, -1]] for batch, _ in padded.epoch(1)])
+    corners = torch.cat([batch.images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]] for batch in padded.epoch(1)])
     assert torch.isclose(corners, black, atol=1e-5).all(dim=1).any()
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dks import SynergyLoss
+from dks import SynergyLoss, losses
 from dks.config.schema import Strategy
-from dks.losses import matching_pairs
+from dks.losses import DistillationLoss, matching_pairs
 
 NAMES = ("c1", "c2", "c3", "c4")
 
@@ -143,3 +143,73 @@ def test_unknown_names_are_refused() -> None:
         SynergyLoss("sideways")
     with pytest.raises(ValueError, match="names are c1"):
         matching_pairs(Strategy.bidir, ["c1", "head"])
+
+
+# --- the form of the authors' code, and distillation
+
+
+def test_the_smoothed_divergence_of_the_authors_code() -> None:
+    logits = logits_of("c1", "c2", "c3")
+    loss = SynergyLoss("bidir", beta=0.5, form="smoothed_kl")(logits, TARGETS)
+    expected = 0.0
+    for m, n in PAIRS["bidir", 3]:
+        for i in range(6):
+            p, q = (torch.softmax(logits[name][i], dim=0).tolist() for name in (m, n))
+            p, q = ([(value + 1e-8) / (1 + 5e-8) for value in row] for row in (p, q))
+            expected += 0.5 * sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True)) / 6
+    assert set(loss.parts) == {"loss_ce", "loss_aux", "loss_synergy_kl"}
+    assert float(loss.parts["loss_synergy_kl"]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_without_smoothing_both_forms_have_the_same_gradients_and_with_it_they_differ_by_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gradient(form: str) -> Tensor:
+        inputs = {name: z.requires_grad_() for name, z in logits_of("c1", "c2", "c3").items()}
+        loss = SynergyLoss("bidir", form=form)(inputs, TARGETS)
+        return torch.cat(torch.autograd.grad(loss.total, list(inputs.values())))
+
+    exact, smoothed = gradient("cross_entropy"), gradient("smoothed_kl")
+    assert not torch.equal(exact, smoothed)
+    assert torch.allclose(exact, smoothed, atol=1e-2)
+    monkeypatch.setattr(losses, "SMOOTHING", 0.0)
+    assert torch.allclose(exact, gradient("smoothed_kl"), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale_by_t2", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 20.0])
+@pytest.mark.parametrize("students", [["c1"], ["c2", "c3"]])
+def test_the_distillation_loss_by_hand(students: list[str], temperature: float, scale_by_t2: bool) -> None:
+    logits = logits_of("c1", "c2", "c3")
+    taught = 2 * logits_of("c4")["c4"]
+    loss = DistillationLoss(students, temperature, 0.7, scale_by_t2)(logits, taught)
+    expected = 0.0
+    for name in students:
+        for i in range(6):
+            rows = []
+            for row in (taught[i].tolist(), logits[name][i].tolist()):
+                total = sum(math.exp(value / temperature) for value in row)
+                rows.append([math.exp(value / temperature) / total for value in row])
+            expected += sum(p * (math.log(p) - math.log(q)) for p, q in zip(*rows, strict=True)) / 6
+    expected *= 0.7 * (temperature**2 if scale_by_t2 else 1)
+    assert float(loss) == pytest.approx(expected, rel=1e-9)
+
+
+def test_t_squared_keeps_the_gradients_of_one_size() -> None:
+    def size(temperature: float, scale_by_t2: bool) -> float:
+        # Small logits, for then the gradient goes exactly as 1/T^2.
+        logits = {"c1": (0.01 * logits_of("c1")["c1"]).requires_grad_()}
+        DistillationLoss(["c1"], temperature, 1.0, scale_by_t2)(logits, 0.01 * logits_of("c1", "c2")["c2"]).backward()
+        assert logits["c1"].grad is not None
+        return float(logits["c1"].grad.norm())
+
+    assert size(20, True) == pytest.approx(size(1, True), rel=0.02)
+    assert size(20, False) == pytest.approx(size(1, False) / 400, rel=0.02)
+
+
+def test_no_gradient_reaches_the_teacher() -> None:
+    taught = logits_of("c2")["c2"].requires_grad_()
+    student = logits_of("c1")["c1"].requires_grad_()
+    DistillationLoss()({"c1": student}, taught).backward()
+    assert taught.grad is None
+    assert student.grad is not None

@@ -32,7 +32,7 @@ def test_one_epoch_on_real_photographs_is_well_below_chance(in_folder: Path) -> 
     status, out, err = train(in_folder, *arguments)
     assert status == 0, err
     (final,) = final_errors(in_folder)
-    assert final["test/top1_error"] < 70, out
+    assert final["test/top1_error"] < 80, out
     record = json.loads(next(in_folder.glob("runs/*/config.yaml")).with_name("record.json").read_text())
     assert record["choices"]["data"] == "parquet"
     assert "name: cifar10-jpeg" in next(in_folder.glob("runs/*/config.yaml")).read_text()

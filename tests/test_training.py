@@ -10,15 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, composed
+from conftest import queued
 from safetensors.torch import load_file
 
 import dks
 from dks.config.files import load_choice
 from dks.config.schema import Recipe
 from dks.losses import Loss
-from dks.sweeps import engine
-from dks.sweeps.grid import Grid, Point
 from dks.tracking.record import Record, RunFolder, Status
 from dks.training import trainer
 from dks.training.finite import FiniteGuard, NonFiniteLoss
@@ -26,15 +24,6 @@ from dks.training.interruption import Interrupted, Interruption
 from dks.training.metrics import Tally
 from dks.training.run import Outcome, run_cell
 from dks.training.schedule import learning_rate
-
-
-def queued(folder: Path, *overrides: str) -> RunFolder:
-    """A cell, planned and queued in `folder/runs`."""
-    everything = (*TINY, "tracking=off", f"runs_dir={folder / 'runs'}", *overrides)
-    grid = Grid((), (Point(everything, {}),), "")
-    cell = engine.plan(grid, lambda given: composed(*given)).cells[0]
-    engine.queue(cell)
-    return RunFolder(folder / "runs" / cell.cell_id)
 
 
 def record_of(folder: RunFolder) -> Record:

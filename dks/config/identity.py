@@ -25,6 +25,7 @@ EXECUTION_ONLY = frozenset(
         "data.download",
         "data.name",
         "data.root",
+        "data.workers",
         "device",
         "eval_batch_size",
         "kd_teacher.path",

@@ -10,17 +10,30 @@ from dks.config.schema import (
     Config,
     DesignKind,
     KdTeacher,
-    LossWeights,
+    LossTerms,
     MatchingStrategy,
     Strategy,
+    TeacherKind,
 )
 
 
 def method_of(config: Config) -> str:
-    """`baseline` (no branches), `ds` (branches, no matching) or `dks` (branches and matching)."""
+    """The method's name in the paper's tables.
+
+    `baseline` (no branches), `ds` (branches, no matching), `dks` (branches and matching), `single` (one branch's path alone,
+    Table 5). With a teacher (Table 6) it is named by the classifiers that are taught: `kd_c1` (the plain network), `kd_c1_ds`,
+    `kd_c2c3_ds`, ...
+    """
     if config.aux_design.kind is DesignKind.none:
-        return "baseline"
-    return "ds" if config.matching_strategy.name is Strategy.none else "dks"
+        method = "baseline"
+    elif config.aux_positions.alone:
+        method = "single"
+    else:
+        method = "ds" if config.matching_strategy.name is Strategy.none else "dks"
+    if config.kd_teacher.kind is TeacherKind.none:
+        return method
+    taught = f"kd_{''.join(sorted(config.kd_teacher.students))}"
+    return taught if method == "baseline" else f"{taught}_{method}"
 
 
 def baseline_of(config: Config) -> Config:
@@ -31,5 +44,5 @@ def baseline_of(config: Config) -> Config:
         aux_positions=AuxPositions(),
         matching_strategy=MatchingStrategy(),
         kd_teacher=KdTeacher(),
-        loss=LossWeights(),
+        loss=LossTerms(),
     )

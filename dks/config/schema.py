@@ -38,8 +38,7 @@ class TeacherKind(str, Enum):
     """Where a distillation teacher comes from."""
 
     none = "none"
-    file = "file"  # a checkpoint: a state dict, as torch or safetensors wrote it
-    run = "run"  # a finished run of this project
+    checkpoint = "checkpoint"  # a file with a state dict, or a finished run of this project
     torchvision = "torchvision"  # torchvision's own ImageNet weights, downloaded where that is possible
 
 
@@ -55,6 +54,20 @@ class PadMode(str, Enum):
 
     zero = "zero"  # black pixels
     reflect = "reflect"  # the image, mirrored at its border
+
+
+class Augmentation(str, Enum):
+    """How training images are varied, and which part of a test image is seen."""
+
+    pad_crop = "pad_crop"  # CIFAR: a random window of the padded image, mirrored at random; the test image as it is
+    # ImageNet as the paper: the whole image to `resize` x `resize` pixels (bicubic, its aspect ratio not kept), a random window
+    # of `image_size` pixels, mirrored at random; the centre of the test image
+    squash_crop = "squash_crop"
+    # ImageNet as torchvision: a random area of 8 to 100 % and aspect ratio, mirrored at random; the centre of the test image,
+    # its shorter side brought to `resize`
+    resized_crop = "resized_crop"
+    # The paper's ResNet-152: areas as resized_crop, and random brightness, contrast and saturation; tested as squash_crop
+    inception = "inception"
 
 
 class TrackingKind(str, Enum):
@@ -121,12 +134,20 @@ class MatchingStrategy:
     name: Strategy = Strategy.none
 
 
+class SynergyForm(str, Enum):
+    """How a pair of classifiers is compared; the gradients are the same but for the smoothing."""
+
+    cross_entropy = "cross_entropy"  # equation (4) of the paper
+    smoothed_kl = "smoothed_kl"  # the authors' code: Kullback-Leibler divergence of probabilities smoothed by 1e-8
+
+
 @dataclass
-class LossWeights:
-    """The weights of equation (4); the paper keeps both at 1."""
+class LossTerms:
+    """The weights of equation (4), both 1 in the paper, and the form of its last term."""
 
     alpha: float = 1.0  # of every auxiliary classifier's cross-entropy
     beta: float = 1.0  # of every matched pair
+    form: SynergyForm = SynergyForm.cross_entropy
 
 
 @dataclass
@@ -134,10 +155,10 @@ class KdTeacher:
     """The frozen teacher of the distillation methods (Table 6 of the paper)."""
 
     kind: TeacherKind = TeacherKind.none
-    backbone: str | None = None  # kind=file, torchvision: choice of the group backbone
-    path: str | None = None  # kind=file: where it lies
-    cell: str | None = None  # kind=run: its cell id, in the same runs_dir
-    fingerprint: str | None = None  # kind=file: of its content, filled in when the configuration is resolved
+    backbone: str | None = None  # choice of the group backbone, for a file or torchvision
+    path: str | None = None  # kind=checkpoint: the file, as torch or safetensors wrote it
+    cell: str | None = None  # kind=checkpoint: the run, by its cell id in the same runs_dir
+    fingerprint: str | None = None  # of the file's content, filled in when the configuration is resolved
     students: list[str] = field(default_factory=list)  # the classifiers it teaches
     temperature: float = 1.0  # T of both distributions; the paper tries 1, 2, 5, 10 and 20
     weight: float = 1.0  # of every student's term; not stated in the paper
@@ -162,8 +183,10 @@ class Data:
     download: bool = False  # let torchvision fetch missing files (cifar10, cifar100)
     num_classes: int | None = None  # outputs of every classifier; None: as many as the data has
     image_size: int | None = None  # side in pixels, resized bilinearly; None: as stored
+    augmentation: Augmentation = Augmentation.pad_crop
+    resize: int = 256  # all but pad_crop: side of an image before the crop, pixels
+    workers: int | None = None  # all but pad_crop: processes that decode images, 0: none but the main one; None: one a core
     pad: int = 4  # pixels added to each side before the random crop
-    pad_mode: PadMode = PadMode.zero
     flip: bool = True  # mirror left-right with probability 0.5
     mean: list[float] | None = None  # of each channel, images in [0, 1]; None: of the training set
     std: list[float] | None = None  # of each channel, images in [0, 1]; None: of the training set
@@ -183,6 +206,9 @@ class Recipe:
     milestones: list[float] = MISSING  # lr changes after this many epochs; a value below 1 is a fraction of all epochs
     gamma: float = MISSING  # factor on lr at each milestone
     warmup_epochs: int = 0  # lr rises linearly to its value over the first epochs: 1/n, 2/n, ... of it
+    pad_mode: PadMode = PadMode.zero  # what the crops show beyond the border of an image
+    mean: list[float] | None = None  # used instead of data.mean
+    std: list[float] | None = None  # used instead of data.std
     reset_momentum: bool = False  # forget the momentum at each milestone (a quirk of the authors' WRN code)
     uniform_gamma: bool = (
         False  # batch normalisation's scale starts uniform in [0, 1) (a quirk of the authors' WRN code), not at 1
@@ -210,7 +236,7 @@ class Config:
     aux_design: AuxDesign = field(default_factory=AuxDesign)
     aux_positions: AuxPositions = field(default_factory=AuxPositions)
     matching_strategy: MatchingStrategy = field(default_factory=MatchingStrategy)
-    loss: LossWeights = field(default_factory=LossWeights)
+    loss: LossTerms = field(default_factory=LossTerms)
     kd_teacher: KdTeacher = field(default_factory=KdTeacher)
     label_noise: LabelNoise = field(default_factory=LabelNoise)
     data: Data = field(default_factory=Data)

@@ -11,7 +11,20 @@ from dks.config.compose import METHOD_GROUPS, Composed
 from dks.config.errors import RequestError
 from dks.config.identity import canonical_json
 from dks.config.methods import method_of
-from dks.config.schema import AuxDesign, Config, Data, DesignKind, NoiseKind, Recipe, Strategy, TrackingKind
+from dks.config.schema import (
+    Augmentation,
+    AuxDesign,
+    Backbone,
+    Config,
+    Data,
+    DesignKind,
+    NoiseKind,
+    PadMode,
+    Recipe,
+    Strategy,
+    TeacherKind,
+    TrackingKind,
+)
 
 
 def resolve(composed: Composed) -> Config:
@@ -30,6 +43,7 @@ def resolve(composed: Composed) -> Config:
         problems.extend(error.problems)
     if not problems:
         problems.extend(_network_problems(config))
+        problems.extend(_teacher_problems(config))
     if problems:
         raise RequestError(*problems)
     return config
@@ -56,15 +70,23 @@ def _config_problems(config: Config) -> Iterator[str]:
         )
     elif design.kind is not DesignKind.none and not positions:
         yield "aux_positions=none leaves no place for the branches; choose aux_positions=c2c3, or aux_design=none"
+    elif config.aux_positions.alone and len(positions) != 1:
+        yield f"the path through one branch alone needs one position, not {positions}; choose positions=c2 or positions=c3"
+    elif config.aux_positions.alone and strategy is not Strategy.none:
+        yield f"matching_strategy={strategy.value} has nothing to match on a single path; choose matching_strategy=none"
     for position in positions:
         if position not in config.backbone.branches:
             known = ", ".join(sorted(config.backbone.branches))
             yield f"aux_positions: {position} is not a place in this backbone; it has {known}"
     if len(set(positions)) < len(positions):
         yield f"aux_positions.at={positions} names a classifier twice; name each once"
+    yield from _family_problems(config.backbone)
     yield from _design_problems(design)
     yield from _recipe_problems(config.recipe)
     yield from _data_problems(config.data)
+    side = config.data.image_size
+    if config.recipe.pad_mode is PadMode.reflect and side is not None and config.data.pad >= side:
+        yield f"data.pad={config.data.pad} must be below data.image_size={side} with recipe.pad_mode=reflect"
     for name, weight in (("alpha", config.loss.alpha), ("beta", config.loss.beta)):
         if not (math.isfinite(weight) and weight >= 0):
             yield f"loss.{name}={weight} must be a finite number of at least 0"
@@ -86,6 +108,18 @@ def _config_problems(config: Config) -> Iterator[str]:
     if not (math.isfinite(config.tracking.drain_seconds) and config.tracking.drain_seconds >= 0):
         yield f"tracking.drain_seconds={config.tracking.drain_seconds} must be a finite number of at least 0"
     yield from _device_problems(config.device)
+
+
+# Field of a backbone -> the family it belongs to. Elsewhere it would change nothing but the cell's identity.
+_FAMILY_FIELDS = {"width": "wrn", "dropout": "wrn", "growth": "densenet"}
+
+
+def _family_problems(backbone: Backbone) -> Iterator[str]:
+    if not 0 <= backbone.dropout < 1:
+        yield f"backbone.dropout={backbone.dropout} must be at least 0 and below 1"
+    for key, family in _FAMILY_FIELDS.items():
+        if getattr(backbone, key) and backbone.family != family:
+            yield f"backbone.{key}={getattr(backbone, key)} is for the family {family}, this one is {backbone.family}; drop it"
 
 
 def _design_problems(design: AuxDesign) -> Iterator[str]:
@@ -111,6 +145,9 @@ def _recipe_problems(recipe: Recipe) -> Iterator[str]:
         yield "recipe.nesterov=true needs momentum; set recipe.momentum above 0, or recipe.nesterov=false"
     if not (math.isfinite(recipe.weight_decay) and recipe.weight_decay >= 0):
         yield f"recipe.weight_decay={recipe.weight_decay} must be a finite number of at least 0"
+    if not 0 <= recipe.warmup_epochs < max(recipe.epochs, 1):
+        yield f"recipe.warmup_epochs={recipe.warmup_epochs} must be at least 0 and below recipe.epochs={recipe.epochs}"
+    yield from _channel_problems("recipe", recipe.mean, recipe.std)
     marks = recipe.milestones
     if any(not math.isfinite(mark) or mark <= 0 or (mark >= 1 and mark != int(mark)) for mark in marks):
         yield f"recipe.milestones={marks} must be fractions in (0, 1) of all epochs, or whole epochs of at least 1"
@@ -119,18 +156,30 @@ def _recipe_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _data_problems(data: Data) -> Iterator[str]:
+    if data.augmentation is not Augmentation.pad_crop:
+        if data.source not in ("imagefolder", "imagenet"):
+            yield f"data.augmentation={data.augmentation.value} needs data=imagefolder; data.source={data.source} has pad_crop"
+        if data.image_size is None or data.image_size > data.resize:
+            yield f"data.image_size={data.image_size} must be given, and at most data.resize={data.resize}"
+        if data.mean is None or data.std is None:
+            yield "data.mean and data.std must be given where images are not kept in memory"
+    if data.workers is not None and data.workers < 0:
+        yield f"data.workers={data.workers} must be at least 0, or null for one a core"
     if data.pad < 0:
         yield f"data.pad={data.pad} must be at least 0"
     for key in ("num_classes", "image_size", "train_images", "test_images"):
         value = getattr(data, key)
         if value is not None and value < 1:
             yield f"data.{key}={value} must be at least 1"
-    for key in ("mean", "std"):
-        values = getattr(data, key)
+    yield from _channel_problems("data", data.mean, data.std)
+
+
+def _channel_problems(where: str, mean: list[float] | None, std: list[float] | None) -> Iterator[str]:
+    for key, values in (("mean", mean), ("std", std)):
         if values is not None and (len(values) != 3 or not all(math.isfinite(v) for v in values)):
-            yield f"data.{key}={values} must be three finite numbers, one for each channel"
-    if data.std is not None and any(v <= 0 for v in data.std):
-        yield f"data.std={data.std} must be above 0"
+            yield f"{where}.{key}={values} must be three finite numbers, one for each channel"
+    if std is not None and any(v <= 0 for v in std):
+        yield f"{where}.std={std} must be above 0"
 
 
 def _device_problems(device: str) -> Iterator[str]:
@@ -148,6 +197,39 @@ def _device_problems(device: str) -> Iterator[str]:
         yield f"device={device}: no CUDA device is usable here; choose device=cpu or device=auto"
     elif kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
         yield f"device={device}: this machine has {torch.cuda.device_count()} CUDA device(s), counted from 0"
+
+
+def _teacher_problems(config: Config) -> Iterator[str]:
+    """What is wrong with the teacher, if there is to be one; notes the content of its file in the configuration."""
+    kd = config.kd_teacher
+    if kd.kind is TeacherKind.none:
+        if kd.students:
+            yield f"kd_teacher.students={kd.students} have no teacher; choose teacher=checkpoint or teacher=resnet50"
+        return
+    classifiers = ["c1", *([] if config.aux_positions.alone else sorted(config.aux_positions.at))]
+    if not kd.students or len(set(kd.students)) < len(kd.students) or not set(kd.students) <= set(classifiers):
+        yield f"kd_teacher.students={kd.students} must name classifiers of this network, each once: {', '.join(classifiers)}"
+    for key in ("temperature", "weight"):
+        value = getattr(kd, key)
+        if not (math.isfinite(value) and value > 0):
+            yield f"kd_teacher.{key}={value} must be a finite number above 0"
+    if kd.kind is TeacherKind.checkpoint:
+        if (kd.path is None) == (kd.cell is None):
+            yield "teacher=checkpoint needs kd_teacher.cell=CELL_ID, or kd_teacher.path=FILE with kd_teacher.backbone=NAME"
+            return
+        if kd.path is not None and kd.backbone is None:
+            yield f"kd_teacher.path={kd.path} needs kd_teacher.backbone, the network it holds, for example resnet50"
+            return
+    try:
+        from dks.models.teacher import check_teacher
+
+        check_teacher(config)
+        if kd.path is not None:
+            from dks.weights import fingerprint
+
+            kd.fingerprint = fingerprint(kd.path)
+    except RequestError as error:
+        yield from error.problems
 
 
 # Sweeps repeat few networks over many cells, so each is built once.

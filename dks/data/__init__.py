@@ -7,7 +7,7 @@ import dataclasses
 from dks.config.errors import RequestError
 from dks.config.identity import canonical_json
 from dks.config.schema import Data
-from dks.data.images import ImageSet
+from dks.data.images import Images, ImageSet
 from dks.data.registry import source
 
 
@@ -29,15 +29,15 @@ def describe(data: Data) -> Data:
 
 
 # The runs of a sweep mostly share their data: the last one used stays in memory, under its configuration.
-_loaded: dict[str, tuple[ImageSet, ImageSet]] = {}
+_loaded: dict[str, tuple[Images, Images]] = {}
 
 
-def load(data: Data) -> tuple[ImageSet, ImageSet]:
+def load(data: Data) -> tuple[Images, Images]:
     """The training and the test set of a resolved configuration."""
     key = canonical_json(dataclasses.asdict(data))
     if key not in _loaded:
         train, test = source(data.source).load(data)
-        if data.image_size is not None:
+        if data.image_size is not None and isinstance(train, ImageSet):
             train, test = train.resized(data.image_size), test.resized(data.image_size)
         _loaded.clear()
         _loaded[key] = train, test

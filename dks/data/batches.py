@@ -8,13 +8,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dks.data.images import ImageSet
+from dks.config.schema import Config, PadMode
+from dks.data.images import Images, ImageSet
 from dks.data.seeds import generator
+from dks.world import ALONE, World
+
+if TYPE_CHECKING:
+    from dks.data.streaming import StreamedTest, StreamedTraining
+
+
+def channel_statistics(config: Config, train: Images) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel that images are normalised by: the recipe's, else the data's, else those of
+    the training set.
+    """
+    mean, std = config.recipe.mean or config.data.mean, config.recipe.std or config.data.std
+    if mean is None or std is None:
+        assert isinstance(train, ImageSet), "validation asks for both where images are not in memory"
+        own_mean, own_std = train.statistics()
+        mean, std = mean or own_mean, std or [value or 1.0 for value in own_std]  # a constant channel is left alone
+    return mean, std
 
 
 class Normalise:
@@ -31,21 +50,39 @@ class Normalise:
         return floats.mul_(self.factor).add_(self.offset)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What one process computes in one step."""
+
+    images: Tensor  # float32 (N, 3, H, W), normalised
+    labels: Tensor  # int64 (N,)
+    weight: float = 1.0  # of its loss in the mean over all processes
+
+
 class TrainingBatches:
     """A training set, shuffled and augmented anew in every epoch.
 
-    Each image is padded by `pad` black pixels, a random window of the original size is cut out, and with `flip` it is mirrored
-    with probability 0.5: the distribution of torchvision's `RandomCrop(size, padding=pad)` and `RandomHorizontalFlip()`.
+    Each image is padded by `pad` pixels, a random window of the original size is cut out, and with `flip` it is mirrored with
+    probability 0.5: the distribution of torchvision's `RandomCrop(size, padding=pad)` and `RandomHorizontalFlip()`.
     """
 
     def __init__(
-        self, data: ImageSet, batch_size: int, seed: int, pad: int, flip: bool, normalise: Normalise, device: torch.device
+        self,
+        data: ImageSet,
+        batch_size: int,
+        seed: int,
+        pad: int,
+        flip: bool,
+        normalise: Normalise,
+        device: torch.device,
+        pad_mode: PadMode = PadMode.zero,
+        world: World = ALONE,
     ) -> None:
         self.side = data.images.shape[-2:]
-        self.padded = F.pad(data.images, (pad, pad, pad, pad)).to(device)
+        self.padded = _padded(data.images, pad, pad_mode).to(device)
         self.labels = data.labels.to(device)
         self.batch_size, self.seed, self.pad, self.flip = batch_size, seed, pad, flip
-        self.normalise, self.device = normalise, device
+        self.normalise, self.device, self.world = normalise, device, world
         # A view: windows[i, :, y, x] is the window of image i whose upper left corner is at (y, x).
         self.windows = self.padded.unfold(2, self.side[0], 1).unfold(3, self.side[1], 1)
 
@@ -53,27 +90,46 @@ class TrainingBatches:
         """Steps an epoch."""
         return math.ceil(len(self.labels) / self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch: images float32 (N, 3, H, W) and labels (N,), on the device."""
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """This process's part of the batches of one epoch, on the device."""
         draw, count = generator(self.seed, "epoch", epoch), len(self.labels)
         order = torch.randperm(count, generator=draw)
         y, x = torch.randint(0, 2 * self.pad + 1, (2, count), generator=draw)
         mirror = torch.rand(count, generator=draw) < 0.5
-        plan = [values.to(self.device).split(self.batch_size) for values in (order, y, x, mirror)]
-        for index, top, left, mirrored in zip(*plan, strict=True):
+        plan = torch.stack([order, y, x, mirror.long()], dim=1).to(self.device)  # (images, 4)
+        for rows in plan.split(self.batch_size):
+            part, weight = self.world.shard(rows)
+            index, top, left, mirrored = part.unbind(dim=1)
             images = self.windows[index, :, top, left]
             if self.flip:
-                images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-            yield self.normalise(images), self.labels[index]
+                images = torch.where(mirrored.bool()[:, None, None, None], images.flip(3), images)
+            yield Batch(self.normalise(images), self.labels[index], weight)
+
+
+def _padded(images: Tensor, pad: int, mode: PadMode) -> Tensor:
+    if mode is PadMode.zero:
+        return F.pad(images, (pad, pad, pad, pad))
+    # Indexed, for F.pad reflects no integers, and a float copy of the set would be large.
+    rows, columns = (_reflected(side, pad) for side in images.shape[-2:])
+    return images[:, :, rows][:, :, :, columns]
+
+
+def _reflected(side: int, pad: int) -> Tensor:
+    """Indices of a padded axis: pad, ..., 2, 1, 0, 1, ..., side-1, side-2, ..."""
+    inside = torch.arange(-pad, side + pad).abs()
+    return torch.where(inside < side, inside, 2 * (side - 1) - inside)
 
 
 class TestBatches:
-    """A test set in its own order, not augmented."""
+    """A test set in its own order, not augmented; every process has its own part of it, and no image is seen twice."""
 
     __test__ = False  # not a test case of pytest
 
-    def __init__(self, data: ImageSet, batch_size: int, normalise: Normalise, device: torch.device) -> None:
-        self.images, self.labels = data.images.to(device), data.labels.to(device)
+    def __init__(
+        self, data: ImageSet, batch_size: int, normalise: Normalise, device: torch.device, world: World = ALONE
+    ) -> None:
+        mine = slice(world.rank, None, world.size)
+        self.images, self.labels = data.images[mine].to(device), data.labels[mine].to(device)
         self.batch_size, self.normalise = batch_size, normalise
 
     def __len__(self) -> int:
@@ -82,3 +138,28 @@ class TestBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True):
             yield self.normalise(images), labels
+
+
+def training_batches(
+    config: Config, train: Images, normalise: Normalise, device: torch.device, world: World = ALONE
+) -> TrainingBatches | StreamedTraining:
+    """The batches of a configuration's training set, in memory or from files."""
+    data, recipe = config.data, config.recipe
+    if isinstance(train, ImageSet):
+        return TrainingBatches(
+            train, recipe.batch_size, config.seed, data.pad, data.flip, normalise, device, recipe.pad_mode, world
+        )
+    from dks.data.streaming import StreamedTraining
+
+    return StreamedTraining(train, recipe.batch_size, config.seed, data, normalise, device, world)
+
+
+def evaluation_batches(
+    config: Config, test: Images, normalise: Normalise, device: torch.device, world: World = ALONE
+) -> TestBatches | StreamedTest:
+    """The batches of a configuration's test set, in memory or from files."""
+    if isinstance(test, ImageSet):
+        return TestBatches(test, config.eval_batch_size, normalise, device, world)
+    from dks.data.streaming import StreamedTest
+
+    return StreamedTest(test, config.eval_batch_size, config.data, normalise, device, world)

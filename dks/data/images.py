@@ -19,6 +19,17 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class ImageFiles:
+    """Images on disk and their labels."""
+
+    paths: tuple[str, ...]
+    labels: Tensor  # (N,), int64
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass(frozen=True)
 class ImageSet:
     """Decoded images and their labels."""
 
@@ -49,3 +60,6 @@ class ImageSet:
         mean = total / (self.images.numel() / 3)
         variance = squares / (self.images.numel() / 3) - mean.square()
         return mean.tolist(), variance.clamp(min=0).sqrt().tolist()
+
+
+Images = ImageSet | ImageFiles

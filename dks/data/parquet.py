@@ -60,7 +60,8 @@ def load(data: Data) -> tuple[ImageSet, ImageSet]:
 def _read(root: Path, split: str, side: int | None) -> ImageSet:
     import pyarrow.parquet as pq
     from PIL import Image
-    from rich.progress import track
+
+    from dks.terminal import Display
 
     images: list[np.ndarray] = []
     labels: list[np.ndarray] = []
@@ -68,7 +69,7 @@ def _read(root: Path, split: str, side: int | None) -> ImageSet:
         rows = pq.read_table(path, columns=["image", "label"])
         labels.append(rows["label"].to_numpy())
         encoded = rows["image"].combine_chunks().field("bytes")
-        for number, item in enumerate(track(encoded, f"decoding {path.name}", len(encoded), transient=True)):
+        for number, item in enumerate(Display.current().track(encoded, len(encoded), f"decoding {path.name}")):
             try:
                 image = Image.open(io.BytesIO(item.as_py())).convert("RGB")
             except (OSError, TypeError) as error:

@@ -1,7 +1,8 @@
 """The sources of images by name. A new one is one file in this folder and one line here.
 
 A source is a module with two functions. `inspect(data)` returns the `Facts` of the data without decoding an image, and raises
-RequestError where files are missing or wrong. `load(data)` returns the training and the test `ImageSet`.
+RequestError where files are missing or wrong. `load(data)` returns the training and the test set: an `ImageSet`, decoded in
+memory, or `ImageFiles`, decoded anew in every epoch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ SOURCES = {
     "cifar10": "dks.data.cifar",
     "cifar100": "dks.data.cifar",
     "digits": "dks.data.digits",
+    "imagefolder": "dks.data.imagefolder",
+    "imagenet": "dks.data.imagefolder",
     "parquet": "dks.data.parquet",
     "synthetic": "dks.data.synthetic",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import nn
@@ -10,6 +11,7 @@ from dks.config.errors import RequestError
 from dks.config.files import load_choice
 from dks.config.schema import AuxDesign, AuxPositions, Backbone, Config, Data, DesignKind
 from dks.models.branches import build_branch
+from dks.models.checkpointing import forget_activations
 from dks.models.network import SupervisedNetwork
 from dks.models.registry import family
 
@@ -65,4 +67,28 @@ def build_network(config: Config, initialise: bool = True) -> SupervisedNetwork:
         branches[position] = build_branch(config.aux_design, kind, spec, position, places[position], num_classes)
         if initialise:
             kind.initialise(branches[position])
+    if config.recipe.uniform_gamma and initialise:
+        for module in (backbone, *branches.values()):
+            _uniform_gamma(module)
+    if spec.activation_checkpointing:
+        for module in (backbone, *branches.values()):
+            forget_activations(module, kind.block)
+    if config.aux_positions.alone:
+        ((position, branch),) = branches.items()
+        trunk = _until(backbone, places[position].module)
+        return SupervisedNetwork(nn.Sequential(OrderedDict(trunk=trunk, branch=branch)), {}, {})
     return SupervisedNetwork(backbone, branches, {name: places[name].module for name in branches})
+
+
+def _until(backbone: nn.Module, last: str) -> nn.Module:
+    """The children of a backbone that runs them one after another, up to the named one."""
+    children = list(backbone.named_children())
+    names = [name for name, _ in children]
+    return nn.Sequential(OrderedDict(children[: names.index(last) + 1]))
+
+
+def _uniform_gamma(module: nn.Module) -> None:
+    """Batch normalisation's scale uniform in [0, 1), as the authors' WRN code draws it."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight)

@@ -34,5 +34,5 @@ class Family:
     head: Callable[[int, int], nn.Module]
     # Sets the initial weights of a backbone or a branch, in place.
     initialise: Callable[[nn.Module], None]
-    # The kind of module whose activations can be forgotten and computed again (`backbone.activation_checkpointing`).
-    block: type[nn.Module]
+    # The kind(s) of module whose activations can be forgotten and computed again (`backbone.activation_checkpointing`).
+    block: type[nn.Module] | tuple[type[nn.Module], ...]

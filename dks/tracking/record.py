@@ -48,6 +48,7 @@ class Attempt:
     pid: int
     device: str  # for example "cpu" or "cuda:0 (NVIDIA H100)"
     threads: int  # CPU threads of torch
+    processes: int = 1  # that trained together
     first_epoch: int = 1  # the epoch it began with, counted from 1
     git_commit: str | None = None  # of the code; "-dirty" is appended where files had changed
     versions: dict[str, str] = field(default_factory=dict)  # python, torch, ...

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is a usable device."""
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto` is CUDA where there is a usable device; of several processes on a machine each has a GPU of its own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    device = torch.device(name)
+    return torch.device("cuda", local_rank) if device.type == "cuda" and device.index is None else device
 
 
 def device_name(device: torch.device) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dks.losses import Loss
 from dks.training.metrics import training_losses
+from dks.world import ALONE, World
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -25,14 +26,20 @@ class NonFiniteLoss(ArithmeticError):
 class FiniteGuard:
     """Looks at every step's losses: at once on the CPU; on CUDA as soon as a copy has arrived, without waiting for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World = ALONE) -> None:
+        self._world = world
         self._pending: deque[tuple[int, int, list[str], Tensor, torch.cuda.Event | None]] = deque()
         self._last_good: dict[str, float] = {}
 
-    def check(self, epoch: int, step: int, loss: Loss) -> None:
-        """Raises `NonFiniteLoss` for this step or for an earlier one whose values have arrived."""
+    def check(self, epoch: int, step: int, loss: Loss, weight: float = 1.0) -> None:
+        """Raises `NonFiniteLoss` for this step or for an earlier one whose values have arrived.
+
+        `weight` is that of this process's part of the batch; all processes see the loss of the whole, and stop together.
+        """
         losses = training_losses(loss)
         values = torch.stack([value.detach() for value in losses.values()])
+        if self._world.size > 1:
+            values = self._world.sum(values * weight) / self._world.size
         event = None
         if values.is_cuda:
             values = values.to("cpu", non_blocking=True)

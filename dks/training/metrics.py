@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dks.losses import Loss
+from dks.models.network import SupervisedNetwork
+from dks.world import ALONE, World
 
 
 class Tally:
@@ -18,9 +20,9 @@ class Tally:
         self._sums: dict[str, Tensor] = {}
         self._images = 0
 
-    def __len__(self) -> int:
-        """Images counted."""
-        return self._images
+    def images(self, world: World = ALONE) -> int:
+        """Images counted by all processes."""
+        return int(world.sum(torch.tensor(self._images)))
 
     def add_losses(self, losses: Mapping[str, Tensor], images: int) -> None:
         """Batch means over `images` images, name -> scalar."""
@@ -36,9 +38,10 @@ class Tally:
             for k in top:
                 self._add(f"top{k}_error{suffix(classifier)}", 100 * (len(labels) - hits[:, :k].sum()))
 
-    def read(self, prefix: str) -> dict[str, float]:
-        """All means, errors in percent; one copy from the device."""
-        means = (torch.stack([value.double() for value in self._sums.values()]) / self._images).tolist()
+    def read(self, prefix: str, world: World = ALONE) -> dict[str, float]:
+        """All means over the images of all processes, errors in percent; one copy from the device."""
+        sums = world.sum(torch.stack([value.double() for value in self._sums.values()]))
+        means = (sums / self.images(world)).tolist()
         return {f"{prefix}/{name}": mean for name, mean in zip(self._sums, means, strict=True)}
 
     def _add(self, name: str, value: Tensor) -> None:
@@ -58,3 +61,24 @@ def training_losses(loss: Loss) -> dict[str, Tensor]:
 def test_losses(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
     """The cross-entropy of every classifier: `loss` for c1, `loss_c2`, ..."""
     return {f"loss{suffix(name)}": F.cross_entropy(z.float(), labels) for name, z in logits.items()}
+
+
+@torch.inference_mode()
+def evaluate(
+    network: SupervisedNetwork, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, world: World = ALONE
+) -> dict[str, float]:
+    """The losses and errors of every classifier over the images of all processes, by the names of the journal.
+
+    Args:
+        network: on `device`; it is put into evaluation mode.
+        batches: normalised images (N, 3, H, W) and labels (N,) of this process, on any device.
+    """
+    tally = Tally()
+    network.eval()
+    world.synchronise(network)
+    for images, labels in batches:
+        labels = labels.to(device, non_blocking=True)
+        logits = network(images.to(device, non_blocking=True))
+        tally.add_losses(test_losses(logits, labels), len(labels))
+        tally.add_errors(logits, labels, top=(1, 5))
+    return tally.read("test", world)

@@ -1,0 +1,100 @@
+"""Folders of images, one subfolder a class: ImageNet's layout, `root/train/<class>/*` and `root/val/<class>/*`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dks.config.errors import RequestError
+from dks.config.schema import Augmentation, Data
+from dks.data.images import Facts, ImageFiles, Images, ImageSet
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGENET_CLASSES = 1000
+
+
+def inspect(data: Data) -> Facts:
+    """Number of classes from the folders; the fingerprint is that of all names and sizes, and for ImageNet there is none.
+
+    Raises:
+        RequestError: a folder is missing or empty, or training and test set have different classes.
+    """
+    if data.root is None:
+        raise RequestError("data.root has no value; add data.root=FOLDER with the folders train and val in it")
+    root = Path(data.root)
+    classes = _classes(root / "train")
+    if (tested := _classes(root / "val")) != classes:
+        odd = sorted(set(classes) ^ set(tested))
+        raise RequestError(f"{root}: train and val have different classes, for example {odd[0]}")
+    if data.source == "imagenet":
+        if len(classes) != IMAGENET_CLASSES:
+            raise RequestError(f"{root} has {len(classes)} classes and ImageNet {IMAGENET_CLASSES}; choose data=imagefolder")
+        return Facts(labels=IMAGENET_CLASSES, name="imagenet")
+    digest = hashlib.sha256()
+    for split in ("train", "val"):
+        for name in classes:
+            files = _images(root / split / name)
+            digest.update("".join(f"{split}/{name}/{path.name} {path.stat().st_size}\n" for path in files).encode())
+    return Facts(labels=len(classes), name=root.resolve().name, fingerprint=digest.hexdigest()[:16])
+
+
+def load(data: Data) -> tuple[Images, Images]:
+    """Training and test set: decoded in memory for `pad_crop`, else as lists of files.
+
+    Raises:
+        RequestError: a folder is missing or empty.
+        ValueError: an image cannot be decoded, or its size differs from the others'.
+    """
+    train, test = (_files(Path(str(data.root)) / split) for split in ("train", "val"))
+    if data.augmentation is not Augmentation.pad_crop:
+        return train, test
+    return _decoded(train, data.image_size), _decoded(test, data.image_size)
+
+
+def _classes(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is not a folder; data.root must hold train and val, each with a folder for each class")
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    if not names:
+        raise RequestError(f"{folder} has no folder in it; there must be one for each class")
+    return names
+
+
+def _images(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise RequestError(f"{folder} holds no image; a class needs at least one ({', '.join(SUFFIXES)})")
+    return found
+
+
+def _files(folder: Path) -> ImageFiles:
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(_classes(folder)):
+        found = _images(folder / name)
+        paths += map(str, found)
+        labels += [label] * len(found)
+    return ImageFiles(tuple(paths), torch.tensor(labels))
+
+
+def _decoded(files: ImageFiles, side: int | None) -> ImageSet:
+    from dks.terminal import Display
+
+    images: list[np.ndarray] = []
+    for path in Display.current().track(files.paths, len(files), "decoding images"):
+        try:
+            with Image.open(path) as opened:
+                image = opened.convert("RGB")
+        except OSError as error:
+            raise ValueError(f"{path}: the image cannot be decoded ({error})") from error
+        if side is not None and image.size != (side, side):
+            image = image.resize((side, side), Image.Resampling.BILINEAR)
+        images.append(np.asarray(image))
+        if images[-1].shape != images[0].shape:
+            raise ValueError(f"{path} has another size than the images before; set data.image_size")
+    return ImageSet(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), files.labels)

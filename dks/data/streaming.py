@@ -1,0 +1,159 @@
+"""Image files that are decoded and augmented anew in every epoch, by several processes.
+
+What an image looks like is a pure function of (seed, epoch, its index), whoever decodes it.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode, v2
+
+from dks.config.schema import Augmentation, Data
+from dks.data.batches import Batch, Normalise
+from dks.data.images import ImageFiles
+from dks.data.seeds import generator
+from dks.world import ALONE, World
+
+Key = tuple[int, int]  # epoch and index of an image
+
+
+def training_transform(data: Data) -> v2.Transform:
+    """A PIL image -> uint8 (3, image_size, image_size), varied at random by torch's global generator."""
+    side, flip = data.image_size, [v2.RandomHorizontalFlip()] if data.flip else []
+    if data.augmentation is Augmentation.squash_crop:
+        crop: list[v2.Transform] = [_squash(data), v2.RandomCrop(side)]
+    else:
+        crop = [v2.RandomResizedCrop(side, antialias=True)]
+    colours = [v2.ColorJitter(0.4, 0.4, 0.4)] if data.augmentation is Augmentation.inception else []
+    return v2.Compose([*crop, *flip, *colours, v2.PILToTensor()])
+
+
+def evaluation_transform(data: Data) -> v2.Transform:
+    """A PIL image -> uint8 (3, image_size, image_size), its centre."""
+    if data.augmentation is Augmentation.resized_crop:
+        resize: v2.Transform = v2.Resize(data.resize, InterpolationMode.BILINEAR, antialias=True)
+    else:
+        resize = _squash(data)
+    return v2.Compose([resize, v2.CenterCrop(data.image_size), v2.PILToTensor()])
+
+
+def _squash(data: Data) -> v2.Transform:
+    return v2.Resize((data.resize, data.resize), InterpolationMode.BICUBIC, antialias=True)
+
+
+class StreamedTraining:
+    """As `dks.data.batches.TrainingBatches`, for image files."""
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        batch_size: int,
+        seed: int,
+        data: Data,
+        normalise: Normalise,
+        device: torch.device,
+        world: World = ALONE,
+    ) -> None:
+        self.files, self.batch_size, self.seed, self.world = files, batch_size, seed, world
+        self._plan = _Plan()
+        self._loader = _loader(files, training_transform(data), seed, self._plan, data.workers, device)
+        self._to = _ToDevice(normalise, device)
+
+    def __len__(self) -> int:
+        """Steps an epoch."""
+        return math.ceil(len(self.files) / self.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """This process's part of the batches of one epoch, on the device."""
+        order = torch.randperm(len(self.files), generator=generator(self.seed, "epoch", epoch))
+        parts = [self.world.shard(batch) for batch in order.split(self.batch_size)]
+        self._plan.batches = [[(epoch, index) for index in part.tolist()] for part, _ in parts]
+        for (pixels, labels), (_, weight) in zip(self._loader, parts, strict=True):
+            yield Batch(*self._to(pixels, labels), weight)
+
+
+class StreamedTest:
+    """As `dks.data.batches.TestBatches`, for image files."""
+
+    def __init__(
+        self, files: ImageFiles, batch_size: int, data: Data, normalise: Normalise, device: torch.device, world: World = ALONE
+    ) -> None:
+        mine = torch.arange(world.rank, len(files), world.size)
+        plan = _Plan([[(0, index) for index in part.tolist()] for part in mine.split(batch_size)])
+        self._loader = _loader(files, evaluation_transform(data), 0, plan, data.workers, device)
+        self._to, self._steps = _ToDevice(normalise, device), len(plan.batches)
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for pixels, labels in self._loader:
+            yield self._to(pixels, labels)
+
+
+class _Plan:
+    """The batches of the coming epoch; the loader asks for them when it begins one, so that its processes can live on."""
+
+    def __init__(self, batches: list[list[Key]] | None = None) -> None:
+        self.batches = batches or []
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _Decoded(Dataset[tuple[Tensor, int]]):
+    def __init__(self, files: ImageFiles, transform: v2.Transform, seed: int) -> None:
+        self.files, self.transform, self.seed = files, transform, seed
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        epoch, index = key
+        try:
+            with Image.open(self.files.paths[index]) as opened:
+                image = opened.convert("RGB")
+        except OSError as error:
+            raise ValueError(f"{self.files.paths[index]}: the image cannot be decoded ({error})") from error
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(self.seed, "image", epoch, index).initial_seed())
+            return self.transform(image), int(self.files.labels[index])
+
+
+class _ToDevice:
+    def __init__(self, normalise: Normalise, device: torch.device) -> None:
+        self.normalise, self.device = normalise, device
+
+    def __call__(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.normalise(pixels.to(self.device, non_blocking=True)), labels.to(self.device, non_blocking=True)
+
+
+def _loader(
+    files: ImageFiles, transform: v2.Transform, seed: int, plan: _Plan, workers: int | None, device: torch.device
+) -> DataLoader[Any]:
+    from dks.training.environment import available_threads
+
+    count = available_threads() if workers is None else workers
+    return DataLoader(
+        _Decoded(files, transform, seed),
+        batch_sampler=plan,
+        num_workers=count,
+        pin_memory=device.type == "cuda",
+        persistent_workers=count > 0,
+        # A fork would inherit the threads of torch and of the tracker in whatever state they are.
+        multiprocessing_context="forkserver" if count else None,
+        worker_init_fn=_leave_signals_to_the_main_process,
+    )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
