@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 from dks.config.compose import Composed, from_hydra, register_schema
@@ -19,9 +20,20 @@ from dks.sweeps import engine
 from dks.sweeps.grid import Grid, Point
 from dks.tracking.record import RunFolder
 
+# Tests compute in one thread: two that share a core with something else wait for each other.
+torch.set_num_threads(1)
+
 ROOT = Path(__file__).resolve().parent.parent
-# The smallest run that still goes through everything.
-TINY = ("data=synthetic", "data.image_size=8", "data.train_images=64", "data.test_images=32", "data.pad=1", "recipe.epochs=2")
+# The smallest run that goes through everything.
+TINY = (
+    "data=synthetic",
+    "data.image_size=8",
+    "data.train_images=64",
+    "data.test_images=32",
+    "data.pad=1",
+    "recipe.epochs=2",
+    "threads=1",
+)
 
 
 def composed(*overrides: str) -> Composed:

@@ -26,7 +26,9 @@ def device_name(device: torch.device) -> str:
 
 
 def available_threads() -> int:
-    """The cores this process may use."""
+    """What OMP_NUM_THREADS says, else the cores this process may use."""
+    if (wanted := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(wanted):
+        return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
