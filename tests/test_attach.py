@@ -22,15 +22,6 @@ from dks.config.errors import RequestError
 from dks.models.network import SupervisedNetwork
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny inputs: two threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def resnet() -> nn.Module:
     torch.manual_seed(0)
     module: nn.Module = models.resnet18(weights=None, num_classes=10)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import permutations
 
 import pytest
@@ -22,15 +22,6 @@ from dks.models.wrn import PreActivationBlock
 BACKBONES = ("densenet40_12", "wrn28_4", "mobilenet")  # the smallest of each family
 DESIGNS = ("ours", "narrow", "shallow", "ap_2fc", "ap_conv_2fc")
 POSITIONS = (("c2",), ("c3",), ("c2", "c3"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On maps of a few pixels threads only wait for one another, for minutes where other programs run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def parameters(module: nn.Module) -> int:

@@ -7,7 +7,6 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -26,15 +25,6 @@ from dks.models.network import SupervisedNetwork
 
 # Table 4 of the paper.
 POSITIONS = (("c2",), ("c3",), ("c4",), ("c2", "c3"), ("c2", "c3", "c4"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny inputs: two threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def parameters(module: nn.Module) -> int:

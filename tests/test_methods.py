@@ -14,10 +14,10 @@ from torch import nn
 
 import dks
 from dks.config.errors import RequestError
-from dks.config.files import load_choice
+from dks.config.files import choices, load_choice
 from dks.config.identity import cell_id
 from dks.config.methods import method_of
-from dks.config.schema import PadMode, Recipe, Schedule
+from dks.config.schema import Backbone, PadMode, Recipe, Schedule
 from dks.data.batches import Normalise, TrainingBatches
 from dks.data.images import ImageSet
 from dks.models import build_network
@@ -121,6 +121,22 @@ def test_a_single_path_is_the_trunk_and_its_branch_and_nothing_else(position: st
     assert sum(p.numel() for p in net.parameters()) == kept
     net(images)["c1"].sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("backbone", choices("backbone"))
+def test_every_network_has_single_paths(backbone: str) -> None:
+    """Trunk and branch have the very parameters that they have in the whole network, but for what lies behind the tap."""
+    for position in load_choice("backbone", backbone, Backbone).branches:
+        overrides = ("data=synthetic", "data.image_size=32", f"backbone={backbone}", f"positions={position}")
+        with torch.device("meta"):
+            alone = build_network(config(*overrides, "method=single"), initialise=False)
+            whole = build_network(config(*overrides, "method=ds"), initialise=False)
+            logits = alone(torch.randn(2, 3, 32, 32))
+        assert {name: tuple(z.shape) for name, z in logits.items()} == {"c1": (2, 10)}
+        trunk = {name.removeprefix("backbone.trunk.") for name in alone.state_dict() if ".trunk." in name}
+        branch = {name.removeprefix("backbone.branch.") for name in alone.state_dict() if ".branch." in name}
+        assert trunk < set(whole.backbone.state_dict())
+        assert branch == set(whole.branches[position].state_dict())
 
 
 @pytest.mark.parametrize("overrides", ["method=single positions=c2c3", "method=single strategy=bidir"])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dks.config.errors import RequestError
 from dks.models.network import SupervisedNetwork
+from dks.models.parts import pooled_head
 
 
 def attach(module: nn.Module, taps: Mapping[str, str], example: Tensor, num_classes: int | None = None) -> SupervisedNetwork:
@@ -171,7 +172,5 @@ def _branch(classifier: str, layer: str, features: Tensor, final: tuple[int, int
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
         channels *= 2
         stages[f"stage{number}"] = nn.Sequential(OrderedDict(conv=convolution, bn=nn.BatchNorm2d(channels), relu=nn.ReLU()))
-    stages["head"] = nn.Sequential(
-        OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(channels, num_classes))
-    )
+    stages["head"] = pooled_head(channels, num_classes)
     return nn.Sequential(stages).to(features.device, features.dtype)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dks.config.errors import RequestError
 from dks.config.schema import Backbone, Stage
 from dks.models.family import Family, Tap
+from dks.models.parts import initialise_convolutions, pooled_head
 
 WIDTHS = (16, 32, 64)
 
@@ -52,13 +53,6 @@ def stage(config: Backbone, in_channels: int, spec: Stage, stride: int) -> tuple
     return nn.Sequential(*blocks), spec.width
 
 
-def head(in_channels: int, num_classes: int) -> nn.Module:
-    """Global average pooling and one linear layer: (N, C, H, W) -> (N, K)."""
-    return nn.Sequential(
-        OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(in_channels, num_classes))
-    )
-
-
 def backbone(config: Backbone, num_classes: int) -> nn.Module:
     """The plain network, (N, 3, H, W) -> (N, num_classes).
 
@@ -76,15 +70,8 @@ def backbone(config: Backbone, num_classes: int) -> nn.Module:
     channels = WIDTHS[0]
     for number, width in enumerate(WIDTHS, start=1):
         layers[f"stage{number}"], channels = stage(config, channels, Stage(blocks, width), stride=1 if number == 1 else 2)
-    layers["head"] = head(channels, num_classes)
+    layers["head"] = pooled_head(channels, num_classes)
     return nn.Sequential(layers)
-
-
-def initialise(module: nn.Module) -> None:
-    """He initialisation of every convolution (fan-out, ReLU); batch normalisation starts at the identity."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
 
 def taps(config: Backbone) -> dict[str, Tap]:
@@ -95,4 +82,6 @@ def taps(config: Backbone) -> dict[str, Tap]:
     }
 
 
-FAMILY = Family(backbone=backbone, taps=taps, stage=stage, head=head, initialise=initialise, block=BasicBlock)
+FAMILY = Family(
+    backbone=backbone, taps=taps, stage=stage, head=pooled_head, initialise=initialise_convolutions, block=BasicBlock
+)

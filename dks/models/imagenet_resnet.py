@@ -7,8 +7,6 @@ normalisation where the shape changes.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from torch import nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -16,6 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from dks.config.errors import RequestError
 from dks.config.schema import Backbone, Stage
 from dks.models.family import Family, Tap
+from dks.models.parts import initialise_convolutions, pooled_head
 
 NETWORKS = {18: models.resnet18, 34: models.resnet34, 50: models.resnet50, 101: models.resnet101, 152: models.resnet152}
 PLANES = {"layer1": 64, "layer2": 128, "layer3": 256}  # channels of the 3x3 convolutions; a bottleneck gives four times as many
@@ -45,13 +44,6 @@ def stage(config: Backbone, in_channels: int, spec: Stage, stride: int) -> tuple
     return nn.Sequential(*blocks), channels
 
 
-def head(in_channels: int, num_classes: int) -> nn.Module:
-    """Global average pooling and one linear layer: (N, C, H, W) -> (N, K)."""
-    return nn.Sequential(
-        OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(in_channels, num_classes))
-    )
-
-
 def backbone(config: Backbone, num_classes: int) -> nn.Module:
     """torchvision's network, (N, 3, H, W) -> (N, num_classes), with fresh weights.
 
@@ -65,13 +57,6 @@ def backbone(config: Backbone, num_classes: int) -> nn.Module:
     return network
 
 
-def initialise(module: nn.Module) -> None:
-    """He initialisation of every convolution (fan-out, ReLU); batch normalisation starts at the identity."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-
-
 def taps(config: Backbone) -> dict[str, Tap]:
     """c2 after Conv4_x, c3 after Conv3_x, c4 after Conv2_x, which torchvision calls layer3, layer2 and layer1."""
     return {
@@ -80,4 +65,11 @@ def taps(config: Backbone) -> dict[str, Tap]:
     }
 
 
-FAMILY = Family(backbone=backbone, taps=taps, stage=stage, head=head, initialise=initialise, block=(BasicBlock, Bottleneck))
+FAMILY = Family(
+    backbone=backbone,
+    taps=taps,
+    stage=stage,
+    head=pooled_head,
+    initialise=initialise_convolutions,
+    block=(BasicBlock, Bottleneck),
+)

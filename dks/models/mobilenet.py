@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dks.config.errors import RequestError
 from dks.config.schema import Backbone, Stage
 from dks.models.family import Family, Tap
+from dks.models.parts import pooled_head
 
 STEM_WIDTH = 32
 WIDTHS = ((64, 128, 128, 256, 256), (512,) * 6, (1024,) * 2)  # of every block, stage by stage
@@ -40,13 +41,6 @@ def stage(config: Backbone, in_channels: int, spec: Stage, stride: int) -> tuple
     return _blocks(in_channels, (spec.width,) * spec.blocks, stride), spec.width
 
 
-def head(in_channels: int, num_classes: int) -> nn.Module:
-    """Global average pooling and one linear layer: (N, C, H, W) -> (N, K)."""
-    return nn.Sequential(
-        OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(in_channels, num_classes))
-    )
-
-
 def backbone(config: Backbone, num_classes: int) -> nn.Module:
     """The plain network, (N, 3, H, W) -> (N, num_classes).
 
@@ -64,7 +58,7 @@ def backbone(config: Backbone, num_classes: int) -> nn.Module:
     for number, widths in enumerate(WIDTHS, start=1):
         layers[f"stage{number}"] = _blocks(channels, widths, stride=1 if number == 1 else 2)
         channels = widths[-1]
-    layers["head"] = head(channels, num_classes)
+    layers["head"] = pooled_head(channels, num_classes)
     return nn.Sequential(layers)
 
 
@@ -92,4 +86,4 @@ def _blocks(in_channels: int, widths: tuple[int, ...], stride: int) -> nn.Module
     )
 
 
-FAMILY = Family(backbone=backbone, taps=taps, stage=stage, head=head, initialise=initialise, block=SeparableBlock)
+FAMILY = Family(backbone=backbone, taps=taps, stage=stage, head=pooled_head, initialise=initialise, block=SeparableBlock)

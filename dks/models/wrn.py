@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dks.config.errors import RequestError
 from dks.config.schema import Backbone, Stage
 from dks.models.family import Family, Tap
+from dks.models.parts import activated_head, initialise_convolutions
 
 STEM_WIDTH = 16
 WIDTHS = (16, 32, 64)  # times k
@@ -49,19 +50,6 @@ def stage(config: Backbone, in_channels: int, spec: Stage, stride: int) -> tuple
     return nn.Sequential(*blocks), spec.width
 
 
-def head(in_channels: int, num_classes: int) -> nn.Module:
-    """BN-ReLU, global average pooling and one linear layer: (N, C, H, W) -> (N, K)."""
-    return nn.Sequential(
-        OrderedDict(
-            bn=nn.BatchNorm2d(in_channels),
-            relu=nn.ReLU(),
-            pool=nn.AdaptiveAvgPool2d(1),
-            flatten=nn.Flatten(),
-            fc=nn.Linear(in_channels, num_classes),
-        )
-    )
-
-
 def backbone(config: Backbone, num_classes: int) -> nn.Module:
     """The plain network, (N, 3, H, W) -> (N, num_classes).
 
@@ -79,16 +67,15 @@ def backbone(config: Backbone, num_classes: int) -> nn.Module:
     channels = STEM_WIDTH
     for number, width in enumerate(_widths(config), start=1):
         layers[f"stage{number}"], channels = stage(config, channels, Stage(blocks, width), stride=1 if number == 1 else 2)
-    layers["head"] = head(channels, num_classes)
+    layers["head"] = activated_head(channels, num_classes)
     return nn.Sequential(layers)
 
 
 def initialise(module: nn.Module) -> None:
     """He initialisation (convolutions fan-out, linear layers fan-in, biases 0); batch normalisation starts at the identity."""
+    initialise_convolutions(module)
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
 
@@ -108,4 +95,4 @@ def _widths(config: Backbone) -> list[int]:
     return [width * config.width for width in WIDTHS]
 
 
-FAMILY = Family(backbone=backbone, taps=taps, stage=stage, head=head, initialise=initialise, block=PreActivationBlock)
+FAMILY = Family(backbone=backbone, taps=taps, stage=stage, head=activated_head, initialise=initialise, block=PreActivationBlock)
