@@ -178,19 +178,21 @@ def _named_sweep(options: argparse.Namespace, *more: str) -> int:
     return _hydra_main()
 
 
+def _run(config: object) -> object:
+    """What Hydra's launchers call for every cell, here or on another machine."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from dks.training.run import run_cell
+
+    # The frozen configuration in the run's folder counts, not what Hydra composed again.
+    return run_cell(HydraConfig.get().runtime.output_dir)
+
+
 def _hydra_main() -> int:
     import hydra
 
     from dks.config.compose import register_schema
     from dks.config.files import declarations
-
-    def task(config: object) -> object:
-        from hydra.core.hydra_config import HydraConfig
-
-        from dks.training.run import run_cell
-
-        # The frozen configuration in the run's folder counts, not what Hydra composed again.
-        return run_cell(HydraConfig.get().runtime.output_dir)
 
     register_schema()
     if int(os.environ.get("RANK", "0")):  # under torchrun rank 0 plans and records, the others train along
@@ -199,7 +201,7 @@ def _hydra_main() -> int:
         follow()
         return DONE
     with _leading_the_others():
-        hydra.main(config_path=str(declarations("conf")), config_name="config", version_base="1.3")(task)()
+        hydra.main(config_path=str(declarations("conf")), config_name="config", version_base="1.3")(_run)()
     return DONE
 
 

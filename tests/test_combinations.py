@@ -29,7 +29,8 @@ from dks.models import build_network
 
 # On the meta device: too large for a step on a CPU. The largest ones take long even there.
 GIANTS = {"resnet110", "resnet1202", "densenet100_12", "wrn28_4", "wrn28_10", "wrn28_10_dropout", "resnet50", "resnet152"}
-LONG = {"densenet100_12", "resnet18", "resnet50", "resnet110", "resnet152", "resnet1202", "wrn28_10", "wrn28_10_dropout"}
+LONG = {"densenet100_12", "resnet18", "resnet20", "resnet32", "resnet50", "resnet110", "resnet152", "resnet1202"}
+LONG |= {"wrn28_10", "wrn28_10_dropout"}
 NETWORKS = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in choices("backbone")]
 
 

@@ -123,7 +123,13 @@ def test_a_single_path_is_the_trunk_and_its_branch_and_nothing_else(position: st
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("backbone", choices("backbone"))
+# Large networks take seconds even on the meta device, and differ from their small sisters in numbers only.
+LARGE = {"densenet100_12", "resnet50", "resnet110", "resnet152", "resnet1202", "wrn28_10", "wrn28_10_dropout"}
+
+
+@pytest.mark.parametrize(
+    "backbone", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in choices("backbone")]
+)
 def test_every_network_has_single_paths(backbone: str) -> None:
     """Trunk and branch have the very parameters that they have in the whole network, but for what lies behind the tap."""
     for position in load_choice("backbone", backbone, Backbone).branches:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dks import data
+from dks.config.errors import RequestError
 from dks.config.schema import Config
 from dks.data.images import Images
 from dks.data.label_noise import corrupt
@@ -139,6 +140,8 @@ def _trainer(folder: RunFolder, config: Config, world: World, observers: list[Ob
     """Data, network and teacher of a configuration, ready to train; the same on every process."""
     device = pick_device(config.device, world.local_rank)
     train, test, changed = _data(config)
+    if len(test) < world.size:
+        raise RequestError(f"{world.size} processes have only {len(test)} test images to share; start fewer")
     torch.manual_seed(config.seed)
     network = build_network(config).to(device).to(memory_format=torch.channels_last)
     if world.rank:  # the weights are the same everywhere, dropout is not
