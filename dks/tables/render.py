@@ -39,7 +39,7 @@ def caption(table: Table) -> str:
     few = ""
     if len(runs) == 1 and 0 < runs[0] < FEW:
         few = f", n = {runs[0]}" + (" (a single seed, no standard deviation)" if runs[0] == 1 else " seeds")
-    what = "mean(std) over seeds" if runs[-1] > 1 else "one run a cell"
+    what = "mean(std) over seeds" if any(cell.wanted > 1 for cell in table.cells.values()) else "one run a cell"
     text = f"{table.title}: top-1 test error in %, last epoch, {what}{few}"
     return text + ("; [gain over the baseline]" if table.has_gains else "")
 
