@@ -51,6 +51,7 @@ def test_the_main_job_from_nothing_to_its_table_and_into_mlflow(in_folder: Path)
     assert {run["cell_id"] for cell in provenance["cells"] for run in cell["runs"]} == set(made)
     for cell in provenance["cells"]:
         assert f"{cell['mean']:.2f}" in out
+    tracked = {run["mlflow_run_id"]: run["cell_id"] for cell in provenance["cells"] for run in cell["runs"]}
     # MLflow: one parent, nine finished children with learning curves.
     client = MlflowClient("sqlite:///mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("dks").experiment_id])
@@ -59,7 +60,8 @@ def test_the_main_job_from_nothing_to_its_table_and_into_mlflow(in_folder: Path)
     assert [(run.info.status, run.info.run_name) for run in parents] == [("FINISHED", sweep.name)]
     assert [run.info.status for run in children] == ["FINISHED"] * 9
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
-    assert {run.data.tags["dks.cell_id"] for run in children} == set(made)
+    assert {run.info.run_id: run.data.tags["dks.cell_id"] for run in children} == tracked
+    assert set(tracked.values()) == set(made)
     for run in children:
         history = client.get_metric_history(run.info.run_id, "test/top1_error")
         journal = RunFolder(in_folder / "runs" / run.data.tags["dks.cell_id"]).journal.read()

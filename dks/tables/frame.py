@@ -10,6 +10,7 @@ import pandas as pd
 
 from dks.config.errors import RequestError
 from dks.sweeps.ledger import State, look_up
+from dks.tracking.record import RunFolder
 
 
 def read_manifest(results_dir: str, sweep: str) -> dict[str, Any]:
@@ -31,11 +32,13 @@ def read_manifest(results_dir: str, sweep: str) -> dict[str, Any]:
 
 def sweep_frame(manifest: dict[str, Any], metric: str) -> pd.DataFrame:
     """One row a point: the swept labels, `cell_id`, `config_id`, `baseline_id`, `seed`, `method`, `state`, `value`, `best`,
-    `git_commit`, `folder`. `value` is the metric after the last epoch, `best` in the best epoch; NaN unless the run is done.
+    `git_commit`, `mlflow_run_id`, `folder`. `value` is the metric after the last epoch, `best` in the best one; NaN unless the
+    run is done.
     """
     rows = []
     for cell in manifest["cells"]:
         state, record = look_up(manifest["runs_dir"], cell["cell_id"])
+        folder = RunFolder(Path(manifest["runs_dir"]) / cell["cell_id"])
         done = record if record is not None and state is State.done else None
         rows.append(
             {
@@ -45,7 +48,16 @@ def sweep_frame(manifest: dict[str, Any], metric: str) -> pd.DataFrame:
                 "value": done.final[metric] if done else float("nan"),
                 "best": done.best[metric] if done else float("nan"),
                 "git_commit": record.attempts[-1].git_commit if record and record.attempts else None,
-                "folder": str(Path(manifest["runs_dir"]) / cell["cell_id"]),
+                "mlflow_run_id": _mlflow_run(folder),
+                "folder": str(folder.path),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _mlflow_run(folder: RunFolder) -> str | None:
+    """The run in MLflow that its sink noted, if it came that far."""
+    try:
+        return str(json.loads(folder.mlflow_file.read_text(encoding="utf-8"))["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

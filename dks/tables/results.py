@@ -50,7 +50,7 @@ def show(table: Table) -> None:
 
 def _provenance(sweep: str, table: Table, frame: pd.DataFrame) -> dict[str, Any]:
     runs = frame.drop_duplicates("cell_id").set_index("cell_id")
-    columns = ["seed", "state", "value", "best", "git_commit", "folder"]
+    columns = ["seed", "state", "value", "best", "git_commit", "mlflow_run_id", "folder"]
     return {
         "sweep": sweep,
         "metric": table.metric,
