@@ -35,13 +35,15 @@ NETWORKS = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) f
 
 
 def combinations(backbone: str) -> Iterator[tuple[str, str, Strategy, Config]]:
+    spec = load_choice("backbone", backbone, Backbone)
+    spec.activation_checkpointing = False  # the meta device keeps nothing that could be forgotten
     for design, positions, strategy in itertools.product(choices("aux_design"), choices("aux_positions"), Strategy):
         yield (
             design,
             positions,
             strategy,
             Config(
-                backbone=load_choice("backbone", backbone, Backbone),
+                backbone=spec,
                 aux_design=load_choice("aux_design", design, AuxDesign),
                 aux_positions=load_choice("aux_positions", positions, AuxPositions),
                 matching_strategy=MatchingStrategy(strategy),

@@ -6,12 +6,11 @@ network computes stays the same to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -41,19 +40,26 @@ class _Recomputed:
         return checkpoint(forward, self.module, *inputs, use_reentrant=False, context_fn=self._contexts)
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _scratch_buffers(self.module)
+        return nullcontext(), _ScratchBuffers(self.module)
 
 
-@contextmanager
-def _scratch_buffers(module: nn.Module) -> Iterator[None]:
-    """Lets the module write to copies of its buffers: the second computation must not update running statistics again."""
-    kept = [
-        (layer, name, buffer) for layer in module.modules() for name, buffer in layer._buffers.items() if buffer is not None
-    ]
-    for layer, name, buffer in kept:
-        layer._buffers[name] = buffer.clone()
-    try:
-        yield
-    finally:
-        for layer, name, buffer in kept:
-            layer._buffers[name] = buffer
+class _ScratchBuffers(AbstractContextManager[None]):
+    """Lets the module write to copies of its buffers: a second computation must not update running statistics again.
+
+    A class, for a graph that is retained is computed again as often as it is differentiated.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._kept: list[tuple[nn.Module, str, Tensor]] = []
+
+    def __enter__(self) -> None:
+        layers = self.module.modules()
+        self._kept = [(layer, name, own) for layer in layers for name, own in layer._buffers.items() if own is not None]
+        for layer, name, own in self._kept:
+            layer._buffers[name] = own.clone()
+
+    def __exit__(self, *error: object) -> None:
+        for layer, name, own in self._kept:
+            layer._buffers[name] = own
+        self._kept = []
