@@ -100,6 +100,7 @@ def test_a_run_leaves_its_record_journal_and_weights(tmp_path: Path) -> None:
     assert record.changed_labels is not None
     assert len(record.changed_labels) == 16
     assert not folder.checkpoints.exists()
+    assert folder.weights_file.stat().st_mode == folder.record_file.stat().st_mode
     weights = load_file(folder.weights_file)
     net = dks.build("resnet8", 10, "ours", ("c2", "c3"))
     net.load_state_dict(weights)

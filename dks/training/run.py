@@ -113,6 +113,7 @@ def _execute(folder: RunFolder, config: Config, record: Record, interruption: In
         attempt.first_epoch = trainer.progress.epoch + 1
         entries = trainer.fit()
         save_file({name: value.contiguous() for name, value in trainer.network.state_dict().items()}, folder.weights_file)
+        folder.weights_file.chmod(folder.config_file.stat().st_mode)  # safetensors gives it to its owner alone
         _summarise(record, entries, trainer.network)
         record.status = Status.done
     except KeyboardInterrupt as error:
