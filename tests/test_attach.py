@@ -323,6 +323,7 @@ def test_distributed_data_parallel_trains_every_parameter(process_group: None) -
     torch.testing.assert_close(gradients(replica), gradients(plain))
 
 
+@pytest.mark.slow
 def test_the_example_trains_in_a_plain_loop_of_less_than_60_lines(tmp_path: Path) -> None:
     script = ROOT / "examples" / "mobilenet_v3.py"
     assert len(script.read_text().splitlines()) < 60

@@ -168,7 +168,7 @@ def test_ctrl_c_leaves_a_killed_run_and_the_next_call_goes_on(in_folder: Path) -
 
 
 def test_two_processes_that_want_the_same_cell_run_it_once(in_folder: Path) -> None:
-    arguments = [str(ROOT / "train.py"), *TINY, "recipe.epochs=60", "data.train_images=640", "tracking=off"]
+    arguments = [str(ROOT / "train.py"), *TINY, "recipe.epochs=25", "data.train_images=640", "tracking=off"]
     processes = [start(arguments, in_folder) for _ in range(2)]
     ended = [(process.communicate(timeout=200), process.returncode) for process in processes]
     assert [status for _, status in ended] == [0, 0], ended
@@ -178,7 +178,7 @@ def test_two_processes_that_want_the_same_cell_run_it_once(in_folder: Path) -> N
     said = [err for (_, err), _ in ended]
     assert sum("another process" in err for err in said) == 1, said
     (cell_id,) = records(in_folder)
-    assert [entry.epoch for entry in RunFolder(in_folder / "runs" / cell_id).journal.read()] == list(range(1, 61))
+    assert [entry.epoch for entry in RunFolder(in_folder / "runs" / cell_id).journal.read()] == list(range(1, 26))
 
 
 def test_dks_table_prints_a_sweep_again_in_every_format(run_here: Run, in_folder: Path, capsys: Any) -> None:
