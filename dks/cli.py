@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dks.config.errors import RequestError
+
+if TYPE_CHECKING:
+    from dks.sweeps.manifest import Manifest
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
@@ -43,17 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     # Listed for --help; `main` hands everything behind `train` to Hydra.
     commands.add_parser("train", help="one run, or with -m a sweep and its table (as python train.py)")
-    sweep = commands.add_parser("sweep", help="named sweeps: list, plan, run").add_subparsers(metavar="ACTION", required=True)
-    listing = sweep.add_parser("list", help="the sweeps there are")
-    listing.add_argument("--json", action="store_true", help="for programs")
-    listing.set_defaults(run=_sweep_list)
-    for action, what in (("plan", "show what would run"), ("run", "run what is missing, then show the table")):
-        named = sweep.add_parser(action, help=what)
-        named.add_argument("name", help="one of those that `dks sweep list` shows")
-        named.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="reach every cell")
-        named.set_defaults(run=_sweep_plan if action == "plan" else _sweep_run)
-        if action == "plan":
-            named.add_argument("--json", action="store_true", help="for programs")
+    _add_sweep_commands(commands.add_parser("sweep", help="named sweeps: list, plan, run, status, wait, retry, cancel"))
     table = commands.add_parser("table", help="the table of a sweep, from whatever runs exist")
     table.add_argument("sweep", help="its name: a folder in results/")
     table.add_argument("--format", choices=("terminal", "md", "latex", "csv"), default="terminal")
@@ -94,6 +91,72 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_sweep_commands(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    def action(name: str, what: str, run: Callable[[argparse.Namespace], int], examples: str = "") -> argparse.ArgumentParser:
+        added = actions.add_parser(
+            name, help=what, description=f"{what}.", epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        added.set_defaults(run=run)
+        return added
+
+    listing = action("list", "the sweeps there are, how many cells each has, and how many are done", _sweep_list)
+    planning = action(
+        "plan",
+        "what would run, how long it would take, and what exists already; nothing is launched",
+        _sweep_plan,
+        "examples:\n  dks sweep plan table3\n  dks sweep plan paper --json\n"
+        "  dks sweep plan table3 data=digits backbone=resnet8 recipe.epochs=2 seed=1,2",
+    )
+    running = action(
+        "run",
+        "run what is missing, then show the table",
+        _sweep_run,
+        "examples:\n  dks sweep run table3 data.root=data data.download=true\n"
+        "  dks sweep run table3 hydra.launcher.slots=2\n"
+        "  dks sweep run table3 --launcher slurm hydra.launcher.partition=gpu hydra.launcher.gpus_per_node=1\n"
+        "  dks sweep run table3 data=digits backbone=resnet8 recipe.epochs=2 seed=1,2",
+    )
+    retrying = action("retry", "run again what failed, was killed or got lost, and nothing new", _sweep_retry)
+    states = action("status", "where every cell stands", _sweep_status)
+    waiting = action("wait", "wait until no cell is queued or running, then show the table", _sweep_wait)
+    cancelling = action("cancel", "stop the running cells and withdraw the queued ones; they can go on later", _sweep_cancel)
+    for added in (planning, running):
+        added.add_argument("name", help="one of those that `dks sweep list` shows, or of a sweep begun in results/")
+        added.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="reach every cell")
+    for added in (retrying, states, waiting, cancelling):
+        added.add_argument("name", help="the sweep")
+        added.add_argument(
+            "overrides", nargs="*", metavar="KEY=VALUE", help="those that the sweep was run with, if there were any"
+        )
+    for added in (states, waiting, cancelling, retrying, listing):
+        added.add_argument("--results-dir", default="results", metavar="DIR", help="where sweeps are kept (default: results)")
+    for added in (planning, states, listing):
+        added.add_argument("--json", action="store_true", help="for programs")
+    planning.add_argument(
+        "--probe",
+        type=_seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help="time for measuring networks that no earlier run tells of (default: 5; 0: estimate from FLOPs alone)",
+    )
+    running.add_argument("--dry-run", action="store_true", help="the same as plan")
+    for added in (running, retrying):
+        added.add_argument("--launcher", choices=("local", "slurm"), help="where cells run (default: local)")
+        added.add_argument(
+            "--retries",
+            type=_at_least(0),
+            default=0,
+            metavar="N",
+            help="try a cell that fails up to N times again (default: 0)",
+        )
+        failures = added.add_mutually_exclusive_group()
+        failures.add_argument("--fail-fast", action="store_true", help="begin no further cell once one has failed")
+        failures.add_argument("--max-failures", type=_at_least(1), metavar="N", help="... once N have failed (default: go on)")
+    waiting.add_argument("--every", type=_seconds, default=5.0, metavar="SECONDS", help="between two looks (default: 5)")
+
+
 def _at_least(least: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -103,9 +166,17 @@ def _at_least(least: int) -> Callable[[str], int]:
     return number
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    from dks.config.errors import RequestError
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be a number of seconds, at least 0")
+    return value
 
+
+def _evaluate(options: argparse.Namespace) -> int:
     files = {"--weights": options.weights, "--backbone": options.backbone, "--images": options.images}
     more = {**files, "--protocol": options.protocol}
     if options.cell_id is not None and (given := [name for name, value in more.items() if value is not None]):
@@ -139,53 +210,126 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from dks.tables.results import TEXT_FORMATS, show, sweep_table
+    from dks.tables.results import TEXT_FORMATS, show, sweep_tables
 
-    table, _ = sweep_table(options.results_dir, options.sweep)
-    if options.format == "terminal":
-        show(table)
-    else:
-        sys.stdout.write(TEXT_FORMATS[options.format](table))
+    for table in sweep_tables(options.results_dir, options.sweep):
+        if options.format == "terminal":
+            show(table)
+        else:
+            sys.stdout.write(TEXT_FORMATS[options.format](table))
     return DONE
 
 
 def _sweep_list(options: argparse.Namespace) -> int:
-    from dks.sweeps.files import names, read
+    from dks.sweeps.listing import listed
 
-    sweeps = [read(name) for name in names()]
-    if options.json:
-        import json
-
-        print(json.dumps([{"name": sweep.name, "title": sweep.title} for sweep in sweeps], indent=1))
-    else:
-        print("\n".join(f"{sweep.name:<12} {sweep.title}" for sweep in sweeps))
+    print(listed(options.results_dir, options.json))
     return DONE
 
 
 def _sweep_plan(options: argparse.Namespace) -> int:
-    return _named_sweep(options, f"hydra.sweeper.show={'json' if options.json else 'text'}")
+    show = "json" if options.json else "text"
+    return _named_sweep(options, f"hydra.sweeper.show={show}", f"hydra.sweeper.probe={options.probe}")
 
 
 def _sweep_run(options: argparse.Namespace) -> int:
-    return _named_sweep(options)
+    if options.dry_run:
+        return _named_sweep(options, "hydra.sweeper.show=text")
+    return _named_sweep(options, *_policy(options))
+
+
+def _sweep_retry(options: argparse.Namespace) -> int:
+    launcher = [item for item in options.overrides if item.startswith("hydra.launcher.")]
+    options.overrides = [item for item in options.overrides if item not in launcher]
+    options.name, options.overrides = _begun(options).name, launcher
+    return _named_sweep(options, "hydra.sweeper.only_unsuccessful=true", *_policy(options))
+
+
+def _policy(options: argparse.Namespace) -> list[str]:
+    failures = 1 if options.fail_fast else options.max_failures
+    launcher = [] if options.launcher is None else [f"hydra/launcher={options.launcher}"]
+    limit = [] if failures is None else [f"hydra.sweeper.max_failures={failures}"]
+    return [*launcher, *limit, f"hydra.sweeper.retries={options.retries}"]
 
 
 def _named_sweep(options: argparse.Namespace, *more: str) -> int:
-    from dks.sweeps.files import read
+    from dks.sweeps.files import names, read
 
-    read(options.name)  # says which names there are, before Hydra starts
-    sys.argv = ["dks sweep", "-m", f"hydra.sweeper.named={options.name}", *more, *options.overrides]
+    name, overrides = options.name, options.overrides
+    if name not in names():
+        from dks.sweeps import manifest
+
+        results_dir = getattr(options, "results_dir", "results")
+        if name in manifest.known(results_dir):  # an ad-hoc sweep, or a named one with overrides, asked for again
+            begun = manifest.read(results_dir, name)
+            name, overrides = begun.named, [*begun.request, *overrides]
+        else:
+            read(name)  # says which names there are
+    named = [] if name is None else [f"hydra.sweeper.named={name}"]
+    sys.argv = ["dks sweep", "-m", *named, *more, *overrides]
     return _hydra_main()
 
 
-def _run(config: object) -> object:
+def _begun(options: argparse.Namespace) -> Manifest:
+    """The manifest of the sweep that the options mean."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from dks.sweeps import manifest
+    from dks.sweeps.files import names, read
+    from dks.sweeps.request import grid_of
+
+    name = options.name
+    if options.overrides:
+        if name not in names():
+            raise RequestError(f"{name} is no named sweep, so it takes no overrides; choose from {', '.join(names())}")
+        name = grid_of(read(name), options.overrides, OverridesParser.create()).name
+    return manifest.read(options.results_dir, name)
+
+
+def _sweep_status(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from dks.sweeps.status import status
+
+    seen = status(options.results_dir, _begun(options).name)
+    if options.json:
+        print(seen.to_json())
+    else:
+        Console(highlight=False).print(str(seen), soft_wrap=True)
+    return DONE
+
+
+def _sweep_wait(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from dks.sweeps.status import status, wait
+    from dks.tables.results import show, write_results
+
+    name = _begun(options).name
+    seen = wait(lambda: status(options.results_dir, name), options.every, Console(stderr=True))
+    for table in write_results(options.results_dir, name):
+        show(table)
+    if seen.sweep.undecided:
+        print(f"dks sweep run {name} goes on: {'; '.join(seen.sweep.undecided)}", file=sys.stderr)
+    return seen.exit_status
+
+
+def _sweep_cancel(options: argparse.Namespace) -> int:
+    from dks.sweeps.scheduler import Scheduler
+    from dks.sweeps.status import cancel, status
+
+    print(cancel(status(options.results_dir, _begun(options).name), Scheduler()))
+    return DONE
+
+
+def _run(config: object) -> None:
     """What Hydra's launchers call for every cell, here or on another machine."""
     from hydra.core.hydra_config import HydraConfig
 
-    from dks.training.run import run_cell
+    from dks.sweeps.worker import run_cells
 
     # The frozen configuration in the run's folder counts, not what Hydra composed again.
-    return run_cell(HydraConfig.get().runtime.output_dir)
+    run_cells([Path(HydraConfig.get().runtime.output_dir)])
 
 
 def _hydra_main() -> int:
@@ -200,33 +344,18 @@ def _hydra_main() -> int:
 
         follow()
         return DONE
-    with _leading_the_others():
+    with _leading():
         hydra.main(config_path=str(declarations("conf")), config_name="config", version_base="1.3")(_run)()
     return DONE
 
 
-@contextmanager
-def _leading_the_others() -> Iterator[None]:
-    """Under torchrun, tell the processes that follow when there is no more to do, unless they have stopped or hang already."""
+def _leading() -> AbstractContextManager[None]:
+    """Under torchrun, rank 0 tells the others when there is no more to do."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield
-        return
-    from dks.world import Broken, World
+        return nullcontext()
+    from dks.world import leading
 
-    stopped = False
-    try:
-        yield
-    except Broken:
-        stopped = True
-        raise
-    except SystemExit as left:
-        stopped = left.code == INTERRUPTED
-        raise
-    finally:
-        if not stopped:
-            world = World.join()
-            world.share(None)
-            world.leave()
+    return leading()
 
 
 def _reported(command: Callable[[], int]) -> int:

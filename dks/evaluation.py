@@ -17,6 +17,7 @@ from dks import data
 from dks.config.errors import RequestError
 from dks.config.schema import Augmentation, Data
 from dks.data.batches import Normalise, TestBatches, channel_statistics, evaluation_batches
+from dks.data.holdout import hold_out
 from dks.data.images import ImageFiles
 from dks.data.streaming import StreamedTest
 from dks.models.network import SupervisedNetwork
@@ -86,6 +87,7 @@ def evaluate_run(
     config.eval_batch_size = batch_size or config.eval_batch_size
     config.data.workers = config.data.workers if workers is None else workers
     train, test = data.load(config.data)
+    train, _ = hold_out(train, config.data.holdout, config.seed)  # images are normalised by what the run was trained on
     batches = evaluation_batches(config, test, Normalise(*channel_statistics(config, train), where), where)
     threads = torch.get_num_threads()
     try:

@@ -2,71 +2,126 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
-from contextvars import ContextVar, Token
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from dks.tracking.journal import Entry
 from dks.tracking.record import Record, Status
 
 T = TypeVar("T")
 
-# Seconds between two lines about the same run where there is no terminal.
+# Seconds between two lines in a log about runs under way, whichever run they are about.
 LINE_EVERY = 10.0
+# Times a second that the bars are drawn.
+FRAMES = 4
+# Columns of a terminal on which a bar has room for loss and images/s as well.
+WIDE = 110
+# The part of a sweep that must be over before its time left is guessed.
+ENOUGH = 0.01
+
+
+class View(Protocol):
+    """What one run tells of itself."""
+
+    def started(self, epochs: int, images: int, finished: int) -> None:
+        """Training begins: `epochs` in all, `images` an epoch, `finished` epochs done by earlier attempts."""
+
+    def stepped(self, images: int) -> None:
+        """That many more training images were seen."""
+
+    def recorded(self, entry: Entry) -> None:
+        """An epoch is finished."""
+
+    def finished(self, record: Record) -> None:
+        """The run is over, however it ended."""
+
+
+class Shows(Protocol):
+    """What runs talk to: a `Display`, or in a worker process what passes everything on to one."""
+
+    def run(self, record: Record) -> View:
+        """The view of one run, an observer of its training."""
+
+    def track(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
+        """The items, while it is shown how many there have been."""
+
+    def say(self, line: str) -> None:
+        """A line that stays (rich markup)."""
+
+
+_current: ContextVar[Shows | None] = ContextVar("display", default=None)
+
+
+@contextmanager
+def shown_by(shows: Shows) -> Iterator[None]:
+    """Inside this context runs talk to it."""
+    token = _current.set(shows)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 class Display:
-    """Shows the progress of a number of runs, one after another.
+    """Shows the progress of a number of runs, one after another or several at a time.
 
-    On a terminal there is a bar for the current run and, where there are several runs, one for all of them. In a log there is
-    a line for every finished run and one now and then for the current one. Everything goes to standard error.
+    On a terminal there is a bar for every run under way and, where there are several runs, one for all of them. In a log there
+    is a line for every finished run and one now and then for those under way. Everything goes to standard error.
     """
 
-    _current: ContextVar[Display | None] = ContextVar("display", default=None)
-
     def __init__(self, runs: int = 1, console: Console | None = None) -> None:
-        self.runs, self.finished = runs, 0
+        self.runs = runs
         self.console = console or Console(stderr=True, highlight=False)
         self.bars: Progress | None = None
-        self.sweep_bar: TaskID | None = None
-        self._token: Token[Display | None] | None = None
+        self.views: list[RunView] = []  # of the runs under way
+        self.ended: set[str] = set()  # cells whose run is over; one that is tried again counts once
+        self._sweep_bar: TaskID | None = None
+        self._began: float | None = None  # when the first run started
+        self._before = 0.0  # runs' worth of epochs that were done before this command
+        self._shown = shown_by(self)
 
     @classmethod
-    def current(cls) -> Display:
-        """The display of the sweep under way, or a new one where a run stands alone."""
-        return cls._current.get() or cls()
+    def current(cls) -> Shows:
+        """What shows the sweep under way, or a new display where a run stands alone."""
+        return _current.get() or cls()
 
     def __enter__(self) -> Display:
-        self._token = self._current.set(self)
+        self._shown.__enter__()
         if self.console.is_terminal:
-            self.bars = self._new_bars()
+            self.bars = self.new_bars()
             if self.runs > 1:
-                self.sweep_bar = self.bars.add_task("sweep", total=self.runs, status=f"0/{self.runs} runs")
+                self._sweep_bar = self.bars.add_task("sweep", total=self.runs, status="", left="")
+                self.refresh()
             self.bars.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.bars is not None:
             self.bars.stop()
-        if self._token is not None:
-            self._current.reset(self._token)
+            self.bars = None
+        self._shown.__exit__(None, None, None)
 
-    def _new_bars(self) -> Progress:
+    def new_bars(self) -> Progress:
+        """Bars as this display draws them, not yet on the screen."""
         return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+            BarColumn(bar_width=16 if self.console.width >= WIDE else 8),
+            TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True, justify="right")),
             console=self.console,
             transient=True,
+            expand=True,
+            refresh_per_second=FRAMES,
         )
 
     def run(self, record: Record) -> RunView:
@@ -75,78 +130,156 @@ class Display:
 
     def track(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
         """The items, with a bar of their own on a terminal."""
-        if not self.console.is_terminal:
-            yield from items
-            return
-        with nullcontext(self.bars) if self.bars is not None else self._new_bars() as bars:
-            bar = bars.add_task(what, total=total, status="")
-            for item in items:
+        view = self.count(what)
+        try:
+            for done, item in enumerate(items):
+                view.show(done, total)
                 yield item
-                bars.advance(bar)
-            bars.remove_task(bar)
+        finally:
+            view.close()
+
+    def count(self, what: str) -> CountView:
+        """A bar for how many there have been."""
+        return CountView(self, what)
 
     def say(self, line: str) -> None:
         """A line that stays."""
         self.console.print(line, soft_wrap=True)
+
+    def started(self, view: RunView) -> None:
+        """A run begins to train."""
+        if self._began is None:
+            self._began = time.monotonic()
+        if view.cell_id not in self.ended:
+            self._before += view.part
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Bring the bar of the sweep up to date."""
+        if self.bars is not None and self._sweep_bar is not None:
+            over = len(self.ended)
+            # A cell that is tried again has a view as well.
+            done = min(over + sum(view.part for view in self.views if view.cell_id not in self.ended), self.runs)
+            left = self._left(done)
+            self.bars.update(
+                self._sweep_bar,
+                completed=done,
+                status=f"{over}/{self.runs} runs",
+                left="starting" if self._began is None else "" if left is None else f"about {duration(left)} left",
+            )
+
+    def _left(self, done: float) -> float | None:
+        """Seconds until the sweep is over, None while nobody can tell.
+
+        What was done in this command, and the time that took, say how long the rest takes if its cells are like those; towards
+        the end, when fewer cells run at a time, it takes at least as long as the slowest of the runs under way.
+        """
+        here = done - self._before
+        if self._began is None or here < ENOUGH * self.runs:
+            return None
+        as_before = (time.monotonic() - self._began) / here * (self.runs - done)
+        return max([as_before, *(view.left for view in self.views if math.isfinite(view.left))])
+
+
+class CountView:
+    """A bar for something countable that is neither a run nor a sweep; only on a terminal."""
+
+    def __init__(self, display: Display, what: str) -> None:
+        self._display, self._what = display, what
+        self._bars: Progress | None = None
+        self._alone = False  # there are no bars of a sweep
+        self._bar: TaskID | None = None
+
+    def show(self, done: int, total: int) -> None:
+        """So many there have been."""
+        if self._bars is None:
+            if not self._display.console.is_terminal:
+                return
+            self._alone = self._display.bars is None
+            self._bars = self._display.bars or self._display.new_bars()
+            self._bar = self._bars.add_task(self._what, total=total, status="", left="")
+            if self._alone:
+                self._bars.start()
+        assert self._bar is not None
+        self._bars.update(self._bar, completed=done, status=f"{done:,}/{total:,}")
+
+    def close(self) -> None:
+        """It is over; the bar goes."""
+        if self._bars is not None and self._bar is not None:
+            self._bars.remove_task(self._bar)
+            if self._alone:
+                self._bars.stop()
+            self._bars = self._bar = None
 
 
 class RunView:
     """Shows one run: epoch, loss, error, images/s, time left."""
 
     def __init__(self, display: Display, record: Record) -> None:
-        self.display, self.label = display, record.label or "default configuration"
+        self.display, self.cell_id, self.label = display, record.cell_id, record.label or "default configuration"
         self.epochs, self.images, self.seen = 0, 0, 0.0
-        self.bar: TaskID | None = None
+        self._bar: TaskID | None = None
+        self._status = ""
         self._begun = self._last_line = time.monotonic()
         self._seen_before = 0.0
+        display.views.append(self)
+
+    @property
+    def part(self) -> float:
+        """How much of the run is done, in [0, 1]."""
+        return min(self.seen / (self.epochs * self.images), 1.0) if self.epochs else 0.0
+
+    @property
+    def left(self) -> float:
+        """Seconds until it is over at the speed so far, evaluations included; infinite before the first step."""
+        seen, seconds = self.seen - self._seen_before, time.monotonic() - self._begun
+        return (self.epochs * self.images - self.seen) * seconds / seen if seen else math.inf
 
     def started(self, epochs: int, images: int, finished: int) -> None:
         """Training begins, after `finished` epochs of earlier attempts."""
         self.epochs, self.images, self.seen = epochs, images, float(finished * images)
         self._seen_before, self._begun = self.seen, time.monotonic()
+        self._status = f"epoch {finished + 1}/{epochs}"
+        self.display.started(self)
         if finished:
             self.display.say(f"{escape(self.label)} goes on after epoch {finished} of {epochs}")
         if self.display.bars is not None:
-            self.bar = self.display.bars.add_task(
-                escape(self.label), total=epochs * images, completed=int(self.seen), status=f"epoch {finished + 1}/{epochs}"
+            self._bar = self.display.bars.add_task(
+                escape(self.label), total=epochs * images, completed=int(self.seen), status=self._status, left=""
             )
 
     def stepped(self, images: int) -> None:
         """A step was taken."""
         self.seen += images
-        bars = self.display.bars
-        if bars is not None and self.bar is not None:
-            bars.update(self.bar, completed=self.seen)
-            if self.display.sweep_bar is not None:
-                part = self.seen / (self.epochs * self.images)
-                bars.update(self.display.sweep_bar, completed=self.display.finished + part)
+        if self.display.bars is not None and self._bar is not None:
+            self.display.bars.update(self._bar, completed=self.seen, left=self._time_left())
+            self.display.refresh()
+        elif time.monotonic() - self._last_line > LINE_EVERY * len(self.display.views):
+            self._last_line = time.monotonic()
+            self.display.say(f"      {escape(self.label)}  {self._status}  {self._time_left()}")
 
     def recorded(self, entry: Entry) -> None:
         """An epoch is finished."""
         metrics = entry.metrics
-        status = (
-            f"epoch {entry.epoch}/{self.epochs}  loss {metrics['train/loss']:.3f}  error {metrics['test/top1_error']:.2f} %  "
-            f"{metrics['train/images_per_second']:,.0f} images/s"
-        )
-        if self.display.bars is not None and self.bar is not None:
-            self.display.bars.update(self.bar, status=status)
-        elif time.monotonic() - self._last_line > LINE_EVERY:
-            self._last_line = time.monotonic()
-            speed = (self.seen - self._seen_before) / (self._last_line - self._begun)
-            left = (self.epochs - entry.epoch) * self.images / speed
-            self.display.say(f"      {escape(self.label)}  {status}  {duration(left)} left")
+        self._status = f"epoch {entry.epoch}/{self.epochs}  error {metrics['test/top1_error']:.2f} %"
+        if self.display.bars is None or self.display.console.width >= WIDE:
+            self._status += f"  loss {metrics['train/loss']:.3f}  {metrics['train/images_per_second']:,.0f} images/s"
+        if self.display.bars is not None and self._bar is not None:
+            self.display.bars.update(self._bar, status=self._status)
 
     def finished(self, record: Record) -> None:
         """The run is over, however it ended."""
         display = self.display
-        if display.bars is not None and self.bar is not None:
-            display.bars.remove_task(self.bar)
-        display.finished += 1
-        if display.bars is not None and display.sweep_bar is not None:
-            status = f"{display.finished}/{display.runs} runs"
-            display.bars.update(display.sweep_bar, completed=display.finished, status=status)
-        count = escape(f"[{display.finished}/{display.runs}] ") if display.runs > 1 else ""
+        if display.bars is not None and self._bar is not None:
+            display.bars.remove_task(self._bar)
+        display.views.remove(self)
+        display.ended.add(self.cell_id)
+        display.refresh()
+        count = escape(f"[{len(display.ended)}/{display.runs}] ") if display.runs > 1 else ""
         display.say(f"{count}{escape(self.label)}  {outcome(record)}")
+
+    def _time_left(self) -> str:
+        return f"{duration(self.left)} left" if math.isfinite(self.left) else ""
 
 
 def outcome(record: Record) -> str:

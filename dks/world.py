@@ -6,6 +6,8 @@ Rank 0 plans, claims, records and shows; the others follow it from run to run.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +63,16 @@ class World:
         """Is it true in some process?"""
         return bool(self.sum(torch.tensor(int(flag)))) if self.size > 1 else flag
 
+    def gather(self, value: Any) -> list[Any]:
+        """What every process gives, by rank, on each of them."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     def synchronise(self, module: nn.Module) -> None:
         """Give every process rank 0's buffers: each has seen other images, so batch normalisation's statistics differ."""
         if self.size > 1:
@@ -94,3 +106,27 @@ class World:
 
 
 ALONE = World()
+
+
+@contextmanager
+def leading() -> Iterator[None]:
+    """What rank 0 does inside this context the others follow; at its end, unless it has stopped them or they hang already, they
+    are told that there is no more.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    stopped = False
+    try:
+        yield
+    except (Broken, KeyboardInterrupt):
+        stopped = True
+        raise
+    except SystemExit as left:
+        stopped = left.code == 130  # after Ctrl-C
+        raise
+    finally:
+        if not stopped:
+            world = World.join()
+            world.share(None)
+            world.leave()

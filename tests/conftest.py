@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from slurm_cluster import cluster  # noqa: F401  (a fixture)
 
 from dks.config.compose import Composed, from_hydra, register_schema
 from dks.config.files import declarations
@@ -18,6 +19,7 @@ from dks.config.schema import Config
 from dks.config.validation import resolve
 from dks.sweeps import engine
 from dks.sweeps.grid import Grid, Point
+from dks.sweeps.plan import plan
 from dks.tracking.record import RunFolder
 
 # Tests compute in one thread: two that share a core with something else wait for each other.
@@ -72,7 +74,7 @@ def queued(folder: Path, *overrides: str) -> RunFolder:
     """A cell, planned and queued in `folder/runs`."""
     everything = (*TINY, "tracking=off", f"runs_dir={folder / 'runs'}", *overrides)
     grid = Grid((), (Point(everything, {}),), "")
-    cell = engine.plan(grid, lambda given: composed(*given)).cells[0]
+    cell = plan(grid, lambda given: composed(*given)).cells[0]
     engine.queue(cell)
     return RunFolder(folder / "runs" / cell.cell_id)
 
@@ -84,6 +86,12 @@ def finished_run(folder: Path, *overrides: str) -> RunFolder:
     ready = queued(folder, *overrides)
     assert run_cell(ready.path) is Outcome.done, ready.read_record()
     return ready
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What forecasts keep between two plans stays out of the home of whoever runs the tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture

@@ -10,8 +10,10 @@ from conftest import composed, config
 from dks.config.compose import config_from, to_yaml
 from dks.config.errors import RequestError
 from dks.config.files import choices, declarations
+from dks.config.identity import cell_id
 from dks.config.methods import method_of
 from dks.config.schema import Strategy
+from dks.config.validation import Resolver, resolve
 
 GROUPS = sorted(path.name for path in declarations("conf").iterdir() if path.is_dir() and path.name != "hydra")
 
@@ -168,3 +170,88 @@ def test_in_a_sweep_every_bad_cell_is_named_and_nothing_is_launched(run_here, in
     assert "positions=c4 seed=0: aux_positions: c4" in err.replace("positions=c4 seed=-1 | ", "")
     assert "positions=c2 seed=-1 | positions=c4 seed=-1: seed=-1 must be" in err
     assert not list(in_folder.iterdir())
+
+
+# --- many configurations of one plan
+
+
+def test_one_plan_looks_at_each_data_set_and_each_teacher_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dks.data import synthetic
+    from dks.models import teacher
+
+    inspected, checked = [], []
+    inspect = synthetic.inspect
+    monkeypatch.setattr(synthetic, "inspect", lambda data: inspected.append(data.image_size) or inspect(data))
+    monkeypatch.setattr(teacher, "check_teacher", lambda config: checked.append(config.kd_teacher.cell))
+    resolver = Resolver()
+    for size in (8, 16):
+        for cell in ("a" * 12, "b" * 12):
+            for rate in (0.1, 0.2):
+                choices = ("data=synthetic", f"data.image_size={size}", "method=kd_c1", "teacher=checkpoint")
+                given = composed(*choices, f"kd_teacher.cell={cell}", f"recipe.lr={rate}")
+                found = resolver(given)
+                assert (found.data.image_size, found.kd_teacher.cell, found.recipe.lr) == (size, cell, rate)
+    assert inspected == [8, 16]
+    assert checked == ["a" * 12, "b" * 12]
+
+
+def test_what_is_wrong_with_data_is_said_of_every_cell(tmp_path: Path) -> None:
+    resolver = Resolver()
+    for seed in (1, 2):
+        with pytest.raises(RequestError, match="does not hold cifar10") as refused:
+            resolver(composed("data=cifar10", f"data.root={tmp_path}", f"seed={seed}"))
+        assert len(refused.value.problems) == 1
+    assert not resolver.absent
+
+
+def imagenet_folders(root: Path, classes: int) -> None:
+    for split in ("train", "val"):
+        for number in range(classes):
+            (root / split / f"n{number:08}").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("source", ["cifar10", "cifar100", "imagenet"])
+def test_known_data_need_not_be_here_for_a_plan(tmp_path: Path, source: str) -> None:
+    overrides = (
+        f"data={source}",
+        f"data.root={tmp_path}",
+        "backbone=resnet18" if source == "imagenet" else "backbone=resnet20",
+    )
+    resolver = Resolver(absent_ok=True)
+    planned = [resolver(composed(*overrides, f"seed={seed}")) for seed in (0, 1)]
+    (line,) = resolver.absent
+    assert str(tmp_path) in line
+    with pytest.raises(RequestError):
+        resolve(composed(*overrides))
+    if source == "imagenet":
+        imagenet_folders(tmp_path, 1000)
+    else:
+        (tmp_path / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[source]).mkdir()
+    with_files = resolve(composed(*overrides))
+    assert planned[0] == with_files
+    assert cell_id(planned[0]) == cell_id(with_files)
+    later = Resolver(absent_ok=True)
+    assert later(composed(*overrides)) == with_files
+    assert not later.absent
+
+
+def test_imagenet_can_be_planned_without_a_folder() -> None:
+    resolver = Resolver(absent_ok=True)
+    found = resolver(composed("data=imagenet", "backbone=resnet18"))
+    assert (found.data.num_classes, found.data.name, found.data.root) == (1000, "imagenet", None)
+    assert resolver.absent == ["data.root has no value; add data.root=FOLDER with the folders train and val in it"]
+
+
+def test_what_only_files_can_tell_must_be_here_for_a_plan(tmp_path: Path) -> None:
+    imagenet_folders(tmp_path / "small", 3)
+    cases = {
+        "data=parquet data.root=no/such/folder": "is not a folder",
+        "data=imagefolder data.root=no/such/folder": "is not a folder",
+        f"data=imagenet data.root={tmp_path / 'small'}": "has 3 classes and ImageNet 1000",
+        "data=cifar10 data.root=no/such/folder data.num_classes=9": "below the 10 labels",
+        "method=kd_c1 teacher=checkpoint kd_teacher.cell=123456789abc": "there is no run 123456789abc",
+        "method=kd_c1 teacher=checkpoint kd_teacher.path=no.pt kd_teacher.backbone=resnet8": "no.pt cannot be read",
+    }
+    for overrides, message in cases.items():
+        with pytest.raises(RequestError, match=message):
+            Resolver(absent_ok=True)(composed(*overrides.split()))

@@ -166,6 +166,13 @@ def test_a_run_gives_again_what_it_recorded(finished: RunFolder) -> None:
     assert evaluate_run(str(finished.path.parent), finished.cell_id, "cpu", 7).metrics == pytest.approx(found.metrics, rel=1e-5)
 
 
+def test_a_run_that_held_images_out_gives_again_what_it_recorded(tmp_path: Path) -> None:
+    """Images are normalised by what was trained on, without those held out."""
+    run = finished_run(tmp_path, "data.holdout=40", "data.test_images=70", "eval_batch_size=32")
+    found = evaluate_run(str(run.path.parent), run.cell_id)
+    assert found.metrics == found.recorded
+
+
 def test_dks_evaluate_prints_the_errors_of_every_classifier(finished: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["evaluate", finished.cell_id, "--runs-dir", str(finished.path.parent)]
     record = finished.read_record()

@@ -277,5 +277,5 @@ def test_a_run_that_is_not_done_is_not_exported(dks_export: Dks, finished: RunFo
     waiting = queued(finished.path.parent.parent, "seed=7")
     status, _, err = dks_export(waiting.cell_id, "--format", "program")
     assert status == 2
-    assert f"run {waiting.cell_id} in {finished.path.parent} is queued, not done" in err
+    assert f"run {waiting.cell_id} in {finished.path.parent} is missing, not done" in err
     assert not list(in_folder.iterdir())

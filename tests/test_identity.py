@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from dks.config.compose import SHORT_NAMES
 from dks.config.files import choices
-from dks.config.identity import EXECUTION_ONLY, SCHEMA_VERSION, canonical_json, cell_id, config_id
+from dks.config.identity import EXECUTION_ONLY, SCHEMA_VERSION, canonical, canonical_json, cell_id, config_id
+from dks.config.methods import baseline_of
 from dks.config.schema import Config
+from dks.config.validation import Resolver
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +93,14 @@ def test_the_seed_changes_the_cell_and_not_the_config_id(base: Config) -> None:
     assert config_id(with_change(base, "recipe.lr")) != config_id(base)
 
 
-def test_cell_id_is_what_the_contract_says(base: Config) -> None:
+@given(paths=st.sets(st.sampled_from(PATHS), max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_cell_id_is_what_the_contract_says(base: Config, paths: set[str]) -> None:
     """The first 12 hex digits of the SHA-256 of the canonical JSON of what is left, plus the schema version."""
-    left = dataclasses.asdict(base)
+    some = base
+    for path in sorted(paths):
+        some = with_change(some, path)
+    left = dataclasses.asdict(some)
     for name in EXECUTION_ONLY:
         *parents, last = name.split(".")
         node = left
@@ -101,7 +108,9 @@ def test_cell_id_is_what_the_contract_says(base: Config) -> None:
             node = node[parent]
         del node[last]
     left["schema_version"] = SCHEMA_VERSION
-    assert cell_id(base) == hashlib.sha256(canonical_json(left).encode()).hexdigest()[:12]
+    assert cell_id(some) == hashlib.sha256(canonical_json(left).encode()).hexdigest()[:12]
+    del left["seed"]
+    assert config_id(some) == hashlib.sha256(canonical_json(left).encode()).hexdigest()[:12]
 
 
 values = st.recursive(
@@ -184,3 +193,91 @@ def test_a_preset_and_its_parts_are_the_same_cell() -> None:
 def test_equal_numbers_written_differently_are_the_same_cell() -> None:
     assert cell_id(config("recipe.lr=0.1")) == cell_id(config("recipe.lr=1e-1"))
     assert cell_id(config("loss.alpha=1")) == cell_id(config("loss.alpha=1.0"))
+
+
+def test_a_whole_number_is_the_same_written_as_a_float_and_a_truth_value_is_not(base: Config) -> None:
+    """In this order: what is remembered of one part must not pass for another."""
+    ids = []
+    for epochs in (1, 1.0, True):
+        other = copy.deepcopy(base)
+        other.recipe.epochs = epochs  # type: ignore[assignment]
+        ids.append(cell_id(other))
+    assert ids[0] == ids[1] != ids[2]
+
+
+# --- what cannot change a result is not in the identity
+
+
+def planned(overrides: str) -> Config:
+    """Resolved; ImageNet need not be here."""
+    return Resolver(absent_ok=True)(composed(*overrides.split()))
+
+
+IMAGENET = "data=imagenet backbone=resnet18"
+# A choice -> what it makes meaningless.
+MEANINGLESS = {
+    "": "kd_teacher.cell=123456789abc kd_teacher.temperature=5 kd_teacher.weight=2 kd_teacher.scale_by_t2=false",
+    "aux=none": "kd_teacher.path=nowhere.pt loss.alpha=2 loss.beta=3 loss.form=smoothed_kl aux_design.hidden=64",
+    "aux=ours": "aux_design.pool=2 aux_design.conv_channels=8 aux_design.hidden=64",
+    "aux=ap_2fc": "aux_design.width=0.5 aux_design.max_blocks=1",
+    "positions=c2c3": "aux_positions.at=[c3,c2]",
+    "strategy=none": "loss.beta=3 loss.form=smoothed_kl",
+    "method=single": "loss.alpha=2 loss.beta=3 loss.form=smoothed_kl",
+    "data=digits": "data.resize=300 data.train_images=7 data.test_images=7",
+    "data.pad=0": "recipe.pad_mode=reflect",
+    "recipe.schedule=cosine": "recipe.milestones=[1] recipe.gamma=0.5 recipe.reset_momentum=true",
+    "recipe.milestones=[]": "recipe.gamma=0.5 recipe.reset_momentum=true",
+    "recipe.momentum=0": "recipe.reset_momentum=true",
+    IMAGENET: "data.pad=9 recipe.pad_mode=reflect",
+    f"{IMAGENET} method=kd_c1": "kd_teacher.cell=123456789abc kd_teacher.scale_by_t2=false kd_teacher.fingerprint=x",
+}
+
+
+@pytest.mark.parametrize("choice", MEANINGLESS)
+def test_what_a_choice_makes_meaningless_is_no_other_cell(choice: str) -> None:
+    one = planned(choice)
+    for override in MEANINGLESS[choice].split():
+        other = planned(f"{choice} {override}")
+        assert cell_id(other) == cell_id(one), override
+        assert config_id(other) == config_id(one)
+    assert planned(f"{choice} {MEANINGLESS[choice]}") == one
+
+
+# A choice -> what does matter under it.
+MEANINGFUL = {
+    "": "aux_positions.at=[c2] loss.alpha=2 loss.beta=3 loss.form=smoothed_kl data.pad=2 recipe.pad_mode=reflect",
+    "aux=none": "recipe.lr=1 data.holdout=9 backbone=resnet20",
+    "aux=ours": "aux_design.width=0.5 aux_design.max_blocks=1",
+    "aux=ap_conv_2fc": "aux_design.pool=2 aux_design.conv_channels=8 aux_design.hidden=64",
+    "strategy=none": "loss.alpha=2",
+    "method=single": "positions=c3 recipe.uniform_gamma=true",
+    "data=synthetic": "data.train_images=7 data.test_images=7",
+    "data.pad=0": "data.flip=true",
+    "recipe.schedule=cosine": "recipe.schedule=step recipe.warmup_epochs=1",
+    "recipe.milestones=[3]": "recipe.milestones=[4] recipe.gamma=0.5 recipe.reset_momentum=true recipe.schedule=cosine",
+    IMAGENET: "data.resize=300 data.image_size=200 data.augmentation=inception",
+    f"{IMAGENET} method=kd_c1": "kd_teacher.temperature=2 kd_teacher.weight=2 kd_teacher.backbone=resnet18",
+    f"{IMAGENET} method=kd_c1 kd_teacher.temperature=2": "kd_teacher.scale_by_t2=false",
+}
+
+
+@pytest.mark.parametrize("choice", MEANINGFUL)
+def test_what_matters_under_a_choice_is_another_cell(choice: str) -> None:
+    one = planned(choice)
+    others = [planned(f"{choice} {override}") for override in MEANINGFUL[choice].split()]
+    assert len({cell_id(each) for each in (one, *others)}) == len(others) + 1
+
+
+@pytest.mark.parametrize("choice", [*MEANINGLESS, *MEANINGFUL])
+def test_the_canonical_form_is_its_own(choice: str) -> None:
+    assert canonical(planned(choice)) == planned(choice)
+
+
+@pytest.mark.parametrize(
+    "conditions", ["", "loss.alpha=0.5 loss.beta=2", "recipe.schedule=cosine recipe.gamma=0.5", "data.pad=0 data.holdout=9"]
+)
+def test_the_baseline_of_a_cell_is_a_cell_of_its_own(conditions: str) -> None:
+    """Whatever was swept along with it: gains are found by this identity."""
+    expected = config_id(planned(f"method=baseline {conditions}"))
+    for method in ("method=ds", "method=dks", "method=single", "aux=ap_2fc"):
+        assert config_id(baseline_of(planned(f"{method} {conditions}"))) == expected

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dks.config.errors import RequestError
-from dks.sweeps.ledger import State, look_up, state_of, to_launch
+from dks.sweeps.ledger import State, look_up
 from dks.tracking.journal import Entry, Journal
 from dks.tracking.record import Record, RunFolder, Status
 
@@ -83,24 +83,14 @@ def test_a_damaged_record_is_refused_with_its_name(tmp_path: Path, content: str)
         folder.read_record()
 
 
-# (status in the record, a live process holds the lock) -> state, launched when asked for
-RULES = {
-    (None, False): (State.missing, True),
-    (None, True): (State.running, False),
-    (Status.queued, False): (State.queued, True),
-    (Status.running, True): (State.running, False),
-    (Status.running, False): (State.killed, True),
-    (Status.killed, False): (State.killed, True),
-    (Status.failed, False): (State.failed, True),
-    (Status.failed, True): (State.running, False),
-    (Status.done, False): (State.done, False),
-}
-
-
-@pytest.mark.parametrize(("status", "claimed"), RULES)
-def test_the_state_of_a_cell(status: Status | None, claimed: bool) -> None:
-    state = state_of(record(status) if status else None, claimed)
-    assert (state, to_launch(state)) == RULES[status, claimed]
+@pytest.mark.parametrize("content", ["a: [", "seed: many", "no_such_key: 1"])
+def test_a_damaged_configuration_is_refused(tmp_path: Path, content: str) -> None:
+    folder = RunFolder(tmp_path / "cell")
+    folder.path.mkdir()
+    folder.config_file.write_text(content)
+    with pytest.raises(RequestError) as refused:
+        folder.read_config()
+    assert "\n" not in str(refused.value)
 
 
 def test_a_run_whose_process_died_counts_as_killed(tmp_path: Path) -> None:

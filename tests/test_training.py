@@ -1,10 +1,16 @@
-"""The trainer: schedule, metrics, resuming, and what happens when something goes wrong."""
+"""The trainer: schedule, metrics, signals, the heartbeat, and what happens when something goes wrong."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import pickle
+import signal
+import threading
+import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +23,10 @@ import dks
 from dks.config.files import load_choice
 from dks.config.schema import Recipe
 from dks.losses import Loss
+from dks.tracking import heartbeat
+from dks.tracking.heartbeat import Pulse
+from dks.tracking.journal import Entry
 from dks.tracking.record import Record, RunFolder, Status
-from dks.training import trainer
 from dks.training.finite import FiniteGuard, NonFiniteLoss
 from dks.training.interruption import Interrupted, Interruption
 from dks.training.metrics import Tally
@@ -160,44 +168,6 @@ def raise_at(step: int, error: BaseException) -> Callable[..., None]:
     return stepped
 
 
-@pytest.mark.parametrize("step", [1, 6, 11])
-def test_an_interrupted_run_goes_on_and_ends_bitwise_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """5 steps an epoch, 3 epochs: interrupted in the first, the second and the third."""
-    overrides = ("data.train_images=320", "recipe.epochs=3")
-    straight = queued(tmp_path / "straight", *overrides)
-    run_cell(straight.path)
-    broken = queued(tmp_path / "broken", *overrides)
-    with monkeypatch.context() as patched:
-        patched.setattr("dks.terminal.RunView.stepped", raise_at(step, Interrupted("SIGTERM")))
-        with pytest.raises(KeyboardInterrupt):
-            run_cell(broken.path)
-    record = record_of(broken)
-    assert record.status is Status.killed
-    assert record.error == {"type": "Interrupted", "message": "SIGTERM"}
-    assert len(broken.journal.read()) == (step - 1) // 5
-    assert run_cell(broken.path) is Outcome.done
-    assert [attempt.first_epoch for attempt in record_of(broken).attempts] == [1, 1 + (step - 1) // 5]
-    assert same(straight, broken)
-
-
-def test_a_journal_ahead_of_its_checkpoint_is_cut_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process died after the journal's line and before the checkpoint."""
-    straight, broken = queued(tmp_path / "a"), queued(tmp_path / "b")
-    run_cell(straight.path)
-    with monkeypatch.context() as patched:
-        patched.setattr(trainer.checkpoint, "save", _die)
-        with pytest.raises(KeyboardInterrupt):
-            run_cell(broken.path)
-    assert len(broken.journal.read()) == 1
-    run_cell(broken.path)
-    assert [entry.epoch for entry in broken.journal.read()] == [1, 2]
-    assert same(straight, broken)
-
-
-def _die(*arguments: object) -> None:
-    raise Interrupted("SIGKILL")
-
-
 def test_a_run_goes_on_with_the_threads_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     folder = queued(tmp_path, "threads=1")
@@ -275,15 +245,111 @@ def test_a_cell_is_claimed_by_one_process_only(tmp_path: Path) -> None:
 
 
 def test_signals_only_set_a_flag() -> None:
-    import os
-    import signal
-
-    before = signal.getsignal(signal.SIGTERM)
-    with Interruption() as interruption:
-        interruption.check()
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Interrupted, match="SIGTERM"):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+        before = signal.getsignal(number)
+        with Interruption() as interruption:
             interruption.check()
-        with pytest.raises(KeyboardInterrupt):  # the second one insists
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) == before
+            os.kill(os.getpid(), number)
+            with pytest.raises(Interrupted, match=number.name) as stopped:
+                interruption.check()
+            assert stopped.value.signal is number
+            assert pickle.loads(pickle.dumps(stopped.value)).signal is number, "it can travel between processes"
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interruption.signal is number, "the first one counts"
+            with pytest.raises(KeyboardInterrupt) as insisted:
+                os.kill(os.getpid(), signal.SIGINT)
+            assert not isinstance(insisted.value, Interrupted)
+        assert signal.getsignal(number) == before
+
+
+def test_a_forked_process_ignores_the_signals_of_its_parent() -> None:
+    with Interruption() as interruption:
+        child = os.fork()
+        if not child:
+            for number in Interruption.SIGNALS:
+                os.kill(os.getpid(), number)
+            os._exit(17 if interruption.signal is None else 1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 17
+        assert interruption.signal is None
+
+
+# --- the heartbeat
+
+
+def test_a_run_leaves_its_last_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "14")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    folder = queued(tmp_path)
+    assert heartbeat.read(folder.path) is None
+    assert heartbeat.age(folder.path) is None
+    run_cell(folder.path)
+    beat, (attempt,) = heartbeat.read(folder.path), record_of(folder).attempts
+    assert beat is not None
+    assert (beat.host, beat.pid, beat.job, beat.epochs) == (attempt.host, os.getpid(), "12_3", 2)
+    assert attempt.job == "12_3"
+    age = heartbeat.age(folder.path)
+    assert age is not None
+    assert 0 <= age < 60
+    (folder.path / heartbeat.FILE).write_text('{"time": "2026-')
+    assert heartbeat.read(folder.path) is None
+    assert not [thread for thread in threading.enumerate() if thread.name == "heartbeat"]
+
+
+def test_the_job_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert heartbeat.slurm_job() is None
+    monkeypatch.setenv("SLURM_JOB_ID", "14")
+    assert heartbeat.slurm_job() == "14"
+
+
+def test_a_heartbeat_tells_epoch_speed_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 epochs of 100 images, the first done before: after 40 more images in 2 seconds 160 images are left, 8 seconds."""
+    clock = [1000.0]
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: clock[0])
+    pulse = Pulse(tmp_path, "node1", 3)
+    pulse._beat()
+    first = heartbeat.read(tmp_path)
+    assert first is not None
+    assert (first.epoch, first.epochs, first.images_per_second, first.ends) == (0, 3, 0.0, None)
+    pulse.started(3, 100, 1)
+    for _ in range(4):
+        clock[0] += 0.5
+        pulse.stepped(10)
+    pulse._beat()
+    beat = heartbeat.read(tmp_path)
+    assert beat is not None and beat.ends is not None
+    assert (beat.epoch, beat.images_per_second) == (2, 20.0)
+    left = datetime.fromisoformat(beat.ends) - datetime.fromisoformat(beat.time)
+    assert left.total_seconds() == pytest.approx(8, abs=2)
+    pulse.recorded(Entry(2, 20, "", {}))
+    pulse._beat()
+    later = heartbeat.read(tmp_path)
+    assert later is not None
+    assert later.epoch == 3
+
+
+def test_the_heart_beats_while_a_run_lives_and_not_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "EVERY", 0.01)
+    seen = set()
+    with Pulse(tmp_path, "node1", 3):
+        until = time.monotonic() + 20
+        while len(seen) < 3 and time.monotonic() < until:
+            if (beat := heartbeat.read(tmp_path)) is not None:
+                seen.add(beat.time)
+    assert len(seen) == 3
+    last = (tmp_path / heartbeat.FILE).read_text()
+    time.sleep(0.1)
+    assert (tmp_path / heartbeat.FILE).read_text() == last
+
+
+def test_a_heartbeat_that_cannot_be_written_is_reported_once_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(heartbeat, "EVERY", 0.01)
+    (tmp_path / heartbeat.FILE).mkdir()
+    with Pulse(tmp_path, "node1", 3):
+        time.sleep(0.3)
+    assert caplog.text.count("heartbeat could not be written") == 1

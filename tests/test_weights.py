@@ -228,7 +228,7 @@ def test_a_run_that_is_not_done_is_refused_with_its_state(tmp_path: Path, finish
     runs = tmp_path / "runs"
     assert refusal(lambda: run_network(runs, "0123456789ab")) == f"there is no run 0123456789ab in {runs}"
     folder = queued(tmp_path)
-    states = {Status.queued: "queued", Status.failed: "failed", Status.killed: "killed", Status.running: "killed"}
+    states = {Status.queued: "missing", Status.failed: "failed", Status.killed: "killed", Status.running: "killed"}
     for status, state in states.items():
         record = folder.read_record()
         assert record is not None

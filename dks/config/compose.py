@@ -6,7 +6,9 @@ import difflib
 import os
 import re
 import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
@@ -41,6 +43,14 @@ class Composed:
 
     config: Config
     choices: dict[str, str | None]
+    interpolated: bool = False  # some value was written as a reference to others, ${...}
+
+
+Compose = Callable[[Sequence[str]], Composed]  # from the overrides of one cell
+
+
+class UnsettledError(RequestError):
+    """Wrong, but one more value could set it right: some value is missing, or refers to others that do not fit."""
 
 
 def register_schema() -> None:
@@ -52,21 +62,30 @@ def from_hydra(composed: DictConfig) -> Composed:
     """The typed configuration inside what Hydra composed, with its `hydra` node.
 
     Raises:
-        RequestError: a value is missing, or a short and a long name disagree.
+        RequestError: a short and a long name disagree, or a key is unknown or of the wrong type; UnsettledError.
     """
     everything = cast("dict[str, str | None]", OmegaConf.to_container(composed.hydra.runtime.choices))
     chosen = {group: choice for group, choice in everything.items() if not group.startswith("hydra/")}
-    values = OmegaConf.create({key: composed[key] for key in composed if key != "hydra"})
-    if missing := sorted(OmegaConf.missing_keys(values)):
-        raise RequestError(*(f"{key} has no value; add {key}=VALUE" for key in missing))
-    clashes = [
-        f"{short}={chosen[short]} and {long}={chosen[long]} disagree; give one of them"
-        for short, long in SHORT_NAMES.items()
-        if chosen.get(short) is not None and chosen[short] != chosen[long]
-    ]
-    if clashes:
-        raise RequestError(*clashes)
-    return Composed(config_from(values), chosen)
+    keys = [str(key) for key in composed if key != "hydra"]
+    values = OmegaConf.masked_copy(composed, keys)
+    interpolated = "${" in str(OmegaConf.to_container(values))
+    try:
+        if interpolated:  # perhaps to what Hydra knows
+            values = OmegaConf.create({key: composed[key] for key in keys})
+        if missing := sorted(OmegaConf.missing_keys(values)):
+            raise UnsettledError(*(f"{key} has no value; add {key}=VALUE" for key in missing))
+        clashes = [
+            f"{short}={chosen[short]} and {long}={chosen[long]} disagree; give one of them"
+            for short, long in SHORT_NAMES.items()
+            if chosen.get(short) is not None and chosen[short] != chosen[long]
+        ]
+        if clashes:
+            raise RequestError(*clashes)
+        return Composed(config_from(values), chosen, interpolated)
+    except (OmegaConfBaseException, RequestError) as error:
+        if interpolated:
+            raise UnsettledError(*explain_request(error)) from error
+        raise
 
 
 def config_from(values: Any) -> Config:
@@ -76,10 +95,16 @@ def config_from(values: Any) -> Config:
         RequestError: a key is unknown, missing or of the wrong type.
     """
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(Config), values)
+        typed = OmegaConf.merge(_schema(), values)
         return cast(Config, OmegaConf.to_object(typed))
     except OmegaConfBaseException as error:
         raise RequestError(explain(error)) from error
+
+
+@cache
+def _schema() -> DictConfig:
+    """The schema as OmegaConf has it; never changed, for `merge` copies it."""
+    return cast(DictConfig, OmegaConf.structured(Config))
 
 
 def to_yaml(config: Config) -> str:

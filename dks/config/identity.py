@@ -10,9 +10,23 @@ import dataclasses
 import hashlib
 import json
 from enum import Enum
-from typing import Any
+from functools import cache
+from typing import Any, get_type_hints
 
-from dks.config.schema import Config
+from dks.config.schema import (
+    Augmentation,
+    AuxDesign,
+    Config,
+    Data,
+    DesignKind,
+    KdTeacher,
+    LossTerms,
+    PadMode,
+    Recipe,
+    Schedule,
+    Strategy,
+    TeacherKind,
+)
 
 # Raise it when the same configuration starts to compute something else: old results are then never taken for new ones.
 SCHEMA_VERSION = 1
@@ -40,49 +54,141 @@ EXECUTION_ONLY = frozenset(
 
 def cell_id(config: Config) -> str:
     """12 hex digits that name the cell of a resolved configuration."""
-    return _digest(_identity(config))
+    return _digest(_written(config))
 
 
 def config_id(config: Config) -> str:
     """As `cell_id`, the same for every seed: what repetitions of one experiment share."""
-    return _digest(_without(_identity(config), frozenset({"seed"})))
+    shared = _written(config)
+    del shared["seed"]
+    return _digest(shared)
 
 
 def canonical_json(value: Any) -> str:
-    """JSON in one spelling: sorted keys, no spaces, a whole number always as an integer (1.0 and 1 are the same).
+    """JSON in one spelling: sorted keys, no spaces, a whole number always as an integer (1.0 and 1 are the same). A dataclass
+    is written as the object of its fields.
 
     Raises:
         ValueError: a number is NaN or infinite.
     """
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _JSON.encode(_plain(value))
 
 
-def _identity(config: Config) -> dict[str, Any]:
-    whole = _without(dataclasses.asdict(config), EXECUTION_ONLY)
-    whole["schema_version"] = SCHEMA_VERSION
-    return whole
+def canonical(config: Config) -> Config:
+    """The same experiment in its one spelling: what its other choices make meaningless has its default.
+
+    A sweep over `aux_design.hidden` has the same cell for every value where the branches have no hidden layer. Only what the
+    code that trains never reads is touched, and the configuration must have passed its checks; its own parts are left alone.
+    """
+    alone = config.aux_positions.alone or config.aux_design.kind is DesignKind.none  # one classifier
+    matched = config.matching_strategy.name is not Strategy.none
+    default = LossTerms()
+    loss = default if alone else config.loss if matched else LossTerms(config.loss.alpha, default.beta, default.form)
+    return dataclasses.replace(
+        config,
+        aux_design=_canonical_design(config.aux_design),
+        aux_positions=dataclasses.replace(config.aux_positions, at=sorted(config.aux_positions.at)),
+        loss=loss,
+        kd_teacher=_canonical_teacher(config.kd_teacher),
+        data=_canonical_data(config.data),
+        recipe=_canonical_recipe(config.recipe, config.data),
+    )
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:12]
+def _canonical_design(design: AuxDesign) -> AuxDesign:
+    if design.kind is DesignKind.blocks:
+        return AuxDesign(design.kind, width=design.width, max_blocks=design.max_blocks)
+    if design.kind is DesignKind.fc:
+        return AuxDesign(design.kind, pool=design.pool, conv_channels=design.conv_channels, hidden=design.hidden)
+    return AuxDesign()
 
 
-def _without(tree: dict[str, Any], dropped: frozenset[str], prefix: str = "") -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        if path not in dropped:
-            kept[key] = _without(value, dropped, f"{path}.") if isinstance(value, dict) else value
-    return kept
+def _canonical_teacher(kd: KdTeacher) -> KdTeacher:
+    if kd.kind is TeacherKind.none:
+        return KdTeacher()
+    if kd.kind is TeacherKind.torchvision:
+        kd = dataclasses.replace(kd, path=None, cell=None, fingerprint=None)
+    elif kd.cell is not None:  # the run knows its own network
+        kd = dataclasses.replace(kd, backbone=None)
+    return dataclasses.replace(kd, scale_by_t2=True) if kd.temperature == 1 else kd
+
+
+def _canonical_data(data: Data) -> Data:
+    default = Data()
+    if data.source != "synthetic":
+        data = dataclasses.replace(data, train_images=None, test_images=None)
+    if data.augmentation is Augmentation.pad_crop:
+        return dataclasses.replace(data, resize=default.resize)
+    return dataclasses.replace(data, pad=default.pad)
+
+
+def _canonical_recipe(recipe: Recipe, data: Data) -> Recipe:
+    if recipe.schedule is Schedule.cosine:
+        recipe = dataclasses.replace(recipe, milestones=[])
+    if not recipe.milestones:
+        recipe = dataclasses.replace(recipe, gamma=1.0)
+    if not recipe.milestones or recipe.momentum == 0:
+        recipe = dataclasses.replace(recipe, reset_momentum=False)
+    if data.augmentation is not Augmentation.pad_crop or data.pad == 0:
+        recipe = dataclasses.replace(recipe, pad_mode=PadMode.zero)
+    return recipe
+
+
+def _written(config: Config) -> dict[str, str]:
+    """Top-level key -> its canonical JSON, less the keys that cannot change a result."""
+    values, (leaves, parts) = vars(config), _kept(Config, "")
+    written = {name: canonical_json(values[name]) for name in leaves}
+    for name in parts:
+        written[name] = _written_part(name, values[name])
+    written["schema_version"] = canonical_json(SCHEMA_VERSION)
+    return written
+
+
+# The cells of a sweep share most of their parts, so the JSON of each is kept under what the part shows of itself.
+_known_parts: dict[tuple[str, str], str] = {}
+
+
+def _written_part(name: str, part: Any) -> str:
+    key = name, repr(part)
+    if key not in _known_parts:
+        _known_parts[key] = canonical_json(_tree(part, f"{name}."))
+    return _known_parts[key]
+
+
+def _tree(part: Any, prefix: str) -> dict[str, Any]:
+    """A dataclass as a dict, less the keys that cannot change a result; `prefix` is its path and a dot."""
+    values, (leaves, parts) = vars(part), _kept(part.__class__, prefix)
+    return {name: values[name] for name in leaves} | {name: _tree(values[name], f"{prefix}{name}.") for name in parts}
+
+
+@cache
+def _kept(schema: type, prefix: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The fields that can change a result: those with a value, and those that are dataclasses."""
+    names = [field.name for field in dataclasses.fields(schema) if f"{prefix}{field.name}" not in EXECUTION_ONLY]
+    parts = [name for name in names if dataclasses.is_dataclass(get_type_hints(schema)[name])]
+    return tuple(name for name in names if name not in parts), tuple(parts)
+
+
+def _digest(written: dict[str, str]) -> str:
+    whole = ",".join(f'"{name}":{written[name]}' for name in sorted(written))
+    return hashlib.sha256(f"{{{whole}}}".encode()).hexdigest()[:12]
+
+
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+_AS_THEY_ARE = frozenset({bool, int, str})
 
 
 def _plain(value: Any) -> Any:
+    if value is None or type(value) in _AS_THEY_ARE:
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, Enum):
+        return value.value
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
+    if dataclasses.is_dataclass(value):
+        return _plain(vars(value))
     return value

@@ -192,6 +192,7 @@ class Data:
     std: list[float] | None = None  # of each channel, images in [0, 1]; None: of the training set
     train_images: int | None = None  # source=synthetic: size of the training set, images
     test_images: int | None = None  # source=synthetic: size of the test set, images
+    holdout: int = 0  # training images kept out of training and used for choices made before the test; drawn by the seed
     fingerprint: str | None = None  # of the files' content, filled in when the configuration is resolved
 
 
@@ -243,6 +244,9 @@ class Config:
     recipe: Recipe = field(default_factory=Recipe)
     tracking: Tracking = field(default_factory=Tracking)
     seed: int = 0  # of the initial weights, the order of the images, the augmentation and the label noise
+    # CUDA: only operations that give the same bits every time, which a run that is to go on exactly needs; they are slower, and
+    # a network that has none for some layer is refused. On the CPU all operations are of that kind.
+    deterministic: bool = False
     device: str = "auto"  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
     threads: int | None = None  # CPU threads of torch; None: all cores
     eval_batch_size: int = 500  # images a step in evaluation

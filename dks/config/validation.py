@@ -6,10 +6,11 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
+from typing import TypeVar
 
 from dks.config.compose import METHOD_GROUPS, Composed
 from dks.config.errors import RequestError
-from dks.config.identity import canonical_json
+from dks.config.identity import canonical
 from dks.config.methods import method_of
 from dks.config.schema import (
     Augmentation,
@@ -26,27 +27,102 @@ from dks.config.schema import (
     TrackingKind,
 )
 
+T = TypeVar("T")
+
+
+class Resolver:
+    """`resolve` for the many configurations of one plan.
+
+    Their data, devices, networks and teachers are few, so each is looked at once. What it remembers is what the files said when
+    it looked: use one for one plan.
+
+    Args:
+        absent_ok: go on where data is not on this machine but known without it (CIFAR, ImageNet); `absent` then says what is
+            missing, a line each. The configurations are the very ones that a machine with the files would make.
+    """
+
+    def __init__(self, absent_ok: bool = False) -> None:
+        self.absent_ok = absent_ok
+        self.absent: list[str] = []
+        self._data: dict[str, Data | RequestError] = {}
+        self._devices: dict[str, tuple[str, ...]] = {}
+        self._teachers: dict[str, str | RequestError | None] = {}
+
+    def __call__(self, composed: Composed) -> Config:
+        """The configuration with every value that depends on the data filled in, checked as a whole, in its canonical form.
+
+        Raises:
+            RequestError: with one line for every problem found.
+        """
+        config = composed.config
+        problems = [*_method_problems(composed), *_config_problems(config), *self._device_problems(config.device)]
+        try:
+            data = self._described(config.data)
+            config.data = dataclasses.replace(
+                config.data, num_classes=data.num_classes, name=data.name, fingerprint=data.fingerprint
+            )
+        except RequestError as error:
+            problems.extend(error.problems)
+        if not problems:
+            problems.extend(_network_problems(config))
+            problems.extend(self._teacher_problems(config))
+        if problems:
+            raise RequestError(*problems)
+        return canonical(config)
+
+    def _described(self, data: Data) -> Data:
+        from dks.data import describe
+
+        key = repr(data)
+        if key not in self._data:
+            absent: list[str] = []
+            try:
+                self._data[key] = describe(data, absent if self.absent_ok else None)
+            except RequestError as error:
+                self._data[key] = error
+            self.absent = list(dict.fromkeys([*self.absent, *absent]))
+        return _found(self._data[key])
+
+    def _device_problems(self, device: str) -> tuple[str, ...]:
+        if device not in self._devices:
+            problems = tuple(_device_problems(device))
+            if self.absent_ok and problems and _is_device(device):  # the machine that runs it may have one
+                self.absent = [*self.absent, *problems]
+                problems = ()
+            self._devices[device] = problems
+        return self._devices[device]
+
+    def _teacher_problems(self, config: Config) -> Iterator[str]:
+        """What is wrong with the teacher, if there is to be one; notes the content of its file in the configuration."""
+        kd = config.kd_teacher
+        yield from _distillation_problems(config)
+        if kd.kind is TeacherKind.none:
+            return
+        key = repr((kd.kind, kd.backbone, kd.path, kd.cell, config.runs_dir, config.data.num_classes))
+        if key not in self._teachers:
+            try:
+                self._teachers[key] = _teacher_fingerprint(config)
+            except RequestError as error:
+                self._teachers[key] = error
+        try:
+            kd.fingerprint = _found(self._teachers[key])
+        except RequestError as error:
+            yield from error.problems
+
 
 def resolve(composed: Composed) -> Config:
-    """The configuration with every value that depends on the data filled in, checked as a whole.
+    """One configuration, as `Resolver` resolves it.
 
     Raises:
         RequestError: with one line for every problem found.
     """
-    from dks.data import describe
+    return Resolver()(composed)
 
-    config = composed.config
-    problems = [*_method_problems(composed), *_config_problems(config)]
-    try:
-        config.data = describe(config.data)
-    except RequestError as error:
-        problems.extend(error.problems)
-    if not problems:
-        problems.extend(_network_problems(config))
-        problems.extend(_teacher_problems(config))
-    if problems:
-        raise RequestError(*problems)
-    return config
+
+def _found(remembered: T | RequestError) -> T:
+    if isinstance(remembered, RequestError):
+        raise RequestError(*remembered.problems)
+    return remembered
 
 
 def _method_problems(composed: Composed) -> Iterator[str]:
@@ -107,7 +183,6 @@ def _config_problems(config: Config) -> Iterator[str]:
         yield "tracking.uri is empty; name a store, for example sqlite:///mlflow.db, or choose tracking=off"
     if not (math.isfinite(config.tracking.drain_seconds) and config.tracking.drain_seconds >= 0):
         yield f"tracking.drain_seconds={config.tracking.drain_seconds} must be a finite number of at least 0"
-    yield from _device_problems(config.device)
 
 
 # Field of a backbone -> the family it belongs to. Elsewhere it would change nothing but the cell's identity.
@@ -167,6 +242,8 @@ def _data_problems(data: Data) -> Iterator[str]:
         yield f"data.workers={data.workers} must be at least 0, or null for one a core"
     if data.pad < 0:
         yield f"data.pad={data.pad} must be at least 0"
+    if data.holdout < 0:
+        yield f"data.holdout={data.holdout} must be at least 0, the number of training images to keep out of training"
     for key in ("num_classes", "image_size", "train_images", "test_images"):
         value = getattr(data, key)
         if value is not None and value < 1:
@@ -187,20 +264,24 @@ def _device_problems(device: str) -> Iterator[str]:
 
     if device == "auto":
         return
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        kind = ""
-    if kind not in ("cpu", "cuda"):
+    if not _is_device(device):
         yield f"device={device}: choose auto, cpu, cuda or cuda:N"
-    elif kind == "cuda" and not torch.cuda.is_available():
+    elif torch.device(device).type == "cuda" and not torch.cuda.is_available():
         yield f"device={device}: no CUDA device is usable here; choose device=cpu or device=auto"
-    elif kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+    elif torch.device(device).type == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
         yield f"device={device}: this machine has {torch.cuda.device_count()} CUDA device(s), counted from 0"
 
 
-def _teacher_problems(config: Config) -> Iterator[str]:
-    """What is wrong with the teacher, if there is to be one; notes the content of its file in the configuration."""
+def _is_device(device: str) -> bool:
+    import torch
+
+    try:
+        return torch.device(device).type in ("cpu", "cuda")
+    except RuntimeError:
+        return False
+
+
+def _distillation_problems(config: Config) -> Iterator[str]:
     kd = config.kd_teacher
     if kd.kind is TeacherKind.none:
         if kd.students:
@@ -213,23 +294,29 @@ def _teacher_problems(config: Config) -> Iterator[str]:
         value = getattr(kd, key)
         if not (math.isfinite(value) and value > 0):
             yield f"kd_teacher.{key}={value} must be a finite number above 0"
+
+
+def _teacher_fingerprint(config: Config) -> str | None:
+    """The content of the teacher's file, once the teacher was checked; None if it is no file.
+
+    Raises:
+        RequestError: there is no such teacher, or it does not fit the data.
+    """
+    from dks.models.teacher import check_teacher
+    from dks.weights import fingerprint
+
+    kd = config.kd_teacher
     if kd.kind is TeacherKind.checkpoint:
         if (kd.path is None) == (kd.cell is None):
-            yield "teacher=checkpoint needs kd_teacher.cell=CELL_ID, or kd_teacher.path=FILE with kd_teacher.backbone=NAME"
-            return
+            raise RequestError(
+                "teacher=checkpoint needs kd_teacher.cell=CELL_ID, or kd_teacher.path=FILE with kd_teacher.backbone=NAME"
+            )
         if kd.path is not None and kd.backbone is None:
-            yield f"kd_teacher.path={kd.path} needs kd_teacher.backbone, the network it holds, for example resnet50"
-            return
-    try:
-        from dks.models.teacher import check_teacher
-
-        check_teacher(config)
-        if kd.path is not None:
-            from dks.weights import fingerprint
-
-            kd.fingerprint = fingerprint(kd.path)
-    except RequestError as error:
-        yield from error.problems
+            raise RequestError(
+                f"kd_teacher.path={kd.path} needs kd_teacher.backbone, the network it holds, for example resnet50"
+            )
+    check_teacher(config)
+    return None if kd.path is None else fingerprint(kd.path)
 
 
 # Sweeps repeat few networks over many cells, so each is built once.
@@ -242,8 +329,7 @@ def _network_problems(config: Config) -> Iterator[str]:
 
     from dks.models import build_network
 
-    parts = (config.backbone, config.aux_design, config.aux_positions, config.data.num_classes)
-    key = canonical_json([dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts])
+    key = repr((config.backbone, config.aux_design, config.aux_positions, config.data.num_classes))
     if key not in _built:
         try:
             with torch.device("meta"):

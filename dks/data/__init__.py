@@ -7,17 +7,21 @@ import dataclasses
 from dks.config.errors import RequestError
 from dks.config.identity import canonical_json
 from dks.config.schema import Data
-from dks.data.images import Images, ImageSet
-from dks.data.registry import source
+from dks.data.images import Facts, Images, ImageSet
+from dks.data.registry import AbsentError, source
 
 
-def describe(data: Data) -> Data:
+def describe(data: Data, absent: list[str] | None = None) -> Data:
     """The configuration with everything filled in that only the files know. No image is decoded.
+
+    Args:
+        absent: receives what is not on this machine, a line each, where that is no obstacle: what the files will say is known
+            without them. None: the files must be here.
 
     Raises:
         RequestError: files are missing or wrong, or the classifiers have fewer outputs than the data has labels.
     """
-    facts = source(data.source).inspect(data)
+    facts = _facts(data, absent)
     if data.num_classes is not None and data.num_classes < facts.labels:
         raise RequestError(f"data.num_classes={data.num_classes} is below the {facts.labels} labels of {facts.name}; drop it")
     return dataclasses.replace(
@@ -28,13 +32,26 @@ def describe(data: Data) -> Data:
     )
 
 
+def _facts(data: Data, absent: list[str] | None) -> Facts:
+    origin = source(data.source)
+    try:
+        facts: Facts = origin.inspect(data)
+    except AbsentError as error:
+        expected: Facts | None = None if absent is None else origin.expected(data)
+        if absent is None or expected is None:
+            raise
+        absent.extend(error.problems)
+        return expected
+    return facts
+
+
 # The runs of a sweep mostly share their data: the last one used stays in memory, under its configuration.
 _loaded: dict[str, tuple[Images, Images]] = {}
 
 
 def load(data: Data) -> tuple[Images, Images]:
-    """The training and the test set of a resolved configuration."""
-    key = canonical_json(dataclasses.asdict(data))
+    """The whole training set and the test set of a resolved configuration."""
+    key = canonical_json(dataclasses.asdict(dataclasses.replace(data, holdout=0)))  # the images are the same
     if key not in _loaded:
         train, test = source(data.source).load(data)
         if data.image_size is not None and isinstance(train, ImageSet):

@@ -90,14 +90,14 @@ class TrainingBatches:
         """Steps an epoch."""
         return math.ceil(len(self.labels) / self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """This process's part of the batches of one epoch, on the device."""
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """This process's part of the batches of one epoch, on the device, without the `first` ones."""
         draw, count = generator(self.seed, "epoch", epoch), len(self.labels)
         order = torch.randperm(count, generator=draw)
         y, x = torch.randint(0, 2 * self.pad + 1, (2, count), generator=draw)
         mirror = torch.rand(count, generator=draw) < 0.5
         plan = torch.stack([order, y, x, mirror.long()], dim=1).to(self.device)  # (images, 4)
-        for rows in plan.split(self.batch_size):
+        for rows in plan.split(self.batch_size)[first:]:
             part, weight = self.world.shard(rows)
             index, top, left, mirrored = part.unbind(dim=1)
             images = self.windows[index, :, top, left]

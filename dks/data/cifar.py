@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from dks.config.errors import RequestError
 from dks.config.schema import Data
 from dks.data.images import Facts, ImageSet
+from dks.data.registry import AbsentError
 
 CLASSES = {"cifar10": 10, "cifar100": 100}
 
@@ -18,14 +18,19 @@ def inspect(data: Data) -> Facts:
     """Number of classes and name; torchvision checks the files' published checksums when it reads them.
 
     Raises:
-        RequestError: the files are not there, and may not be fetched.
+        AbsentError: the files are not there, and may not be fetched.
     """
     folder = Path(data.root or "") / _dataset(data.source).base_folder
     if not data.download and not folder.is_dir():
-        raise RequestError(
+        raise AbsentError(
             f"data.root={data.root} does not hold {data.source} (no folder {folder.name} in it); name the folder that does, "
             "or add data.download=true"
         )
+    return expected(data)
+
+
+def expected(data: Data) -> Facts:
+    """The same without the files."""
     return Facts(labels=CLASSES[data.source], name=data.source)
 
 

@@ -13,19 +13,21 @@ from PIL import Image
 from dks.config.errors import RequestError
 from dks.config.schema import Augmentation, Data
 from dks.data.images import Facts, ImageFiles, Images, ImageSet
+from dks.data.registry import AbsentError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 IMAGENET_CLASSES = 1000
+IMAGENET = Facts(labels=IMAGENET_CLASSES, name="imagenet")
 
 
 def inspect(data: Data) -> Facts:
     """Number of classes from the folders; the fingerprint is that of all names and sizes, and for ImageNet there is none.
 
     Raises:
-        RequestError: a folder is missing or empty, or training and test set have different classes.
+        RequestError: a folder is empty, or training and test set have different classes; AbsentError, if one is missing.
     """
     if data.root is None:
-        raise RequestError("data.root has no value; add data.root=FOLDER with the folders train and val in it")
+        raise AbsentError("data.root has no value; add data.root=FOLDER with the folders train and val in it")
     root = Path(data.root)
     classes = _classes(root / "train")
     if (tested := _classes(root / "val")) != classes:
@@ -34,13 +36,18 @@ def inspect(data: Data) -> Facts:
     if data.source == "imagenet":
         if len(classes) != IMAGENET_CLASSES:
             raise RequestError(f"{root} has {len(classes)} classes and ImageNet {IMAGENET_CLASSES}; choose data=imagefolder")
-        return Facts(labels=IMAGENET_CLASSES, name="imagenet")
+        return IMAGENET
     digest = hashlib.sha256()
     for split in ("train", "val"):
         for name in classes:
             files = _images(root / split / name)
             digest.update("".join(f"{split}/{name}/{path.name} {path.stat().st_size}\n" for path in files).encode())
     return Facts(labels=len(classes), name=root.resolve().name, fingerprint=digest.hexdigest()[:16])
+
+
+def expected(data: Data) -> Facts | None:
+    """What is known without the files: all of ImageNet, and nothing of other folders."""
+    return IMAGENET if data.source == "imagenet" else None
 
 
 def load(data: Data) -> tuple[Images, Images]:
@@ -58,7 +65,7 @@ def load(data: Data) -> tuple[Images, Images]:
 
 def _classes(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise RequestError(f"{folder} is not a folder; data.root must hold train and val, each with a folder for each class")
+        raise AbsentError(f"{folder} is not a folder; data.root must hold train and val, each with a folder for each class")
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     if not names:
         raise RequestError(f"{folder} has no folder in it; there must be one for each class")

@@ -28,6 +28,10 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def subset(self, indices: Tensor) -> ImageFiles:
+        """Those images, in that order; `indices` (M,)."""
+        return ImageFiles(tuple(self.paths[index] for index in indices.tolist()), self.labels[indices])
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -42,6 +46,10 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def subset(self, indices: Tensor) -> ImageSet:
+        """Those images, in that order; `indices` (M,)."""
+        return ImageSet(self.images[indices], self.labels[indices])
 
     def resized(self, side: int) -> ImageSet:
         """The same images as squares of `side` pixels (bilinear, antialiased)."""

@@ -3,6 +3,10 @@
 A source is a module with two functions. `inspect(data)` returns the `Facts` of the data without decoding an image, and raises
 RequestError where files are missing or wrong. `load(data)` returns the training and the test set: an `ImageSet`, decoded in
 memory, or `ImageFiles`, decoded anew in every epoch.
+
+A source may have a third one, so that runs on it can be planned where its files are not. `expected(data)` returns the Facts
+that `inspect` will find in the files, or None where only the files can tell; `inspect` then says by `AbsentError` that they are
+not there, rather than wrong.
 """
 
 from __future__ import annotations
@@ -11,6 +15,11 @@ from importlib import import_module
 from types import ModuleType
 
 from dks.config.errors import RequestError
+
+
+class AbsentError(RequestError):
+    """The files are not on this machine."""
+
 
 SOURCES = {
     "cifar10": "dks.data.cifar",

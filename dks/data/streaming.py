@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from dks.config.schema import Augmentation, Data
 from dks.data.batches import Batch, Normalise
 from dks.data.images import ImageFiles
 from dks.data.seeds import generator
+from dks.training.interruption import Interruption
 from dks.world import ALONE, World
 
 Key = tuple[int, int]  # epoch and index of an image
@@ -71,10 +73,10 @@ class StreamedTraining:
         """Steps an epoch."""
         return math.ceil(len(self.files) / self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """This process's part of the batches of one epoch, on the device."""
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """This process's part of the batches of one epoch, on the device, without the `first` ones, which are not decoded."""
         order = torch.randperm(len(self.files), generator=generator(self.seed, "epoch", epoch))
-        parts = [self.world.shard(batch) for batch in order.split(self.batch_size)]
+        parts = [self.world.shard(batch) for batch in order.split(self.batch_size)[first:]]
         self._plan.batches = [[(epoch, index) for index in part.tolist()] for part, _ in parts]
         for (pixels, labels), (_, weight) in zip(self._loader, parts, strict=True):
             yield Batch(*self._to(pixels, labels), weight)
@@ -124,7 +126,8 @@ class _Decoded(Dataset[tuple[Tensor, int]]):
         except OSError as error:
             raise ValueError(f"{self.files.paths[index]}: the image cannot be decoded ({error})") from error
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(self.seed, "image", epoch, index).initial_seed())
+            # The CPU's generator only: that of a GPU belongs to the network.
+            torch.default_generator.manual_seed(generator(self.seed, "image", epoch, index).initial_seed())
             return self.transform(image), int(self.files.labels[index])
 
 
@@ -142,6 +145,8 @@ def _loader(
     from dks.training.environment import available_threads
 
     count = available_threads() if workers is None else workers
+    if count:
+        _start_fork_server()
     return DataLoader(
         _Decoded(files, transform, seed),
         batch_sampler=plan,
@@ -151,9 +156,24 @@ def _loader(
         # A fork would inherit the threads of torch and of the tracker in whatever state they are.
         multiprocessing_context="forkserver" if count else None,
         worker_init_fn=_leave_signals_to_the_main_process,
+        # A loader draws a seed for its processes whenever it begins; from the global generator, that would move dropout.
+        generator=torch.Generator(),
     )
 
 
+def _start_fork_server() -> None:
+    """Start the process that forks workers with signals blocked: schedulers signal all processes of a job, and without it the
+    main one could not finish its step.
+    """
+    resource_tracker.ensure_running()  # first, for it unblocks signals again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, Interruption.SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in Interruption.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -1,101 +1,137 @@
-"""The one way in: validate all cells, look up what is done, launch the rest, show the table.
+"""The one way in: plan, launch what is missing, show the table.
 
-Planning and launching are kept apart, so that what would run can be shown without running it.
+`python train.py -m ...`, `dks sweep run` and every launcher go through `execute`; a dry run is the same without the launch.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
 
-from dks.config.compose import Composed
 from dks.config.errors import RequestError
-from dks.config.identity import cell_id, config_id
-from dks.config.methods import baseline_of, method_of
-from dks.config.schema import Config, TrackingKind
-from dks.config.validation import resolve
-from dks.sweeps.grid import Grid, Point
-from dks.sweeps.ledger import State, look_up, to_launch
+from dks.config.methods import method_of
+from dks.config.schema import TrackingKind
+from dks.sweeps import manifest
+from dks.sweeps.launches import LaunchFolder
+from dks.sweeps.ledger import State, look_up
+from dks.sweeps.plan import Cell, Plan, summary
 from dks.terminal import Display
 from dks.tracking.mlflow_sink import prepare_store, sweep_run
-from dks.tracking.record import Record, RunFolder, Status, write_atomically
+from dks.tracking.record import Record, RunFolder, Status
 
-Compose = Callable[[Sequence[str]], Composed]
+
+class Launcher(Protocol):
+    """Sets cells going."""
+
+    @property
+    def name(self) -> str:
+        """The choice of hydra/launcher."""
+
+    @property
+    def detached(self) -> bool:
+        """Does it return as soon as the cells are handed over, and not when they are done?"""
+
+    def launch(self, cells: list[Cell]) -> list[Exception]:
+        """Run these cells, or hand them over; returns the errors of cells that could not even begin."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One cell of a sweep, ready to run."""
+class Policy:
+    """What is done about failures."""
 
-    point: Point
-    config: Config
-    choices: dict[str, str | None]
-    cell_id: str
-    config_id: str
-    baseline_id: str  # config_id of the plain network under the same conditions
-    state: State
+    retries: int = 0  # how often a cell that fails is tried again
+    max_failures: int | None = None  # begin no further cell when so many have failed; None: go on, whatever fails
+    only: frozenset[State] | None = None  # launch only cells in one of these states; None: whatever is to run
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A sweep before anything is launched. Two points may be the same cell, which then runs once."""
-
-    name: str
-    title: str
-    axes: tuple[str, ...]
-    cells: tuple[Cell, ...]
-
-    @property
-    def launches(self) -> list[Cell]:
-        """The cells that would run, each once, in order."""
-        return list({cell.cell_id: cell for cell in self.cells if to_launch(cell.state)}.values())
-
-    @property
-    def distinct(self) -> int:
-        """How many different cells there are."""
-        return len({cell.cell_id for cell in self.cells})
-
-    def count(self, state: State) -> int:
-        """How many different cells are in that state."""
-        return len({cell.cell_id for cell in self.cells if cell.state is state})
+# What `dks sweep retry` launches again.
+UNSUCCESSFUL = frozenset({State.failed, State.killed, State.lost})
 
 
-def plan(grid: Grid, compose: Compose) -> Plan:
-    """Compose and validate every cell, then look each up.
+def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy) -> int:
+    """Run what is missing, then show the table, or for a single run its errors; returns the exit status.
+
+    A failed cell does not stop the others, unless the policy says so. Ctrl-C stops all; what is there by then is shown, and the
+    same command goes on. Where a hyper-parameter is chosen by runs of the sweep itself, the cells that use it follow once
+    they are done.
+
+    Args:
+        make: plans the sweep, as things stand when it is called.
 
     Raises:
-        RequestError: with every problem of every cell; nothing was launched or written.
+        RequestError: data is missing; nothing was launched.
     """
-    resolved: list[tuple[Point, Config, dict[str, str | None]]] = []
-    problems: dict[str, list[str]] = {}  # problem -> the cells that have it
-    for point in grid.points:
-        where = " ".join(f"{key}={value}" for key, value in point.labels.items())
-        try:
-            composed = compose(point.overrides)
-            resolved.append((point, resolve(composed), composed.choices))
-        except RequestError as error:
-            for problem in error.problems:
-                problems.setdefault(problem, []).append(where)
-    if problems:
-        raise RequestError(*(f"{' | '.join(cells)}: {text}" if cells[0] else text for text, cells in problems.items()))
-    name = resolved[0][1].sweep or grid.name
-    cells = []
-    for point, config, choices in resolved:
-        config.sweep = name if grid.axes else config.sweep
-        identity = cell_id(config)
-        state, _ = look_up(config.runs_dir, identity)
-        baseline = config_id(baseline_of(config))
-        cells.append(Cell(point, config, choices, identity, config_id(config), baseline, state))
-    return Plan(name, grid.title or name, grid.axes, tuple(cells))
+    sweep, begun, interrupted = make(), set[str](), False
+    if sweep.absent and sweep.launches(policy.only) and not launcher.detached:
+        raise RequestError(*sweep.absent)  # where cells run elsewhere, it may be there
+    while True:
+        launches = [cell for cell in sweep.launches(policy.only) if cell.cell_id not in begun]
+        say = Display().say
+        if not begun or launches:
+            say(summary(sweep, policy.only))
+        if sweep.axes or (launcher.detached and launches):
+            for each in sweep.manifests():
+                manifest.write(each, sweep.cells[0].config.results_dir)
+        if not launches:
+            break
+        interrupted = not _launch(sweep, launches, launcher, policy)
+        begun |= {cell.cell_id for cell in launches}
+        if interrupted or launcher.detached or not sweep.undecided:
+            break
+        sweep = make()
+    if launcher.detached and begun:
+        say(_how_to_follow(sweep))
+        return 0
+    _show(sweep)
+    if interrupted:
+        say("[yellow]interrupted[/]: the same command goes on from here")
+        return 130
+    states = [look_up(cell.config.runs_dir, cell.cell_id)[0] for cell in sweep.cells]
+    return 0 if set(states) <= {State.done, State.running, State.queued} else 1
 
 
-def queue(cell: Cell) -> None:
+def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy) -> bool:
+    """Set these cells going, and wait for them unless the launcher does not; False if it was interrupted."""
+    first, display = launches[0].config, Display(len(launches))
+    if first.tracking.kind is not TrackingKind.off:
+        display.say(f"tracking to {first.tracking.uri}")  # a new store takes some seconds
+        prepare_store(first.tracking)
+    launch = _begin(sweep, launches, launcher, policy)
+    parent = sweep_run(first.tracking, sweep.name, {}) if sweep.axes else nullcontext()
+    try:
+        with parent, display:
+            for cell in launches:
+                queue(cell, launch)
+            for error in launcher.launch(launches):
+                display.say(f"[red]error[/]: {escape(str(error))}")
+    except KeyboardInterrupt:
+        return False
+    finally:
+        if launch is not None:
+            launch.lock.release()
+    return True
+
+
+def _begin(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy) -> LaunchFolder | None:
+    """The launch on disk; a single run that is waited for needs none."""
+    if not sweep.axes and not launcher.detached:
+        return None
+    from dks.training.environment import git_commit
+
+    folders = [Path(cell.config.runs_dir) / cell.cell_id for cell in launches]
+    results_dir = launches[0].config.results_dir
+    return LaunchFolder.create(
+        results_dir, sweep.name, launcher.name, folders, git_commit(), policy.retries, policy.max_failures
+    )
+
+
+def queue(cell: Cell, launch: LaunchFolder | None = None) -> None:
     """Freeze the configuration of a cell that is about to be launched, unless somebody else has begun it meanwhile."""
     folder = RunFolder(Path(cell.config.runs_dir) / cell.cell_id)
     if not folder.claim():
@@ -111,123 +147,36 @@ def queue(cell: Cell) -> None:
             seed=cell.config.seed,
             method=method_of(cell.config),
             choices=cell.choices,
-            label=" ".join(f"{key}={value}" for key, value in cell.point.labels.items()) or " ".join(cell.point.overrides),
+            label=cell.place,
             overrides=list(cell.point.overrides),
             sweep=cell.config.sweep,
+            launch=None if launch is None else str(launch.path),
         )
-        if record is not None:  # it was killed or failed: the new attempt goes on from the old ones
+        if record is not None:  # it was begun before: the new attempt goes on from the old ones
             fresh.attempts, fresh.cost, fresh.changed_labels = record.attempts, record.cost, record.changed_labels
+            for attempt in fresh.attempts:
+                if attempt.status == Status.running.value:  # its process died without a word
+                    attempt.status = cell.state.value
         folder.write_record(fresh)
     finally:
         folder.release()
 
 
-def write_manifest(sweep: Plan) -> Path:
-    """`results/<sweep>/sweep.json`: axes and cells, from which the table can be made again at any time."""
-    config = sweep.cells[0].config
-    path = Path(config.results_dir) / sweep.name / "sweep.json"
-    cells = [
-        {
-            "labels": cell.point.labels,
-            "cell_id": cell.cell_id,
-            "config_id": cell.config_id,
-            "baseline_id": cell.baseline_id,
-            "seed": cell.config.seed,
-            "method": method_of(cell.config),
-            "overrides": list(cell.point.overrides),
-        }
-        for cell in sweep.cells
-    ]
-    manifest = {
-        "name": sweep.name,
-        "title": sweep.title,
-        "axes": list(sweep.axes),
-        "runs_dir": config.runs_dir,
-        "cells": cells,
-    }
-    write_atomically(path, json.dumps(manifest, indent=1) + "\n")
-    return path
-
-
-def execute(sweep: Plan, launch: Callable[[list[Cell]], list[Exception]]) -> int:
-    """Run what is missing, then show the table, or for a single run its errors; returns the exit status.
-
-    A failed cell does not stop the others. Ctrl-C stops all; what is there by then is shown, and the same command goes on.
-
-    Args:
-        launch: runs these cells; returns the errors of cells that could not even begin.
-    """
-    first, launches = sweep.cells[0].config, sweep.launches
-    display = Display(len(launches))
-    display.say(summary(sweep))
-    if sweep.axes:
-        write_manifest(sweep)
-    interrupted = False
-    if launches:
-        if first.tracking.kind is not TrackingKind.off:
-            display.say(f"tracking to {first.tracking.uri}")  # a new store takes some seconds
-            prepare_store(first.tracking)
-        parent = sweep_run(first.tracking, sweep.name, {}) if sweep.axes else nullcontext()
-        try:
-            with parent, display:
-                for cell in launches:
-                    queue(cell)
-                for error in launch(launches):
-                    display.say(f"[red]error[/]: {escape(str(error))}")
-        except KeyboardInterrupt:
-            interrupted = True
-    _show(sweep)
-    if interrupted:
-        display.say("[yellow]interrupted[/]: the same command goes on from here")
-        return 130
-    states = [look_up(cell.config.runs_dir, cell.cell_id)[0] for cell in sweep.cells]
-    return 0 if set(states) <= {State.done, State.running} else 1
-
-
-def plan_text(sweep: Plan) -> str:
-    """What would run: one line a cell, then the summary."""
-    lines = [f"{cell.cell_id}  {cell.state.value:<8} {' '.join(cell.point.overrides)}".rstrip() for cell in sweep.cells]
-    return "\n".join([*lines, summary(sweep)])
-
-
-def plan_json(sweep: Plan) -> str:
-    """What would run, for programs."""
-    cells = [
-        {
-            "cell_id": cell.cell_id,
-            "config_id": cell.config_id,
-            "seed": cell.config.seed,
-            "overrides": list(cell.point.overrides),
-            "state": cell.state.value,
-        }
-        for cell in sweep.cells
-    ]
-    return json.dumps({"name": sweep.name, "axes": list(sweep.axes), "cells": cells}, indent=1)
-
-
-def summary(sweep: Plan) -> str:
-    """One line: how many cells there are and what is to be done."""
-    total, new = sweep.distinct, len(sweep.launches)
-    noun = "cell" if total == 1 else "cells"
-    counts = ", ".join(f"{sweep.count(state)} {state.value}" for state in State if sweep.count(state))
-    if total == sweep.count(State.done):
-        what = "the cell is done" if total == 1 else f"all {total} cells are done"
-        return f"{what}, nothing to launch"
-    if not sweep.axes:
-        cell = sweep.cells[0]
-        what = "another process is working on" if cell.state is State.running else "running"
-        return f"{what} cell {cell.cell_id}"
-    elsewhere = ", another process is working on the others" if sweep.count(State.running) else ""
-    return f"{total} {noun} ({counts}); {new} to run{elsewhere}"
+def _how_to_follow(sweep: Plan) -> str:
+    more = "; the cells that use what is still to be chosen follow with the same command" if sweep.undecided else ""
+    return f"dks sweep status {sweep.name} shows how they do, wait and cancel do what they say{more}"
 
 
 def _show(sweep: Plan) -> None:
+    results_dir = sweep.cells[0].config.results_dir
     if sweep.axes:
         from dks.tables.results import show, write_results
 
-        config = sweep.cells[0].config
-        show(write_results(config.results_dir, sweep.name))
-        Console(stderr=True).print(f"written to {Path(config.results_dir) / sweep.name}", highlight=False, soft_wrap=True)
+        console = Console(stderr=True, highlight=False)
+        for part in sweep.parts:
+            for table in write_results(results_dir, part.name):
+                show(table)
+            console.print(f"written to {Path(results_dir) / part.name}", soft_wrap=True)
         return
     cell = sweep.cells[0]
     state, record = look_up(cell.config.runs_dir, cell.cell_id)

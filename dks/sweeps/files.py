@@ -1,21 +1,56 @@
-"""Named sweeps: `sweeps/<name>.yaml`, a title, a base and a union of grids."""
+"""Named sweeps: `sweeps/<name>.yaml`, a title, a base and a union of grids, or a union of other sweeps.
+
+    title: ...                            # the caption of its table
+    table: {rows: [backbone], columns: [method]}    # optional; else the swept keys are the axes, the last one the columns
+    base: {data: cifar100}                # optional: key -> value, for every cell
+    grids:                                # a union; each grid is a product of the values of its keys
+      - backbone: [resnet32, resnet110]
+        method: [baseline, ds]
+        seed: 1..5                        # 1, 2, 3, 4, 5; one value is a list of one
+        zip: [{label_noise: [none, uniform], label_noise.ratio: [0, 0.5]}]    # keys that change together
+        exclude: [{backbone: resnet110, method: [ds]}]                        # combinations left out
+      - method: kd_c1
+        choose: {kd_teacher.temperature: [1, 5], holdout: 5000}               # the best one on so many held-out training images
+
+    include: [table1, table2]             # instead of grids and table; a base beside it reaches every cell as an override does
+
+A file is checked as a whole when it is read: two points that are the same cell, or that fill one place of the table with
+different cells, are refused. Overrides are applied afterwards, and points that they make equal are one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dks.config.errors import RequestError
 from dks.config.files import declarations
-from dks.sweeps.grid import Grid, Point, expand
+from dks.sweeps.combinations import (
+    HOLDOUT,
+    Cell,
+    Choose,
+    Dimension,
+    Product,
+    Settings,
+    axes_of,
+    cells_of,
+    crowded,
+    matches,
+    plain,
+)
+from dks.sweeps.grid import long_name
 
-_KEYS = {"title", "base", "grids"}
+# What a file, a table and a grid can hold beside the keys of a configuration.
+_KEYS = {"title", "table", "base", "grids", "include"}
+_TABLE_KEYS = {"rows", "columns"}
+_GRID_KEYS = {"zip", "exclude", "choose"}
 
 
 @dataclass(frozen=True)
@@ -24,8 +59,11 @@ class NamedSweep:
 
     name: str
     title: str
-    base: dict[str, Any]  # key -> value, for every cell
-    grids: tuple[dict[str, list[Any]], ...]  # key -> values, each grid a product; the sweep is their union
+    base: Settings  # for every cell
+    grids: tuple[Product, ...] = ()  # the sweep is their union
+    rows: tuple[str, ...] | None = None  # axes of its table; None: not given
+    columns: tuple[str, ...] | None = None
+    include: tuple[NamedSweep, ...] = ()  # instead of grids
 
 
 def names() -> list[str]:
@@ -41,43 +79,213 @@ def read(name: str) -> NamedSweep:
     """
     if name not in names():
         raise RequestError(f"no sweep {name!r}; choose from {', '.join(names())}")
-    path = declarations("sweeps") / f"{name}.yaml"
+    return _read(name, ())
+
+
+def _read(name: str, within: tuple[str, ...]) -> NamedSweep:
+    """A sweep that exists; `within`: the sweeps that include it."""
+    file = f"{name}.yaml"
+    content = _content(name)
+    _only(file, content, _KEYS)
+    if ("grids" in content) == ("include" in content):
+        raise RequestError(f"{file}: it must have one of grids and include")
+    title = str(content.get("title") or name)
+    base = _base(file, content.get("base"))
+    if "include" in content:
+        if "table" in content:
+            raise RequestError(f"{file}: table stands beside grids; every sweep in include has its own")
+        return NamedSweep(name, title, base, include=_include(file, content["include"], (*within, name)))
+    grids = content["grids"]
+    if not (isinstance(grids, list) and grids and all(isinstance(grid, dict) and grid for grid in grids)):
+        raise RequestError(f"{file}: grids must be a list of grids, each of keys with values")
+    products = tuple(_product(f"{file}: grid {number}", grid, base) for number, grid in enumerate(grids, 1))
+    cells = [cell for number, product in enumerate(products, 1) for cell in cells_of(number, product, base, ())]
+    rows, columns = _table(file, content.get("table"), cells)
+    _check_union(file, cells, axes_of(cells, rows, columns))
+    return NamedSweep(name, title, base, products, rows, columns)
+
+
+def _content(name: str) -> dict[str, Any]:
+    file = f"{name}.yaml"
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
+        content = OmegaConf.to_container(OmegaConf.load(declarations("sweeps") / file))
     except (YAMLError, OmegaConfBaseException) as error:
-        raise RequestError(f"{path.name} cannot be read: {str(error).splitlines()[0]}") from error
+        raise RequestError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
-        raise RequestError(f"{path.name} must hold the keys {', '.join(sorted(_KEYS))}")
-    if unknown := sorted(map(str, content.keys() - _KEYS)):
-        raise RequestError(f"{path.name}: no such key {', '.join(unknown)}; keys are {', '.join(sorted(_KEYS))}")
-    grids = content.get("grids")
-    if not (isinstance(grids, list) and grids and all(_is_grid(grid) for grid in grids)):
-        raise RequestError(f"{path.name}: grids must be a list of grids, each of keys with a list of values")
-    return NamedSweep(name, str(content.get("title") or name), dict(content.get("base") or {}), tuple(grids))
+        raise RequestError(f"{file} must hold the keys {', '.join(sorted(_KEYS))}")
+    return {str(key): value for key, value in content.items()}
 
 
-def _is_grid(grid: Any) -> bool:
-    return isinstance(grid, dict) and bool(grid) and all(isinstance(values, list) and values for values in grid.values())
+def _only(where: str, given: dict[Any, Any], known: Iterable[str]) -> None:
+    if unknown := sorted({str(key) for key in given} - set(known)):
+        raise RequestError(f"{where}: no such key {', '.join(unknown)}; keys are {', '.join(sorted(known))}")
 
 
-def grid_of(sweep: NamedSweep, overrides: Sequence[str], parser: OverridesParser) -> Grid:
-    """The union of a sweep's grids; `overrides` reach every cell, and one for a swept key replaces its values.
-
-    Its axes are the keys whose values differ between cells, one that a grid does not name counting as a value of its own.
-    """
-    union: dict[tuple[str, ...], None] = {}
-    keys: dict[str, None] = {}
-    for grid in sweep.grids:
-        lines = [f"{key}={_text(value)}" for key, value in sweep.base.items()]
-        lines += [f"{key}={','.join(map(_text, values))}" for key, values in grid.items()]
-        parsed = parser.parse_overrides([*lines, *overrides])
-        keys.update(dict.fromkeys([*grid, *(override.get_key_element() for override in parsed)]))
-        union.update(dict.fromkeys(point.overrides for point in expand(parsed).points))
-    values = [dict(item.split("=", 1) for item in point) for point in union]
-    axes = tuple(key for key in keys if len({point.get(key) for point in values}) > 1)
-    points = (Point(each, {axis: point.get(axis, "-") for axis in axes}) for each, point in zip(union, values, strict=True))
-    return Grid(axes, tuple(points), sweep.name, sweep.title)
+def _base(file: str, base: Any) -> Settings:
+    if base is None:
+        return {}
+    if not isinstance(base, dict):
+        raise RequestError(f"{file}: base must hold keys with a value each")
+    _each_once(f"{file}: base", base)
+    return {long_name(str(key)): (str(key), written(value)) for key, value in base.items()}
 
 
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def _each_once(where: str, keys: Iterable[Any]) -> None:
+    seen: dict[str, str] = {}
+    for key in map(str, keys):
+        if (other := seen.setdefault(long_name(key), key)) != key:
+            raise RequestError(f"{where}: {other} and {key} are the same key; give one of them")
+
+
+def _include(file: str, include: Any, within: tuple[str, ...]) -> tuple[NamedSweep, ...]:
+    if not (isinstance(include, list) and include):
+        raise RequestError(f"{file}: include must be a list of sweeps; choose from {', '.join(names())}")
+    for name in include:
+        if name not in names():
+            raise RequestError(f"{file}: include: no sweep {name!r}; choose from {', '.join(names())}")
+        if name in within:
+            raise RequestError(f"{file}: include goes round in a circle: {', '.join((*within, name))}")
+        if include.count(name) > 1:
+            raise RequestError(f"{file}: include: {name} stands there twice")
+    return tuple(_read(name, within) for name in include)
+
+
+def _product(where: str, grid: dict[Any, Any], base: Settings) -> Product:
+    keys: list[str] = []
+    dimensions: list[Dimension] = []
+    for key, value in grid.items():
+        if key == "zip":
+            for zipped in _dicts(f"{where}: zip", value):
+                dimensions.append(_zip(f"{where}: zip", zipped))
+                keys += dimensions[-1][0]
+        elif key not in _GRID_KEYS:
+            name = long_name(str(key))
+            dimensions.append(tuple({name: (str(key), text)} for text in _values(f"{where}: {key}", value)))
+            keys.append(name)
+    if repeated := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
+        raise RequestError(f"{where}: {', '.join(repeated)} stands there twice; give each key once")
+    if not keys:
+        raise RequestError(f"{where}: it names no key of a configuration, such as method: [ds, dks]")
+    choose = _choose(f"{where}: choose", grid["choose"], keys, base) if "choose" in grid else None
+    known = dict.fromkeys([*keys, *base])
+    excludes = [
+        _exclude(f"{where}: exclude", exclude, known) for exclude in _dicts(f"{where}: exclude", grid.get("exclude", []))
+    ]
+    product = Product(tuple(dimensions), (), choose)
+    cells = list(cells_of(0, product, base, ()))
+    for number, exclude in enumerate(excludes, 1):
+        if not any(matches(cell.settings, exclude) for cell in cells):
+            raise RequestError(f"{where}: exclude {number} matches no cell of this grid; drop it, or correct its values")
+    if all(any(matches(cell.settings, exclude) for exclude in excludes) for cell in cells):
+        raise RequestError(f"{where}: exclude leaves nothing of it")
+    return replace(product, excludes=tuple(excludes))
+
+
+def _dicts(where: str, value: Any) -> list[dict[Any, Any]]:
+    if not (isinstance(value, list) and all(isinstance(each, dict) and each for each in value)):
+        raise RequestError(f"{where} must be a list, each entry of keys with values")
+    return value
+
+
+def _zip(where: str, zipped: dict[Any, Any]) -> Dimension:
+    _each_once(where, zipped)
+    columns = {str(key): _values(f"{where}: {key}", value) for key, value in zipped.items()}
+    if len({len(values) for values in columns.values()}) > 1:
+        lengths = ", ".join(f"{key} has {len(values)}" for key, values in columns.items())
+        raise RequestError(f"{where}: keys that change together need as many values each; {lengths}")
+    rows = zip(*columns.values(), strict=True)
+    return tuple({long_name(key): (key, text) for key, text in zip(columns, row, strict=True)} for row in rows)
+
+
+def _exclude(where: str, exclude: dict[Any, Any], known: Iterable[str]) -> dict[str, frozenset[str]]:
+    _each_once(where, exclude)
+    found = {long_name(str(key)): frozenset(map(plain, _values(f"{where}: {key}", value))) for key, value in exclude.items()}
+    _only(where, found, known)
+    return found
+
+
+def _choose(where: str, choose: Any, keys: Iterable[str], base: Settings) -> Choose:
+    chosen = [key for key in choose if key != "holdout"] if isinstance(choose, dict) else []
+    if len(chosen) != 1 or "holdout" not in choose:
+        raise RequestError(f"{where} must hold one key with its candidates, and holdout, a number of training images")
+    (key,), holdout = map(str, chosen), choose["holdout"]
+    if type(holdout) is not int or holdout < 1:
+        raise RequestError(f"{where}: holdout={written(holdout)} must be a whole number of at least 1, of training images")
+    for name in (long_name(key), HOLDOUT):
+        if name in keys or name in base:
+            raise RequestError(f"{where}: {name} is set by choose, and cannot be a key of the grid or of base")
+    candidates = _values(f"{where}: {key}", choose[key])
+    if len(set(map(plain, candidates))) < max(2, len(candidates)):
+        raise RequestError(f"{where}: {key} must have two candidates or more, all different")
+    return Choose(key, candidates, holdout)
+
+
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+
+
+def _values(where: str, value: Any) -> tuple[str, ...]:
+    """The values of a key: a list, one value, or a range of whole numbers such as 1..5."""
+    items = value if isinstance(value, list) else [value]
+    if not items:
+        raise RequestError(f"{where} has no values")
+    texts: list[str] = []
+    for item in items:
+        if isinstance(item, str) and ".." in item and "/" not in item:
+            if not (ends := _RANGE.fullmatch(item)) or int(ends[1]) > int(ends[2]):
+                raise RequestError(f"{where}: {item} is no range; write the first and the last whole number, as in 1..5")
+            texts += map(str, range(int(ends[1]), int(ends[2]) + 1))
+        else:
+            texts.append(written(item))
+    return tuple(texts)
+
+
+_BARE = re.compile(r"[A-Za-z_/][A-Za-z0-9_/-]*(\.[A-Za-z_][A-Za-z0-9_/-]*)*")
+_RESERVED = {"null", "true", "false", "inf", "nan"}
+
+
+def written(value: Any) -> str:
+    """A value as it stands behind `key=` in an override: quoted where Hydra's grammar would read something else."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(written, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{written(item)}' for key, item in value.items())}}}"
+    if not isinstance(value, str) or (_BARE.fullmatch(value) and value.lower() not in _RESERVED):
+        return str(value)
+    return QuotedString(value, Quote.single).with_quotes()
+
+
+def _table(file: str, table: Any, cells: Sequence[Cell]) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """Axes of rows and of columns."""
+    if table is None:
+        return None, None
+    if not (isinstance(table, dict) and all(isinstance(keys, list) for keys in table.values()) and any(table.values())):
+        raise RequestError(f"{file}: table must hold rows and columns, each a list of keys")
+    _only(f"{file}: table", table, _TABLE_KEYS)
+    axes = [str(key) for keys in table.values() for key in keys]
+    known = {name: key for cell in cells for name, (key, _) in cell.settings.items() if name != "seed"}
+    for axis in axes:
+        if long_name(axis) not in known:
+            why = "runs that differ in the seed share a place" if axis == "seed" else "no grid has that key"
+            raise RequestError(f"{file}: table: {axis} cannot be an axis, for {why}; choose from {', '.join(known.values())}")
+    if len({long_name(axis) for axis in axes}) < len(axes):
+        raise RequestError(f"{file}: table: each key can be one axis only")
+    return tuple(map(str, table.get("rows", []))), tuple(map(str, table.get("columns", [])))
+
+
+def _check_union(file: str, cells: Sequence[Cell], axes: Sequence[str]) -> None:
+    seen: dict[Any, Cell] = {}
+    for cell in cells:
+        other = seen.setdefault((cell.choose, cell.meaning), cell)
+        if other is not cell and other.grid == cell.grid:
+            raise RequestError(f"{file}: grid {cell.grid} has the cell {cell} twice")
+        if other is not cell:
+            raise RequestError(f"{file}: grid {other.grid} and grid {cell.grid} both have the cell {cell}")
+    for one, other, *_ in crowded(cells, axes):
+        raise RequestError(
+            f"{file}: grid {one.grid} ({one}) and grid {other.grid} ({other}) fill the same place of the table with different "
+            "cells; name what tells them apart in table"
+        )

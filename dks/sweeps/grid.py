@@ -1,12 +1,12 @@
-"""Overrides with several values, expanded into the overrides of single cells."""
+"""Overrides with several values, expanded into the overrides of single cells, and what a whole sweep of them is."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from hydra.core.override_parser.types import Override
 
@@ -20,17 +20,36 @@ class Point:
     """One cell of a grid, as overrides."""
 
     overrides: tuple[str, ...]  # all of them, in the order given
-    labels: dict[str, str]  # swept key, as typed -> its value here
+    labels: dict[str, str]  # axis -> its value here, "-" where the cell does not name it
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value chosen by the error on held-out training images, before the final runs on the whole training set."""
+
+    key: str  # for example kd_teacher.temperature
+    labels: dict[str, str]  # the place in the table that the final runs fill: axis, never the seed -> its value
+    candidates: dict[str, tuple[Point, ...]]  # value -> the runs that try it, one a seed, with `data.holdout`
+    undecided: tuple[Point, ...]  # the final runs, one a seed, without a value for `key`
+
+    def final(self, value: str) -> tuple[Point, ...]:
+        """The runs that fill the table, with the chosen value and without held-out images."""
+        return tuple(replace(point, overrides=(*point.overrides, f"{self.key}={value}")) for point in self.undecided)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The product of all swept values."""
+    """The cells of one table, as overrides; or several tables, then in `parts`."""
 
-    axes: tuple[str, ...]  # swept keys, in the order typed
+    axes: tuple[str, ...]  # the keys of the labels: those swept, as typed; or rows, columns and, if it is swept, the seed
     points: tuple[Point, ...]
     name: str  # made from the axes and from what is fixed: the same request has the same name
     title: str = ""  # of a named sweep
+    rows: tuple[str, ...] | None = None  # axes of the table's rows, if the sweep says which
+    columns: tuple[str, ...] | None = None  # axes of the table's columns, if the sweep says which
+    choices: tuple[Choice, ...] = ()  # cells that are known when a value has been chosen; not among the points
+    parts: tuple[Grid, ...] = ()  # of a union of sweeps: each of them; there are no points beside them
+    fixed: tuple[str, ...] = ()  # overrides of a named sweep that can change a result, sorted and in one spelling
 
 
 def expand(overrides: Sequence[Override]) -> Grid:
@@ -44,15 +63,9 @@ def expand(overrides: Sequence[Override]) -> Grid:
     for override in overrides:
         key = override.get_key_element()
         values.pop(key, None)
+        values[key] = values_of(override)
         if override.is_sweep_override():
-            if not override.is_discrete_sweep():
-                raise RequestError(f"{override.input_line}: name the values, for example {key}=1,2,3 or {key}=range(1,4)")
-            values[key] = list(dict.fromkeys(override.sweep_string_iterator()))
-            if not values[key]:
-                raise RequestError(f"{override.input_line}: there is nothing to sweep over")
             axes.append(key)
-        else:
-            values[key] = [override.get_value_element_as_str()]
     axes = [key for key in dict.fromkeys(axes) if len(values[key]) > 1]
     points = tuple(
         Point(
@@ -61,18 +74,43 @@ def expand(overrides: Sequence[Override]) -> Grid:
         )
         for combination in itertools.product(*values.values())
     )
-    fixed = [f"{SHORT_NAMES.get(key, key)}={items[0]}" for key, items in values.items() if key not in axes]
-    return Grid(tuple(axes), points, _name(axes, fixed))
+    fixed = [f"{long_name(key)}={items[0]}" for key, items in values.items() if key not in axes]
+    swept = [axis for axis in axes if axis != "seed"] or axes
+    stem = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", axis) for axis in swept)
+    return Grid(tuple(axes), points, named(stem, that_matter(fixed)))
 
 
-def _name(axes: Sequence[str], fixed: Sequence[str]) -> str:
-    """For example `aux-strategy`, and `aux-strategy-3f9a21` where other values than the defaults are fixed."""
-    swept = [axis for axis in axes if axis != "seed"] or list(axes)
-    parts = [re.sub(r"[^A-Za-z0-9_.]+", "_", axis) for axis in swept]
-    that_matter = sorted(item for item in fixed if not _execution_only(item.partition("=")[0]))
-    if that_matter:
-        parts.append(hashlib.sha256("\n".join(that_matter).encode()).hexdigest()[:6])
-    return "-".join(parts)
+def values_of(override: Override) -> list[str]:
+    """The values of one override, as they stand behind `key=`.
+
+    Raises:
+        RequestError: a continuous interval, or no value at all.
+    """
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    if not override.is_discrete_sweep():
+        key = override.get_key_element()
+        raise RequestError(f"{override.input_line}: name the values, for example {key}=1,2,3 or {key}=range(1,4)")
+    if not (values := list(dict.fromkeys(override.sweep_string_iterator()))):
+        raise RequestError(f"{override.input_line}: there is nothing to sweep over")
+    return values
+
+
+def long_name(key: str) -> str:
+    """The key that is meant, however it is spelled: `aux` and `++aux_design` are `aux_design`."""
+    bare = key.lstrip("+")
+    return SHORT_NAMES.get(bare, bare)
+
+
+def that_matter(overrides: Iterable[str]) -> tuple[str, ...]:
+    """Those of the overrides that can change a result, sorted. Their keys are long names."""
+    return tuple(sorted(item for item in overrides if not _execution_only(item.partition("=")[0])))
+
+
+def named(stem: str, fixed: Sequence[str]) -> str:
+    """For example `aux-strategy`, and `aux-strategy-3f9a21` where some values are fixed for all cells."""
+    whole = "\n".join(fixed)
+    return "-".join(filter(None, (stem, whole and hashlib.sha256(whole.encode()).hexdigest()[:6])))
 
 
 def _execution_only(key: str) -> bool:

@@ -1,38 +1,144 @@
-"""Which cells exist already and in which state. Pure rules over what the run folders say."""
+"""Which cells exist already and in which state: the run's own record, its lock and heartbeat, and the scheduler's word.
+
+`state_of` holds the rules and looks at nothing; `survey` collects the signs for many cells at once.
+"""
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from dks.config.errors import RequestError
+from dks.sweeps.launches import Launch, LaunchFolder
+from dks.sweeps.scheduler import Job, Scheduler, Stage
+from dks.sweeps.slurm import recover
+from dks.tracking import heartbeat
 from dks.tracking.record import Record, RunFolder, Status
+
+# Seconds without a heartbeat after which a run that nobody can see is given up; it beats every 10.
+SILENT = 120.0
 
 
 class State(str, Enum):
     """Where a cell stands."""
 
-    missing = "missing"  # never begun
-    queued = "queued"  # planned by somebody who has not begun it
-    running = "running"  # a live process works on it
+    missing = "missing"  # never begun, and nobody is about to
+    queued = "queued"  # a live launch or a job of the scheduler will run it
+    running = "running"
     done = "done"
-    failed = "failed"
-    killed = "killed"  # stopped by a signal, or its process died
+    failed = "failed"  # by an error, or its job ended badly
+    killed = "killed"  # stopped by a signal, or its process on this machine died
+    lost = "lost"  # it was begun or submitted; its heartbeat is old and the scheduler does not know it
 
 
-def state_of(record: Record | None, claimed: bool) -> State:
-    """The state of a cell from its record and from whether a live process holds its lock."""
-    if claimed:
-        return State.running
+@dataclass(frozen=True)
+class Signs:
+    """What can be seen of a cell."""
+
+    record: Record | None
+    claimed: bool = False  # a live process holds its lock
+    fresh: bool = False  # its heartbeat is recent
+    here: bool = True  # its last attempt was on this machine, where a lock never lies
+    launched: bool = False  # the launching process lives and waits for it
+    job: Job | None = None  # what the scheduler says of its job; None: there is no job, or the scheduler does not answer
+    submitted: bool = False  # it was given to a scheduler
+
+
+def state_of(signs: Signs) -> State:
+    """The state of a cell from its signs."""
+    record, stage = signs.record, signs.job.stage if signs.job else None
     if record is None:
         return State.missing
+    if record.status is Status.done:
+        return State.done
+    if signs.claimed:
+        return State.running
+    if stage is Stage.pending:
+        return State.queued  # for the first time, or again after a preemption
+    if record.status is Status.queued:
+        return _not_begun(signs, stage)
     if record.status is Status.running:
-        return State.killed  # it says running, but nobody is
+        return _silent(signs, stage)
     return State(record.status.value)
+
+
+def _not_begun(signs: Signs, stage: Stage | None) -> State:
+    if signs.launched or stage is Stage.running or (signs.submitted and stage is None):
+        return State.queued
+    if not signs.submitted:
+        return State.missing  # whoever planned it is gone
+    assert signs.job is not None
+    return State.lost if stage is Stage.unknown else State.killed if signs.job.was_cancelled else State.failed
+
+
+def _silent(signs: Signs, stage: Stage | None) -> State:
+    """The record says running, and no lock is seen."""
+    if stage is Stage.ended:
+        assert signs.job is not None
+        return State.killed if signs.job.was_cancelled else State.failed
+    if signs.here and not signs.submitted:
+        return State.killed
+    return State.running if signs.fresh and not signs.here else State.lost
 
 
 def to_launch(state: State) -> bool:
     """Is this cell to be run by somebody who asks for it now?"""
-    return state not in (State.done, State.running)
+    return state not in (State.done, State.running, State.queued)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One cell: its state, and what that was read from."""
+
+    state: State
+    folder: RunFolder
+    record: Record | None
+    job_id: str | None = None
+    job: Job | None = None
+    launch: LaunchFolder | None = None
+
+
+def survey(runs_dir: str, cell_ids: Iterable[str], scheduler: Scheduler | None = None) -> dict[str, Standing]:
+    """Where these cells stand; the scheduler is asked once, and only if jobs were submitted for some that are not done.
+
+    Raises:
+        RequestError: a record is damaged.
+    """
+    folders = {cell_id: RunFolder(Path(runs_dir) / cell_id) for cell_id in cell_ids}
+    records = {cell_id: folder.read_record() for cell_id, folder in folders.items()}
+    open_records = [record for record in records.values() if record is not None and record.status is not Status.done]
+    scheduler = scheduler or Scheduler()
+    launches = _launches(open_records, scheduler)
+    job_ids = {cell: job for _, launch, _ in launches.values() if launch is not None for cell, job in launch.jobs().items()}
+    places = {cell_id: str(folder.path.absolute()) for cell_id, folder in folders.items() if launches}
+    jobs = scheduler.jobs({job_ids[place] for place in places.values() if place in job_ids})
+    host = socket.gethostname()
+    standings = {}
+    for cell_id, folder in folders.items():
+        record = records[cell_id]
+        job_id = job_ids.get(places.get(cell_id, ""))
+        job = jobs.get(job_id) if job_id else None
+        if job is not None and job.stage in (Stage.ended, Stage.unknown):
+            record = folder.read_record()  # it may have ended well since the record was read
+        if record is None or record.status is Status.done:
+            standings[cell_id] = Standing(state_of(Signs(record)), folder, record)
+            continue
+        launch_folder, launch, alive = launches.get(record.launch or "", (None, None, False))
+        age = heartbeat.age(folder.path)
+        signs = Signs(
+            record,
+            claimed=folder.is_claimed(),
+            fresh=age is not None and age < SILENT,
+            here=not record.attempts or record.attempts[-1].host == host,
+            launched=alive,
+            job=job,
+            submitted=job_id is not None,
+        )
+        standings[cell_id] = Standing(state_of(signs), folder, record, job_id, job, launch_folder)
+    return standings
 
 
 def look_up(runs_dir: str, cell_id: str) -> tuple[State, Record | None]:
@@ -41,7 +147,20 @@ def look_up(runs_dir: str, cell_id: str) -> tuple[State, Record | None]:
     Raises:
         RequestError: its record is damaged.
     """
-    folder = RunFolder(Path(runs_dir) / cell_id)
-    record = folder.read_record()
-    claimed = record is not None and record.status is not Status.done and folder.is_claimed()
-    return state_of(record, claimed), record
+    standing = survey(runs_dir, [cell_id])[cell_id]
+    return standing.state, standing.record
+
+
+def _launches(records: Iterable[Record], scheduler: Scheduler) -> dict[str, tuple[LaunchFolder, Launch | None, bool]]:
+    """The launches that these records name, each read once: folder, content if it can be read, and whether it is alive."""
+    found: dict[str, tuple[LaunchFolder, Launch | None, bool]] = {}
+    for path in {record.launch for record in records if record.launch is not None}:
+        folder = LaunchFolder(path)
+        try:
+            alive = folder.is_alive()
+            if not alive:
+                recover(folder, scheduler)  # it may have died between submitting and writing the ids down
+            found[path] = (folder, folder.read(), alive)
+        except RequestError:
+            found[path] = (folder, None, False)
+    return found

@@ -53,25 +53,43 @@ class Table:
         return {cell.n for cell in self.cells.values()}
 
 
-def build(frame: pd.DataFrame, axes: Sequence[str], title: str, metric: str) -> Table:
-    """The table of a sweep. Its axes are the swept keys but the seed; the last one makes the columns, if there are two or more.
+def build(
+    frame: pd.DataFrame,
+    axes: Sequence[str],
+    title: str,
+    metric: str,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+) -> Table:
+    """The table of a sweep. Where it does not say which of its axes make the rows and which the columns, the last of the swept
+    keys makes the columns, if there are two or more; the seed never does.
 
     Args:
         frame: as `dks.tables.frame.sweep_frame` makes it.
         axes: the swept keys, in the order typed.
     """
-    shown = [axis for axis in axes if axis != "seed"]
-    row_axes = tuple(shown[:-1] if len(shown) > 1 else shown)
-    column_axis = shown[-1] if len(shown) > 1 else None
+    row_axes, column_axes = _layout(axes, rows, columns)
+    shown = (*row_axes, *column_axes)
+    column_axis = " ".join(column_axes) or None
     cells: dict[Place, TableCell] = {}
     keys = frame[list(shown)].astype(str).agg(tuple, axis=1) if shown else pd.Series([()] * len(frame))
     for key, runs in frame.groupby(keys, sort=False):
         labels = tuple(key)
-        cells[(labels[: len(row_axes)], labels[-1] if column_axis else "")] = _cell(runs)
+        cells[(labels[: len(row_axes)], " ".join(labels[len(row_axes) :]))] = _cell(runs)
     cells = _mark_best(_with_gains(cells, frame))
-    rows = tuple(dict.fromkeys(row for row, _ in cells))
-    columns = tuple(dict.fromkeys(column for _, column in cells))
-    return Table(title, metric, row_axes, column_axis, rows, columns, cells)
+    row_labels = tuple(dict.fromkeys(row for row, _ in cells))
+    column_labels = tuple(dict.fromkeys(column for _, column in cells))
+    return Table(title, metric, row_axes, column_axis, row_labels, column_labels, cells)
+
+
+def _layout(
+    axes: Sequence[str], rows: Sequence[str] | None, columns: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The axes of the rows and those of the columns."""
+    shown = [axis for axis in axes if axis != "seed"]
+    if not rows and not columns:
+        return (tuple(shown[:-1]), (shown[-1],)) if len(shown) > 1 else (tuple(shown), ())
+    return tuple(axis for axis in rows or () if axis in shown), tuple(axis for axis in columns or () if axis in shown)
 
 
 def _cell(runs: pd.DataFrame) -> TableCell:

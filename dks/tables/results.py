@@ -9,8 +9,10 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from dks.sweeps import manifest
+from dks.sweeps.manifest import Manifest
 from dks.tables import render
-from dks.tables.frame import read_manifest, sweep_frame
+from dks.tables.frame import sweep_frame
 from dks.tables.model import Table, build
 from dks.tracking.journal import now
 from dks.tracking.record import write_atomically
@@ -19,25 +21,36 @@ METRIC = "test/top1_error"
 TEXT_FORMATS = {"md": render.markdown, "latex": render.latex, "csv": render.comma_separated}
 
 
-def sweep_table(results_dir: str, sweep: str) -> tuple[Table, pd.DataFrame]:
-    """The table of a sweep that was begun in `results_dir`, from whatever runs exist now, and the runs behind it.
+def sweep_tables(results_dir: str, name: str) -> list[Table]:
+    """The tables of a sweep that was begun in `results_dir`, from whatever runs exist now: one, or those of all its parts.
 
     Raises:
         RequestError: there is no such sweep.
     """
-    manifest = read_manifest(results_dir, sweep)
-    frame = sweep_frame(manifest, METRIC)
-    return build(frame, manifest["axes"], title=manifest["title"], metric=METRIC), frame
+    whole = manifest.read(results_dir, name)
+    parts = [manifest.read(results_dir, part) for part in whole.parts] or [whole]
+    return [_table(part)[0] for part in parts]
 
 
-def write_results(results_dir: str, sweep: str) -> Table:
-    """Write `table.md`, `table.tex`, `table.csv` and `provenance.json` (the runs behind each number) of a sweep."""
-    table, frame = sweep_table(results_dir, sweep)
-    folder = Path(results_dir) / sweep
-    for name, form in (("table.md", "md"), ("table.tex", "latex"), ("table.csv", "csv")):
-        write_atomically(folder / name, TEXT_FORMATS[form](table))
-    write_atomically(folder / "provenance.json", json.dumps(_provenance(sweep, table, frame), indent=1) + "\n")
-    return table
+def _table(sweep: Manifest) -> tuple[Table, pd.DataFrame]:
+    """The table of a sweep, and the runs behind it."""
+    frame = sweep_frame(sweep, METRIC)
+    return build(frame, sweep.axes, sweep.title, METRIC, sweep.rows, sweep.columns), frame
+
+
+def write_results(results_dir: str, name: str) -> list[Table]:
+    """Write `table.md`, `table.tex`, `table.csv` and `provenance.json` (the runs behind each number) of a sweep, or of all its
+    parts; returns the tables.
+    """
+    whole = manifest.read(results_dir, name)
+    if whole.parts:
+        return [table for part in whole.parts for table in write_results(results_dir, part)]
+    table, frame = _table(whole)
+    folder = Path(results_dir) / whole.name
+    for file, form in (("table.md", "md"), ("table.tex", "latex"), ("table.csv", "csv")):
+        write_atomically(folder / file, TEXT_FORMATS[form](table))
+    write_atomically(folder / "provenance.json", json.dumps(_provenance(whole.name, table, frame), indent=1) + "\n")
+    return [table]
 
 
 def show(table: Table) -> None:

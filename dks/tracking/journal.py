@@ -42,6 +42,15 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
+def sync_folder(folder: Path) -> None:
+    """The names of the files in a folder are on disk when this returns."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class Journal:
     """The journal of one run."""
 
@@ -50,11 +59,13 @@ class Journal:
 
     def append(self, epoch: int, step: int, metrics: dict[str, float]) -> Entry:
         """Write one line; it is on disk when this returns."""
-        entry = Entry(epoch, step, now(), metrics)
+        entry, is_new = Entry(epoch, step, now(), metrics), not self.path.exists()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(entry.to_json() + "\n")
             file.flush()
             os.fsync(file.fileno())
+        if is_new:
+            sync_folder(self.path.parent)
         return entry
 
     def read(self) -> list[Entry]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from dks.config.compose import config_from, to_yaml
 from dks.config.errors import RequestError
@@ -51,6 +52,7 @@ class Attempt:
     processes: int = 1  # that trained together
     first_epoch: int = 1  # the epoch it began with, counted from 1
     git_commit: str | None = None  # of the code; "-dirty" is appended where files had changed
+    job: str | None = None  # SLURM's id, such as "12_3" for a task of an array
     versions: dict[str, str] = field(default_factory=dict)  # python, torch, ...
     ended: str | None = None
     status: str = Status.running.value
@@ -69,6 +71,7 @@ class Record:
     label: str  # what a person calls it: its place in its sweep, or its overrides
     overrides: list[str]  # as given on the command line, for this cell
     sweep: str | None = None
+    launch: str | None = None  # folder of the launch that queued it last, see dks/sweeps/launches.py
     status: Status = Status.queued
     attempts: list[Attempt] = field(default_factory=list)
     final: dict[str, float] = field(default_factory=dict)  # metrics of the last epoch, and "epoch"
@@ -126,8 +129,8 @@ class RunFolder:
         """
         try:
             return config_from(OmegaConf.load(self.config_file))
-        except (OSError, ValueError) as error:
-            raise RequestError(f"{self.config_file} cannot be read: {error}") from error
+        except (OSError, ValueError, YAMLError) as error:
+            raise RequestError(f"{self.config_file} cannot be read: {' '.join(str(error).split())}") from error
 
     def write_record(self, record: Record) -> None:
         write_atomically(self.record_file, json.dumps(dataclasses.asdict(record), indent=1) + "\n")

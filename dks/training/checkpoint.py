@@ -1,59 +1,124 @@
-"""What an unfinished run goes on from: weights, optimiser and random state after its last whole epoch."""
+"""What an unfinished run goes on from: everything that decides its next step, in the newest checkpoint and the one before.
+
+A file is what torch.save makes of a state, and behind it the SHA-256 of those bytes, which is compared before anything else
+looks at them. It is written under another name and renamed, so under its own name it is whole or not there; a disk may still
+damage it later, and then the one before counts.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import logging
 import os
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor
+
+from dks.tracking.journal import sync_folder
+
+log = logging.getLogger(__name__)
+
+NEWEST, PREVIOUS, DRAFT = "last.pt", "previous.pt", "draft.pt"
+_DIGEST = hashlib.sha256().digest_size  # bytes
 
 
 @dataclass(frozen=True)
 class Progress:
     """How far a run has come."""
 
-    epoch: int = 0  # whole epochs finished
-    step: int = 0  # steps taken
+    epoch: int = 0  # whole epochs trained
+    step: int = 0  # steps taken in all
+    batch: int = 0  # of them in the epoch under way
 
 
-def save(folder: Path, network: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
-    """Write the checkpoint as a whole or not at all; the one before is replaced."""
+@dataclass(frozen=True)
+class State:
+    """What decides the next step of a run."""
+
+    progress: Progress
+    network: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    processes: list[dict[str, Any]]  # of each process by its rank: random generators, sums of the epoch under way
+    seconds: float  # spent in the epoch under way
+    metrics: dict[str, float]  # of the training of a whole epoch whose evaluation is to follow; else none
+    entries: int  # epochs in the journal
+
+
+class Damaged(Exception):
+    """A checkpoint that nothing can go on from."""
+
+
+def save(folder: Path, state: State) -> None:
+    """Make this the newest checkpoint, as a whole or not at all; the newest until now is kept as the one before.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".last.pt.{os.getpid()}"
-    state = {
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "epoch": progress.epoch,
-        "step": progress.step,
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+    content = io.BytesIO()
+    torch.save({**vars(state), "progress": astuple(state.progress)}, content)
+    draft, newest = folder / DRAFT, folder / NEWEST
     with draft.open("wb") as file:
-        torch.save(state, file)
+        file.write(content.getbuffer())
+        file.write(hashlib.sha256(content.getbuffer()).digest())
         file.flush()
         os.fsync(file.fileno())
-    draft.replace(folder / "last.pt")
+    if newest.exists():
+        newest.replace(folder / PREVIOUS)
+    draft.replace(newest)
+    sync_folder(folder)
 
 
-def restore(folder: Path, network: nn.Module, optimizer: Optimizer) -> Progress:
-    """Load the checkpoint, if there is one, into the network, the optimiser and the random generators."""
-    path = folder / "last.pt"
-    if not path.exists():
-        return Progress()
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"])
-    if state["random_cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["random_cuda"])
-    return Progress(state["epoch"], state["step"])
+def find(folder: Path, entries: int) -> tuple[Path, State] | None:
+    """The newest good checkpoint of a run that has so many epochs in its journal; None where there is none.
+
+    One that is damaged, or knows of epochs that the journal has lost, is reported and removed, so that it never takes the place
+    of a good one.
+
+    Raises:
+        OSError: a file is there and cannot be read.
+    """
+    for path in (folder / NEWEST, folder / PREVIOUS):
+        try:
+            state = read(path)
+            if state.entries > entries:
+                raise Damaged(f"is ahead of the journal, which has {entries} of {state.entries} epochs")
+            return path, state
+        except FileNotFoundError:
+            if path.name == NEWEST and (folder / PREVIOUS).exists():
+                log.warning("checkpoint %s is missing; the one before it is tried", path)
+        except Damaged as damage:
+            log.warning("checkpoint %s %s; the one before it is tried", path, damage)
+            path.unlink()
+    if entries:
+        log.warning("there is no good checkpoint in %s; the run starts again from epoch 1", folder)
+    return None
+
+
+def read(path: Path) -> State:
+    """The state in a checkpoint, on the CPU.
+
+    Raises:
+        Damaged: the file is cut or changed, or another version wrote it.
+        OSError: it is not there or cannot be read.
+    """
+    content = memoryview(path.read_bytes())
+    body = content[:-_DIGEST]
+    if hashlib.sha256(body).digest() != content[-_DIGEST:]:
+        raise Damaged("is damaged (its checksum is wrong)")
+    values = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    try:
+        return State(**{**values, "progress": Progress(*values["progress"])})
+    except (KeyError, TypeError) as error:
+        raise Damaged("was written by another version") from error
 
 
 def discard(folder: Path) -> None:
-    """Remove the checkpoint of a finished run; its weights are kept elsewhere."""
+    """Remove the checkpoints of a finished run; its weights are kept elsewhere."""
     for path in folder.glob("*"):
         path.unlink()
     if folder.exists():

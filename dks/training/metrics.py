@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,20 @@ class Tally:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._images = 0
+
+    def state(self) -> dict[str, Any]:
+        """What was counted, on the CPU."""
+        return {"sums": {name: value.cpu() for name, value in self._sums.items()}, "images": self._images}
+
+    @classmethod
+    def restored(cls, states: Sequence[dict[str, Any]], device: torch.device) -> Tally:
+        """One that goes on from what was counted in these states together."""
+        tally = cls()
+        for state in states:
+            tally._images += state["images"]
+            for name, value in state["sums"].items():
+                tally._add(name, value.to(device))
+        return tally
 
     def images(self, world: World = ALONE) -> int:
         """Images counted by all processes."""
@@ -65,13 +80,18 @@ def test_losses(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tenso
 
 @torch.inference_mode()
 def evaluate(
-    network: SupervisedNetwork, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, world: World = ALONE
+    network: SupervisedNetwork,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    world: World = ALONE,
+    prefix: str = "test",
 ) -> dict[str, float]:
     """The losses and errors of every classifier over the images of all processes, by the names of the journal.
 
     Args:
         network: on `device`; it is put into evaluation mode.
         batches: normalised images (N, 3, H, W) and labels (N,) of this process, on any device.
+        prefix: what the names begin with.
     """
     tally = Tally()
     network.eval()
@@ -81,4 +101,4 @@ def evaluate(
         logits = network(images.to(device, non_blocking=True))
         tally.add_losses(test_losses(logits, labels), len(labels))
         tally.add_errors(logits, labels, top=(1, 5))
-    return tally.read("test", world)
+    return tally.read(prefix, world)

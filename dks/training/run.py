@@ -8,7 +8,9 @@ import os
 import statistics
 import time
 from contextlib import suppress
+from datetime import datetime
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -18,23 +20,29 @@ from torch import Tensor
 from dks import data
 from dks.config.errors import RequestError
 from dks.config.schema import Config
+from dks.data.holdout import hold_out
 from dks.data.images import Images
 from dks.data.label_noise import corrupt
 from dks.data.seeds import generator
 from dks.models import build_network
 from dks.models.teacher import load_teacher
 from dks.terminal import Display
-from dks.tracking.journal import Entry, now
+from dks.tracking.heartbeat import Pulse, slurm_job
+from dks.tracking.journal import Entry, now, sync_folder
 from dks.tracking.mlflow_sink import open_sink
 from dks.tracking.record import Attempt, Record, RunFolder, Status
 from dks.training import checkpoint
 from dks.training.environment import available_threads, device_name, git_commit, host, pick_device, versions
 from dks.training.finite import NonFiniteLoss
 from dks.training.interruption import Interruption
+from dks.training.memory import PeakMemory
 from dks.training.trainer import Observer, Trainer
 from dks.world import Broken, World
 
 log = logging.getLogger(__name__)
+
+# cuBLAS reads it when it is first used in a process, and without it has no operations that give the same bits every time.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 class Outcome(str, Enum):
@@ -50,7 +58,7 @@ def run_cell(path: Path | str) -> Outcome:
     """Run the cell whose frozen configuration lies in this folder.
 
     Raises:
-        Interrupted: a signal came. The record says killed; the same call goes on from the last whole epoch.
+        Interrupted: a signal came. The record says killed; the same call goes on from the very step.
     """
     folder = RunFolder(path)
     if not folder.claim():
@@ -60,6 +68,7 @@ def run_cell(path: Path | str) -> Outcome:
         record = folder.read_record()
         assert record is not None, "a cell is queued before it is launched"
         if record.status is Status.done:
+            checkpoint.discard(folder.checkpoints)  # left where a process died right after the record was written
             return Outcome.already_done
         with Interruption() as interruption:
             outcome = _execute(folder, folder.read_config(), record, interruption)
@@ -99,22 +108,24 @@ def _execute(folder: RunFolder, config: Config, record: Record, interruption: In
         processes=world.size,
         threads=torch.get_num_threads(),
         git_commit=git_commit(),
+        job=slurm_job(),
         versions=versions(),
     )
     record.attempts.append(attempt)
     record.status, record.error = Status.running, None
     folder.write_record(record)
-    sink, display = open_sink(folder, config, record), Display.current().run(record)
+    sink, display, memory = open_sink(folder, config, record), Display.current().run(record), PeakMemory(device)
     started = time.perf_counter()
     try:
-        world.share((str(folder.path), threads))
-        trainer = _trainer(folder, config, world, [display, sink], interruption)
-        record.changed_labels = trainer.changed_labels.tolist() or None
-        attempt.first_epoch = trainer.progress.epoch + 1
-        entries = trainer.fit()
-        save_file({name: value.contiguous() for name, value in trainer.network.state_dict().items()}, folder.weights_file)
-        folder.weights_file.chmod(folder.config_file.stat().st_mode)  # safetensors gives it to its owner alone
-        _summarise(record, entries, trainer.network)
+        with Pulse(folder.path, attempt.host, config.recipe.epochs) as pulse:
+            world.share((str(folder.path), threads))
+            trainer = _trainer(folder, config, world, [display, sink, pulse], interruption)
+            record.changed_labels = trainer.changed_labels.tolist() or None
+            attempt.first_epoch = len(trainer.entries) + 1
+            folder.write_record(record)
+            entries = trainer.fit()
+        _save_weights(folder, trainer.network)
+        _summarise(record, entries, trainer.network, memory.mib())
         record.status = Status.done
     except KeyboardInterrupt as error:
         record.status, record.error = Status.killed, {"type": "Interrupted", "message": str(error) or "SIGINT"}
@@ -139,10 +150,12 @@ def _execute(folder: RunFolder, config: Config, record: Record, interruption: In
 
 def _trainer(folder: RunFolder, config: Config, world: World, observers: list[Observer], interruption: Interruption) -> Trainer:
     """Data, network and teacher of a configuration, ready to train; the same on every process."""
+    _choose_operations(config.deterministic)
     device = pick_device(config.device, world.local_rank)
-    train, test, changed = _data(config)
-    if len(test) < world.size:
-        raise RequestError(f"{world.size} processes have only {len(test)} test images to share; start fewer")
+    train, val, test, changed = _data(config)
+    for name, images in (("held-out", val), ("test", test)):
+        if images is not None and len(images) < world.size:
+            raise RequestError(f"{world.size} processes have only {len(images)} {name} images to share; start fewer")
     torch.manual_seed(config.seed)
     network = build_network(config).to(device).to(memory_format=torch.channels_last)
     if world.rank:  # the weights are the same everywhere, dropout is not
@@ -150,21 +163,49 @@ def _trainer(folder: RunFolder, config: Config, world: World, observers: list[Ob
     teacher = load_teacher(config)
     if teacher is not None:
         teacher = teacher.to(device).to(memory_format=torch.channels_last)
-    return Trainer(config, network, train, test, changed, device, folder, observers, interruption, teacher, world)
+    return Trainer(config, network, train, test, changed, device, folder, observers, interruption, teacher, world, val)
 
 
-def _data(config: Config) -> tuple[Images, Images, Tensor]:
-    """The training set, its labels corrupted as asked for, the test set, never touched, and the changed indices."""
+def _choose_operations(deterministic: bool) -> None:
+    """Only those that give the same bits every time, or whichever are fast."""
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
+
+
+def _data(config: Config) -> tuple[Images, Images | None, Images, Tensor]:
+    """The images to train on, their labels corrupted as asked for; those held out of them, if any; the test set, never touched;
+    and the indices in the whole training set whose labels were changed.
+
+    Raises:
+        RequestError: all training images are to be held out.
+    """
     train, test = data.load(config.data)
     assert config.data.num_classes is not None
     labels, changed = corrupt(train.labels, config.label_noise, config.data.num_classes, config.seed)
-    return dataclasses.replace(train, labels=labels), test, changed
+    kept, val = hold_out(dataclasses.replace(train, labels=labels), config.data.holdout, config.seed)
+    return kept, val, test, changed
 
 
-def _summarise(record: Record, entries: list[Entry], network: torch.nn.Module) -> None:
+def _save_weights(folder: RunFolder, network: torch.nn.Module) -> None:
+    """Write the trained network as a whole or not at all; it is on disk when this returns."""
+    draft = folder.weights_file.with_name(f".{folder.weights_file.name}")
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, draft)
+    draft.chmod(folder.config_file.stat().st_mode)  # safetensors gives it to its owner alone
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    draft.replace(folder.weights_file)
+    sync_folder(folder.path)
+
+
+def _summarise(record: Record, entries: list[Entry], network: torch.nn.Module, peak_mib: float | None) -> None:
     best = min(entries, key=lambda entry: entry.metrics["test/top1_error"])
     record.final = {"epoch": entries[-1].epoch, **entries[-1].metrics}
     record.best = {"epoch": best.epoch, **best.metrics}
     speeds = [entry.metrics["train/images_per_second"] for entry in entries]
     record.cost["images_per_second"] = round(statistics.median(speeds), 1)
     record.cost["parameters"] = sum(parameter.numel() for parameter in network.parameters())
+    if peak_mib is not None:
+        record.cost["peak_memory_mib"] = round(peak_mib, 1)
+    ends = [datetime.fromisoformat(entry.time) for entry in entries]
+    if epochs := [(end - begin).total_seconds() for begin, end in pairwise(ends)]:
+        record.cost["seconds_per_epoch"] = round(statistics.median(epochs), 4)  # evaluation and checkpoint included

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from dks.config.schema import Config
-from dks.data.batches import Normalise, channel_statistics, evaluation_batches, training_batches
-from dks.data.images import Images
+from dks.data.batches import Batch, Normalise, TestBatches, channel_statistics, evaluation_batches, training_batches
+from dks.data.images import Images, ImageSet
 from dks.models.network import SupervisedNetwork
 from dks.tracking.journal import Entry
 from dks.tracking.record import RunFolder
 from dks.training import checkpoint
+from dks.training.checkpoint import Progress
 from dks.training.finite import FiniteGuard
 from dks.training.interruption import Interrupted, Interruption
 from dks.training.metrics import Tally, evaluate, training_losses
 from dks.training.objective import Objective
 from dks.training.schedule import is_milestone, learning_rate
 from dks.world import ALONE, World
+
+if TYPE_CHECKING:
+    from dks.data.streaming import StreamedTest
 
 
 class Observer(Protocol):
@@ -38,7 +44,11 @@ class Observer(Protocol):
 
 
 class Trainer:
-    """Trains a network and keeps its folder up to date after every epoch.
+    """Trains a network and keeps its folder up to date, so that whatever stops it at whatever moment, another one goes on from
+    there and ends bitwise the same.
+
+    Every epoch is trained, saved, evaluated and written into the journal, in this order. A checkpoint whose epoch the journal
+    has not got yet has its evaluation before it; a line of the journal that is ahead of the checkpoint is cut off.
 
     Args:
         config: a resolved configuration.
@@ -47,9 +57,10 @@ class Trainer:
         changed_labels: (M,) the training images that it hit, kept for the record.
         folder: receives the journal and the checkpoints.
         observers: told of every step and epoch.
-        interruption: asked between two steps.
+        interruption: asked between two steps, and between two batches of an evaluation.
         teacher: frozen, images -> logits (N, K); for the methods that distil.
         world: the processes that train together; only rank 0 writes.
+        val: training images that are held out, evaluated beside the test set; None without.
     """
 
     def __init__(
@@ -65,72 +76,167 @@ class Trainer:
         interruption: Interruption,
         teacher: nn.Module | None = None,
         world: World = ALONE,
+        val: Images | None = None,
     ) -> None:
         recipe = config.recipe
         normalise = Normalise(*channel_statistics(config, train), device)
         self.recipe, self.network, self.device, self.folder = recipe, network, device, folder
         self.observers, self.interruption, self.world = observers, interruption, world
         self.train_batches = training_batches(config, train, normalise, device, world)
-        self.test_batches = evaluation_batches(config, test, normalise, device, world)
+        self.evaluations = {
+            prefix: evaluation_batches(config, images, normalise, device, world)
+            for prefix, images in (("val", val), ("test", test))
+            if images is not None
+        }
         self.train_images, self.changed_labels = len(train), changed_labels
         self.objective = Objective(config, teacher)
         self.optimizer: Optimizer = SGD(
             network.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
         )
         self.guard = FiniteGuard(world)
-        self.progress = checkpoint.restore(folder.checkpoints, network, self.optimizer)
-        self.entries = folder.journal.keep_until(self.progress.epoch) if world.is_main else []
+        self.progress = self.saved = Progress()  # where this run is, and where its newest checkpoint is
+        self.tally, self.seconds = Tally(), 0.0  # of the epoch under way
+        self.metrics: dict[str, float] = {}  # of the training of a whole epoch, until it is evaluated
+        self.entries = folder.journal.read() if world.is_main else []
         self.replica = world.replicate(network)
+        self._restore(train.images.shape[-2:] if isinstance(train, ImageSet) else (config.data.image_size or 1,) * 2)
 
     def fit(self) -> list[Entry]:
         """Train the epochs that are left; returns the whole journal.
 
         Raises:
             NonFiniteLoss: at the step where a loss is no finite number.
-            Interrupted: a signal came; the checkpoint holds the last whole epoch.
+            Interrupted: a signal came; all steps taken until then are in the checkpoint.
         """
         for observer in self.observers:
-            observer.started(self.recipe.epochs, self.train_images, self.progress.epoch)
-        while self.progress.epoch < self.recipe.epochs:
-            metrics = self._train_epoch() | evaluate(self.network, self.test_batches, self.device, self.world)
-            if self.world.is_main:
-                entry = self.folder.journal.append(self.progress.epoch, self.progress.step, metrics)
-                checkpoint.save(self.folder.checkpoints, self.network, self.optimizer, self.progress)
-                self.entries.append(entry)
-                for observer in self.observers:
-                    observer.recorded(entry)
+            observer.started(self.recipe.epochs, self.train_images, len(self.entries))
+        while self.metrics or self.progress.epoch < self.recipe.epochs:
+            if not self.metrics:
+                self._train_epoch()
+                self._save()
+            self._evaluate_epoch()
         return self.entries
 
-    def _train_epoch(self) -> dict[str, float]:
-        epoch, step = self.progress.epoch + 1, self.progress.step
-        started, tally = time.perf_counter(), Tally()
-        lr = learning_rate(self.recipe, finished=self.progress.epoch)
+    def _train_epoch(self) -> None:
+        """The epoch under way, from where it stands."""
+        finished, started = self.progress.epoch, time.perf_counter() - self.seconds
+        lr = learning_rate(self.recipe, finished)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self.recipe.reset_momentum and is_milestone(self.recipe, finished=self.progress.epoch):
+        if self.recipe.reset_momentum and self.progress.batch == 0 and is_milestone(self.recipe, finished):
             self.optimizer.state.clear()
         self.network.train()
-        for batch in self.train_batches.epoch(epoch):
-            self._stop_if_asked()
-            step += 1
-            logits = self.replica(batch.images)
-            loss = self.objective(batch.images, logits, batch.labels)
-            self.guard.check(epoch, step, loss, batch.weight)
-            self.optimizer.zero_grad()
-            (loss.total * batch.weight).backward()
-            self.optimizer.step()
-            if batch.weight:
-                tally.add_losses(training_losses(loss), len(batch.labels))
-                tally.add_errors(logits, batch.labels, top=(1,))
-            for observer in self.observers:
-                observer.stepped(len(batch.labels) * self.world.size)
+        for batch in self.train_batches.epoch(finished + 1, first=self.progress.batch):
+            if asked := self._asked():
+                self.guard.flush()
+                self.seconds = time.perf_counter() - started
+                self._save()
+                raise asked
+            self._step(batch)
         self.guard.flush()
-        metrics = tally.read("train", self.world)  # waits for the device
-        self.progress = checkpoint.Progress(epoch, step)
-        speed = tally.images(self.world) / (time.perf_counter() - started)
-        return {**metrics, "train/lr": lr, "train/images_per_second": speed}
+        metrics = self.tally.read("train", self.world)  # waits for the device
+        speed = self.tally.images(self.world) / (time.perf_counter() - started)
+        self.metrics = {**metrics, "train/lr": lr, "train/images_per_second": speed}
+        self.progress = Progress(finished + 1, self.progress.step)
+        self.tally, self.seconds = Tally(), 0.0
 
-    def _stop_if_asked(self) -> None:
-        """All processes stop before the same step, whichever was asked."""
-        if self.world.any(self.interruption.signal is not None):
-            raise Interrupted(self.interruption.signal or "another process was")
+    def _step(self, batch: Batch) -> None:
+        self.progress = replace(self.progress, step=self.progress.step + 1, batch=self.progress.batch + 1)
+        logits = self.replica(batch.images)
+        loss = self.objective(batch.images, logits, batch.labels)
+        self.guard.check(self.progress.epoch + 1, self.progress.step, loss, batch.weight)
+        self.optimizer.zero_grad()
+        (loss.total * batch.weight).backward()
+        self.optimizer.step()
+        if batch.weight:
+            self.tally.add_losses(training_losses(loss), len(batch.labels))
+            self.tally.add_errors(logits, batch.labels, top=(1,))
+        for observer in self.observers:
+            observer.stepped(len(batch.labels) * self.world.size)
+
+    def _evaluate_epoch(self) -> None:
+        """The epoch just trained; whoever is stopped here does it again."""
+        metrics = self.metrics
+        for prefix, batches in self.evaluations.items():
+            metrics = metrics | evaluate(self.network, self._until_asked(batches), self.device, self.world, prefix)
+        self.metrics = {}
+        if self.world.is_main:
+            entry = self.folder.journal.append(self.progress.epoch, self.progress.step, metrics)
+            self.entries.append(entry)
+            for observer in self.observers:
+                observer.recorded(entry)
+
+    def _until_asked(self, batches: TestBatches | StreamedTest) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an evaluation, until a signal comes. Some processes may have one more, before which nobody asks."""
+        common = min(self.world.gather(len(batches)))
+        for number, batch in enumerate(batches):
+            if number < common and (asked := self._asked()):
+                raise asked
+            yield batch
+
+    def _asked(self) -> Interrupted | None:
+        """What to stop with, in all processes at the same place, whichever was asked."""
+        if not self.world.any(self.interruption.signal is not None):
+            return None
+        signals = [number.name for number in self.world.gather(self.interruption.signal) if number is not None]
+        return Interrupted(signals[0])
+
+    def _save(self) -> None:
+        """Write a checkpoint, unless the newest one says the same."""
+        if self.progress == self.saved:
+            return
+        random = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        mine = {"random": torch.get_rng_state(), "random_cuda": random, "tally": self.tally.state()}
+        processes = self.world.gather(mine)
+        self.saved = self.progress
+        if self.world.is_main:
+            state = checkpoint.State(
+                progress=self.progress,
+                network=self.network.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                processes=processes,
+                seconds=self.seconds,
+                metrics=self.metrics,
+                entries=len(self.entries),
+            )
+            checkpoint.save(self.folder.checkpoints, state)
+
+    def _restore(self, side: Sequence[int]) -> None:
+        """Go on from the newest good checkpoint, or begin; what the journal has beyond it is cut off.
+
+        With as many processes as before each has its own random state and sums again; with another number, new processes
+        begin with their own, and what the others had counted is counted by those that are left.
+
+        Args:
+            side: height and width of an image, pixels.
+        """
+        found = checkpoint.find(self.folder.checkpoints, len(self.entries)) if self.world.is_main else None
+        path = self.world.share(found and found[0])
+        if path is not None:
+            state = found[1] if found else checkpoint.read(path)
+            if self.world.size > 1:
+                self._take_idle_step(side)
+            self.progress = self.saved = state.progress
+            self.seconds, self.metrics = state.seconds, state.metrics
+            self.network.load_state_dict(state.network)
+            self.optimizer.load_state_dict(state.optimizer)
+            rank, size = self.world.rank, self.world.size
+            self.tally = Tally.restored([each["tally"] for each in state.processes[rank::size]], self.device)
+            if rank < len(state.processes):
+                torch.set_rng_state(state.processes[rank]["random"])
+                random = state.processes[rank]["random_cuda"]
+                if random is not None and self.device.type == "cuda":
+                    torch.cuda.set_rng_state(random, self.device)
+        if self.world.is_main:
+            self.entries = self.folder.journal.keep_until(self.progress.epoch)
+        if self.world.share(len(self.entries)) == self.progress.epoch:
+            self.metrics = {}  # that epoch is evaluated already
+
+    def _take_idle_step(self, side: Sequence[int]) -> None:
+        """The gradients of blank images, for nothing: after its first step DistributedDataParallel puts gradients in another
+        order, in which more than two processes sum to other last bits; a run that goes on is beyond its first step.
+        """
+        images = torch.zeros(2, 3, *side, device=self.device).to(memory_format=torch.channels_last)
+        labels = torch.zeros(2, dtype=torch.int64, device=self.device)
+        self.objective(images, self.replica(images), labels).total.backward()
+        self.optimizer.zero_grad()

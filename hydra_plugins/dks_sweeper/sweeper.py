@@ -1,11 +1,13 @@
-"""Hydra's door to the sweep engine: every `python train.py` and every launcher goes through here.
+"""Hydra's door to the sweep engine: `hydra/sweeper=dks`, the default of every configuration of this project.
 
-Hydra imports this module at each start, so everything heavy is imported when a sweep begins.
+Hydra loads this module at each start, so everything heavy is imported when a sweep begins.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.config_store import ConfigStore
@@ -18,15 +20,31 @@ from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from dks.config.compose import Composed
-    from dks.sweeps.engine import Cell
+    from dks.sweeps.plan import Cell
 
 
 class DksSweeper(Sweeper):
     """Expands, validates all, looks up what is done, launches the rest through the chosen launcher, and shows the table."""
 
-    def __init__(self, named: str | None, show: str | None) -> None:
-        """`named`: a sweep of the folder `sweeps/`. `show`: print the plan as "text" or "json", and launch nothing."""
-        self.named, self.show = named, show
+    def __init__(
+        self,
+        named: str | None,
+        show: str | None,
+        probe: float,
+        retries: int,
+        max_failures: int | None,
+        only_unsuccessful: bool,
+    ) -> None:
+        """
+        named: a sweep of the folder `sweeps/`.
+        show: print the plan as "text" or "json", and launch nothing.
+        probe: seconds spent on measuring networks for the forecast of a plan.
+        retries: how often a cell that fails is tried again.
+        max_failures: begin no further cell when so many have failed; None: go on, whatever fails.
+        only_unsuccessful: launch what has failed, was killed or got lost, and nothing new.
+        """
+        self.named, self.show, self.probe = named, show, probe
+        self.retries, self.max_failures, self.only_unsuccessful = retries, max_failures, only_unsuccessful
         self.config: DictConfig | None = None
         self.hydra_context: HydraContext | None = None
         self.launcher: Launcher | None = None
@@ -44,19 +62,55 @@ class DksSweeper(Sweeper):
         Raises:
             RequestError: something is wrong with a cell; nothing was launched.
         """
+        from dks.config.composer import Composer
         from dks.sweeps import engine
-        from dks.sweeps.files import grid_of, read
+        from dks.sweeps.files import read
         from dks.sweeps.grid import expand
+        from dks.sweeps.plan import plan, plan_json, plan_text
+        from dks.sweeps.request import grid_of
 
         assert self.hydra_context is not None
+        policy = engine.Policy(self.retries, self.max_failures, engine.UNSUCCESSFUL if self.only_unsuccessful else None)
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         grid = grid_of(read(self.named), arguments, parser) if self.named else expand(parser.parse_overrides(arguments))
-        plan = engine.plan(grid, self._compose)
+        compose = Composer(self._compose)
         if self.show is not None:
-            print(engine.plan_json(plan) if self.show == "json" else engine.plan_text(plan))
+            from dks.sweeps.forecast import forecast
+
+            found = plan(grid, compose, self.named, arguments, absent_ok=True)
+            new = found.launches(policy.only)
+            cost = forecast([cell.config for cell in new], new[0].config.runs_dir, self.probe) if new else None
+            print((plan_json if self.show == "json" else plan_text)(found, cost))
             return
-        if status := engine.execute(plan, self._launch):
+        check = getattr(self.launcher, "check", None)  # our own launchers have it
+        if check is not None:
+            check()
+        if status := engine.execute(lambda: plan(grid, compose, self.named, arguments, absent_ok=True), self, policy):
             raise SystemExit(status)
+
+    @property
+    def name(self) -> str:
+        """The choice of hydra/launcher."""
+        assert self.config is not None
+        return str(self.config.hydra.runtime.choices["hydra/launcher"])
+
+    @property
+    def detached(self) -> bool:
+        """Does the launcher return as soon as it has handed the cells over?"""
+        return bool(getattr(self.launcher, "detached", False))
+
+    def launch(self, cells: list[Cell]) -> list[Exception]:
+        """Called by the engine: run these cells, or hand them over; the errors of those that could not even begin."""
+        assert self.launcher is not None
+        _make_importable()
+        # Quoted: a cell's name may look like a number.
+        jobs = [
+            [*cell.point.overrides, f"hydra.sweep.dir='{cell.config.runs_dir}'", f"hydra.sweep.subdir='{cell.cell_id}'"]
+            for cell in cells
+        ]
+        returned = self.launcher.launch(jobs, initial_job_idx=0)
+        # A run that fails says so in its record and returns; what is raised here went wrong before there was a run.
+        return [job._return_value for job in returned if isinstance(job._return_value, Exception)]
 
     def _compose(self, overrides: Sequence[str]) -> Composed:
         from dks.config.compose import HYDRA_ERRORS, explain, from_hydra
@@ -68,19 +122,29 @@ class DksSweeper(Sweeper):
         except HYDRA_ERRORS as error:
             raise RequestError(explain(error)) from error
 
-    def _launch(self, cells: list[Cell]) -> list[Exception]:
-        assert self.launcher is not None
-        # Quoted: a cell's name may look like a number.
-        jobs = [[*cell.point.overrides, f"hydra.sweep.subdir='{cell.cell_id}'"] for cell in cells]
-        returned = self.launcher.launch(jobs, initial_job_idx=0)
-        # A run that fails says so in its record and returns; what is raised here went wrong before there was a run.
-        return [job._return_value for job in returned if isinstance(job._return_value, Exception)]
+
+def _make_importable() -> None:
+    """Processes that a launcher starts import the package from where it is, installed or not."""
+    import dks
+
+    root = str(Path(dks.__file__).resolve().parent.parent)
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if root not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([root, *paths])
 
 
 # Hydra loads a plugin by the name of its class; in the store, not in a config file, which holds data only.
 ConfigStore.instance().store(
     group="hydra/sweeper",
     name="dks",
-    node={"_target_": f"{__name__}.{DksSweeper.__name__}", "named": None, "show": None},
+    node={
+        "_target_": f"{__name__}.{DksSweeper.__name__}",
+        "named": None,
+        "show": None,
+        "probe": 5.0,
+        "retries": 0,
+        "max_failures": None,
+        "only_unsuccessful": False,
+    },
     provider="dks",
 )

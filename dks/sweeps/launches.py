@@ -1,0 +1,142 @@
+"""A launch: one command that set cells going, and what has to be known of it later, by whoever asks.
+
+`results/<sweep>/launches/<id>/` holds `launch.json`, the file `lock` (held by the launching process as long as it waits for its
+cells), a marker for every cell that failed for good, and the logs of workers and jobs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from dks.config.errors import RequestError
+from dks.tracking.journal import now
+from dks.tracking.record import write_atomically
+
+
+@dataclass
+class Array:
+    """One SLURM job array."""
+
+    tasks: list[list[str]]  # number of the task -> cell folders, run one after another
+    job: str | None = None  # SLURM's id of the array, once it is known
+
+
+@dataclass
+class Launch:
+    """The content of `launch.json`."""
+
+    id: str
+    sweep: str
+    launcher: str  # the choice of hydra/launcher: local, slurm, basic, ...
+    cells: list[str]  # cell folders, in the order they are begun
+    host: str
+    pid: int
+    started: str  # UTC, ISO 8601
+    git_commit: str | None = None  # of the code that planned it
+    retries: int = 0  # how often a cell that fails is tried again
+    max_failures: int | None = None  # begin no further cell when so many have failed; None: never stop
+    arrays: list[Array] = field(default_factory=list)  # SLURM only
+
+    def jobs(self) -> dict[str, str]:
+        """Cell folder -> SLURM's id of the task that runs it, such as "12_3", as far as ids are known."""
+        return {
+            # A task alone is submitted as a plain job.
+            cell: f"{array.job}_{number}" if len(array.tasks) > 1 else array.job
+            for array in self.arrays
+            if array.job is not None
+            for number, cells in enumerate(array.tasks)
+            for cell in cells
+        }
+
+
+class LaunchFolder:
+    """The folder of one launch."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).absolute()
+        self.file = self.path / "launch.json"
+        self.jobs_folder = self.path / "jobs"
+        self.lock = FileLock(self.path / "lock")
+        self._failures = self.path / "failed"
+
+    @classmethod
+    def create(
+        cls,
+        results_dir: str,
+        sweep: str,
+        launcher: str,
+        cells: list[Path],
+        git_commit: str | None,
+        retries: int = 0,
+        max_failures: int | None = None,
+    ) -> LaunchFolder:
+        """A new launch by this process, on disk and locked."""
+        name = f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        folder = cls(Path(results_dir) / sweep / "launches" / name)
+        folder.path.mkdir(parents=True)
+        folder.lock.acquire()
+        paths = [str(cell.absolute()) for cell in cells]
+        launch = Launch(
+            name, sweep, launcher, paths, socket.gethostname(), os.getpid(), now(), git_commit, retries, max_failures
+        )
+        folder.write(launch)
+        return folder
+
+    def write(self, launch: Launch) -> None:
+        write_atomically(self.file, json.dumps(dataclasses.asdict(launch), indent=1) + "\n")
+
+    def read(self) -> Launch:
+        """What was launched.
+
+        Raises:
+            RequestError: the file is missing or damaged.
+        """
+        try:
+            values = json.loads(self.file.read_text(encoding="utf-8"))
+            arrays = [Array(**array) for array in values.pop("arrays")]
+            return Launch(**values, arrays=arrays)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise RequestError(f"{self.file} cannot be read: {error}") from error
+
+    def is_alive(self) -> bool:
+        """Does the launching process still live and wait for its cells?"""
+        if not (self.path / "lock").exists():
+            return False
+        probe = FileLock(self.path / "lock")
+        try:
+            probe.acquire(blocking=False)
+        except Timeout:
+            return True
+        probe.release()
+        return False
+
+    def note_failure(self, cell_id: str) -> None:
+        """A cell failed, and will not be tried again."""
+        self._failures.mkdir(exist_ok=True)
+        (self._failures / cell_id).touch()
+
+    def should_stop(self) -> bool:
+        """Have so many cells failed that no other one is to be begun?"""
+        limit = self.read().max_failures
+        return limit is not None and self._failures.is_dir() and len(list(self._failures.iterdir())) >= limit
+
+
+def launches_of(results_dir: str, sweep: str) -> list[LaunchFolder]:
+    """All launches of a sweep, the oldest first."""
+    return [LaunchFolder(path.parent) for path in sorted(Path(results_dir, sweep, "launches").glob("*/launch.json"))]
+
+
+def cell_folders(job_overrides: Sequence[Sequence[str]]) -> list[Path]:
+    """The folders of the cells that a Hydra launcher is asked for: `hydra.sweep.dir`/`hydra.sweep.subdir` of each job."""
+    values = [dict(item.split("=", 1) for item in overrides) for overrides in job_overrides]
+    return [Path(each["hydra.sweep.dir"].strip("'")) / each["hydra.sweep.subdir"].strip("'") for each in values]

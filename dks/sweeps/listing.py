@@ -1,0 +1,67 @@
+"""`dks sweep list`: every named sweep, what it fills, and how far it is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from dks.sweeps import manifest
+from dks.sweeps.files import names, read
+from dks.sweeps.grid import Grid
+from dks.sweeps.ledger import State, survey
+from dks.sweeps.request import grid_of
+
+
+def listed(results_dir: str, as_json: bool) -> str:
+    """All named sweeps, and what was begun under another name in `results_dir`; nothing is composed for it.
+
+    A sweep that was begun has counts of its cells' states, the others only a number of cells.
+    """
+    parser = OverridesParser.create()
+    entries = [_named(name, results_dir, parser) for name in names()]
+    entries += [_begun(name, results_dir) for name in manifest.known(results_dir) if name not in names()]
+    if as_json:
+        return json.dumps(entries, indent=1)
+    width = max(len(entry["name"]) for entry in entries)
+    return "\n".join(f"{entry['name']:<{width}}  {_progress(entry):<30}  {entry['title']}" for entry in entries)
+
+
+def _named(name: str, results_dir: str, parser: OverridesParser) -> dict[str, Any]:
+    sweep = read(name)
+    begun = name in manifest.known(results_dir)
+    if begun:
+        return _begun(name, results_dir)
+    grid = grid_of(sweep, (), parser)
+    return {"name": name, "title": sweep.title, "cells": count(grid), "tables": max(1, len(grid.parts)), "states": None}
+
+
+def _begun(name: str, results_dir: str) -> dict[str, Any]:
+    found = manifest.read(results_dir, name)
+    states = [standing.state for standing in survey(found.runs_dir, found.cell_ids).values()]
+    counted = {state.value: states.count(state) for state in State if state in states}
+    return {
+        "name": name,
+        "title": found.title,
+        "cells": len(states),
+        "tables": max(1, len(found.parts)),
+        "states": counted,
+    }
+
+
+def count(grid: Grid) -> int:
+    """How many cells a grid has, those that try hyper-parameters and those that use the chosen ones included."""
+    choices = sum(sum(map(len, choice.candidates.values())) + len(choice.undecided) for choice in grid.choices)
+    return len(grid.points) + choices + sum(map(count, grid.parts))
+
+
+def _progress(entry: dict[str, Any]) -> str:
+    states = entry["states"]
+    if states is None and entry["tables"] > 1:  # which cells they share shows when they are composed
+        return f"{entry['tables']} tables, at most {entry['cells']} cells"
+    if states is None:
+        return f"{entry['cells']} cells"
+    done = states.get(State.done.value, 0)
+    others = ", ".join(f"{number} {state}" for state, number in states.items() if state != State.done.value)
+    return f"{done} of {entry['cells']} done" + (f", {others}" if others else "")

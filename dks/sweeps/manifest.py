@@ -1,0 +1,98 @@
+"""`results/<sweep>/sweep.json`: what was asked for; states and tables are read from it without composing anything again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dks.config.errors import RequestError
+from dks.tracking.record import write_atomically
+
+
+@dataclass(frozen=True)
+class ManifestCell:
+    """One point of the sweep and the cell that it means."""
+
+    labels: dict[str, str]
+    cell_id: str
+    config_id: str
+    baseline_id: str  # config_id of the plain network under the same conditions
+    seed: int
+    method: str
+    overrides: list[str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `sweep.json`."""
+
+    name: str
+    title: str
+    axes: list[str]
+    runs_dir: str
+    cells: list[ManifestCell]  # of its table
+    rows: list[str] | None = None  # axes of the table where the sweep names them
+    columns: list[str] | None = None
+    selection: list[ManifestCell] = field(default_factory=list)  # runs that choose a hyper-parameter; not in the table
+    undecided: list[str] = field(default_factory=list)  # a line for every choice that is still open
+    parts: list[str] = field(default_factory=list)  # names of the sweeps it is the union of; the tables are theirs
+    named: str | None = None  # the file in `sweeps/` that it was made from
+    request: list[str] = field(default_factory=list)  # overrides as typed: with `named`, the way to ask for it again
+
+    @property
+    def cell_ids(self) -> list[str]:
+        """All different cells, those of selections included."""
+        return list(dict.fromkeys(cell.cell_id for cell in (*self.selection, *self.cells)))
+
+
+def write(manifest: Manifest, results_dir: str) -> Path:
+    """Write it, as a whole or not at all."""
+    path = Path(results_dir) / manifest.name / "sweep.json"
+    write_atomically(path, json.dumps(asdict(manifest), indent=1) + "\n")
+    return path
+
+
+def read(results_dir: str, name: str) -> Manifest:
+    """The manifest of a sweep that was begun in `results_dir`.
+
+    A named sweep that was only asked for with overrides is found by its plain name as well, if there is one such.
+
+    Raises:
+        RequestError: there is no such sweep, several with overrides, or its file is damaged.
+    """
+    path = Path(results_dir) / name / "sweep.json"
+    if not path.is_file():
+        path = _only_variant(results_dir, name)
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("cells", "selection"):
+            values[key] = [ManifestCell(**cell) for cell in values.get(key, [])]
+        return Manifest(**values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RequestError(f"{path} is damaged ({error}); type the sweep's command again") from error
+
+
+def known(results_dir: str) -> list[str]:
+    """The sweeps that were begun in `results_dir`, sorted."""
+    return sorted(path.parent.name for path in Path(results_dir).glob("*/sweep.json"))
+
+
+def _only_variant(results_dir: str, name: str) -> Path:
+    variants = variants_of(results_dir, name)
+    if len(variants) > 1:
+        raise RequestError(f"{name} was begun with several sets of overrides; choose from {', '.join(variants)}")
+    if not variants:
+        raise RequestError(f"no sweep {name!r} in {results_dir}; there are {', '.join(known(results_dir)) or 'none yet'}")
+    return Path(results_dir) / variants[0] / "sweep.json"
+
+
+def variants_of(results_dir: str, name: str) -> list[str]:
+    """The begun sweeps `name-<6 hex digits>`: the same named sweep with overrides."""
+    return [found for found in known(results_dir) if _is_variant(found, name)]
+
+
+def _is_variant(found: str, name: str) -> bool:
+    stem, _, digest = found.rpartition("-")
+    return stem == name and len(digest) == 6 and all(digit in "0123456789abcdef" for digit in digest)

@@ -1,0 +1,361 @@
+"""A sweep before anything is launched: all cells composed and checked, and where each stands."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dks.config.compose import Compose
+from dks.config.errors import RequestError
+from dks.config.identity import cell_id, config_id
+from dks.config.methods import baseline_of, method_of
+from dks.config.schema import Config
+from dks.config.validation import Resolver
+from dks.sweeps.grid import Choice, Grid, Point
+from dks.sweeps.ledger import Standing, State, survey, to_launch
+from dks.sweeps.manifest import Manifest, ManifestCell
+from dks.terminal import Display
+
+if TYPE_CHECKING:
+    from dks.sweeps.forecast import Forecast
+
+# Points of a grid from which on composing them is shown to go on.
+MANY = 50
+# What a hyper-parameter is chosen by.
+CHOSEN_BY = "val/top1_error"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a sweep, ready to run."""
+
+    point: Point
+    config: Config
+    choices: dict[str, str | None]
+    cell_id: str
+    config_id: str
+    baseline_id: str  # config_id of the plain network under the same conditions
+    state: State
+    done_epochs: int = 0  # by earlier attempts
+
+    @property
+    def place(self) -> str:
+        """What a person calls it: its place in the sweep, or its overrides."""
+        return " ".join(f"{key}={value}" for key, value in self.point.labels.items()) or " ".join(self.point.overrides)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A hyper-parameter that is chosen by the error on held-out training images, before the runs that are reported."""
+
+    key: str
+    place: str  # what it is chosen for
+    candidates: dict[str, tuple[Cell, ...]]  # value -> the runs that try it
+    following: int  # cells that use the chosen value
+    chosen: str | None  # None: some of those runs are not done
+
+    def __str__(self) -> str:
+        among = f"among {', '.join(self.candidates)} on held-out images"
+        if self.chosen is not None:
+            return f"{self.place}: {self.key}={self.chosen}, chosen {among}"
+        cells = f"{self.following} more {'cell follows' if self.following == 1 else 'cells follow'}"
+        return f"{self.place}: {cells} when {self.key} is chosen {among}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The cells of one table. Two points may be the same cell, which then runs once."""
+
+    name: str
+    title: str
+    axes: tuple[str, ...]
+    rows: tuple[str, ...] | None
+    columns: tuple[str, ...] | None
+    cells: tuple[Cell, ...]
+    selections: tuple[Selection, ...] = ()
+    named: str | None = None  # the file in `sweeps/`, for a part of a union
+
+    @property
+    def selection_cells(self) -> tuple[Cell, ...]:
+        return tuple(cell for each in self.selections for cells in each.candidates.values() for cell in cells)
+
+    def manifest(self, named: str | None, request: Sequence[str], parts: Sequence[str] = ()) -> Manifest:
+        """What of it is written to `sweep.json`."""
+        return Manifest(
+            name=self.name,
+            title=self.title,
+            axes=list(self.axes),
+            runs_dir=(*self.cells, *self.selection_cells)[0].config.runs_dir,
+            cells=[_manifest_cell(cell) for cell in self.cells],
+            rows=None if self.rows is None else list(self.rows),
+            columns=None if self.columns is None else list(self.columns),
+            selection=[_manifest_cell(cell) for cell in self.selection_cells],
+            undecided=[str(each) for each in self.selections if each.chosen is None],
+            parts=list(parts),
+            named=named,
+            request=list(request),
+        )
+
+
+def _manifest_cell(cell: Cell) -> ManifestCell:
+    return ManifestCell(
+        labels=cell.point.labels,
+        cell_id=cell.cell_id,
+        config_id=cell.config_id,
+        baseline_id=cell.baseline_id,
+        seed=cell.config.seed,
+        method=method_of(cell.config),
+        overrides=list(cell.point.overrides),
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep: one table, or several that share cells."""
+
+    name: str
+    title: str
+    parts: tuple[Part, ...]
+    absent: tuple[str, ...] = ()  # data that is not here: a line for each; the plan holds, but nothing can run
+    named: str | None = None  # the file in `sweeps/`
+    request: tuple[str, ...] = ()  # overrides as typed
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The swept keys; none for a single run."""
+        return tuple(dict.fromkeys(axis for part in self.parts for axis in part.axes))
+
+    @property
+    def points(self) -> list[Cell]:
+        """The cells of all tables and selections; one that several share is there several times."""
+        return [cell for part in self.parts for cell in (*part.selection_cells, *part.cells)]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells, each once, in order."""
+        return list({cell.cell_id: cell for cell in reversed(self.points)}.values())[::-1]
+
+    @property
+    def undecided(self) -> list[Selection]:
+        """Hyper-parameters still to be chosen; the cells that use them are not in the plan yet."""
+        return [each for part in self.parts for each in part.selections if each.chosen is None]
+
+    @property
+    def saved(self) -> int:
+        """How many runs are saved because tables share cells."""
+        return sum(len({cell.cell_id for cell in (*part.selection_cells, *part.cells)}) for part in self.parts) - len(
+            self.cells
+        )
+
+    def launches(self, only: frozenset[State] | None = None) -> list[Cell]:
+        """The cells that would run, each once, in order; with `only`, those in one of these states."""
+        return [cell for cell in self.cells if to_launch(cell.state) and (only is None or cell.state in only)]
+
+    def counts(self) -> dict[State, int]:
+        """State -> how many different cells are in it."""
+        states = [cell.state for cell in self.cells]
+        return {state: states.count(state) for state in State if state in states}
+
+    def manifests(self) -> list[Manifest]:
+        """One for every table, and for a union one of its own."""
+        if len(self.parts) == 1:
+            (part,) = self.parts
+            return [part.manifest(self.named, self.request)]
+        cells = tuple(cell for part in self.parts for cell in part.cells)
+        selections = tuple(each for part in self.parts for each in part.selections)
+        whole = Part(self.name, self.title, self.axes, None, None, cells, selections, self.named)
+        parts = [part.manifest(part.named, self.request) for part in self.parts]
+        return [*parts, whole.manifest(self.named, self.request, [part.name for part in self.parts])]
+
+
+def plan(grid: Grid, compose: Compose, named: str | None = None, request: Sequence[str] = (), absent_ok: bool = False) -> Plan:
+    """Compose and validate every cell, then look each up.
+
+    Args:
+        named, request: the sweep file and the overrides that the grid was made from, to be asked for again.
+        absent_ok: go on where data is not on this machine but its facts are known; `Plan.absent` says what is missing.
+
+    Raises:
+        RequestError: with every problem of every cell; nothing was launched or written.
+    """
+    drafter = _Drafter(compose, absent_ok)
+    drafts = {id(each): drafter.draft(each) for each in (grid.parts or (grid,))}
+    drafter.complain()
+    name = next((draft.config.sweep for draft in drafter.drafts if draft.config.sweep), grid.name)
+    standings = _survey(drafter.drafts)
+    parts = []
+    for each in grid.parts or (grid,):
+        points, choices = drafts[id(each)]
+        selections = []
+        for choice, candidates in choices:
+            tried = {value: tuple(_cell(draft, standings) for draft in runs) for value, runs in candidates.items()}
+            chosen = _chosen(tried, standings)
+            place = " ".join(f"{key}={value}" for key, value in choice.labels.items())
+            selections.append(Selection(choice.key, place, tried, len(choice.undecided), chosen))
+            if chosen is not None:
+                finals = [drafter.one(point) for point in choice.final(chosen)]
+                drafter.complain()
+                standings |= _survey(finals)
+                points = [*points, *finals]
+        cells = tuple(_cell(draft, standings) for draft in points)
+        title = each.title or each.name
+        parts.append(
+            Part(each.name if grid.parts else name, title, each.axes, each.rows, each.columns, cells, tuple(selections))
+        )
+    whole = Plan(name, grid.title or name, tuple(parts), tuple(drafter.resolve.absent), named, tuple(request))
+    for cell in whole.points:
+        cell.config.sweep = name if whole.axes else cell.config.sweep
+    return whole
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A cell before it was looked up."""
+
+    point: Point
+    config: Config
+    choices: dict[str, str | None]
+    cell_id: str
+
+
+class _Drafter:
+    """Composes points and gathers what is wrong with them."""
+
+    def __init__(self, compose: Compose, absent_ok: bool) -> None:
+        self.compose, self.resolve = compose, Resolver(absent_ok)
+        self.drafts: list[_Draft] = []
+        self.problems: dict[str, list[str]] = {}  # problem -> the cells that have it
+
+    def draft(self, grid: Grid) -> tuple[list[_Draft], list[tuple[Choice, dict[str, list[_Draft]]]]]:
+        """The points of a grid, and those that its choices try."""
+        choices = [
+            (choice, {value: self._some(points) for value, points in choice.candidates.items()}) for choice in grid.choices
+        ]
+        return self._some(grid.points), choices
+
+    def one(self, point: Point) -> _Draft:
+        drafts = self._some([point])
+        self.complain()
+        return drafts[0]
+
+    def complain(self) -> None:
+        """Raises a RequestError if something is wrong with some cell."""
+        if self.problems:
+            lines = (f"{_cells(cells)}: {text}" if cells[0] else text for text, cells in self.problems.items())
+            raise RequestError(*lines)
+
+    def _some(self, points: Iterable[Point]) -> list[_Draft]:
+        drafts = []
+        points = list(points)
+        for point in Display.current().track(points, len(points), "composing") if len(points) > MANY else points:
+            try:
+                composed = self.compose(point.overrides)
+                config = self.resolve(composed)
+                drafts.append(_Draft(point, config, composed.choices, cell_id(config)))
+            except RequestError as error:
+                where = " ".join(f"{key}={value}" for key, value in point.labels.items())
+                for problem in error.problems:
+                    self.problems.setdefault(problem, []).append(where)
+        self.drafts += drafts
+        return drafts
+
+
+def _cells(places: list[str], shown: int = 6) -> str:
+    rest = f" and {len(places) - shown} more" if len(places) > shown else ""
+    return " | ".join(places[:shown]) + rest
+
+
+def _survey(drafts: Sequence[_Draft]) -> dict[str, Standing]:
+    standings: dict[str, Standing] = {}
+    for runs_dir in dict.fromkeys(draft.config.runs_dir for draft in drafts):
+        standings |= survey(runs_dir, {draft.cell_id: None for draft in drafts if draft.config.runs_dir == runs_dir})
+    return standings
+
+
+def _cell(draft: _Draft, standings: dict[str, Standing]) -> Cell:
+    standing = standings[draft.cell_id]
+    begun = standing.state is not State.done and standing.record is not None and standing.record.attempts
+    return Cell(
+        draft.point,
+        draft.config,
+        draft.choices,
+        draft.cell_id,
+        config_id(draft.config),
+        config_id(baseline_of(draft.config)),
+        standing.state,
+        len(standing.folder.journal.read()) if begun else 0,
+    )
+
+
+def _chosen(tried: dict[str, tuple[Cell, ...]], standings: dict[str, Standing]) -> str | None:
+    """The value with the lowest mean error on held-out images, the first of equals; None until all its runs are done."""
+    means = {}
+    for value, cells in tried.items():
+        records = [standings[cell.cell_id].record for cell in cells if cell.state is State.done]
+        if len(records) < len(cells):
+            return None
+        means[value] = statistics.fmean(record.final[CHOSEN_BY] for record in records if record is not None)
+    return min(means, key=lambda value: means[value])
+
+
+def summary(sweep: Plan, only: frozenset[State] | None = None) -> str:
+    """How many cells there are and what is to be done, in a line; a second one for hyper-parameters still to be chosen."""
+    cells, new, counts = sweep.cells, len(sweep.launches(only)), sweep.counts()
+    if not sweep.axes:
+        return _single(cells[0])
+    elsewhere = counts.get(State.running, 0) + counts.get(State.queued, 0)
+    if len(cells) == counts.get(State.done):
+        text = (
+            f"all {len(cells)} cells are done, nothing to launch" if len(cells) > 1 else "the cell is done, nothing to launch"
+        )
+    else:
+        states = ", ".join(f"{count} {state.value}" for state, count in counts.items())
+        text = f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'} ({states}); {new} to run"
+        text += ", another process or the scheduler has the others" if elsewhere else ""
+    if sweep.saved:
+        text += f"; {sweep.saved} runs are saved, for tables share cells"
+    return "\n".join([text, *(str(each) for each in sweep.undecided)])
+
+
+def _single(cell: Cell) -> str:
+    if cell.state is State.done:
+        return "the cell is done, nothing to launch"
+    elsewhere = {State.running: "another process is working on", State.queued: "another process has queued"}
+    return f"{elsewhere.get(cell.state, 'running')} cell {cell.cell_id}"
+
+
+def plan_text(sweep: Plan, forecast: Forecast | None = None) -> str:
+    """What would run: one line a cell, then the summary and the forecast."""
+    lines = [f"{cell.cell_id}  {cell.state.value:<8} {' '.join(cell.point.overrides)}".rstrip() for cell in sweep.cells]
+    lines += [summary(sweep), *(f"not here: {line}" for line in sweep.absent)]
+    return "\n".join([*lines, *([str(forecast)] if forecast else [])])
+
+
+def plan_json(sweep: Plan, forecast: Forecast | None = None) -> str:
+    """What would run, for programs."""
+    cells = [
+        {
+            "cell_id": cell.cell_id,
+            "config_id": cell.config_id,
+            "seed": cell.config.seed,
+            "overrides": list(cell.point.overrides),
+            "state": cell.state.value,
+        }
+        for cell in sweep.cells
+    ]
+    return json.dumps(
+        {
+            "name": sweep.name,
+            "axes": list(sweep.axes),
+            "cells": cells,
+            "tables": {part.name: [cell.cell_id for cell in part.cells] for part in sweep.parts},
+            "saved_runs": sweep.saved,
+            "undecided": [str(each) for each in sweep.undecided],
+            "absent": list(sweep.absent),
+            "forecast": forecast.to_dict() if forecast else None,
+        },
+        indent=1,
+    )

@@ -1,0 +1,242 @@
+"""How a sweep does, read by anybody at any time: `dks sweep status`, `wait` and `cancel`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from dks.config.errors import RequestError
+from dks.sweeps import manifest
+from dks.sweeps.launches import Launch, LaunchFolder
+from dks.sweeps.ledger import Standing, State, survey
+from dks.sweeps.manifest import Manifest
+from dks.sweeps.scheduler import Scheduler
+from dks.sweeps.slurm import log_file
+from dks.terminal import duration
+from dks.tracking import heartbeat
+from dks.tracking.journal import now
+from dks.tracking.record import Status
+
+SPEED = "train/images_per_second"
+
+# The order in which a person wants to read them, and how many cells of each state are named.
+NAMED = {State.running: 50, State.failed: 50, State.lost: 20, State.killed: 20}
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """Where all cells of a sweep stand."""
+
+    sweep: Manifest
+    standings: Mapping[str, Standing]  # cell_id -> where it stands
+
+    @property
+    def counts(self) -> dict[State, int]:
+        """State -> how many cells are in it."""
+        found = Counter(standing.state for standing in self.standings.values())
+        return {state: found[state] for state in State if found[state]}
+
+    @property
+    def is_over(self) -> bool:
+        """Is nobody working on any cell, nor about to?"""
+        return not {State.queued, State.running} & self.counts.keys()
+
+    @property
+    def exit_status(self) -> int:
+        """0 unless some cell failed or got lost."""
+        return 1 if {State.failed, State.killed, State.lost} & self.counts.keys() else 0
+
+    def headline(self) -> str:
+        """One line: how many cells are in which state."""
+        counts = ", ".join(f"{count} {state.value}" for state, count in self.counts.items())
+        return f"{self.sweep.name}: {len(self.standings)} cells: {counts}"
+
+    def __str__(self) -> str:
+        """What a person reads (rich markup)."""
+        labels = {cell.cell_id: cell.labels for cell in (*self.sweep.cells, *self.sweep.selection)}
+        lines = [f"[bold]{escape(self.headline())}[/]", *map(escape, self.sweep.undecided)]
+        for state, limit in NAMED.items():
+            named = [(cell_id, each) for cell_id, each in self.standings.items() if each.state is state]
+            for cell_id, each in named[:limit]:
+                label = " ".join(f"{key}={value}" for key, value in labels[cell_id].items()) or cell_id
+                lines.append(f"  [{_COLOURS[state]}]{state.value:<8}[/]{escape(label)}  {escape(_story(each))}")
+            if len(named) > limit:
+                lines.append(f"  ... and {len(named) - limit} more {state.value}; --json lists all")
+        if reasons := Counter(each.job.reason for each in self.standings.values() if _waits(each) and each.job):
+            lines.append(escape("  queued at SLURM: " + ", ".join(f"{count} ({why})" for why, count in reasons.items())))
+        if drifted := _drifted(self.standings):
+            lines.append(escape(f"  {drifted}"))
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The same for programs."""
+        labels = {cell.cell_id: cell.labels for cell in (*self.sweep.cells, *self.sweep.selection)}
+        cells = [{"cell_id": cell_id, "labels": labels[cell_id], **_facts(each)} for cell_id, each in self.standings.items()]
+        counts = {state.value: count for state, count in self.counts.items()}
+        return json.dumps({"name": self.sweep.name, "counts": counts, "cells": cells}, indent=1)
+
+
+def status(results_dir: str, name: str, scheduler: Scheduler | None = None) -> SweepStatus:
+    """Where the cells of a begun sweep stand now. What the scheduler knows of jobs that died is noted in the runs' records.
+
+    Raises:
+        RequestError: the sweep was not begun in `results_dir`.
+    """
+    sweep, scheduler = manifest.read(results_dir, name), scheduler or Scheduler()
+    standings = survey(sweep.runs_dir, sweep.cell_ids, scheduler)
+    for standing in standings.values():
+        _note_end(standing)
+    return SweepStatus(sweep, standings)
+
+
+def wait(look: Callable[[], SweepStatus], every: float, console: Console) -> SweepStatus:
+    """Look again every `every` seconds until the sweep is over, saying what changes. Ctrl-C ends the waiting, not the runs."""
+    said = ""
+    while True:
+        seen = look()
+        if seen.headline() != said:
+            said = seen.headline()
+            console.print(f"{datetime.now():%H:%M:%S}  {escape(said)}", soft_wrap=True, highlight=False)
+        if seen.is_over:
+            return seen
+        time.sleep(every)
+
+
+def cancel(seen: SweepStatus, scheduler: Scheduler) -> str:
+    """Stop what runs and withdraw what waits; says what was done. Runs stop between two steps and can go on later."""
+    jobs = [each.job_id for each in seen.standings.values() if each.job_id and each.state in (State.queued, State.running)]
+    scheduler.cancel(jobs)
+    withdrawn = [each for each in seen.standings.values() if each.state is State.queued and _withdraw(each)]
+    launches = {each.launch.path: each.launch for each in seen.standings.values() if each.launch is not None}
+    told: list[Launch] = []
+    elsewhere: list[Launch] = []
+    for launch in launches.values():
+        if launch.is_alive():
+            content = launch.read()
+            (told if content.host == socket.gethostname() else elsewhere).append(content)
+    for content in told:
+        os.kill(content.pid, signal.SIGTERM)
+    running = seen.counts.get(State.running, 0)
+    text = (
+        f"{len(withdrawn)} queued cells withdrawn, {running} running ones told to stop" if jobs or told else "nothing to cancel"
+    )
+    for content in elsewhere:
+        text += f"; process {content.pid} on {content.host} runs some: stop it there"
+    return text
+
+
+def _withdraw(standing: Standing) -> bool:
+    """Mark a cell that has not begun as killed."""
+    return _rewrite(standing, Status.killed, "Cancelled", "withdrawn before it began", {Status.queued})
+
+
+def _note_end(standing: Standing) -> None:
+    """Write down how a job ended that could not do so itself: the scheduler forgets it soon."""
+    if standing.job is None or standing.record is None or standing.state not in (State.failed, State.killed):
+        return
+    status = Status(standing.state.value)
+    message = f"job {standing.job_id} ended: {standing.job}"
+    _rewrite(standing, status, "JobEnded", message, {Status.queued, Status.running})
+
+
+def _rewrite(standing: Standing, status: Status, kind: str, message: str, expected: set[Status]) -> bool:
+    folder = standing.folder
+    if not folder.claim():
+        return False
+    try:
+        record = folder.read_record()
+        if record is None or record.status not in expected:
+            return False
+        if record.attempts and record.attempts[-1].status == Status.running.value:
+            record.attempts[-1].status, record.attempts[-1].ended = status.value, now()
+        record.status, record.error = status, {"type": kind, "message": message}
+        folder.write_record(record)
+        return True
+    finally:
+        folder.release()
+
+
+_COLOURS = {State.running: "green", State.failed: "red", State.lost: "red", State.killed: "yellow"}
+
+
+def _waits(standing: Standing) -> bool:
+    return standing.state is State.queued and standing.job is not None
+
+
+def _story(standing: Standing) -> str:
+    """What is to be said of a cell, in a line."""
+    facts = _facts(standing)
+    where = f"on {facts['host']}" if facts["host"] else ""
+    if standing.state is State.running:
+        parts = [f"epoch {facts['epoch']}/{facts['epochs']}"] if facts["epoch"] else ["starting"]
+        if facts["images_per_second"]:
+            parts.append(f"{facts['images_per_second']:,.0f} images/s")
+        if facts["ends"]:
+            left = datetime.fromisoformat(facts["ends"]) - datetime.now(timezone.utc)
+            parts.append(f"{duration(max(0.0, left.total_seconds()))} left")
+        return "  ".join([*parts, where])
+    told = (facts["error"] or "").strip().splitlines()
+    if standing.state is State.lost:
+        told = [f"no heartbeat for {_ago(facts['silent_seconds'])}, and the scheduler does not know it"]
+    return "  ".join(part for part in (told[-1] if told else "", where, facts["log"] or "") if part)
+
+
+def _ago(seconds: float | None) -> str:
+    return "ever" if seconds is None else duration(seconds)
+
+
+def _facts(standing: Standing) -> dict[str, Any]:
+    """What is known of a cell, by name; None where nothing is."""
+    record, folder = standing.record, standing.folder
+    attempt = record.attempts[-1] if record is not None and record.attempts else None
+    beat = heartbeat.read(folder.path) if standing.state is State.running else None
+    last = entries[-1] if beat and (entries := folder.journal.read()) else None  # it may be newer than the last beat
+    error = record.error if record is not None and standing.state is not State.done else None
+    log = folder.log_file if folder.log_file.exists() else None
+    if log is None and standing.launch is not None and standing.job_id is not None:
+        log = log_file(standing.launch, standing.job_id)
+    return {
+        "state": standing.state.value,
+        "epoch": max(beat.epoch, min(last.epoch + 1, beat.epochs) if last else 0) if beat else None,
+        "epochs": beat.epochs if beat else None,
+        "images_per_second": (beat.images_per_second or (last.metrics[SPEED] if last else None)) if beat else None,
+        "ends": beat.ends if beat else None,
+        "host": attempt.host if attempt and standing.state is not State.done else None,
+        "job": standing.job_id,
+        "attempts": len(record.attempts) if record else 0,
+        "error": f"{error['type']}: {error['message']}" if error else None,
+        "log": str(log) if log and standing.state in (State.failed, State.killed, State.lost) else None,
+        "silent_seconds": heartbeat.age(folder.path) if standing.state is State.lost else None,
+    }
+
+
+def _drifted(standings: Mapping[str, Standing]) -> str | None:
+    """A line on runs that were computed by another commit than the one that planned them."""
+    planned: dict[Path, str | None] = {}
+    count = 0
+    for each in standings.values():
+        if each.launch is None or each.record is None or not each.record.attempts:
+            continue
+        if each.launch.path not in planned:
+            planned[each.launch.path] = _commit(each.launch)
+        count += planned[each.launch.path] != each.record.attempts[-1].git_commit
+    return f"{count} runs were computed by another commit than the one that launched them" if count else None
+
+
+def _commit(launch: LaunchFolder) -> str | None:
+    try:
+        return launch.read().git_commit
+    except RequestError:
+        return None

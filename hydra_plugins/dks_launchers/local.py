@@ -1,0 +1,93 @@
+"""`hydra/launcher=local`: several cells at a time on this machine.
+
+Hydra loads this module at each start, so everything heavy is imported when cells are launched.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class LocalLauncher(Launcher):
+    """Runs a single cell in this process, and several in worker processes."""
+
+    detached = False  # returns when the cells are over
+
+    def __init__(self, slots: int | None, slots_per_gpu: int) -> None:
+        """`slots` and `slots_per_gpu` as in `LocalOptions`."""
+        self.slots, self.slots_per_gpu = slots, slots_per_gpu
+        self.device = "auto"
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra; the cells' configurations are frozen in their folders."""
+        self.device = config.device
+
+    def check(self) -> None:
+        """Raises a RequestError if an option is wrong; called before anything is written."""
+        from dks.sweeps.slots import lay_out
+
+        lay_out(1, 1, (), self.slots, self.slots_per_gpu)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the cells; their folders are in `hydra.sweep.dir` and `hydra.sweep.subdir` of each job.
+
+        Raises:
+            RequestError: an option is wrong.
+            KeyboardInterrupt: a signal came; the runs under way have saved, the other cells stay queued.
+        """
+        from dks.sweeps.launches import cell_folders
+
+        folders = cell_folders(job_overrides)
+        given = {each.removeprefix("device=") for job in job_overrides for each in job if each.startswith("device=")}
+        errors = self._run(folders, given or {self.device})
+        return [
+            JobReturn(
+                overrides=list(overrides),
+                status=JobStatus.FAILED if folder in errors else JobStatus.COMPLETED,
+                _return_value=errors.get(folder),
+            )
+            for overrides, folder in zip(job_overrides, folders, strict=True)
+        ]
+
+    def _run(self, folders: list[Path], devices: set[str]) -> dict[Path, Exception]:
+        from dks.sweeps.slots import lay_out, run_in_slots, visible_gpus
+        from dks.sweeps.worker import run_cells
+        from dks.terminal import Display
+        from dks.training.environment import available_threads
+
+        # A GPU with a number, such as cuda:1, is the user's choice and shared by all; otherwise GPUs are dealt out.
+        numbered = any(":" in device for device in devices)
+        gpus = visible_gpus() if not numbered and devices & {"auto", "cuda"} else ()
+        slots = self.slots_per_gpu if numbered and self.slots is None else self.slots
+        layout = lay_out(len(folders), available_threads(), gpus, slots, self.slots_per_gpu)
+        together = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun's processes train every cell together
+        if not together and (len(folders) > 1 or self.slots not in (None, 1)):
+            display = Display.current()
+            assert isinstance(display, Display), "a worker launches nothing"
+            return run_in_slots(folders, layout, display)
+        errors: dict[Path, Exception] = {}
+        for folder in folders:
+            try:
+                run_cells([folder])
+            except Exception as error:
+                errors[folder] = error
+        return errors
+
+
+@dataclass
+class LocalOptions:
+    """What can be set with `hydra.launcher.KEY=value`."""
+
+    _target_: str = f"{__name__}.{LocalLauncher.__name__}"
+    slots: int | None = None  # cells at a time; None: one for every core, or with GPUs slots_per_gpu for each
+    slots_per_gpu: int = 1  # cells that share a GPU
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalOptions, provider="dks")
