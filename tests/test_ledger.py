@@ -243,6 +243,19 @@ def test_status_tells_of_every_state_and_writes_down_how_jobs_ended(tmp_path: Pa
     assert told["cells"][1]["epoch"] == 3
 
 
+def test_status_says_where_another_commit_computed(tmp_path: Path) -> None:
+    runs = cells(tmp_path, 2)
+    launch = LaunchFolder.create(str(tmp_path / "results"), "mine", "local", [run.path for run in runs], "abc")
+    launch.lock.release()
+    for run, commit in zip(runs, ("abc", "def"), strict=True):
+        done = record(Status.done, launch)
+        done.attempts[-1].git_commit = commit
+        run.write_record(done)
+    write(tmp_path, "mine", runs)
+    seen = str(status.status(str(tmp_path / "results"), "mine", Slurm({})))
+    assert "1 runs were computed by another commit than the one that launched them" in seen
+
+
 def test_cancel_withdraws_what_waits_and_stops_what_runs(tmp_path: Path) -> None:
     runs = cells(tmp_path, 3)
     launch = launched(tmp_path, runs)

@@ -114,6 +114,15 @@ def test_a_union_runs_shared_cells_once_and_shows_every_table(sweeps: Path, dks:
     assert "3 cells: 3 done" in listed
 
 
+def test_a_file_with_the_same_cell_in_two_spellings_is_refused(sweeps: Path, dks: Dks) -> None:
+    (sweeps / "mine.yaml").write_text("grids:\n- {method: dks, seed: 1}\n- {method: dks, aux: ours, seed: 1}\n")
+    status, _, err = dks("sweep", "plan", "mine")
+    assert (status, err) == (
+        2,
+        "error: mine.yaml has the same cell twice: method=dks seed=1 and method=dks aux=ours seed=1; drop one of them\n",
+    )
+
+
 def test_failures_are_retried_limited_and_run_again_on_request(sweeps: Path, dks: Dks, in_folder: Path) -> None:
     (sweeps / "mine.yaml").write_text("grids:\n- {recipe.lr: [1.0e+30, 2.0e+30, 0.01], seed: 1, data.train_images: 320}\n")
     small = [item for item in SMALL if not item.startswith("data.train_images")]

@@ -124,7 +124,8 @@ def survey(runs_dir: str, cell_ids: Iterable[str], scheduler: Scheduler | None =
         if job is not None and job.stage in (Stage.ended, Stage.unknown):
             record = folder.read_record()  # it may have ended well since the record was read
         if record is None or record.status is Status.done:
-            standings[cell_id] = Standing(state_of(Signs(record)), folder, record)
+            launch_folder = LaunchFolder(record.launch) if record is not None and record.launch else None
+            standings[cell_id] = Standing(state_of(Signs(record)), folder, record, launch=launch_folder)
             continue
         launch_folder, launch, alive = launches.get(record.launch or "", (None, None, False))
         age = heartbeat.age(folder.path)

@@ -189,6 +189,8 @@ def plan(grid: Grid, compose: Compose, named: str | None = None, request: Sequen
     parts = []
     for each in grid.parts or (grid,):
         points, choices = drafts[id(each)]
+        if (grid.parts or named) and not each.fixed:  # an override may make cells of a file equal, the file itself may not
+            _refuse_twins(each.name, points)
         selections = []
         for choice, candidates in choices:
             tried = {value: tuple(_cell(draft, standings) for draft in runs) for value, runs in candidates.items()}
@@ -261,6 +263,15 @@ class _Drafter:
                     self.problems.setdefault(problem, []).append(where)
         self.drafts += drafts
         return drafts
+
+
+def _refuse_twins(name: str, drafts: Sequence[_Draft]) -> None:
+    """Raises a RequestError if two points of a file mean the same cell in different words."""
+    seen: dict[str, _Draft] = {}
+    for draft in drafts:
+        if (twin := seen.setdefault(draft.cell_id, draft)) is not draft:
+            one, other = (" ".join(each.point.overrides) for each in (twin, draft))
+            raise RequestError(f"{name}.yaml has the same cell twice: {one} and {other}; drop one of them")
 
 
 def _cells(places: list[str], shown: int = 6) -> str:

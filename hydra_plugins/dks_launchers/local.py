@@ -7,12 +7,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from dks.sweeps.slots import Layout
 
 
 class LocalLauncher(Launcher):
@@ -34,6 +38,10 @@ class LocalLauncher(Launcher):
         from dks.sweeps.slots import lay_out
 
         lay_out(1, 1, (), self.slots, self.slots_per_gpu)
+
+    def slots_for(self, cells: int) -> int:
+        """How many of that many cells would run at a time."""
+        return self._layout(cells, {self.device}).slots if cells > 1 else 1
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the cells; their folders are in `hydra.sweep.dir` and `hydra.sweep.subdir` of each job.
@@ -57,16 +65,11 @@ class LocalLauncher(Launcher):
         ]
 
     def _run(self, folders: list[Path], devices: set[str]) -> dict[Path, Exception]:
-        from dks.sweeps.slots import lay_out, run_in_slots, visible_gpus
+        from dks.sweeps.slots import run_in_slots
         from dks.sweeps.worker import run_cells
         from dks.terminal import Display
-        from dks.training.environment import available_threads
 
-        # A GPU with a number, such as cuda:1, is the user's choice and shared by all; otherwise GPUs are dealt out.
-        numbered = any(":" in device for device in devices)
-        gpus = visible_gpus() if not numbered and devices & {"auto", "cuda"} else ()
-        slots = self.slots_per_gpu if numbered and self.slots is None else self.slots
-        layout = lay_out(len(folders), available_threads(), gpus, slots, self.slots_per_gpu)
+        layout = self._layout(len(folders), devices)
         together = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun's processes train every cell together
         if not together and (len(folders) > 1 or self.slots not in (None, 1)):
             display = Display.current()
@@ -79,6 +82,16 @@ class LocalLauncher(Launcher):
             except Exception as error:
                 errors[folder] = error
         return errors
+
+    def _layout(self, cells: int, devices: set[str]) -> "Layout":
+        from dks.sweeps.slots import lay_out, visible_gpus
+        from dks.training.environment import available_threads
+
+        # A GPU with a number, such as cuda:1, is the user's choice and shared by all; otherwise GPUs are dealt out.
+        numbered = any(":" in device for device in devices)
+        gpus = visible_gpus() if not numbered and devices & {"auto", "cuda"} else ()
+        slots = self.slots_per_gpu if numbered and self.slots is None else self.slots
+        return lay_out(cells, available_threads(), gpus, slots, self.slots_per_gpu)
 
 
 @dataclass

@@ -79,7 +79,10 @@ class DksSweeper(Sweeper):
 
             found = plan(grid, compose, self.named, arguments, absent_ok=True)
             new = found.launches(policy.only)
-            cost = forecast([cell.config for cell in new], new[0].config.runs_dir, self.probe) if new else None
+            slots = getattr(self.launcher, "slots_for", lambda cells: 1)(len(new))  # the local launcher has it
+            done = [cell.done_epochs for cell in new]
+            configs = [cell.config for cell in new]
+            cost = forecast(configs, new[0].config.runs_dir, self.probe, slots, done_epochs=done) if new else None
             print((plan_json if self.show == "json" else plan_text)(found, cost))
             return
         check = getattr(self.launcher, "check", None)  # our own launchers have it
