@@ -304,9 +304,16 @@ def _sweep_wait(options: argparse.Namespace) -> int:
 
     from dks.sweeps.status import status, wait
     from dks.tables.results import show, write_results
+    from dks.tracking.mlflow_sink import end_sweep_run
 
     name = _begun(options).name
     seen = wait(lambda: status(options.results_dir, name), options.every, Console(stderr=True))
+    begun = next((each.folder for each in seen.standings.values() if each.record is not None), None)
+    if begun is not None:
+        try:
+            end_sweep_run(begun.read_config().tracking, seen.sweep.name, well=not seen.exit_status)
+        except RequestError as error:  # the runs and their table are there without it
+            print(f"MLflow was not told that the sweep is over: {error}", file=sys.stderr)
     for table in write_results(options.results_dir, name):
         show(table)
     if seen.sweep.undecided:

@@ -38,25 +38,31 @@ def states(folder: Path, *overrides: str) -> dict[str, int]:
 
 
 def test_a_sweep_is_submitted_and_waited_for_by_another_process(cluster: Cluster, in_folder: Path) -> None:
-    status, _, err = dks(in_folder, "sweep", "run", "methods", *SLURM, "method=baseline,dks", *SMALL)
+    from mlflow import MlflowClient
+
+    tracked = (*SMALL, "tracking=local")
+    status, _, err = dks(in_folder, "sweep", "run", "methods", *SLURM, "method=baseline,dks", *tracked)
     assert status == 0, err
     assert "submitted 4 cells to SLURM: job" in err
     assert "dks sweep status methods-" in err
     assert sum(states(in_folder).values()) == 4
     # The same command again leaves alone what is queued or runs.
-    status, _, err = dks(in_folder, "sweep", "run", "methods", *SLURM, "method=baseline,dks", *SMALL)
+    status, _, err = dks(in_folder, "sweep", "run", "methods", *SLURM, "method=baseline,dks", *tracked)
     assert status == 0, err
     assert "submitted" not in err
     status, out, err = dks(in_folder, "sweep", "wait", "methods", "--every", "1")
     assert status == 0, (err, states(in_folder))
     assert "baseline" in out
     assert states(in_folder) == {"done": 4}
+    client = MlflowClient(f"sqlite:///{in_folder / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("dks").experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 5, "four cells and their parent"
     made = records(in_folder)
     assert [len(record["attempts"]) for record in made.values()] == [1] * 4
     jobs = {record["attempts"][0]["job"] for record in made.values()}
     assert len(jobs) == 4
     assert len({job.partition("_")[0] for job in jobs}) == 1, "one array"
-    status, _, err = dks(in_folder, "sweep", "run", "methods", *SLURM, "method=baseline,dks", *SMALL)
+    status, _, err = dks(in_folder, "sweep", "run", "methods", *SLURM, "method=baseline,dks", *tracked)
     assert status == 0
     assert "all 4 cells are done, nothing to launch" in err
 

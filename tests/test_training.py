@@ -233,6 +233,17 @@ def test_an_error_is_in_the_record_and_its_traceback_in_the_log(
     assert record_of(folder).error is None
 
 
+def test_a_queued_run_reads_nothing_but_its_frozen_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever becomes of conf/ while it waits."""
+    folder = queued(tmp_path)
+
+    def gone(name: str) -> Path:
+        raise AssertionError(f"{name} was read")
+
+    monkeypatch.setattr("dks.config.files.declarations", gone)
+    assert run_cell(folder.path) is Outcome.done
+
+
 def test_a_cell_is_claimed_by_one_process_only(tmp_path: Path) -> None:
     folder = queued(tmp_path)
     other = RunFolder(folder.path)

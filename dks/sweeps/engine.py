@@ -103,7 +103,7 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
         display.say(f"tracking to {first.tracking.uri}")  # a new store takes some seconds
         prepare_store(first.tracking)
     launch = _begin(sweep, launches, launcher, policy)
-    parent = sweep_run(first.tracking, sweep.name, {}) if sweep.axes else nullcontext()
+    parent = sweep_run(first.tracking, sweep.name, {}, launcher.detached) if sweep.axes else nullcontext()
     try:
         with parent, display:
             for cell in launches:

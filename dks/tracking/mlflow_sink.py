@@ -74,8 +74,12 @@ def prepare_store(tracking: Tracking) -> str:
 
 
 @contextmanager
-def sweep_run(tracking: Tracking, sweep: str, tags: dict[str, str]) -> Iterator[None]:
-    """The parent run of a sweep, there and RUNNING inside this context; a sweep of the same name goes on in the same one."""
+def sweep_run(tracking: Tracking, sweep: str, tags: dict[str, str], goes_on: bool = False) -> Iterator[None]:
+    """The parent run of a sweep, there and RUNNING inside this context; a sweep of the same name goes on in the same one.
+
+    Args:
+        goes_on: it stays RUNNING when the context ends well, for the cells run elsewhere; `end_sweep_run` ends it.
+    """
     if tracking.kind is TrackingKind.off:
         yield
         return
@@ -93,7 +97,17 @@ def sweep_run(tracking: Tracking, sweep: str, tags: dict[str, str]) -> Iterator[
         status = "KILLED"
         raise
     finally:
-        client.set_terminated(run_id, status)
+        if not goes_on or status != "FINISHED":
+            client.set_terminated(run_id, status)
+
+
+def end_sweep_run(tracking: Tracking, sweep: str, well: bool) -> None:
+    """End the parent run of a sweep whose cells ran elsewhere, if there is one."""
+    if tracking.kind is not TrackingKind.off:
+        experiment, client = prepare_store(tracking), _client(tracking)
+        run_id = _find(client, experiment, f"tags.`dks.sweep` = '{sweep}' and tags.`dks.role` = 'sweep'")
+        if run_id is not None:
+            client.set_terminated(run_id, "FINISHED" if well else "FAILED")
 
 
 class MlflowSink:
