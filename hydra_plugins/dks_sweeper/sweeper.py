@@ -5,6 +5,7 @@ Hydra loads this module at each start, so everything heavy is imported when a sw
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,6 +76,7 @@ class DksSweeper(Sweeper):
         grid = grid_of(read(self.named), arguments, parser) if self.named else expand(parser.parse_overrides(arguments))
         compose = Composer(self._compose)
         if self.show is not None:
+            gc.disable()  # thousands of cells are looked through again and again, and none is garbage
             from dks.sweeps.forecast import forecast
 
             found = plan(grid, compose, self.named, arguments, absent_ok=True)
