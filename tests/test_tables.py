@@ -1,10 +1,12 @@
-"""Tables from a frame of runs: statistics, gains, what is missing, and every format."""
+"""Tables from a frame of entries: statistics, gains, what is missing, and every format."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import statistics
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,28 +14,39 @@ import pytest
 from rich.console import Console
 
 from dks.tables import render
-from dks.tables.model import Table, build
+from dks.tables.model import Epoch, Metric, Over, Shape, Table, TableCell, build
+from dks.tables.paper import PaperNumber, PaperRow, PaperTable
+from dks.tables.sheet import caption, sheets
+
+GOLDEN = Path(__file__).parent / "golden"
+AXES_OF_NOTHING = {"seed", "state", "value", "five", "method", "left_out"}
 
 
 def frame(*runs: dict[str, Any]) -> pd.DataFrame:
-    """Runs with the columns that building needs; a cell's configuration is all its labels but the seed."""
+    """Entries; a configuration is all its labels but the seed, its baseline the same with method=baseline, its DS with ds."""
     rows = []
     for number, run in enumerate(runs):
-        labels = {key: value for key, value in run.items() if key not in ("seed", "state", "value", "method")}
+        labels = {key: value for key, value in run.items() if key not in AXES_OF_NOTHING}
+
+        def named(method: str, labels: dict[str, str] = labels) -> str:
+            return "|".join([*labels.values(), method])
+
+        method = run.get("method", "")
         rows.append(
             {
                 "cell_id": f"cell{number}",
-                "config_id": "|".join(labels.values()),
-                "baseline_id": "|".join(
-                    "baseline" if key == "method" else value for key, value in run.items() if key in labels
-                ),
+                "config_id": named(method),
+                "entry_id": named(method),
+                "over_baseline": named("baseline") if method else None,
+                "over_ds": named("ds") if method == "dks" else None,
+                "over_alone": None,
                 "seed": 0,
                 "state": "done",
-                "value": math.nan,
-                "git_commit": None,
-                "folder": "",
+                "left_out": "",
+                "method": method,
+                "top1": run.get("value", math.nan),
+                "top5": run.get("five", math.nan),
                 **run,
-                "best": run.get("value", math.nan),
             }
         )
     return pd.DataFrame(rows)
@@ -46,138 +59,295 @@ def seeds(values: list[float | None], **labels: str) -> list[dict[str, Any]]:
     ]
 
 
-def only(table: Table, *place: str) -> Any:
-    return table.cells[(tuple(place[:-1]), place[-1])]
+def make(runs: pd.DataFrame | list[dict[str, Any]], axes: list[str], **more: Any) -> Table:
+    return build(runs if isinstance(runs, pd.DataFrame) else frame(*runs), "t", "t", axes, **more)
+
+
+def only(table: Table, *place: str) -> TableCell:
+    """The cell in a table whose last axis makes the columns."""
+    return table.cells[(tuple(place[:-1]), tuple(place[-1:]))]
+
+
+def text(table: Table, *place: str) -> str:
+    """What stands in that cell."""
+    sheet = sheets(table)[0]
+    row = next(row for row in sheet.rows if row.labels == tuple(place[:-1]))
+    return next(cell.text for cell in row.cells if cell.place == (tuple(place[:-1]), tuple(place[-1:])))
 
 
 def test_mean_and_sample_standard_deviation_over_seeds() -> None:
     values = [29.97, 30.11, 29.5, 30.4, 29.8]
-    table = build(frame(*seeds(values, aux="ours", strategy="bidir")), ["aux", "strategy", "seed"], "t", "m")
+    table = make(seeds(list(values), aux="ours", strategy="bidir"), ["aux", "strategy", "seed"])
     cell = only(table, "ours", "bidir")
-    assert cell.mean == pytest.approx(statistics.fmean(values))
-    assert cell.sd == pytest.approx(math.sqrt(sum((v - cell.mean) ** 2 for v in values) / 4))
-    assert (cell.n, cell.wanted) == (5, 5)
-    assert render.cell_text(cell, table) == "29.96(0.34)"
+    (number,) = cell.numbers
+    assert number.mean == pytest.approx(statistics.fmean(values))
+    assert number.sd == pytest.approx(math.sqrt(sum((v - statistics.fmean(values)) ** 2 for v in values) / 4))
+    assert (cell.n, cell.wanted, cell.is_whole) == (5, 5, True)
+    assert text(table, "ours", "bidir") == "29.96(0.34)"
+    low, high = number.interval  # type: ignore[misc]
+    half = 2.7764451 * number.sd / math.sqrt(5)  # type: ignore[operator]  # the 97.5 % quantile of t with 4 degrees of freedom
+    assert (low, high) == pytest.approx((number.mean - half, number.mean + half))
 
 
 def test_a_failed_or_missing_run_is_said_and_not_averaged_away() -> None:
     runs = [*seeds([10.0, None, 12.0], aux="ours", strategy="a"), {"aux": "ours", "strategy": "b", "state": "missing"}]
     runs.append({"aux": "ours", "strategy": "c", "state": "failed"})
-    table = build(frame(*runs), ["aux", "strategy", "seed"], "t", "m")
-    assert render.cell_text(only(table, "ours", "a"), table) == "11.00(1.41) n=2 of 3, 1 failed"
-    assert render.cell_text(only(table, "ours", "b"), table) == "missing"
-    assert render.cell_text(only(table, "ours", "c"), table) == "failed"
+    table = make(runs, ["aux", "strategy", "seed"])
+    assert text(table, "ours", "a") == "11.00(1.41) n=2 of 3, 1 failed"
+    assert text(table, "ours", "b") == "missing"
+    assert text(table, "ours", "c") == "failed"
+    assert "of 5 runs 2 failed, 1 missing" in sheets(table)[0].notes
+
+
+def test_a_finished_run_whose_result_is_not_finite_or_that_lacks_epochs_is_left_out_and_counted() -> None:
+    runs = [*seeds([10.0, math.nan], aux="a"), *seeds([9.0, 3.0], aux="b")]
+    runs[1]["left_out"], runs[3]["left_out"] = "result not finite", "epochs missing"
+    table = make(runs, ["aux", "seed"])
+    cell = table.cells[("a",), ()]
+    assert (cell.n, cell.wanted, cell.numbers[0].mean, cell.left_out) == (1, 2, 10.0, {"result not finite": 1})
+    assert table.left_out == {"result not finite": 1, "epochs missing": 1}
+    assert "left out: 1 finished run (result not finite)" in sheets(table)[0].notes
+    assert not any(cell.is_best for cell in table.cells.values()), "neither has all its runs"
 
 
 def test_few_runs_are_said_once_or_where_they_differ() -> None:
-    same = build(frame(*seeds([1.0, 2.0], aux="a"), *seeds([3.0, 4.0], aux="b")), ["aux", "seed"], "t", "m")
-    assert "n = 2 seeds" in render.caption(same)
-    assert render.cell_text(only(same, "a", ""), same) == "1.50(0.71)"
-    single = build(frame(*seeds([1.0], aux="a"), *seeds([3.0], aux="b")), ["aux"], "t", "m")
-    assert "n = 1 (a single seed, no standard deviation)" in render.caption(single)
-    mixed = build(frame(*seeds([1.0, 2.0], aux="a"), *seeds([3.0] * 6, aux="b")), ["aux", "seed"], "t", "m")
-    assert render.cell_text(only(mixed, "a", ""), mixed) == "1.50(0.71) n=2"
-    assert render.cell_text(only(mixed, "b", ""), mixed) == "3.00(0.00)"
+    same = make([*seeds([1.0, 2.0], aux="a"), *seeds([3.0, 4.0], aux="b")], ["aux", "seed"])
+    assert "n = 2 seeds" in caption(same)
+    assert sheets(same)[0].rows[0].cells[0].text == "1.50(0.71)"
+    single = make([*seeds([1.0], aux="a"), *seeds([3.0], aux="b")], ["aux"])
+    assert "n = 1 (a single seed, no standard deviation)" in caption(single)
+    mixed = make([*seeds([1.0, 2.0], aux="a"), *seeds([3.0] * 6, aux="b")], ["aux", "seed"])
+    assert [row.cells[0].text for row in sheets(mixed)[0].rows] == ["1.50(0.71) n=2", "3.00(0.00)"]
 
 
 def test_the_best_is_the_lowest_among_those_with_all_their_runs() -> None:
     runs = [*seeds([5.0, None], aux="broken"), *seeds([6.0, 6.0], aux="good"), *seeds([7.0, 7.0], aux="worse")]
-    table = build(frame(*runs), ["aux", "seed"], "t", "m")
+    table = make(runs, ["aux", "seed"])
     assert [row[0] for (row, _), cell in table.cells.items() if cell.is_best] == ["good"]
-    one = build(frame(*seeds([6.0], aux="good")), ["aux"], "t", "m")
+    one = make(seeds([6.0], aux="good"), ["aux"])
     assert not any(cell.is_best for cell in one.cells.values()), "nothing to compare with"
 
 
-def with_baselines() -> pd.DataFrame:
-    rows = []
-    for number, (net, method, value) in enumerate(
-        [("r20", "baseline", 10.0), ("r20", "ds", 9.5), ("r20", "dks", 8.0), ("r32", "baseline", 7.0), ("r32", "dks", 7.5)]
-    ):
-        row = {"cell_id": f"{number}", "config_id": f"{net}{method}", "baseline_id": f"{net}baseline", "seed": 0}
-        rows.append({**row, "backbone": net, "method": method, "state": "done", "value": value, "best": value})
-    return pd.DataFrame(rows)
+def methods(**values: list[float]) -> list[dict[str, Any]]:
+    """Runs of one network with these methods."""
+    return [run for method, its in values.items() for run in seeds(list(its), net="r", method=method)]
 
 
-def test_the_gain_is_over_the_baseline_of_the_same_network() -> None:
-    table = build(with_baselines(), ["backbone", "method"], "t", "m")
-    gains = {(row[0], column): cell.gain for (row, column), cell in table.cells.items()}
+def test_gains_are_over_the_baseline_of_the_same_network_and_over_ds() -> None:
+    runs = [{"net": "r20", "method": m, "value": v} for m, v in (("baseline", 10.0), ("ds", 9.5), ("dks", 8.0))]
+    runs += [{"net": "r32", "method": m, "value": v} for m, v in (("baseline", 7.0), ("dks", 7.5))]
+    table = make(runs, ["net", "method"])
+    gains = {(row[0], column[0]): cell.numbers[0].gains for (row, column), cell in table.cells.items()}
     assert gains == {
-        ("r20", "baseline"): None,
-        ("r20", "ds"): 0.5,
-        ("r20", "dks"): 2.0,
-        ("r32", "baseline"): None,
-        ("r32", "dks"): -0.5,
+        ("r20", "baseline"): {},
+        ("r20", "ds"): {Over.baseline: 0.5},
+        ("r20", "dks"): {Over.baseline: 2.0, Over.ds: 1.5},
+        ("r32", "baseline"): {},
+        ("r32", "dks"): {Over.baseline: -0.5},
     }
-    assert render.cell_text(only(table, "r20", "dks"), table) == "8.00 [+2.00]"
-    assert "gain over the baseline" in render.caption(table)
+    sheet = sheets(table)[0]
+    assert [heading.text for heading in sheet.head[-1]] == ["error", "error", "gain", "error", "gain"]
+    assert [cell.text for cell in sheet.rows[1].cells] == ["7.00*".rstrip("*"), "", "", "7.50", "-0.50"]
+    assert "gain over the baseline" in caption(table)
+    over_ds = make(runs, ["net", "method"], shape=Shape(gain=(Over.ds,)))
+    assert [heading.text for heading in sheets(over_ds)[0].head[-1]] == ["error", "error", "error", "gain"]
+    assert sheets(over_ds)[0].rows[0].cells[-1].text == "1.50"
 
 
-def test_one_axis_is_one_column_and_three_are_grouped_rows() -> None:
-    one = build(frame(*seeds([1.0], aux="a"), *seeds([2.0], aux="b")), ["aux"], "t", "m")
-    assert (one.row_axes, one.column_axis, one.rows) == (("aux",), None, (("a",), ("b",)))
+def test_every_method_is_tested_against_its_baseline_and_dks_against_ds_with_holms_correction() -> None:
+    from scipy import stats
+
+    values = {
+        "baseline": [29.6, 30.1, 30.4, 29.8, 29.9],
+        "ds": [29.7, 29.9, 30.3, 29.5, 30.0],
+        "dks": [26.5, 27.1, 26.4, 27.2, 26.9],
+    }
+    table = make(methods(**values), ["net", "method", "seed"])
+    p = {
+        (method, over): stats.ttest_ind(values[over], values[method], equal_var=False).pvalue
+        for method, over in (("ds", "baseline"), ("dks", "baseline"), ("dks", "ds"))
+    }
+    tests = {(each.place[1][0], each.over.value): each for each in table.comparisons}
+    assert tests.keys() == p.keys()
+    ordered = sorted(p, key=lambda key: p[key])
+    for rank, key in enumerate(ordered):
+        assert tests[key].difference.p == pytest.approx(p[key])
+        floor = max(min(1.0, (3 - earlier) * p[ordered[earlier]]) for earlier in range(rank + 1))
+        assert tests[key].p_holm == pytest.approx(floor)
+    found = tests["dks", "baseline"].difference
+    interval = stats.ttest_ind(values["baseline"], values["dks"], equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    verdicts = [row.cells[-1].text for row in sheets(table)[1].rows]
+    assert verdicts == ["no evidence", "evidence", "evidence"]
+    assert "no evidence is not evidence of no effect" in sheets(table)[1].notes[0]
+
+
+def test_hedges_g_has_the_small_sample_correction() -> None:
+    from dks.tables.statistics import hedges_g
+
+    a, b = [1.0, 2.0, 3.0], [2.0, 4.0, 6.0, 8.0]
+    pooled = math.sqrt((2 * 1.0 + 3 * (20 / 3)) / 5)
+    correction = math.gamma(2.5) / (math.sqrt(2.5) * math.gamma(2.0))
+    assert hedges_g(b, a) == pytest.approx(correction * (5.0 - 2.0) / pooled)
+    assert correction == pytest.approx(1 - 3 / (4 * 5 - 1), abs=2e-3), "the well-known approximation"
+
+
+def test_holm_by_hand() -> None:
+    from dks.tables.statistics import holm
+
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+    corrected = holm([0.5, math.nan, 0.9])
+    assert corrected[0] == 1.0
+    assert math.isnan(corrected[1])
+
+
+def test_one_seed_gives_no_standard_deviation_no_interval_and_no_test() -> None:
+    table = make(methods(baseline=[10.0], ds=[9.0, 9.5], dks=[8.0]), ["net", "method", "seed"])
+    assert table.comparisons == ()
+    assert only(table, "r", "dks").numbers[0].sd is None
+    assert only(table, "r", "dks").numbers[0].interval is None
+    assert len(sheets(table)) == 1
+
+
+def test_samples_that_do_not_vary_have_no_p_value_unless_they_are_equal() -> None:
+    table = make(methods(baseline=[10.0, 10.0], ds=[10.0, 10.0], dks=[8.0, 8.0]), ["net", "method", "seed"])
+    tests = {(each.place[1][0], each.over.value): each for each in table.comparisons}
+    assert tests["ds", "baseline"].difference.p == 1.0
+    assert math.isnan(tests["dks", "baseline"].difference.p)
+    assert sheets(table)[1].rows[1].cells[3].text == "undefined"
+    one_varies = make(methods(baseline=[10.0, 10.0], dks=[8.0, 9.0]), ["net", "method", "seed"])
+    assert 0 < one_varies.comparisons[0].difference.p < 1
+
+
+def test_one_axis_is_one_column_and_more_axes_are_grouped() -> None:
+    one = make([*seeds([1.0], aux="a"), *seeds([2.0], aux="b")], ["aux"])
+    assert (one.row_axes, one.column_axes, one.rows, one.columns) == (("aux",), (), (("a",), ("b",)), ((),))
+    assert sheets(one)[0].head == ((dataclasses.replace(sheets(one)[0].head[0][0], text="error (%)"),),)
     runs = [{"x": x, "y": y, "z": z, "value": 1.0} for x in "ab" for y in "cd" for z in "ef"]
-    three = build(frame(*runs), ["x", "y", "z"], "t", "m")
+    three = make(runs, ["x", "y", "z"])
     assert three.row_axes == ("x", "y")
     assert three.rows == (("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"))
-    assert three.columns == ("e", "f")
+    assert three.columns == (("e",), ("f",))
+    two_above = make(runs, ["x", "y", "z"], rows=["x"], columns=["y", "z"])
+    head = sheets(two_above)[0].head
+    assert [(heading.text, heading.span) for heading in head[0]] == [("y=c", 2), ("y=d", 2)]
+    assert [(heading.text, heading.span) for heading in head[1]] == [("z=e", 1), ("z=f", 1), ("z=e", 1), ("z=f", 1)]
 
 
 def test_only_seeds_make_one_row() -> None:
-    table = build(frame(*[{"seed": s, "value": float(s)} for s in range(3)]), ["seed"], "t", "m")
-    assert render.cell_text(table.cells[((), "")], table) == "1.00(1.00)"
+    table = make(frame(*[{"seed": s, "value": float(s)} for s in range(3)]), ["seed"])
+    assert sheets(table)[0].rows[0].cells[0].text == "1.00(1.00)"
+
+
+def test_a_value_swept_in_two_spellings_counts_once() -> None:
+    runs = frame(*seeds([1.0, 3.0], aux="a"))
+    table = make(pd.concat([runs, runs.iloc[:1]]), ["aux", "seed"])
+    assert table.cells[("a",), ()].wanted == 2
+
+
+def paper(**means: str) -> PaperTable:
+    rows = [
+        PaperRow({"net": "r", "method": method}, {"top1": PaperNumber(*mean.split(","), None)}, "here")
+        for method, mean in means.items()
+    ]  # type: ignore[arg-type]
+    return PaperTable("t", tuple(rows))
+
+
+def test_the_papers_figure_stands_beside_ours_with_the_difference() -> None:
+    table = make(
+        methods(baseline=[29.9, 30.1], dks=[26.0, 27.0]), ["net", "method", "seed"], paper=paper(baseline="29.97,0.33")
+    )
+    sheet = sheets(table)[0]
+    assert [heading.text for heading in sheet.head[-1]] == ["error", "paper", "difference", "n", "error", "gain", "n"]
+    assert [cell.text for cell in sheet.rows[0].cells] == [
+        "30.00(0.14)",
+        "29.97(0.33)",
+        "+0.03",
+        "2",
+        "26.50(0.71)",
+        "3.50",
+        "2",
+    ]
+    assert "ours less the paper's" in sheet.caption
+
+
+def test_a_run_in_another_setting_is_never_beside_the_papers_figure() -> None:
+    runs = methods(baseline=[29.9, 30.1], dks=[26.0, 27.0])
+    differs = {"r|baseline": ["recipe.epochs=2 (paper: 200)"], "r|dks": ["recipe.epochs=2 (paper: 200)"]}
+    table = make(runs, ["net", "method", "seed"], paper=paper(baseline="29.97,0.33"), differs=differs)
+    assert not table.has_paper
+    assert "29.97" not in render.markdown(table)
+    assert "not the paper's setting, so its numbers are not shown: recipe.epochs=2 (paper: 200)" in sheets(table)[0].notes
+    differs["r|dks"].append("data=digits (paper: cifar100)")
+    mixed = make(runs, ["net", "method", "seed"], paper=paper(baseline="29.97,0.33"), differs=differs)
+    assert "not the paper's setting in r dks: data=digits (paper: cifar100)" in sheets(mixed)[0].notes
+
+
+def test_cells_set_aside_are_told_beneath_the_table() -> None:
+    table = make(
+        methods(baseline=[29.9, 30.1], dks=[26.0, 27.0]), ["net", "method", "seed"], shape=Shape(aside={"method": "baseline"})
+    )
+    assert table.columns == (("dks",),)
+    assert "r baseline: 30.00(0.14)" in sheets(table)[0].notes
+
+
+def test_the_best_epoch_is_labelled_optimistic() -> None:
+    table = make(seeds([1.0], aux="a"), ["aux"], epoch=Epoch.best)
+    assert "best epoch, chosen by the test error itself and so optimistic" in caption(table)
+
+
+def test_no_minus_before_a_zero() -> None:
+    from dks.tables.sheet import fixed
+
+    assert [fixed(-0.001), fixed(-0.01), fixed(2.345)] == ["0.00", "-0.01", "2.35"]
+    assert [fixed(-0.001, signed=True), fixed(0.2, signed=True), fixed(0.0, signed=True)] == ["+0.00", "+0.20", "+0.00"]
 
 
 @pytest.fixture
-def table() -> Table:
-    runs = [
-        *seeds([5.1, 5.1], aux_design="ap_2fc", strategy="a|b"),
-        *seeds([4.0, 4.2], aux_design="50%_&", strategy="a|b"),
-        *seeds([None, None], aux_design="ap_2fc", strategy="c"),
-        *seeds([6.0, 6.1], aux_design="50%_&", strategy="c"),
+def rich_table() -> Table:
+    """Everything at once: two metrics, grouped heads, gains, the paper's figures, states, what is set aside, odd names."""
+    runs = []
+    odd = "50%_&$#{x}~^\\<b>|[1]"
+    for design, method, values in (
+        ("none", "baseline", [31.06, 31.06]),
+        ("ap_2fc", "ds", [31.8, 31.9]),
+        ("ap_2fc", "dks", [35.0, None]),
+        (odd, "ds", [29.0, 31.0]),
+        (odd, "dks", [26.2, 26.4]),
+    ):
+        for run in seeds(list(values), aux=design):
+            five = {"five": run["value"] / 3} if "value" in run else {}
+            runs.append({**run, **five, "method": method})
+    entries = frame(*runs)
+    entries["over_baseline"] = "none|baseline"
+    rows = [
+        ("none", "baseline", PaperNumber("31.06", "0.10", None)),
+        ("ap_2fc", "ds", PaperNumber("31.85", "0.42", None)),
+        ("ap_2fc", "dks", PaperNumber("35.09", "0.54", "-3.24")),
     ]
-    return build(frame(*runs), ["aux_design", "strategy", "seed"], "my_sweep", "m")
+    printed = PaperTable("t", tuple(PaperRow({"aux_design": a, "method": m}, {"top1": n}, "Table 3") for a, m, n in rows))
+    shape = Shape((Metric.top1, Metric.top5), (Over.ds,), {"method": "baseline"})
+    return build(entries, "my_sweep", "my_sweep, 100%", ["aux", "method", "seed"], ["aux"], ["method"], shape, paper=printed)
 
 
-def test_markdown_keeps_digits_and_escapes(table: Table) -> None:
-    assert render.markdown(table) == (
-        "my\\_sweep: top-1 test error in %, last epoch, mean(std) over seeds\n"
-        "\n"
-        "| aux\\_design | strategy=a\\|b | strategy=c |\n"
-        "|:---|---:|---:|\n"
-        "| ap\\_2fc | 5.10(0.00) n=2 | 2 failed |\n"
-        "| 50%\\_& | **4.10(0.14) n=2** | 6.05(0.07) n=2 |\n"
-    )
+@pytest.mark.parametrize("form", ["md", "latex", "html", "csv"])
+def test_formats_are_as_looked_at(rich_table: Table, form: str) -> None:
+    assert render.TEXT_FORMATS[form](rich_table) == (GOLDEN / f"table.{form}").read_text(encoding="utf-8")
 
 
-def test_latex_is_booktabs_with_everything_escaped(table: Table) -> None:
-    assert render.latex(table) == (
-        "\\begin{table}\n"
-        "\\centering\n"
-        "\\caption{my\\_sweep: top-1 test error in \\%, last epoch, mean(std) over seeds}\n"
-        "\\begin{tabular}{lrr}\n"
-        "\\toprule\n"
-        "aux\\_design & strategy=a|b & strategy=c \\\\\n"
-        "\\midrule\n"
-        "ap\\_2fc & 5.10(0.00) n=2 & 2 failed \\\\\n"
-        "50\\%\\_\\& & \\textbf{4.10(0.14) n=2} & 6.05(0.07) n=2 \\\\\n"
-        "\\bottomrule\n"
-        "\\end{tabular}\n"
-        "\\end{table}\n"
-    )
+def test_the_terminal_is_as_looked_at(rich_table: Table) -> None:
+    out = io.StringIO()
+    render.terminal(rich_table, Console(file=out, width=200))
+    assert out.getvalue() == (GOLDEN / "table.terminal").read_text(encoding="utf-8")
 
 
-def test_csv_has_full_precision_and_the_run_ids(table: Table) -> None:
-    lines = render.comma_separated(table).splitlines()
-    assert lines[0] == "aux_design,strategy,mean,sd,n,wanted,gain,best_epoch_mean,not_done,cell_ids"
-    assert lines[2] == "50%_&,a|b,4.1,0.14142135623730964,2,2,,4.1,,cell2 cell3"
-    assert lines[3] == "ap_2fc,c,,,0,2,,,failed:2,cell4 cell5"
-
-
-def test_the_best_is_bold_on_a_terminal_and_starred_elsewhere(table: Table) -> None:
+def test_the_best_is_bold_on_a_terminal_and_starred_elsewhere() -> None:
+    table = make([*seeds([5.1], aux="a"), *seeds([4.1], aux="b")], ["aux"])
     plain, colour = io.StringIO(), io.StringIO()
     render.terminal(table, Console(file=plain, width=120))
     render.terminal(table, Console(file=colour, width=120, force_terminal=True, color_system="standard", no_color=False))
-    assert "4.10(0.14) n=2*" in plain.getvalue()
+    assert "4.10*" in plain.getvalue()
     assert "\x1b[" not in plain.getvalue()
-    assert "\x1b[1m4.10(0.14) n=2\x1b[0m" in colour.getvalue()
-    assert "2*" not in colour.getvalue()
+    assert "\x1b[1m     4.10\x1b[0m" in colour.getvalue()
+    assert "4.10*" not in colour.getvalue()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import (
     ConfigCompositionException,
@@ -22,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dks.config.errors import RequestError
-from dks.config.files import choices
+from dks.config.files import choices, declarations
 from dks.config.schema import Config
 
 # Short name -> the group it stands for.
@@ -56,6 +57,20 @@ class UnsettledError(RequestError):
 def register_schema() -> None:
     """Make the typed schema known to Hydra as `schema`, the first entry of the primary config."""
     ConfigStore.instance().store(name="schema", node=Config)
+
+
+def compose_here(overrides: Sequence[str]) -> Composed:
+    """One composition by Hydra, outside of its command line.
+
+    Raises:
+        RequestError: as `from_hydra`, and where an override is wrong.
+    """
+    register_schema()
+    try:
+        with initialize_config_dir(str(declarations("conf")), version_base="1.3"):
+            return from_hydra(compose("config", list(overrides), return_hydra_config=True))
+    except HYDRA_ERRORS as error:
+        raise RequestError(explain(error)) from error
 
 
 def from_hydra(composed: DictConfig) -> Composed:

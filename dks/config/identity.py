@@ -52,6 +52,11 @@ EXECUTION_ONLY = frozenset(
 )
 
 
+def is_execution_only(key: str) -> bool:
+    """Is this dotted key, or the part of the configuration that it belongs to, without influence on a result?"""
+    return any(key == name or key.startswith(f"{name}.") for name in EXECUTION_ONLY)
+
+
 def cell_id(config: Config) -> str:
     """12 hex digits that name the cell of a resolved configuration."""
     return _digest(_written(config))

@@ -36,6 +36,20 @@ def method_of(config: Config) -> str:
     return taught if method == "baseline" else f"{taught}_{method}"
 
 
+def classifiers_of(config: Config) -> list[str]:
+    """The classifiers that are trained, from deep to shallow; a branch that is trained alone has its own name."""
+    return sorted(config.aux_positions.at) if config.aux_positions.alone else ["c1", *sorted(config.aux_positions.at)]
+
+
+def ds_of(config: Config) -> Config | None:
+    """The same network and branches deeply supervised, without matching and teacher; None where that is not another one."""
+    plain = config.matching_strategy.name is Strategy.none and config.kd_teacher.kind is TeacherKind.none
+    if plain or config.aux_positions.alone or config.aux_design.kind is DesignKind.none:
+        return None
+    loss = LossTerms(alpha=config.loss.alpha)  # the weight and the form of matching mean nothing without it
+    return dataclasses.replace(config, matching_strategy=MatchingStrategy(), kd_teacher=KdTeacher(), loss=loss)
+
+
 def baseline_of(config: Config) -> Config:
     """The plain network under the same conditions: the same in everything but branches, matching and distillation."""
     return dataclasses.replace(

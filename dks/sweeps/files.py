@@ -1,7 +1,12 @@
 """Named sweeps: `sweeps/<name>.yaml`, a title, a base and a union of grids, or a union of other sweeps.
 
     title: ...                            # the caption of its table
-    table: {rows: [backbone], columns: [method]}    # optional; else the swept keys are the axes, the last one the columns
+    table:                                # optional
+      rows: [backbone]                    # without rows and columns the swept keys are the axes, the last one the columns;
+      columns: [method]                   # classifier and training instead: a row for each classifier of a network (Table 5)
+      metrics: [top1, top5]               # top1 alone if not given
+      gain: [baseline]                    # over baseline, ds or alone (the same classifier); if not given, over the baseline
+      aside: {method: baseline}           # cells that are told beneath the table
     base: {data: cifar100}                # optional: key -> value, for every cell
     grids:                                # a union; each grid is a product of the values of its keys
       - backbone: [resnet32, resnet110]
@@ -22,7 +27,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -49,8 +54,23 @@ from dks.sweeps.grid import long_name
 
 # What a file, a table and a grid can hold beside the keys of a configuration.
 _KEYS = {"title", "table", "base", "grids", "include"}
-_TABLE_KEYS = {"rows", "columns"}
+_TABLE_KEYS = {"rows", "columns", "metrics", "gain", "aside"}
+METRICS = ("top1", "top5")
+GAINS = ("baseline", "ds", "alone")
+# Axes that come from the classifiers of a network and not from a key.
+CLASSIFIER, TRAINING = "classifier", "training"
 _GRID_KEYS = {"zip", "exclude", "choose"}
+
+
+@dataclass(frozen=True)
+class TableShape:
+    """How the table of a sweep looks, beyond its axes."""
+
+    metrics: tuple[str, ...] = ("top1",)
+    gain: tuple[str, ...] | None = None  # None: over the baseline, where there is one
+    aside: dict[str, str] = field(default_factory=dict)  # axis -> value of the cells told beneath the table
+    classifier_rows: tuple[str, ...] = ()  # CLASSIFIER and TRAINING among them: a row for every classifier of a network
+    classifier_columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,7 @@ class NamedSweep:
     grids: tuple[Product, ...] = ()  # the sweep is their union
     rows: tuple[str, ...] | None = None  # axes of its table; None: not given
     columns: tuple[str, ...] | None = None
+    shape: TableShape = TableShape()
     include: tuple[NamedSweep, ...] = ()  # instead of grids
 
 
@@ -100,9 +121,9 @@ def _read(name: str, within: tuple[str, ...]) -> NamedSweep:
         raise RequestError(f"{file}: grids must be a list of grids, each of keys with values")
     products = tuple(_product(f"{file}: grid {number}", grid, base) for number, grid in enumerate(grids, 1))
     cells = [cell for number, product in enumerate(products, 1) for cell in cells_of(number, product, base, ())]
-    rows, columns = _table(file, content.get("table"), cells)
+    rows, columns, shape = _table(file, content.get("table"), cells)
     _check_union(file, cells, axes_of(cells, rows, columns))
-    return NamedSweep(name, title, base, products, rows, columns)
+    return NamedSweep(name, title, base, products, rows, columns, shape)
 
 
 def _content(name: str) -> dict[str, Any]:
@@ -258,22 +279,51 @@ def written(value: Any) -> str:
     return QuotedString(value, Quote.single).with_quotes()
 
 
-def _table(file: str, table: Any, cells: Sequence[Cell]) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
-    """Axes of rows and of columns."""
+def _table(
+    file: str, table: Any, cells: Sequence[Cell]
+) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, TableShape]:
+    """Axes of rows and of columns, None where the swept keys are to be the axes, and the rest."""
     if table is None:
-        return None, None
-    if not (isinstance(table, dict) and all(isinstance(keys, list) for keys in table.values()) and any(table.values())):
-        raise RequestError(f"{file}: table must hold rows and columns, each a list of keys")
+        return None, None, TableShape()
+    if not (isinstance(table, dict) and table):
+        raise RequestError(f"{file}: table must hold some of {', '.join(sorted(_TABLE_KEYS))}")
     _only(f"{file}: table", table, _TABLE_KEYS)
-    axes = [str(key) for keys in table.values() for key in keys]
+    for key in ("rows", "columns", "metrics", "gain"):
+        if not isinstance(table.get(key, []), list):
+            raise RequestError(f"{file}: table: {key} must be a list")
     known = {name: key for cell in cells for name, (key, _) in cell.settings.items() if name != "seed"}
+    shape = TableShape(
+        _among(f"{file}: table: metrics", table.get("metrics", ["top1"]), METRICS),
+        _among(f"{file}: table: gain", table["gain"], GAINS) if "gain" in table else None,
+        _aside(f"{file}: table: aside", table.get("aside", {}), known),
+    )
+    rows, columns = (tuple(map(str, table.get(key, []))) for key in ("rows", "columns"))
+    if {*rows, *columns} & {CLASSIFIER, TRAINING}:
+        if {*rows, *columns} - {CLASSIFIER, TRAINING} or CLASSIFIER not in {*rows, *columns}:
+            raise RequestError(f"{file}: table: {CLASSIFIER} can share a table with {TRAINING} alone, and {TRAINING} needs it")
+        return None, None, replace(shape, classifier_rows=rows, classifier_columns=columns)
+    if not rows and not columns:
+        return None, None, shape
+    axes = (*rows, *columns)
     for axis in axes:
         if long_name(axis) not in known:
             why = "runs that differ in the seed share a place" if axis == "seed" else "no grid has that key"
             raise RequestError(f"{file}: table: {axis} cannot be an axis, for {why}; choose from {', '.join(known.values())}")
     if len({long_name(axis) for axis in axes}) < len(axes):
         raise RequestError(f"{file}: table: each key can be one axis only")
-    return tuple(map(str, table.get("rows", []))), tuple(map(str, table.get("columns", [])))
+    return rows, columns, shape
+
+
+def _among(where: str, given: Sequence[Any], known: Sequence[str]) -> tuple[str, ...]:
+    if not given or len({*given}) < len(given) or not {*given} <= {*known}:
+        raise RequestError(f"{where} must be one or more of {', '.join(known)}")
+    return tuple(map(str, given))
+
+
+def _aside(where: str, given: Any, known: dict[str, str]) -> dict[str, str]:
+    if not (isinstance(given, dict) and {long_name(str(key)) for key in given} <= {*known}):
+        raise RequestError(f"{where} must hold keys of its grids with a value each; choose from {', '.join(known.values())}")
+    return {str(key): written(value) for key, value in given.items()}
 
 
 def _check_union(file: str, cells: Sequence[Cell], axes: Sequence[str]) -> None:

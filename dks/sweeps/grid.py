@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 
 from dks.config.compose import SHORT_NAMES
 from dks.config.errors import RequestError
-from dks.config.identity import EXECUTION_ONLY
+from dks.config.identity import is_execution_only
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,10 @@ def long_name(key: str) -> str:
 
 def that_matter(overrides: Iterable[str]) -> tuple[str, ...]:
     """Those of the overrides that can change a result, sorted. Their keys are long names."""
-    return tuple(sorted(item for item in overrides if not _execution_only(item.partition("=")[0])))
+    return tuple(sorted(item for item in overrides if not is_execution_only(item.partition("=")[0])))
 
 
 def named(stem: str, fixed: Sequence[str]) -> str:
     """For example `aux-strategy`, and `aux-strategy-3f9a21` where some values are fixed for all cells."""
     whole = "\n".join(fixed)
     return "-".join(filter(None, (stem, whole and hashlib.sha256(whole.encode()).hexdigest()[:6])))
-
-
-def _execution_only(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in EXECUTION_ONLY)

@@ -22,6 +22,8 @@ class ManifestCell:
     seed: int
     method: str
     overrides: list[str]
+    ds_id: str | None = None  # config_id of the same network deeply supervised, where this is not what it is already
+    classifiers: list[str] = field(default_factory=lambda: ["c1"])  # of the network in training, from deep to shallow
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Manifest:
     selection: list[ManifestCell] = field(default_factory=list)  # runs that choose a hyper-parameter; not in the table
     undecided: list[str] = field(default_factory=list)  # a line for every choice that is still open
     parts: list[str] = field(default_factory=list)  # names of the sweeps it is the union of; the tables are theirs
+    differs: dict[str, list[str]] = field(default_factory=dict)  # config_id -> what is not as in the file without overrides
     named: str | None = None  # the file in `sweeps/` that it was made from
     request: list[str] = field(default_factory=list)  # overrides as typed: with `named`, the way to ask for it again
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dks.config.compose import Compose
 from dks.config.errors import RequestError
 from dks.config.identity import cell_id, config_id
-from dks.config.methods import baseline_of, method_of
+from dks.config.methods import baseline_of, classifiers_of, ds_of, method_of
 from dks.config.schema import Config
 from dks.config.validation import Resolver
 from dks.sweeps.grid import Choice, Grid, Point
@@ -39,6 +39,7 @@ class Cell:
     config_id: str
     baseline_id: str  # config_id of the plain network under the same conditions
     state: State
+    ds_id: str | None = None  # config_id of the same network deeply supervised, where this is not what it is already
     done_epochs: int = 0  # by earlier attempts
 
     @property
@@ -106,6 +107,8 @@ def _manifest_cell(cell: Cell) -> ManifestCell:
         cell_id=cell.cell_id,
         config_id=cell.config_id,
         baseline_id=cell.baseline_id,
+        ds_id=cell.ds_id,
+        classifiers=classifiers_of(cell.config),
         seed=cell.config.seed,
         method=method_of(cell.config),
         overrides=list(cell.point.overrides),
@@ -297,6 +300,7 @@ def _cell(draft: _Draft, standings: dict[str, Standing]) -> Cell:
         config_id(draft.config),
         config_id(baseline_of(draft.config)),
         standing.state,
+        None if (ds := ds_of(draft.config)) is None else config_id(ds),
         len(standing.folder.journal.read()) if begun else 0,
     )
 

@@ -2,84 +2,224 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import dataclasses
+import statistics as numbers
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
 
 import pandas as pd
 
 from dks.sweeps.ledger import State
+from dks.tables.paper import PaperNumber, PaperRow, PaperTable
+from dks.tables.statistics import Difference, compare, holm, interval
+
+Label = tuple[str, ...]
+Run = dict[Any, Any]  # a row of the entries
+Place = tuple[Label, Label]  # labels of the row, labels of the column
+
+
+class Metric(str, Enum):
+    """What a table can show, in percent of the test set."""
+
+    top1 = "test/top1_error"
+    top5 = "test/top5_error"
+
+    @property
+    def label(self) -> str:
+        return "top-1" if self is Metric.top1 else "top-5"
+
+
+class Epoch(str, Enum):
+    """Which epoch of a run counts."""
+
+    last = "last"
+    best = "best"  # the one with the lowest top-1 test error: chosen on the test set, so optimistic
+
+
+class Over(str, Enum):
+    """What a configuration is compared with."""
+
+    baseline = "baseline"  # the plain network under the same conditions
+    ds = "ds"  # the same network and branches, deeply supervised, without matching or teacher
+    alone = "alone"  # the same classifier trained by itself (Table 5)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a sweep file says about its table; a sweep without a file has this default."""
+
+    metrics: tuple[Metric, ...] = (Metric.top1,)
+    gain: tuple[Over, ...] | None = None  # the gains that are shown; None: over the baseline, where there is one
+    aside: dict[str, str] = field(default_factory=dict)  # axis -> value of cells that are told beneath the table, not in it
+
+
+@dataclass(frozen=True)
+class Number:
+    """One metric of one configuration, over the runs that count."""
+
+    metric: Metric
+    values: tuple[float, ...]  # one a run, by seed
+    paper: PaperNumber | None = None  # the paper's figure, for the paper's setting only
+    gains: dict[Over, float] = field(default_factory=dict)  # the other's mean less this one
+
+    @property
+    def mean(self) -> float | None:
+        """None without runs."""
+        return numbers.fmean(self.values) if self.values else None
+
+    @property
+    def sd(self) -> float | None:
+        """Sample standard deviation (ddof=1); None below two runs."""
+        return numbers.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """t interval of the mean; None below two runs."""
+        return interval(self.values)
+
+    @property
+    def difference(self) -> float | None:
+        """Our mean less the paper's."""
+        return None if self.paper is None or self.mean is None else self.mean - float(self.paper.mean)
 
 
 @dataclass(frozen=True)
 class TableCell:
-    """All runs of one configuration, one a seed."""
+    """All runs of one configuration (of one of its classifiers), one a seed."""
 
-    mean: float | None  # over the runs that are done; None where there is none
-    sd: float | None  # sample standard deviation (ddof=1); None below two runs
-    n: int  # runs done
+    numbers: tuple[Number, ...]  # one a metric of the table
     wanted: int  # runs asked for
-    states: dict[str, int]  # state -> runs in it, those not done
+    states: dict[str, int]  # state -> runs in it, of those not done
+    left_out: dict[str, int]  # reason -> finished runs that do not count
     cell_ids: tuple[str, ...]  # of all runs asked for
-    best_epoch_mean: float | None  # as `mean`, at each run's best epoch: optimistic, chosen on the test set
-    gain: float | None = None  # baseline's mean less this one; None where the sweep holds no baseline
-    is_baseline: bool = False
-    is_best: bool = False  # lowest mean of the table among configurations with all their runs done
+    config_id: str
+    method: str
+    differs: tuple[str, ...] = ()  # how its setting differs from the paper's
+    is_best: bool = False  # lowest mean of the table among configurations with all their runs
+
+    @property
+    def n(self) -> int:
+        """The runs that count."""
+        return len(self.numbers[0].values)
+
+    @property
+    def is_whole(self) -> bool:
+        """Do all runs asked for count?"""
+        return self.n == self.wanted > 0
 
 
-Place = tuple[tuple[str, ...], str]  # labels of the row, label of the column
+@dataclass(frozen=True)
+class Comparison:
+    """A test of one configuration against another, on the table's first metric."""
+
+    place: Place
+    over: Over
+    n: int
+    n_other: int
+    difference: Difference  # positive: the configuration errs less
+    p_holm: float  # corrected for all tests of the table
 
 
 @dataclass(frozen=True)
 class Table:
     """`cells[row, column]`; a row or a column is named by its labels."""
 
+    name: str  # of the sweep
     title: str
-    metric: str
+    epoch: Epoch
+    metrics: tuple[Metric, ...]
     row_axes: tuple[str, ...]
-    column_axis: str | None  # None: a single column
-    rows: tuple[tuple[str, ...], ...]
-    columns: tuple[str, ...]
+    column_axes: tuple[str, ...]
+    rows: tuple[Label, ...]
+    columns: tuple[Label, ...]
     cells: dict[Place, TableCell]
+    gains: tuple[Over, ...] = ()  # those shown
+    aside: tuple[Place, ...] = ()  # cells told beneath the table
+    comparisons: tuple[Comparison, ...] = ()
+    paper: PaperTable | None = None  # the paper's own table
+    undecided: tuple[str, ...] = ()  # hyper-parameters still to be chosen, a line each
 
     @property
-    def has_gains(self) -> bool:
-        """Does the sweep hold a baseline to compare with?"""
-        return any(cell.gain is not None for cell in self.cells.values())
+    def has_paper(self) -> bool:
+        """Is one of its cells in the paper's setting?"""
+        return any(number.paper is not None for cell in self.cells.values() for number in cell.numbers)
 
     @property
-    def runs(self) -> set[int]:
-        """The numbers of runs that configurations have."""
-        return {cell.n for cell in self.cells.values()}
+    def left_out(self) -> dict[str, int]:
+        """Reason -> finished runs that do not count."""
+        return dict(sum((Counter(cell.left_out) for cell in self.cells.values()), Counter()))
+
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """How settings differ from the paper's, each once."""
+        return tuple(dict.fromkeys(line for cell in self.cells.values() for line in cell.differs))
 
 
 def build(
-    frame: pd.DataFrame,
-    axes: Sequence[str],
+    entries: pd.DataFrame,
+    name: str,
     title: str,
-    metric: str,
+    axes: Sequence[str],
     rows: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
+    shape: Shape | None = None,
+    epoch: Epoch = Epoch.last,
+    paper: PaperTable | None = None,
+    differs: Mapping[str, Sequence[str]] | None = None,
+    undecided: Sequence[str] = (),
 ) -> Table:
     """The table of a sweep. Where it does not say which of its axes make the rows and which the columns, the last of the swept
     keys makes the columns, if there are two or more; the seed never does.
 
     Args:
-        frame: as `dks.tables.frame.sweep_frame` makes it.
+        entries: as `dks.tables.entries` makes them.
         axes: the swept keys, in the order typed.
+        paper: the paper's numbers; used for configurations that differ in nothing.
+        differs: config_id -> how its setting differs from the paper's.
     """
+    shape = shape or Shape()
     row_axes, column_axes = _layout(axes, rows, columns)
     shown = (*row_axes, *column_axes)
-    column_axis = " ".join(column_axes) or None
-    cells: dict[Place, TableCell] = {}
-    keys = frame[list(shown)].astype(str).agg(tuple, axis=1) if shown else pd.Series([()] * len(frame))
-    for key, runs in frame.groupby(keys, sort=False):
-        labels = tuple(key)
-        cells[(labels[: len(row_axes)], " ".join(labels[len(row_axes) :]))] = _cell(runs)
-    cells = _mark_best(_with_gains(cells, frame))
-    row_labels = tuple(dict.fromkeys(row for row, _ in cells))
-    column_labels = tuple(dict.fromkeys(column for _, column in cells))
-    return Table(title, metric, row_axes, column_axis, row_labels, column_labels, cells)
+    groups: dict[Place, dict[str, Run]] = {}  # a value swept twice under two spellings is one cell, and counts once
+    for run in entries.to_dict("records"):
+        labels = tuple(str(run[axis]) for axis in shown)
+        groups.setdefault((labels[: len(row_axes)], labels[len(row_axes) :]), {})[run["cell_id"]] = run
+    cells, firsts = {}, {}
+    for place, members in groups.items():
+        runs = sorted(members.values(), key=lambda run: run["seed"])
+        firsts[place] = runs[0]
+        lines = tuple((differs or {}).get(runs[0]["config_id"], ()))
+        row = None if paper is None or lines else paper.find(_labels(place, shown))
+        cells[place] = _cell(runs, shape.metrics, lines, row)
+    by_entry = {first["entry_id"]: place for place, first in firsts.items()}
+    pairs = [
+        (place, over, other)
+        for place, first in firsts.items()
+        for over in Over
+        if (other := by_entry.get(first[f"over_{over.value}"])) is not None and other != place
+    ]
+    cells = _mark_best(_with_gains(cells, pairs))
+    aside = tuple(place for place in cells if shape.aside and shape.aside.items() <= _labels(place, shown).items())
+    within = [place for place in cells if place not in aside]
+    return Table(
+        name,
+        title,
+        epoch,
+        shape.metrics,
+        row_axes,
+        column_axes,
+        tuple(dict.fromkeys(row for row, _ in within)),
+        tuple(dict.fromkeys(column for _, column in within)),
+        cells,
+        tuple(over for over in shape.gain or (Over.baseline,) if any(over is each for _, each, _ in pairs)),
+        aside,
+        _comparisons(cells, pairs),
+        paper,
+        tuple(undecided),
+    )
 
 
 def _layout(
@@ -89,45 +229,64 @@ def _layout(
     shown = [axis for axis in axes if axis != "seed"]
     if not rows and not columns:
         return (tuple(shown[:-1]), (shown[-1],)) if len(shown) > 1 else (tuple(shown), ())
-    return tuple(axis for axis in rows or () if axis in shown), tuple(axis for axis in columns or () if axis in shown)
+    return tuple(rows or ()), tuple(columns or ())
 
 
-def _cell(runs: pd.DataFrame) -> TableCell:
-    # A value swept twice under two spellings is one cell, and counts once.
-    runs = runs.drop_duplicates("cell_id")
-    done = runs[runs["state"] == State.done.value]
-    values = done["value"].tolist()
-    others = runs["state"][runs["state"] != State.done.value].value_counts(sort=False)
+def _labels(place: Place, shown: Sequence[str]) -> dict[str, str]:
+    return dict(zip(shown, (*place[0], *place[1]), strict=True))
+
+
+def _cell(runs: Sequence[Run], metrics: Sequence[Metric], differs: tuple[str, ...], row: PaperRow | None) -> TableCell:
+    counted = [run for run in runs if run["state"] == State.done.value and not run["left_out"]]
     return TableCell(
-        mean=statistics.fmean(values) if values else None,
-        sd=statistics.stdev(values) if len(values) > 1 else None,
-        n=len(values),
+        numbers=tuple(
+            Number(metric, tuple(run[metric.name] for run in counted), None if row is None else row.numbers.get(metric.name))
+            for metric in metrics
+        ),
         wanted=len(runs),
-        states={str(state): int(count) for state, count in others.items()},
-        cell_ids=tuple(runs["cell_id"]),
-        best_epoch_mean=statistics.fmean(done["best"]) if values else None,
+        states=dict(Counter(run["state"] for run in runs if run["state"] != State.done.value)),
+        left_out=dict(Counter(run["left_out"] for run in runs if run["left_out"])),
+        cell_ids=tuple(run["cell_id"] for run in runs),
+        config_id=runs[0]["config_id"],
+        method=runs[0]["method"],
+        differs=differs,
     )
 
 
-def _with_gains(cells: dict[Place, TableCell], frame: pd.DataFrame) -> dict[Place, TableCell]:
-    config_of = dict(zip(frame["cell_id"], frame["config_id"], strict=True))
-    baseline_of = dict(zip(frame["cell_id"], frame["baseline_id"], strict=True))
-    by_config = {config_of[cell.cell_ids[0]]: cell for cell in cells.values()}
-    marked = {}
-    for place, cell in cells.items():
-        first = cell.cell_ids[0]
-        baseline = by_config.get(baseline_of[first])
-        itself = config_of[first] == baseline_of[first]
-        gain = None
-        if baseline is not None and not itself and baseline.mean is not None and cell.mean is not None:
-            gain = baseline.mean - cell.mean
-        marked[place] = replace(cell, gain=gain, is_baseline=itself)
-    return marked
+def _with_gains(cells: dict[Place, TableCell], pairs: Sequence[tuple[Place, Over, Place]]) -> dict[Place, TableCell]:
+    gains: dict[tuple[Place, int], dict[Over, float]] = {}
+    for place, over, other in pairs:
+        for index, (ours, theirs) in enumerate(zip(cells[place].numbers, cells[other].numbers, strict=True)):
+            if ours.mean is not None and theirs.mean is not None:
+                gains.setdefault((place, index), {})[over] = theirs.mean - ours.mean
+    return {
+        place: dataclasses.replace(
+            cell,
+            numbers=tuple(
+                dataclasses.replace(number, gains=gains.get((place, index), {})) for index, number in enumerate(cell.numbers)
+            ),
+        )
+        for place, cell in cells.items()
+    }
 
 
 def _mark_best(cells: dict[Place, TableCell]) -> dict[Place, TableCell]:
-    whole = [cell.mean for cell in cells.values() if cell.mean is not None and cell.n == cell.wanted]
+    whole = [cell.numbers[0].mean for cell in cells.values() if cell.is_whole]
     if len(whole) < 2:
         return cells
-    lowest = min(whole)
-    return {place: replace(cell, is_best=cell.mean == lowest and cell.n == cell.wanted) for place, cell in cells.items()}
+    lowest = min(mean for mean in whole if mean is not None)
+    return {
+        place: dataclasses.replace(cell, is_best=cell.is_whole and cell.numbers[0].mean == lowest)
+        for place, cell in cells.items()
+    }
+
+
+def _comparisons(cells: dict[Place, TableCell], pairs: Sequence[tuple[Place, Over, Place]]) -> tuple[Comparison, ...]:
+    samples = [(cells[other].numbers[0].values, cells[place].numbers[0].values) for place, _, other in pairs]
+    tested = [
+        (place, over, len(ours), len(theirs), difference)
+        for (place, over, _), (theirs, ours), difference in zip(pairs, samples, compare(samples), strict=True)
+        if difference is not None
+    ]
+    corrected = holm([difference.p for *_, difference in tested])
+    return tuple(Comparison(*each, p) for each, p in zip(tested, corrected, strict=True))

@@ -1,135 +1,137 @@
-"""A table as text: one formatter of cells, one renderer a format."""
+"""A sheet in every format: one renderer each, which lays out and escapes, and changes no digit."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
+from html import escape as html_escape
+from itertools import pairwise
 
+from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from dks.sweeps.ledger import State
-from dks.tables.model import Table, TableCell
-
-DIGITS = 2  # after the decimal point, as in the paper
-FEW = 5  # the paper's number of runs; fewer are said
-
-
-def cell_text(cell: TableCell, table: Table) -> str:
-    """`mean(std)`, the gain where there is a baseline, and what is missing: never a mean that hides a failed run."""
-    parts = []
-    if cell.mean is not None:
-        parts.append(f"{cell.mean:.{DIGITS}f}" + (f"({cell.sd:.{DIGITS}f})" if cell.sd is not None else ""))
-        if cell.gain is not None:
-            parts.append(f"[{cell.gain:+.{DIGITS}f}]")
-        if cell.n < cell.wanted:
-            parts.append(f"n={cell.n} of {cell.wanted},")
-        elif cell.n < FEW and len(table.runs) > 1:
-            parts.append(f"n={cell.n}")
-    if cell.states:
-        one_run = cell.wanted == 1
-        parts.append(", ".join(state if one_run else f"{count} {state}" for state, count in cell.states.items()))
-    return " ".join(parts)
-
-
-def caption(table: Table) -> str:
-    """What the numbers are."""
-    runs = sorted(table.runs)
-    few = ""
-    if len(runs) == 1 and 0 < runs[0] < FEW:
-        few = f", n = {runs[0]}" + (" (a single seed, no standard deviation)" if runs[0] == 1 else " seeds")
-    what = "mean(std) over seeds" if any(cell.wanted > 1 for cell in table.cells.values()) else "one run a cell"
-    text = f"{table.title}: top-1 test error in %, last epoch, {what}{few}"
-    return text + ("; [gain over the baseline]" if table.has_gains else "")
-
-
-def header(table: Table) -> list[str]:
-    """The head of the table: the row axes, then one column each."""
-    columns = [f"{table.column_axis}={column}" for column in table.columns] if table.column_axis else ["error (%)"]
-    return [*table.row_axes, *columns]
-
-
-def _rows(table: Table) -> list[tuple[tuple[str, ...], list[TableCell | None]]]:
-    return [(row, [table.cells.get((row, column)) for column in table.columns]) for row in table.rows]
+from dks.tables.model import Over, Table
+from dks.tables.sheet import Heading, Sheet, SheetCell, SheetRow, sheets
+from dks.tables.statistics import Difference
 
 
 def terminal(table: Table, console: Console) -> None:
     """Print it; the best cell is bold, and starred where there is no bold."""
     plain = not console.is_terminal or console.no_color
-    console.print(Text(caption(table)), soft_wrap=True)
-    view = RichTable()
-    for number, name in enumerate(header(table)):
-        view.add_column(Text(name), justify="left" if number < len(table.row_axes) else "right", no_wrap=True)
-    for row, cells in _rows(table):
-        view.add_row(*map(Text, row), *(_terminal_cell(cell, table, plain) for cell in cells))
-    console.print(view)
+    for sheet in sheets(table):
+        console.print(Text(sheet.caption), soft_wrap=True)
+        view = RichTable(box=box.HEAVY_HEAD)
+        for name in sheet.label_heads:
+            view.add_column(Text(name), no_wrap=True)
+        for name in _heads(sheet, "\n", repeated=False):
+            view.add_column(Text(name), justify="right", no_wrap=True)
+        for row, labels, begins in _grouped(sheet):
+            if begins and len(sheet.label_heads) > 1:
+                view.add_section()
+            view.add_row(*map(Text, labels), *(_styled(cell, plain) for cell in row.cells))
+        console.print(view)
+        for note in sheet.notes:
+            console.print(Text(note), soft_wrap=True)
 
 
-def _terminal_cell(cell: TableCell | None, table: Table, plain: bool) -> Text:
-    if cell is None:
-        return Text("")
-    text = cell_text(cell, table)
-    if cell.is_best:
-        return Text(f"{text}*" if plain else text, style="bold")
-    failed = State.failed.value in cell.states
-    return Text(text, style="red" if failed else "yellow" if cell.states else "")
+def _styled(cell: SheetCell, plain: bool) -> Text:
+    if cell.bold:
+        return Text(f"{cell.text}*" if plain else cell.text, style="bold")
+    return Text(cell.text, style={"failed": "red", "open": "yellow"}.get(cell.tone, ""))
+
+
+def _heads(sheet: Sheet, between: str, repeated: bool) -> list[str]:
+    """One text a column: the lines of the head, one under the other; a head over several columns at each, or at the first."""
+    lines = [
+        [heading.text if repeated or not index else "" for heading in line for index in range(heading.span)]
+        for line in sheet.head
+    ]
+    return [between.join(text for text in column if text or not repeated) for column in zip(*lines, strict=True)]
+
+
+def _grouped(sheet: Sheet) -> Iterator[tuple[SheetRow, tuple[str, ...], bool]]:
+    """Each row, its labels without those that it shares with the row above, and whether its first label is a new one."""
+    above: SheetRow | None = None
+    for row in sheet.rows:
+        shared = 0
+        if above is not None:
+            while shared < len(row.labels) - 1 and row.labels[: shared + 1] == above.labels[: shared + 1]:
+                shared += 1
+        yield row, ("",) * shared + row.labels[shared:], above is not None and row.labels[:1] != above.labels[:1]
+        above = row
 
 
 def markdown(table: Table) -> str:
     """GitHub's Markdown; the best cell is bold."""
-    names = [_markdown_escape(name) for name in header(table)]
-    left = len(table.row_axes)
-    lines = [f"{_markdown_escape(caption(table))}", "", f"| {' | '.join(names)} |"]
+    return "\n".join(_markdown(sheet) for sheet in sheets(table))
+
+
+def _markdown(sheet: Sheet) -> str:
+    names = [_markdown_escape(name) for name in (*sheet.label_heads, *_heads(sheet, " ", repeated=True))]
+    left = len(sheet.label_heads)
+    lines = [_markdown_escape(sheet.caption), "", f"| {' | '.join(names)} |"]
     lines.append(f"|{'|'.join(':---' if number < left else '---:' for number in range(len(names)))}|")
-    for row, cells in _rows(table):
-        texts = [_markdown_escape(cell_text(cell, table)) if cell else "" for cell in cells]
-        texts = [f"**{text}**" if cell and cell.is_best else text for text, cell in zip(texts, cells, strict=True)]
-        lines.append(f"| {' | '.join([*map(_markdown_escape, row), *texts])} |")
+    for row in sheet.rows:
+        texts = [_markdown_escape(cell.text) for cell in row.cells]
+        texts = [f"**{text}**" if cell.bold else text for text, cell in zip(texts, row.cells, strict=True)]
+        lines.append(f"| {' | '.join([*map(_markdown_escape, row.labels), *texts])} |")
+    for note in sheet.notes:
+        lines += ["", _markdown_escape(note)]
     return "\n".join(lines) + "\n"
-
-
-def latex(table: Table) -> str:
-    """A `table` environment for the booktabs package; the best cell is bold."""
-    left = len(table.row_axes)
-    names = header(table)
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_latex_escape(caption(table))}}}",
-        rf"\begin{{tabular}}{{{'l' * left}{'r' * (len(names) - left)}}}",
-        r"\toprule",
-        " & ".join(map(_latex_escape, names)) + r" \\",
-        r"\midrule",
-    ]
-    for row, cells in _rows(table):
-        texts = [_latex_escape(cell_text(cell, table)) if cell else "" for cell in cells]
-        texts = [rf"\textbf{{{text}}}" if cell and cell.is_best else text for text, cell in zip(texts, cells, strict=True)]
-        lines.append(" & ".join([*map(_latex_escape, row), *texts]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
-
-
-def comma_separated(table: Table) -> str:
-    """One line a configuration, with full precision and the run ids."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    axes = [*table.row_axes, *([table.column_axis] if table.column_axis else [])]
-    writer.writerow([*axes, "mean", "sd", "n", "wanted", "gain", "best_epoch_mean", "not_done", "cell_ids"])
-    for (row, column), cell in table.cells.items():
-        numbers = [cell.mean, cell.sd, cell.n, cell.wanted, cell.gain, cell.best_epoch_mean]
-        states = " ".join(f"{state}:{count}" for state, count in cell.states.items())
-        labels = [*row, *([column] if table.column_axis else [])]
-        writer.writerow(
-            [*labels, *("" if value is None else repr(value) for value in numbers), states, " ".join(cell.cell_ids)]
-        )
-    return out.getvalue()
 
 
 def _markdown_escape(text: str) -> str:
-    for mark in "\\`*_<>|":
+    for mark in "\\`*_<>|$~":
         text = text.replace(mark, f"\\{mark}")
     return text
+
+
+def latex(table: Table) -> str:
+    """`table` environments for the booktabs package; the best cell is bold."""
+    return "\n".join(_latex(sheet) for sheet in sheets(table))
+
+
+def _latex(sheet: Sheet) -> str:
+    left, width = len(sheet.label_heads), len(sheet.head[-1])
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_latex_escape(sheet.caption)}}}",
+        rf"\begin{{tabular}}{{{'l' * left}{'r' * width}}}",
+        r"\toprule",
+    ]
+    for number, line in enumerate(sheet.head):
+        last = number == len(sheet.head) - 1
+        texts = [_latex_heading(heading) for heading in line]
+        lines.append(" & ".join([*map(_latex_escape, sheet.label_heads if last else ("",) * left), *texts]) + r" \\")
+        if not last:
+            lines.append(" ".join(_rules(line, left + 1)))
+    lines.append(r"\midrule")
+    for row, labels, begins in _grouped(sheet):
+        if begins and left > 1:
+            lines.append(r"\addlinespace")
+        texts = [rf"\textbf{{{text}}}" if cell.bold else text for cell in row.cells for text in [_latex_escape(cell.text)]]
+        lines.append(" & ".join([*map(_latex_escape, labels), *texts]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    for note in sheet.notes:
+        lines.append(rf"\par\smallskip {{\footnotesize {_latex_escape(note)}}}")
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def _latex_heading(heading: Heading) -> str:
+    text = _latex_escape(heading.text)
+    return text if heading.span == 1 else rf"\multicolumn{{{heading.span}}}{{c}}{{{text}}}"
+
+
+def _rules(line: tuple[Heading, ...], first: int) -> Iterator[str]:
+    ends = [first]
+    for heading in line:
+        ends.append(ends[-1] + heading.span)
+    for begin, end in pairwise(ends):
+        yield rf"\cmidrule(lr){{{begin}-{end - 1}}}"
 
 
 _LATEX = {
@@ -138,6 +140,9 @@ _LATEX = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     # A bracket after "\\" would be taken for its optional argument.
     "[": "{[}",
     "]": "{]}",
@@ -147,3 +152,77 @@ _LATEX = {
 
 def _latex_escape(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
+
+
+def html(table: Table) -> str:
+    """A fragment: a `figure` with a `table` in it for every sheet; the best cell is `strong`."""
+    return "".join(_html(sheet) for sheet in sheets(table))
+
+
+def _html(sheet: Sheet) -> str:
+    lines = ['<figure class="dks-table">', f"<figcaption>{html_escape(sheet.caption)}</figcaption>", "<table>", "<thead>"]
+    for number, line in enumerate(sheet.head):
+        heads = [
+            f'<th rowspan="{len(sheet.head)}" scope="col">{html_escape(name)}</th>' for name in sheet.label_heads if not number
+        ]
+        heads += [
+            f'<th colspan="{heading.span}" scope="colgroup">{html_escape(heading.text)}</th>'
+            if heading.span > 1
+            else f'<th scope="col">{html_escape(heading.text)}</th>'
+            for heading in line
+        ]
+        lines.append(f"<tr>{''.join(heads)}</tr>")
+    lines += ["</thead>", "<tbody>"]
+    for row in sheet.rows:
+        heads = [f'<th scope="row">{html_escape(label)}</th>' for label in row.labels]
+        lines.append(f"<tr>{''.join([*heads, *map(_html_cell, row.cells)])}</tr>")
+    lines += ["</tbody>", "</table>", *(f"<p>{html_escape(note)}</p>" for note in sheet.notes), "</figure>"]
+    return "\n".join(lines) + "\n"
+
+
+def _html_cell(cell: SheetCell) -> str:
+    text, tone = html_escape(cell.text), f' class="{cell.tone}"' if cell.tone else ""
+    return f"<td{tone}>{f'<strong>{text}</strong>' if cell.bold else text}</td>"
+
+
+def comma_separated(table: Table) -> str:
+    """One line a configuration and metric, with full precision, the test against what it is compared with, and the runs."""
+    overs = [over for over in Over if any(over in number.gains for cell in table.cells.values() for number in cell.numbers)]
+    tests = {(each.place, each.over): each for each in table.comparisons}
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        [*table.row_axes, *table.column_axes, "metric", "epoch", "mean", "sd", "n", "wanted", "low", "high"]
+        + [f"{what}_over_{over.value}" for over in overs for what in ("gain", "gain_low", "gain_high", "p", "p_holm", "g")]
+        + ["paper_mean", "paper_sd", "paper_gain", "difference", "not_done", "left_out", "differs", "config_id", "cell_ids"]
+    )
+    for place, cell in table.cells.items():
+        for number in cell.numbers:
+            low, high = number.interval or (None, None)
+            values: list[object] = [*place[0], *place[1], number.metric.value, table.epoch.value]
+            values += [number.mean, number.sd, cell.n, cell.wanted, low, high]
+            for over in overs:
+                test = tests.get((place, over)) if number is cell.numbers[0] else None
+                values += [number.gains.get(over), *_tested(test.difference if test else None)]
+                values.insert(len(values) - 1, test.p_holm if test else None)
+            paper = number.paper
+            values += [paper.mean, paper.sd, paper.gain] if paper else [None] * 3
+            values += [number.difference, _counts(cell.states), _counts(cell.left_out), "; ".join(cell.differs)]
+            writer.writerow(map(_written, [*values, cell.config_id, " ".join(cell.cell_ids)]))
+    return out.getvalue()
+
+
+def _tested(found: Difference | None) -> list[float | None]:
+    """Interval, p and effect size."""
+    return [None] * 4 if found is None else [found.low, found.high, found.p, found.g]
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return " ".join(f"{name.replace(' ', '_')}:{count}" for name, count in counts.items())
+
+
+def _written(value: object) -> str:
+    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
+
+
+TEXT_FORMATS = {"md": markdown, "latex": latex, "html": html, "csv": comma_separated}

@@ -1,0 +1,62 @@
+"""In what the setting of a sweep with overrides differs from that of its file, which for the paper's sweeps is the paper's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
+from enum import Enum
+from typing import Any
+
+from dks.config.identity import canonical_json, is_execution_only
+from dks.config.schema import Config
+
+# Repetitions differ in the seed, and the same data may lie in other files.
+_NEVER = frozenset({"seed", "data.fingerprint"})
+
+
+def differences(
+    config: Config,
+    choices: Mapping[str, str | None],
+    reference: Config,
+    reference_choices: Mapping[str, str | None],
+    but: Collection[str] = (),
+) -> list[str]:
+    """One line for each group with another choice, and for each key that differs within the same choice; in the order of the
+    schema.
+
+    Args:
+        choices: group -> name, of `config`; `reference_choices` those of `reference`.
+        but: dotted keys that may differ.
+    """
+    lines = []
+    ours, theirs = _leaves(config), _leaves(reference)
+    left = [key for key in ours if key not in _NEVER and key not in but and not is_execution_only(key)]
+    keys = [key for key in left if ours.get(key) != theirs.get(key)]
+    for key in keys:
+        group = key.partition(".")[0]
+        choice, other = choices.get(group), reference_choices.get(group)
+        if choice is not None and other is not None and choice != other:
+            lines.append(f"{group}={choice} (paper: {other})")
+        else:
+            lines.append(f"{key}={_text(ours[key])} (paper: {_text(theirs[key])})")
+    return list(dict.fromkeys(lines))
+
+
+def _leaves(config: Config) -> dict[str, Any]:
+    return dict(_flat(config, ""))
+
+
+def _flat(part: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(part):
+        value, key = getattr(part, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _flat(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _text(value: Any) -> str:
+    """A value as one writes it in an override."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    return value if isinstance(value, str) else canonical_json(value)

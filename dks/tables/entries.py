@@ -1,0 +1,92 @@
+"""What a table is built from: one row for every point of a sweep, or every classifier of it, with what its run has shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from dks.sweeps.files import CLASSIFIER, TRAINING
+from dks.sweeps.grid import long_name
+from dks.sweeps.ledger import State
+from dks.sweeps.manifest import Manifest, ManifestCell
+from dks.tables.model import Epoch, Metric, Over
+
+# What the axes `classifier` and `training` ("alone", or the method) say in their own way.
+_SAID = frozenset({"method", "aux_design", "aux_positions", "matching_strategy", "seed"})
+
+NON_FINITE, UNFINISHED = "result not finite", "epochs missing"
+
+
+def entries(sweep: Manifest, runs: pd.DataFrame, metrics: Sequence[Metric], epoch: Epoch, by_classifier: bool) -> pd.DataFrame:
+    """One row a point of the sweep, or a classifier of it.
+
+    Columns: the labels of the axes; `cell_id`, `config_id`, `seed`, `method`; `entry_id` (the configuration, or one classifier
+    of it) and `over_<Over>` (the entry that it is compared with, None: none); `state`; `left_out` (why a finished run does not
+    count, "": it does); and one a metric, by its name, in percent, NaN unless the run is done.
+
+    Args:
+        runs: as a `dks.tables.source.Source` gives them.
+        by_classifier: one row for every classifier of a run, with the axes `classifier` and `training`.
+    """
+    found = {record["cell_id"]: record for record in runs.to_dict("records")}
+    rows = [row for cell in sweep.cells for row in _rows(cell, found.get(cell.cell_id), metrics, epoch, by_classifier)]
+    if by_classifier:
+        _compare_with_alone(rows, other_axes(sweep))
+    return pd.DataFrame(rows)
+
+
+def other_axes(sweep: Manifest) -> list[str]:
+    """The axes that `classifier` and `training` do not stand for."""
+    return [axis for axis in sweep.axes if long_name(axis) not in _SAID]
+
+
+def _rows(
+    cell: ManifestCell, run: Mapping[Any, Any] | None, metrics: Sequence[Metric], epoch: Epoch, by_classifier: bool
+) -> Iterator[dict[str, Any]]:
+    state = State.missing.value if run is None else run["state"]
+    several = len(cell.classifiers) > 1
+    for classifier in cell.classifiers if by_classifier else cell.classifiers[:1]:
+        suffix = f"_{classifier}" if several and classifier != "c1" else ""
+        values = {metric.name: _value(run, metric.value + suffix, epoch) for metric in metrics}
+        yield {
+            **cell.labels,
+            **({CLASSIFIER: classifier, TRAINING: cell.method if several else "alone"} if by_classifier else {}),
+            "cell_id": cell.cell_id,
+            "config_id": cell.config_id,
+            "seed": cell.seed,
+            "method": cell.method,
+            "entry_id": f"{cell.config_id}/{classifier}" if by_classifier else cell.config_id,
+            f"over_{Over.baseline.value}": None if by_classifier else cell.baseline_id,
+            f"over_{Over.ds.value}": None if by_classifier else cell.ds_id,
+            f"over_{Over.alone.value}": None,
+            "state": state,
+            "left_out": _left_out(run, values) if run is not None and state == State.done.value else "",
+            **values,
+        }
+
+
+def _value(run: Mapping[Any, Any] | None, metric: str, epoch: Epoch) -> float:
+    if run is None or run["state"] != State.done.value:
+        return math.nan
+    return float(run.get(f"{'final' if epoch is Epoch.last else 'best'}/{metric}", math.nan))
+
+
+def _left_out(run: Mapping[Any, Any], values: Mapping[str, float]) -> str:
+    if 0 < run["epoch"] < run["epochs"]:
+        return UNFINISHED
+    return "" if all(map(math.isfinite, values.values())) else NON_FINITE
+
+
+def _compare_with_alone(rows: Sequence[dict[str, Any]], others: Sequence[str]) -> None:
+    """A classifier trained with others is compared with the same one trained alone."""
+
+    def key(row: dict[str, Any]) -> tuple[str, ...]:
+        return row[CLASSIFIER], *(row[axis] for axis in others)
+
+    alone = {key(row): row["entry_id"] for row in rows if row[TRAINING] == "alone"}
+    for row in rows:
+        if row[TRAINING] != "alone":
+            row[f"over_{Over.alone.value}"] = alone.get(key(row))

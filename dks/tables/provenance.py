@@ -1,0 +1,52 @@
+"""Where every number of a table comes from; the same runs give the same content, with no word of when it was written."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from dks.tables.model import Table
+from dks.tables.study import Study
+
+_RUN = ("seed", "state", "epoch", "git_commit", "data_fingerprint", "device", "started", "mlflow_run_id", "place")
+
+
+def provenance(study: Study, table: Table) -> dict[str, Any]:
+    """For JSON: the source and the query, and for each cell its configuration, its numbers and its runs."""
+    found = {record["cell_id"]: record for record in study.runs.to_dict("records")}
+    cells = []
+    for (row, column), cell in table.cells.items():
+        runs = [
+            {"cell_id": cell_id, **{key: _plain(found[cell_id][key]) for key in _RUN}}
+            if cell_id in found
+            else {"cell_id": cell_id, "state": "missing"}
+            for cell_id in cell.cell_ids
+        ]
+        cells.append(
+            {
+                **dict(zip((*table.row_axes, *table.column_axes), (*row, *column), strict=True)),
+                "config_id": cell.config_id,
+                "method": cell.method,
+                "differs_from_the_paper": list(cell.differs),
+                "numbers": {
+                    number.metric.value: {"mean": number.mean, "sd": number.sd, "n": cell.n, "values": list(number.values)}
+                    for number in cell.numbers
+                },
+                "left_out": cell.left_out,
+                "runs": runs,
+            }
+        )
+    query = {
+        "source": study.source.name,
+        "cells": "the runs of these cell ids",
+        "metrics": [metric.value for metric in table.metrics],
+        "epoch": table.epoch.value,
+        "leaves_out": "runs that are not done, have fewer epochs than asked for, or end in a number that is not finite",
+    }
+    return {"sweep": table.name, "title": table.title, "command": study.command, "query": query, "cells": cells}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it; what is not known is null."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and math.isnan(value) else value

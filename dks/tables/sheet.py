@@ -1,0 +1,277 @@
+"""A table as strings: the one formatter. Renderers lay these out and escape them, and change no digit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dks.sweeps.ledger import State
+from dks.tables.model import Comparison, Epoch, Label, Number, Over, Place, Table, TableCell
+from dks.tables.statistics import CONFIDENCE, LEVEL
+
+DIGITS = 2  # after the decimal point, as in the paper
+FEW = 5  # the paper's number of runs; fewer are said
+OVER = {Over.baseline: "baseline", Over.ds: "DS", Over.alone: "alone"}
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A head over one or more columns."""
+
+    text: str
+    span: int = 1  # columns
+
+
+@dataclass(frozen=True)
+class SheetCell:
+    """One text of the body."""
+
+    text: str
+    value: float | None = None  # what it is sorted by; None: behind all others
+    place: Place | None = None  # the cell of the table that it tells of
+    bold: bool = False
+    tone: str = ""  # "failed" or "open" where runs failed or are not done
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One line of the body."""
+
+    labels: tuple[str, ...]
+    cells: tuple[SheetCell, ...]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A head, a body and what is to be said about it."""
+
+    caption: str
+    label_heads: tuple[str, ...]  # over the labels of rows
+    head: tuple[tuple[Heading, ...], ...]  # lines of headings over the other columns, the last one a heading a column
+    rows: tuple[SheetRow, ...]
+    notes: tuple[str, ...] = ()
+
+
+def sheets(table: Table) -> list[Sheet]:
+    """The table, and its tests where configurations have runs enough to be compared."""
+    return [_main(table), *([_tests(table)] if table.comparisons else [])]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of figures within a column of the table."""
+
+    title: str
+    cell: Callable[[TableCell, Place], SheetCell]
+
+
+def _main(table: Table) -> Sheet:
+    blocks = {column: _block(table, column) for column in table.columns}
+    rows = []
+    for row in table.rows:
+        cells = []
+        for column in table.columns:
+            found = table.cells.get((row, column))
+            if found is None or (row, column) in table.aside:
+                cells += [SheetCell("")] * len(blocks[column])
+            else:
+                cells += [each.cell(found, (row, column)) for each in blocks[column]]
+        rows.append(SheetRow(row, tuple(cells)))
+    return Sheet(caption(table), table.row_axes, _head(table, blocks), tuple(rows), tuple(_notes(table)))
+
+
+def _block(table: Table, column: Label) -> list[_Column]:
+    """The columns of figures for one column of the table."""
+    cells = [cell for (_, its), cell in table.cells.items() if its == column and (_, its) not in table.aside]
+    error = "/".join(metric.label for metric in table.metrics) if len(table.metrics) > 1 else "error"
+    block = [_Column(error, lambda cell, place: _error(cell, place, table))]
+    for over in table.gains:
+        if any(over in number.gains for cell in cells for number in cell.numbers):
+            block.append(_Column(_gain_title(table, over), lambda cell, place, over=over: _gain(cell, place, over)))  # type: ignore[misc]
+    if any(number.paper is not None for cell in cells for number in cell.numbers):
+        block.append(_Column("paper", _paper))
+        if any(number.paper is not None and number.paper.gain for cell in cells for number in cell.numbers):
+            block.append(_Column("paper's gain", _paper_gain))
+        block.append(_Column("difference", _difference))
+    if table.has_paper:
+        block.append(_Column("n", _n))
+    return block
+
+
+def _gain_title(table: Table, over: Over) -> str:
+    return "gain" if len(table.gains) == 1 else f"gain over {OVER[over]}"
+
+
+def _head(table: Table, blocks: dict[Label, list[_Column]]) -> tuple[tuple[Heading, ...], ...]:
+    """A line for every axis of the columns, then one for the columns of figures, unless each column has the error alone."""
+    lines = []
+    for level, axis in enumerate(table.column_axes):
+        line: list[tuple[Label, Heading]] = []
+        for column in table.columns:
+            above, width = column[: level + 1], len(blocks[column])
+            if line and line[-1][0] == above:
+                line[-1] = above, Heading(line[-1][1].text, line[-1][1].span + width)
+            else:
+                line.append((above, Heading(f"{axis}={column[level]}", width)))
+        lines.append(tuple(heading for _, heading in line))
+    if not lines or any(len(block) > 1 for block in blocks.values()):
+        alone = len(table.metrics) == 1 and not table.column_axes
+        titles = [each.title for column in table.columns for each in blocks[column]]
+        lines.append(tuple(Heading("error (%)" if alone and title == "error" else title) for title in titles))
+    return tuple(lines)
+
+
+def error_text(cell: TableCell) -> str:
+    """`mean(std)`, or of two metrics `mean(std)/mean(std)`; empty without runs."""
+    return "" if not cell.n else "/".join(_mean_text(number) for number in cell.numbers)
+
+
+def _mean_text(number: Number) -> str:
+    assert number.mean is not None
+    return fixed(number.mean) + (f"({fixed(number.sd)})" if number.sd is not None else "")
+
+
+def fixed(value: float, signed: bool = False) -> str:
+    """With DIGITS after the point, and no minus before a zero."""
+    text = f"{value:+.{DIGITS}f}" if signed else f"{value:.{DIGITS}f}"
+    return text.replace("-", "+" if signed else "") if not text.strip("+-0.") else text
+
+
+def _error(cell: TableCell, place: Place, table: Table) -> SheetCell:
+    """Never a mean that hides a failed run: what is missing stands beside it."""
+    parts = [error_text(cell)] if cell.n else []
+    if cell.n and not table.has_paper:
+        if cell.n < cell.wanted:
+            parts.append(f"n={cell.n} of {cell.wanted},")
+        elif cell.n < FEW and len({each.n for each in table.cells.values()}) > 1:
+            parts.append(f"n={cell.n}")
+    missing = [state if cell.wanted == 1 else f"{count} {state}" for state, count in cell.states.items()]
+    missing += [reason if cell.wanted == 1 else f"{count} {reason}" for reason, count in cell.left_out.items()]
+    if missing:
+        parts.append(", ".join(missing))
+    tone = "failed" if State.failed.value in cell.states or cell.left_out else "open" if cell.states else ""
+    return SheetCell(" ".join(parts), cell.numbers[0].mean, place, cell.is_best, tone)
+
+
+def _gain(cell: TableCell, place: Place, over: Over) -> SheetCell:
+    gains = [number.gains.get(over) for number in cell.numbers]
+    text = "/".join(fixed(gain) for gain in gains if gain is not None)
+    return SheetCell(text, gains[0], place)
+
+
+def _paper(cell: TableCell, place: Place) -> SheetCell:
+    papers = [number.paper for number in cell.numbers if number.paper is not None]
+    text = "/".join(paper.mean + (f"({paper.sd})" if paper.sd else "") for paper in papers)
+    return SheetCell(text, float(papers[0].mean) if papers else None, place)
+
+
+def _paper_gain(cell: TableCell, place: Place) -> SheetCell:
+    gains = [number.paper.gain for number in cell.numbers if number.paper is not None and number.paper.gain]
+    return SheetCell("/".join(gains), float(gains[0]) if gains else None, place)
+
+
+def _difference(cell: TableCell, place: Place) -> SheetCell:
+    differences = [number.difference for number in cell.numbers if number.difference is not None]
+    text = "/".join(fixed(each, signed=True) for each in differences)
+    return SheetCell(text, differences[0] if differences else None, place)
+
+
+def _n(cell: TableCell, place: Place) -> SheetCell:
+    return SheetCell(str(cell.n) if cell.is_whole else f"{cell.n} of {cell.wanted}", float(cell.n), place)
+
+
+def caption(table: Table) -> str:
+    """What the numbers are."""
+    runs = sorted({cell.n for cell in table.cells.values()})
+    few = ""
+    if len(runs) == 1 and 0 < runs[0] < FEW:
+        few = f", n = {runs[0]}" + (" (a single seed, no standard deviation)" if runs[0] == 1 else " seeds")
+    what = "mean(std) over seeds" if any(cell.wanted > 1 for cell in table.cells.values()) else "one run a cell"
+    metrics = "/".join(metric.label for metric in table.metrics)
+    epoch = "last epoch" if table.epoch is Epoch.last else "best epoch, chosen by the test error itself and so optimistic"
+    text = f"{table.title}: {metrics} test error in %, {epoch}, {what}{few}"
+    shown = [
+        over for over in table.gains if any(over in number.gains for cell in table.cells.values() for number in cell.numbers)
+    ]
+    names = {Over.baseline: "the baseline", Over.ds: "DS", Over.alone: "the same classifier trained alone"}
+    if shown:
+        text += f"; gain over {' and '.join(names[over] for over in shown)}"
+    return text + ("; difference: ours less the paper's" if table.has_paper else "")
+
+
+def _notes(table: Table) -> Iterator[str]:
+    for place in table.aside:
+        cell, text = table.cells[place], " ".join((*place[0], *place[1]))
+        parts = [_error(cell, place, table).text]
+        if paper := _paper(cell, place).text:
+            parts += [f"n = {_n(cell, place).text}", f"paper {paper}"]
+            parts += [f"difference {difference}"] if (difference := _difference(cell, place).text) else []
+        yield f"{text}: {', '.join(parts)}"
+    states: dict[str, int] = {}
+    for cell in table.cells.values():
+        for state, count in cell.states.items():
+            states[state] = states.get(state, 0) + count
+    if states and sum(cell.wanted for cell in table.cells.values()) > 1:
+        wanted = sum(cell.wanted for cell in table.cells.values())
+        yield f"of {wanted} runs {', '.join(f'{count} {state}' for state, count in states.items())}"
+    for reason, count in table.left_out.items():
+        yield f"left out: {count} finished {'run' if count == 1 else 'runs'} ({reason})"
+    yield from _differences(table)
+    yield from table.undecided
+
+
+def _differences(table: Table) -> Iterator[str]:
+    """Where the setting is not the paper's, so that its numbers are not shown."""
+    by_lines: dict[tuple[str, ...], list[Place]] = {}
+    for place, cell in table.cells.items():
+        if cell.differs:
+            by_lines.setdefault(cell.differs, []).append(place)
+    if not by_lines or table.paper is None:
+        return
+    everywhere = [line for line in next(iter(by_lines)) if all(line in cell.differs for cell in table.cells.values())]
+    if everywhere:
+        yield f"not the paper's setting, so its numbers are not shown: {'; '.join(everywhere)}"
+    for lines, places in by_lines.items():
+        if rest := [line for line in lines if line not in everywhere]:
+            where = ", ".join(" ".join((*row, *column)) for row, column in places)
+            yield f"not the paper's setting in {where}: {'; '.join(rest)}"
+
+
+def _tests(table: Table) -> Sheet:
+    """The comparisons."""
+    percent = f"{CONFIDENCE:.0%}".replace("%", " %")
+    head = ("over", "gain", f"{percent} interval", "p", "p (Holm)", "Hedges g", "n", "")
+    count = len(table.comparisons)
+    return Sheet(
+        caption=f"{table.title}: gains in {table.metrics[0].label} error, Welch's t test, "
+        f"p corrected by Holm for {count} {'test' if count == 1 else 'tests'}",
+        label_heads=(*table.row_axes, *table.column_axes),
+        head=(tuple(map(Heading, head)),),
+        rows=tuple(_test(each) for each in table.comparisons),
+        notes=(f"evidence: p (Holm) below {LEVEL}; no evidence is not evidence of no effect, least of all with few seeds",),
+    )
+
+
+def _test(each: Comparison) -> SheetRow:
+    found = each.difference
+    verdict = "evidence" if each.p_holm < LEVEL else "no evidence"
+    g = "" if found.g is None else fixed(found.g)
+    cells: Sequence[tuple[str, float | None]] = (
+        (OVER[each.over], None),
+        (fixed(found.mean), found.mean),
+        (f"{fixed(found.low)} to {fixed(found.high)}", found.low),
+        (_p(found.p), found.p),
+        (_p(each.p_holm), each.p_holm),
+        (g, found.g),
+        (f"{each.n}, {each.n_other}", float(each.n)),
+        (verdict, None),
+    )
+    return SheetRow(
+        (*each.place[0], *each.place[1]),
+        tuple(SheetCell(text, None if value is None or math.isnan(value) else value, each.place) for text, value in cells),
+    )
+
+
+def _p(p: float) -> str:
+    return "undefined" if math.isnan(p) else "< 0.0001" if p < 0.0001 else f"{p:.4f}"

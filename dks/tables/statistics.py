@@ -1,0 +1,106 @@
+"""What the runs of two configurations say about their difference; small samples, a handful of seeds each."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev, variance
+
+CONFIDENCE = 0.95  # of every interval
+LEVEL = 0.05  # below it a corrected p value is called evidence
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of one sample less that of another, in the unit of the samples."""
+
+    mean: float
+    low: float  # of the t interval (Welch), at CONFIDENCE
+    high: float
+    p: float  # two-sided, Welch's t test: the means are equal, the variances need not be
+    g: float | None  # Hedges' g; None where neither sample varies
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The t interval of a mean at CONFIDENCE; None below two values, which say nothing of their spread."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean, error = fmean(values), stdev(values) / math.sqrt(n)
+    if error == 0:
+        return mean, mean
+    from scipy import stats
+
+    low, high = stats.t.interval(CONFIDENCE, n - 1, loc=mean, scale=error)
+    return float(low), float(high)
+
+
+def compare(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[Difference | None]:
+    """For each pair (a, b) the mean of a less the mean of b; None below two values on either side.
+
+    Where neither sample varies, the test has nothing to measure the difference by: p is 1 for equal means and NaN for others.
+    """
+    found: list[Difference | None] = [None] * len(pairs)
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)  # sizes of both samples -> pairs, tested together
+    for index, (a, b) in enumerate(pairs):
+        if min(len(a), len(b)) < 2:
+            continue
+        if len({*a}) == 1 and len({*b}) == 1:
+            gain = a[0] - b[0]
+            found[index] = Difference(gain, gain, gain, 1.0 if gain == 0 else math.nan, None)
+        else:
+            alike[len(a), len(b)].append(index)
+    for members in alike.values():
+        for index, difference in zip(members, _welch([pairs[index] for index in members]), strict=True):
+            found[index] = difference
+    return found
+
+
+def _welch(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Iterator[Difference]:
+    """Samples of the same two sizes."""
+    import numpy as np
+    from scipy import stats
+
+    a, b = (np.array([pair[side] for pair in pairs]) for side in (0, 1))
+    with warnings.catch_warnings():
+        # Of a sample that does not vary; the other one does.
+        warnings.filterwarnings("ignore", "Precision loss occurred", RuntimeWarning)
+        test = stats.ttest_ind(a, b, axis=1, equal_var=False)
+        limits = test.confidence_interval(CONFIDENCE)
+    for index, (sample, other) in enumerate(pairs):
+        mean = fmean(sample) - fmean(other)
+        yield Difference(
+            mean, float(limits.low[index]), float(limits.high[index]), float(test.pvalue[index]), hedges_g(sample, other)
+        )
+
+
+def hedges_g(sample: Sequence[float], other: Sequence[float]) -> float:
+    """The difference of two means in pooled standard deviations, with the exact correction for small samples (Hedges 1981).
+
+    Raises:
+        ZeroDivisionError: neither sample varies.
+    """
+    from scipy.special import gammaln
+
+    n, m = len(sample), len(other)
+    freedom = n + m - 2
+    pooled = math.sqrt(((n - 1) * variance(sample) + (m - 1) * variance(other)) / freedom)
+    correction = math.exp(gammaln(freedom / 2) - gammaln((freedom - 1) / 2)) / math.sqrt(freedom / 2)
+    return float(correction * (fmean(sample) - fmean(other)) / pooled)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: how likely one or more false alarms among all these tests are; NaN counts as a test.
+
+    SciPy has no function for it.
+    """
+    order = sorted(range(len(p_values)), key=lambda index: (math.isnan(p_values[index]), p_values[index]))
+    corrected, largest = [math.nan] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        if not math.isnan(p_values[index]):
+            largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+            corrected[index] = largest
+    return corrected
