@@ -20,7 +20,7 @@ from dks.sweeps.manifest import Manifest, ManifestCell
 from dks.terminal import Display
 
 if TYPE_CHECKING:
-    from dks.sweeps.forecast import Forecast
+    from dks.forecast.forecast import Forecast
 
 # Points of a grid from which on composing them is shown to go on.
 MANY = 50

@@ -77,7 +77,7 @@ class DksSweeper(Sweeper):
         compose = Composer(self._compose)
         if self.show is not None:
             gc.disable()  # thousands of cells are looked through again and again, and none is garbage
-            from dks.sweeps.forecast import forecast
+            from dks.forecast.forecast import forecast
 
             found = plan(grid, compose, self.named, arguments, absent_ok=True)
             new = found.launches(policy.only)

@@ -17,9 +17,9 @@ import torch
 
 from dks.config.identity import canonical_json
 from dks.config.schema import Config
+from dks.forecast.flops import Flops, flops, network_key
+from dks.forecast.probe import Probe
 from dks.tracking.record import write_atomically
-from dks.training.flops import Flops, flops, network_key
-from dks.training.probe import Probe
 
 ENTRY_AGE = 7 * 24 * 3600.0  # seconds for which what is in a cache is believed
 ENTRIES_KEPT = 500
@@ -121,6 +121,6 @@ def _code() -> str:
     """What the operations of a network depend on beside its configuration: the code that builds and counts it."""
     package = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256(torch.__version__.encode())
-    for path in (*sorted((package / "models").glob("*.py")), package / "training" / "flops.py"):
+    for path in (*sorted((package / "models").glob("*.py")), package / "forecast" / "flops.py"):
         digest.update(path.read_bytes())
     return digest.hexdigest()
