@@ -79,7 +79,7 @@ class DksSweeper(Sweeper):
             gc.disable()  # thousands of cells are looked through again and again, and none is garbage
             from dks.forecast.forecast import forecast
 
-            found = plan(grid, compose, self.named, arguments, absent_ok=True)
+            found = plan(grid, compose, absent_ok=True)
             new = found.launches(policy.only)
             slots = getattr(self.launcher, "slots_for", lambda cells: 1)(len(new))  # the local launcher has it
             done = [cell.done_epochs for cell in new]
@@ -90,7 +90,7 @@ class DksSweeper(Sweeper):
         check = getattr(self.launcher, "check", None)  # our own launchers have it
         if check is not None:
             check()
-        if status := engine.execute(lambda: plan(grid, compose, self.named, arguments, absent_ok=True), self, policy):
+        if status := engine.execute(lambda: plan(grid, compose, absent_ok=True), self, policy):
             raise SystemExit(status)
 
     @property
