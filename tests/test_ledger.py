@@ -24,7 +24,9 @@ ENDED, CANCELLED, UNKNOWN = Job(Stage.ended, "FAILED"), Job(Stage.ended, "CANCEL
 
 
 def record(state: Status, launch: LaunchFolder | None = None, host: str | None = None) -> Record:
-    attempts = [] if state is Status.queued else [Attempt("", host or socket.gethostname(), 1, "cpu", 1)]
+    attempts = (
+        [] if state is Status.queued else [Attempt("2026-01-02T03:04:05.000+00:00", host or socket.gethostname(), 1, "cpu", 1)]
+    )
     return Record("c", "f", 0, "dks", {}, "", [], status=state, attempts=attempts, launch=launch and str(launch.path))
 
 

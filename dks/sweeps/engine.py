@@ -153,10 +153,8 @@ def queue(cell: Cell, launch: LaunchFolder | None = None) -> None:
             launch=None if launch is None else str(launch.path),
         )
         if record is not None:  # it was begun before: the new attempt goes on from the old ones
+            folder.end_attempt(record, cell.state.value)
             fresh.attempts, fresh.cost, fresh.changed_labels = record.attempts, record.cost, record.changed_labels
-            for attempt in fresh.attempts:
-                if attempt.status == Status.running.value:  # its process died without a word
-                    attempt.status = cell.state.value
         folder.write_record(fresh)
     finally:
         folder.release()
