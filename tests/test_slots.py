@@ -21,13 +21,13 @@ from rich.console import Console
 
 from dks.config.errors import RequestError
 from dks.sweeps import slots
-from dks.sweeps.launches import LaunchFolder
+from dks.sweeps.launches import LaunchFolder, python_path
 from dks.sweeps.slots import Layout, environment, lay_out, note_death, run_in_slots, visible_gpus
 from dks.sweeps.worker import RemoteDisplay, run_cells
 from dks.terminal import Display, shown_by
 from dks.tracking.record import Attempt, Record, RunFolder, Status
 from dks.training.interruption import Interrupted
-from tests.conftest import queued, start
+from tests.conftest import ROOT, queued, start
 
 EXPLODES = ("recipe.lr=1e30", "data.train_images=320")
 LONG = ("recipe.epochs=100000",)
@@ -150,6 +150,15 @@ def test_gpus_are_dealt_out_to_the_slots() -> None:
     assert {each["OMP_NUM_THREADS"] for each in variables} == {"2"}
     assert {each["HOME"] for each in variables} == {"/h"}
     assert "CUDA_VISIBLE_DEVICES" not in environment({}, Layout(2, 1, 2), 0)
+
+
+def test_processes_import_this_package_from_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout = f"{ROOT}{os.pathsep}/a"
+    assert [python_path(given) for given in ("/a", f"/a{os.pathsep}{ROOT}", checkout)] == [checkout] * 3, "first, and once"
+    assert python_path() == str(ROOT)
+    assert environment({"PYTHONPATH": "/a"}, Layout(2, 1, 2), 0)["PYTHONPATH"] == checkout
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(ROOT))
+    assert [python_path(given) for given in ("", "/a")] == ["", "/a"], "an installed one is found without"
 
 
 @pytest.mark.parametrize(("named", "expected"), [(None, ("0", "1")), ("3,GPU-abc", ("3", "GPU-abc")), ("5,6,-1,7", ("5", "6"))])

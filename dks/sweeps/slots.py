@@ -12,7 +12,6 @@ import selectors
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -21,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dks
 from dks.config.errors import RequestError
+from dks.sweeps.launches import python_path
 from dks.sweeps.worker import launch_of
 from dks.terminal import CountView, Display, RunView
 from dks.tracking.journal import Entry
@@ -391,10 +390,8 @@ def note_death(folder: RunFolder, status: Status, error: dict[str, str]) -> bool
 
 def environment(given: Mapping[str, str], layout: Layout, slot: int) -> dict[str, str]:
     """The environment of a worker: its threads, its GPU, and where this package is, which may be a bare checkout."""
-    variables = {**given, "OMP_NUM_THREADS": str(layout.threads)}
+    path = python_path(given.get("PYTHONPATH", ""))
+    variables = {**given, "OMP_NUM_THREADS": str(layout.threads), "PYTHONPATH": path}
     if layout.gpus:
         variables["CUDA_VISIBLE_DEVICES"] = layout.gpus[slot % len(layout.gpus)]
-    root = str(Path(dks.__file__).resolve().parent.parent)
-    if root != sysconfig.get_path("purelib"):
-        variables["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [given.get("PYTHONPATH")])])
     return variables
