@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dks.config.errors import RequestError
 from dks.sweeps import manifest, status
 from dks.sweeps.launches import Array, LaunchFolder
 from dks.sweeps.ledger import SILENT, Signs, State, state_of, survey, to_launch
@@ -119,6 +120,25 @@ def test_the_scheduler_is_asked_once_for_all_cells(tmp_path: Path) -> None:
     assert silent["cell0"].state is State.queued, "silence is no answer"
 
 
+def test_cells_that_were_never_begun_are_not_looked_for_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = cells(tmp_path, 3)
+    runs[1].write_record(record(Status.done))
+    (tmp_path / "runs" / "cell2").mkdir()
+    looked: list[str] = []
+    read = RunFolder.read_record
+    monkeypatch.setattr(RunFolder, "read_record", lambda folder: looked.append(folder.cell_id) or read(folder))
+    monkeypatch.setattr("dks.tracking.record.FileLock", None)  # nor does one of them get a lock
+    found = survey(str(tmp_path / "runs"), [run.cell_id for run in runs])
+    assert [standing.state for standing in found.values()] == [State.missing, State.done, State.missing]
+    assert looked == ["cell1", "cell2"]
+
+
+def test_a_file_where_the_runs_should_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(RequestError, match="runs cannot be read: Not a directory"):
+        survey(str(tmp_path / "runs"), ["cell0"])
+
+
 def test_a_single_task_is_a_plain_job(tmp_path: Path) -> None:
     (run,) = cells(tmp_path, 1)
     run.write_record(record(Status.queued, launched(tmp_path, [run])))
@@ -193,8 +213,6 @@ def write(folder: Path, name: str, runs: list[RunFolder]) -> None:
 
 
 def test_a_sweep_with_overrides_is_found_by_its_plain_name_while_there_is_only_one(tmp_path: Path) -> None:
-    from dks.config.errors import RequestError
-
     results = str(tmp_path / "results")
     with pytest.raises(RequestError, match=r"no sweep 'mine' in .*; there are none yet"):
         manifest.read(results, "mine")

@@ -19,7 +19,7 @@ from dks.config.methods import method_of
 from dks.config.schema import TrackingKind
 from dks.sweeps import manifest
 from dks.sweeps.launches import LaunchFolder
-from dks.sweeps.ledger import State, look_up
+from dks.sweeps.ledger import State, look_up, survey_all, to_launch
 from dks.sweeps.plan import Cell, Plan, summary
 from dks.terminal import Display
 from dks.tracking.mlflow_sink import prepare_store, sweep_run
@@ -92,8 +92,8 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy) -> int
     if interrupted:
         say("[yellow]interrupted[/]: the same command goes on from here")
         return 130
-    states = [look_up(cell.config.runs_dir, cell.cell_id)[0] for cell in sweep.cells]
-    return 0 if set(states) <= {State.done, State.running, State.queued} else 1
+    standings = survey_all((cell.config.runs_dir, cell.cell_id) for cell in sweep.cells)
+    return 1 if any(to_launch(standing.state) for standing in standings.values()) else 0
 
 
 def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy) -> bool:

@@ -15,6 +15,7 @@ import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -68,8 +69,12 @@ class LaunchFolder:
         self.path = Path(path).absolute()
         self.file = self.path / "launch.json"
         self.jobs_folder = self.path / "jobs"
-        self.lock = FileLock(self.path / "lock")
         self._failures = self.path / "failed"
+
+    @cached_property
+    def lock(self) -> FileLock:
+        """Made when it is needed, as that of `RunFolder`."""
+        return FileLock(self.path / "lock")
 
     @classmethod
     def create(

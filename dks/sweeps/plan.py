@@ -15,7 +15,7 @@ from dks.config.methods import baseline_of, method_of
 from dks.config.schema import Config
 from dks.config.validation import Resolver
 from dks.sweeps.grid import Choice, Grid, Point
-from dks.sweeps.ledger import Standing, State, survey, to_launch
+from dks.sweeps.ledger import Standing, State, survey_all, to_launch
 from dks.sweeps.manifest import Manifest, ManifestCell
 from dks.terminal import Display
 
@@ -288,10 +288,7 @@ def _cells(places: list[str], shown: int = 6) -> str:
 
 
 def _survey(drafts: Sequence[_Draft]) -> dict[str, Standing]:
-    standings: dict[str, Standing] = {}
-    for runs_dir in dict.fromkeys(draft.config.runs_dir for draft in drafts):
-        standings |= survey(runs_dir, {draft.cell_id: None for draft in drafts if draft.config.runs_dir == runs_dir})
-    return standings
+    return survey_all((draft.config.runs_dir, draft.cell_id) for draft in drafts)
 
 
 def _cell(draft: _Draft, standings: dict[str, Standing]) -> Cell:

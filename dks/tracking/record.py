@@ -19,6 +19,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,11 @@ class RunFolder:
         self.weights_file = self.path / "weights.safetensors"
         self.log_file = self.path / "run.log"
         self.mlflow_file = self.path / "mlflow.json"
-        self.lock = FileLock(self.path / "lock")
+
+    @cached_property
+    def lock(self) -> FileLock:
+        """Made when it is needed: of thousands of cells that are only looked at, it takes as long as all else."""
+        return FileLock(self.path / "lock")
 
     def claim(self) -> bool:
         """Try to become the only process that works on this cell; the claim ends with `release` or with the process."""
