@@ -16,7 +16,7 @@ from dks.sweeps import manifest, status
 from dks.sweeps.launches import Array, LaunchFolder
 from dks.sweeps.ledger import SILENT, Signs, State, state_of, survey, to_launch
 from dks.sweeps.manifest import Manifest, ManifestCell
-from dks.sweeps.scheduler import Job, Scheduler, Stage, read_accounts, read_queue
+from dks.sweeps.scheduler import Job, Scheduler, SchedulerSilentError, Stage, read_accounts, read_queue
 from dks.tracking import heartbeat
 from dks.tracking.record import Attempt, Record, RunFolder, Status
 
@@ -290,6 +290,27 @@ def test_cancel_withdraws_what_waits_and_stops_what_runs(tmp_path: Path) -> None
     withdrawn = runs[0].read_record()
     assert withdrawn is not None
     assert withdrawn.status is Status.killed
+
+
+def test_a_scheduler_that_is_silent_when_jobs_are_to_be_cancelled_is_said_in_a_line(tmp_path: Path) -> None:
+    runs = cells(tmp_path, 3)
+    launch = launched(tmp_path, runs[:2])
+    for run in runs[:2]:
+        run.write_record(record(Status.queued, launch))
+    write(tmp_path, "mine", runs)
+
+    class Silent(Slurm):
+        def cancel(self, ids: Any) -> None:
+            raise SchedulerSilentError("scancel says: Unable to contact slurm controller")
+
+    slurm = Silent({"12_0": PENDING, "12_1": PENDING})
+    with pytest.raises(RequestError) as refused:
+        status.cancel(status.status(str(tmp_path / "results"), "mine", slurm), slurm)
+    assert refused.value.problems == (
+        "2 jobs could not be cancelled: scancel says: Unable to contact slurm controller; cancel again where SLURM answers",
+    )
+    left = [run.read_record() for run in runs[:2]]
+    assert [each and each.status for each in left] == [Status.queued] * 2, "their jobs are still there"
 
 
 def test_waiting_ends_when_nothing_runs_or_waits(tmp_path: Path) -> None:

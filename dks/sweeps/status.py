@@ -22,7 +22,7 @@ from dks.sweeps import manifest
 from dks.sweeps.launches import Launch, LaunchFolder
 from dks.sweeps.ledger import Standing, State, survey
 from dks.sweeps.manifest import Manifest
-from dks.sweeps.scheduler import Scheduler
+from dks.sweeps.scheduler import Scheduler, SchedulerSilentError
 from dks.sweeps.slurm import log_file
 from dks.terminal import duration
 from dks.tracking import heartbeat
@@ -114,9 +114,17 @@ def wait(look: Callable[[], SweepStatus], every: float, console: Console) -> Swe
 
 
 def cancel(seen: SweepStatus, scheduler: Scheduler) -> str:
-    """Stop what runs and withdraw what waits; says what was done. Runs stop between two steps and can go on later."""
+    """Stop what runs and withdraw what waits; says what was done. Runs stop between two steps and can go on later.
+
+    Raises:
+        RequestError: the scheduler does not answer, so its jobs go on; no cell was withdrawn, no process was told to stop.
+    """
     jobs = [each.job_id for each in seen.standings.values() if each.job_id and each.state in (State.queued, State.running)]
-    scheduler.cancel(jobs)
+    try:
+        scheduler.cancel(jobs)
+    except SchedulerSilentError as error:
+        what = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
+        raise RequestError(f"{what} could not be cancelled: {error}; cancel again where SLURM answers") from error
     withdrawn = [each for each in seen.standings.values() if each.state is State.queued and _withdraw(each)]
     launches = {each.launch.path: each.launch for each in seen.standings.values() if each.launch is not None}
     told: list[Launch] = []
