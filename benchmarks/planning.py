@@ -86,10 +86,10 @@ def measure(cells: list[tuple[str, ...]], sample: int) -> dict[str, dict[str, fl
 
 def look_up_missing(cell_ids: list[str]) -> float:
     """Seconds to find that none of these cells has been begun."""
-    from dks.sweeps.ledger import look_up
+    from dks.sweeps.ledger import survey
 
     with tempfile.TemporaryDirectory() as folder:
-        return timed(lambda cell: look_up(folder, cell), cell_ids)[0]
+        return timed(lambda cells: survey(folder, cells), [cell_ids])[0]
 
 
 def main() -> None:

@@ -338,8 +338,8 @@ def _sweep_run(options: argparse.Namespace) -> int:
 def _sweep_retry(options: argparse.Namespace) -> int:
     launcher = [item for item in options.overrides if item.startswith("hydra.launcher.")]
     options.overrides = [item for item in options.overrides if item not in launcher]
-    options.name, options.overrides = _begun(options).name, launcher
-    return _named_sweep(options, "hydra.sweeper.only_unsuccessful=true", *_policy(options))
+    begun = _begun(options)
+    return _ask_for(begun.named, [*begun.request, *launcher], "hydra.sweeper.only_unsuccessful=true", *_policy(options))
 
 
 def _policy(options: argparse.Namespace) -> list[str]:
@@ -362,6 +362,11 @@ def _named_sweep(options: argparse.Namespace, *more: str) -> int:
             name, overrides = begun.named, [*begun.request, *overrides]
         else:
             read(name)  # says which names there are
+    return _ask_for(name, overrides, *more)
+
+
+def _ask_for(name: str | None, overrides: Sequence[str], *more: str) -> int:
+    """Through Hydra's command line, with `more` for Hydra; name: of the sweep's file, None for an ad-hoc one."""
     named = [] if name is None else [f"hydra.sweeper.named={name}"]
     sys.argv = ["dks sweep", "-m", *named, *more, *overrides]
     return _hydra_main()

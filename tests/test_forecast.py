@@ -18,21 +18,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from dks.config.identity import cell_id, config_id
 from dks.config.schema import Config, Data
 from dks.data.sizes import image_size, images
+from dks.forecast import cache as caching
+from dks.forecast import flops as counting
+from dks.forecast import forecast as forecasting
+from dks.forecast import probe as probing
+from dks.forecast import speeds
+from dks.forecast.cache import ProbeCache
+from dks.forecast.flops import flops
+from dks.forecast.forecast import Range, forecast
+from dks.forecast.probe import Probe, convolution_rate, probe, whole_batch
+from dks.forecast.speeds import Source
+from dks.forecast.text import duration, memory, network_label, text
 from dks.models import build_network
-from dks.sweeps import forecast as forecasting
-from dks.sweeps import forecast_cache, speeds
-from dks.sweeps.forecast import Range, forecast
-from dks.sweeps.forecast_cache import ProbeCache
-from dks.sweeps.forecast_text import duration, memory, network_label, text
-from dks.sweeps.speeds import Source
 from dks.tracking.record import Attempt, Record, RunFolder, Status
-from dks.training import flops as counting
-from dks.training import probe as probing
 from dks.training.environment import host
-from dks.training.flops import flops
 from dks.training.memory import PeakMemory
 from dks.training.objective import Objective
-from dks.training.probe import Probe, convolution_rate, probe, whole_batch
 
 SYNTHETIC = ("data=synthetic", "data.image_size=8", "data.train_images=100", "data.test_images=50", "data.pad=1", "threads=1")
 
@@ -472,8 +473,8 @@ def test_ten_thousand_cells_of_two_networks_are_looked_at_twice(
     tmp_path: Path, probed: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[Config] = []
-    count = forecast_cache.flops
-    monkeypatch.setattr(forecast_cache, "flops", lambda given: looked.append(given) or count(given))
+    count = caching.flops
+    monkeypatch.setattr(caching, "flops", lambda given: looked.append(given) or count(given))
     two = [config(f"backbone={name}", *SYNTHETIC) for name in ("resnet8", "resnet20")]
     cells = [dataclasses.replace(given, seed=seed) for seed in range(5_000) for given in two]
     told = forecast(cells, tmp_path, slots=8)
@@ -625,7 +626,7 @@ def test_impossible_numbers_in_the_cache_are_not_believed(own_cache: Path) -> No
 def test_old_probes_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = kept()
     now = time.time()
-    monkeypatch.setattr(forecast_cache.time, "time", lambda: now + 8 * 24 * 3600)
+    monkeypatch.setattr(caching.time, "time", lambda: now + 8 * 24 * 3600)
     assert cache.get("name") is None
 
 
@@ -638,13 +639,13 @@ def test_operations_are_counted_once_and_again_when_the_code_changes(
     tmp_path: Path, probed: list[Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[Config] = []
-    count = forecast_cache.flops
-    monkeypatch.setattr(forecast_cache, "flops", lambda given: looked.append(given) or count(given))
+    count = caching.flops
+    monkeypatch.setattr(caching, "flops", lambda given: looked.append(given) or count(given))
     given = config("backbone=resnet8", *SYNTHETIC)
     first, again = forecast([given], tmp_path), forecast([given], tmp_path)
     assert len(looked) == 1
     assert again.lines[0].flops == first.lines[0].flops == count(given)
-    monkeypatch.setattr(forecast_cache, "_code", lambda: "other code")
+    monkeypatch.setattr(caching, "_code", lambda: "other code")
     forecast([given], tmp_path)
     assert len(looked) == 2
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from dks.config.errors import RequestError
 from dks.sweeps import manifest, status
 from dks.sweeps.launches import Array, LaunchFolder
 from dks.sweeps.ledger import SILENT, Signs, State, state_of, survey, to_launch
 from dks.sweeps.manifest import Manifest, ManifestCell
-from dks.sweeps.scheduler import Job, Scheduler, Stage, read_accounts, read_queue
+from dks.sweeps.scheduler import Job, Scheduler, SchedulerSilentError, Stage, read_accounts, read_queue
 from dks.tracking import heartbeat
 from dks.tracking.record import Attempt, Record, RunFolder, Status
 
@@ -24,7 +25,9 @@ ENDED, CANCELLED, UNKNOWN = Job(Stage.ended, "FAILED"), Job(Stage.ended, "CANCEL
 
 
 def record(state: Status, launch: LaunchFolder | None = None, host: str | None = None) -> Record:
-    attempts = [] if state is Status.queued else [Attempt("", host or socket.gethostname(), 1, "cpu", 1)]
+    attempts = (
+        [] if state is Status.queued else [Attempt("2026-01-02T03:04:05.000+00:00", host or socket.gethostname(), 1, "cpu", 1)]
+    )
     return Record("c", "f", 0, "dks", {}, "", [], status=state, attempts=attempts, launch=launch and str(launch.path))
 
 
@@ -117,6 +120,25 @@ def test_the_scheduler_is_asked_once_for_all_cells(tmp_path: Path) -> None:
     assert silent["cell0"].state is State.queued, "silence is no answer"
 
 
+def test_cells_that_were_never_begun_are_not_looked_for_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = cells(tmp_path, 3)
+    runs[1].write_record(record(Status.done))
+    (tmp_path / "runs" / "cell2").mkdir()
+    looked: list[str] = []
+    read = RunFolder.read_record
+    monkeypatch.setattr(RunFolder, "read_record", lambda folder: looked.append(folder.cell_id) or read(folder))
+    monkeypatch.setattr("dks.tracking.record.FileLock", None)  # nor does one of them get a lock
+    found = survey(str(tmp_path / "runs"), [run.cell_id for run in runs])
+    assert [standing.state for standing in found.values()] == [State.missing, State.done, State.missing]
+    assert looked == ["cell1", "cell2"]
+
+
+def test_a_file_where_the_runs_should_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(RequestError, match="runs cannot be read: Not a directory"):
+        survey(str(tmp_path / "runs"), ["cell0"])
+
+
 def test_a_single_task_is_a_plain_job(tmp_path: Path) -> None:
     (run,) = cells(tmp_path, 1)
     run.write_record(record(Status.queued, launched(tmp_path, [run])))
@@ -191,8 +213,6 @@ def write(folder: Path, name: str, runs: list[RunFolder]) -> None:
 
 
 def test_a_sweep_with_overrides_is_found_by_its_plain_name_while_there_is_only_one(tmp_path: Path) -> None:
-    from dks.config.errors import RequestError
-
     results = str(tmp_path / "results")
     with pytest.raises(RequestError, match=r"no sweep 'mine' in .*; there are none yet"):
         manifest.read(results, "mine")
@@ -270,6 +290,27 @@ def test_cancel_withdraws_what_waits_and_stops_what_runs(tmp_path: Path) -> None
     withdrawn = runs[0].read_record()
     assert withdrawn is not None
     assert withdrawn.status is Status.killed
+
+
+def test_a_scheduler_that_is_silent_when_jobs_are_to_be_cancelled_is_said_in_a_line(tmp_path: Path) -> None:
+    runs = cells(tmp_path, 3)
+    launch = launched(tmp_path, runs[:2])
+    for run in runs[:2]:
+        run.write_record(record(Status.queued, launch))
+    write(tmp_path, "mine", runs)
+
+    class Silent(Slurm):
+        def cancel(self, ids: Any) -> None:
+            raise SchedulerSilentError("scancel says: Unable to contact slurm controller")
+
+    slurm = Silent({"12_0": PENDING, "12_1": PENDING})
+    with pytest.raises(RequestError) as refused:
+        status.cancel(status.status(str(tmp_path / "results"), "mine", slurm), slurm)
+    assert refused.value.problems == (
+        "2 jobs could not be cancelled: scancel says: Unable to contact slurm controller; cancel again where SLURM answers",
+    )
+    left = [run.read_record() for run in runs[:2]]
+    assert [each and each.status for each in left] == [Status.queued] * 2, "their jobs are still there"
 
 
 def test_waiting_ends_when_nothing_runs_or_waits(tmp_path: Path) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import socket
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+from conftest import queued
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dks.config.errors import RequestError
 from dks.sweeps.ledger import State, look_up
+from dks.tracking import heartbeat
 from dks.tracking.journal import Entry, Journal
-from dks.tracking.record import Record, RunFolder, Status
+from dks.tracking.record import Attempt, Record, RunFolder, Status
 
 
 def record(status: Status = Status.done) -> Record:
@@ -100,3 +105,74 @@ def test_a_run_whose_process_died_counts_as_killed(tmp_path: Path) -> None:
     assert folder.claim()
     assert look_up(str(tmp_path), "abc")[0] is State.running
     folder.release()
+
+
+STARTED = "2026-01-02T03:04:05.000+00:00"
+
+
+def dead(path: Path, *beats: float) -> RunFolder:
+    """A cell whose process died; `beats`: seconds after its start at which its heart beat, the last one counts."""
+    folder = RunFolder(path / "abc")
+    given = record(Status.running)
+    ended = Attempt(STARTED, "here", 1, "cpu", 1, ended=STARTED, status="killed", seconds=100.0)
+    given.attempts = [ended, Attempt(STARTED, "here", 1, "cpu", 1)]
+    folder.write_record(given)
+    for beat in beats:
+        (folder.path / heartbeat.FILE).write_text("{}")
+        at = datetime.fromisoformat(STARTED).timestamp() + beat
+        os.utime(folder.path / heartbeat.FILE, (at, at))
+    return folder
+
+
+# Beside what nobody saw: a run that died before its heart beat at all, and one on a machine whose clock is behind.
+@pytest.mark.parametrize(("beats", "seconds"), [([0.5, 60.25], 60.25), ([], 0.0), ([-5.0], 0.0)])
+def test_a_run_that_died_unseen_ended_when_its_heart_last_beat(tmp_path: Path, beats: list[float], seconds: float) -> None:
+    folder = dead(tmp_path, *beats)
+    error = {"type": "JobEnded", "message": "..."}
+    assert folder.close(Status.failed, error, {Status.running})
+    found = folder.read_record()
+    assert found is not None
+    first, last = found.attempts
+    assert (found.status, found.error, last.status, last.seconds) == (Status.failed, error, "failed", seconds)
+    assert last.ended is not None
+    lived = datetime.fromisoformat(last.ended) - datetime.fromisoformat(STARTED)
+    assert lived.total_seconds() == seconds
+    assert (first.status, first.seconds) == ("killed", 100.0)
+    assert found.cost["seconds"] == 100 + seconds
+    assert not folder.is_claimed()
+
+
+def test_a_record_that_says_something_else_by_now_stays_as_it_is(tmp_path: Path) -> None:
+    folder = dead(tmp_path)
+    before = folder.record_file.read_text()
+    assert not folder.close(Status.killed, {"type": "Cancelled", "message": "..."}, {Status.queued})
+    other = RunFolder(folder.path)
+    assert other.claim()
+    assert not folder.close(Status.killed, {"type": "Cancelled", "message": "..."}, {Status.running})
+    other.release()
+    assert folder.record_file.read_text() == before
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_run_that_goes_on_says_how_the_attempt_before_ended(tmp_path: Path, planned: bool) -> None:
+    """Whether the sweep is asked for again, or SLURM alone requeues the job of a node that was lost."""
+    from dks.training.run import Outcome, run_cell
+
+    folder = queued(tmp_path, "recipe.epochs=1")
+    begun = folder.read_record()
+    assert begun is not None
+    begun.status, begun.attempts = Status.running, [Attempt(STARTED, socket.gethostname(), 1, "cpu", 1)]
+    folder.write_record(begun)
+    beat = datetime.fromisoformat(STARTED).timestamp() + 60
+    (folder.path / heartbeat.FILE).write_text("{}")
+    os.utime(folder.path / heartbeat.FILE, (beat, beat))
+    if planned:
+        again = queued(tmp_path, "recipe.epochs=1").read_record()
+        assert again is not None
+        assert (again.status, again.attempts[0].status, again.cost["seconds"]) == (Status.queued, "killed", 60.0)
+    assert run_cell(folder.path) is Outcome.done
+    found = folder.read_record()
+    assert found is not None
+    assert [attempt.status for attempt in found.attempts] == ["killed", "done"]
+    assert (found.attempts[0].ended, found.attempts[0].seconds) == ("2026-01-02T03:05:05.000+00:00", 60.0)
+    assert found.cost["seconds"] > 60

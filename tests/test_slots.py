@@ -21,13 +21,13 @@ from rich.console import Console
 
 from dks.config.errors import RequestError
 from dks.sweeps import slots
-from dks.sweeps.launches import LaunchFolder
+from dks.sweeps.launches import LaunchFolder, python_path
 from dks.sweeps.slots import Layout, environment, lay_out, note_death, run_in_slots, visible_gpus
 from dks.sweeps.worker import RemoteDisplay, run_cells
 from dks.terminal import Display, shown_by
 from dks.tracking.record import Attempt, Record, RunFolder, Status
 from dks.training.interruption import Interrupted
-from tests.conftest import queued, start
+from tests.conftest import ROOT, queued, start
 
 EXPLODES = ("recipe.lr=1e30", "data.train_images=320")
 LONG = ("recipe.epochs=100000",)
@@ -150,6 +150,15 @@ def test_gpus_are_dealt_out_to_the_slots() -> None:
     assert {each["OMP_NUM_THREADS"] for each in variables} == {"2"}
     assert {each["HOME"] for each in variables} == {"/h"}
     assert "CUDA_VISIBLE_DEVICES" not in environment({}, Layout(2, 1, 2), 0)
+
+
+def test_processes_import_this_package_from_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout = f"{ROOT}{os.pathsep}/a"
+    assert [python_path(given) for given in ("/a", f"/a{os.pathsep}{ROOT}", checkout)] == [checkout] * 3, "first, and once"
+    assert python_path() == str(ROOT)
+    assert environment({"PYTHONPATH": "/a"}, Layout(2, 1, 2), 0)["PYTHONPATH"] == checkout
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(ROOT))
+    assert [python_path(given) for given in ("", "/a")] == ["", "/a"], "an installed one is found without"
 
 
 @pytest.mark.parametrize(("named", "expected"), [(None, ("0", "1")), ("3,GPU-abc", ("3", "GPU-abc")), ("5,6,-1,7", ("5", "6"))])
@@ -401,14 +410,14 @@ def running(tmp_path: Path, status: Status) -> RunFolder:
 def test_a_run_that_was_over_keeps_its_record(tmp_path: Path, status: Status) -> None:
     folder = running(tmp_path, status)
     before = folder.record_file.read_text()
-    assert note_death(folder, Status.failed, {"type": "WorkerDied", "message": "..."}) == record_of(folder)
+    assert not note_death(folder, Status.failed, {"type": "WorkerDied", "message": "..."})
     assert folder.record_file.read_text() == before
 
 
 def test_a_run_that_was_under_way_has_failed(tmp_path: Path) -> None:
     folder = running(tmp_path, Status.running)
     error = {"type": "WorkerDied", "message": "..."}
-    assert note_death(folder, Status.failed, error) == record_of(folder)
+    assert note_death(folder, Status.failed, error)
     record = record_of(folder)
     assert (record.status, record.error, record.attempts[0].status) == (Status.failed, error, "failed")
     assert record.cost["seconds"] == record.attempts[0].seconds > 0
@@ -421,12 +430,12 @@ def test_a_cell_that_another_process_has_begun_is_left_to_it(tmp_path: Path, mon
     other = RunFolder(folder.path)
     assert other.claim()
     before = folder.record_file.read_text()
-    note_death(folder, Status.failed, {"type": "WorkerDied", "message": "..."})
+    assert not note_death(folder, Status.failed, {"type": "WorkerDied", "message": "..."})
     assert folder.record_file.read_text() == before
     other.release()
 
 
 def test_a_cell_that_was_never_begun_stays_queued_when_the_sweep_is_stopped(tmp_path: Path) -> None:
     folder = running(tmp_path, Status.queued)
-    note_death(folder, Status.killed, {"type": "Interrupted", "message": "SIGKILL"})
+    assert not note_death(folder, Status.killed, {"type": "Interrupted", "message": "SIGKILL"})
     assert record_of(folder).status is Status.queued

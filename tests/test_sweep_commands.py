@@ -114,6 +114,51 @@ def test_a_union_runs_shared_cells_once_and_shows_every_table(sweeps: Path, dks:
     assert "3 cells: 3 done" in listed
 
 
+def test_a_part_of_a_union_is_retried_by_its_own_name(sweeps: Path, dks: Dks, in_folder: Path) -> None:
+    """It means the cells that it had in the union: those of its file, with the overrides and the base that reached them."""
+    (sweeps / "one.yaml").write_text("title: Table one\ngrids:\n- {method: [baseline, ds], recipe.lr: 1.0e+30, seed: 1}\n")
+    (sweeps / "two.yaml").write_text("title: Table two\ngrids:\n- {method: dks, recipe.lr: 0.01, seed: 1}\n")
+    (sweeps / "both.yaml").write_text("title: Both\nbase: {recipe.epochs: 1}\ninclude: [one, two]\n")
+    small = [item for item in SMALL if not item.startswith(("data.train_images", "recipe.epochs"))]
+    status, _, err = dks("sweep", "run", "both", "data.train_images=320", *small)
+    assert status == 1, err
+
+    def attempts() -> list[tuple[str, str, int]]:
+        return [(cell, each["method"], len(each["attempts"])) for cell, each in records(in_folder).items()]
+
+    begun = {path: json.loads(path.read_text()) for path in in_folder.glob("results/*/sweep.json")}
+    before = attempts()
+    (part,) = [found["name"] for found in begun.values() if found["title"].startswith("Table one")]
+    status, _, err = dks("sweep", "retry", part)
+    assert status == 1, err
+    assert attempts() == [(cell, method, count + (method != "dks")) for cell, method, count in before]
+    assert {path: json.loads(path.read_text()) for path in in_folder.glob("results/*/sweep.json")} == begun
+
+
+def test_a_union_of_one_sweep_is_found_by_its_own_name(sweeps: Path, dks: Dks) -> None:
+    (sweeps / "one.yaml").write_text("grids:\n- {method: [baseline, ds], seed: 1}\n")
+    (sweeps / "whole.yaml").write_text("include: [one]\n")
+    assert dks("sweep", "run", "whole", *SMALL)[0] == 0
+    for name in ("one", "whole"):
+        status, out, err = dks("sweep", "status", name)
+        assert status == 0, err
+        assert "2 cells: 2 done" in out
+
+
+def test_a_retry_uses_the_overrides_that_change_no_result_as_well(sweeps: Path, dks: Dks, in_folder: Path) -> None:
+    (sweeps / "mine.yaml").write_text(
+        "base: {data: synthetic, data.image_size: 8, data.train_images: 320, data.test_images: 32, data.pad: 1}\n"
+        "grids:\n- {recipe.lr: [1.0e+30, 2.0e+30], recipe.epochs: 1, seed: 1}\n"
+    )
+    status, _, err = dks("sweep", "run", "mine", "runs_dir=elsewhere", "threads=1", "tracking=off", "hydra/launcher=basic")
+    assert status == 1, err
+    status, _, err = dks("sweep", "retry", "mine")
+    assert status == 1, err
+    assert not (in_folder / "runs").exists()
+    made = [json.loads(path.read_text()) for path in in_folder.glob("elsewhere/*/record.json")]
+    assert [len(record["attempts"]) for record in made] == [2, 2]
+
+
 def test_a_file_with_the_same_cell_in_two_spellings_is_refused(sweeps: Path, dks: Dks) -> None:
     (sweeps / "mine.yaml").write_text("grids:\n- {method: dks, seed: 1}\n- {method: dks, aux: ours, seed: 1}\n")
     status, _, err = dks("sweep", "plan", "mine")

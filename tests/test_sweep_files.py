@@ -390,6 +390,9 @@ def test_a_union_has_the_tables_of_its_parts(sweeps: Path) -> None:
     assert a == grid_of("a", "seed=4"), "the teacher and the held-out images are for the other part"
     assert b == grid_of("b", "seed=4", "kd_teacher.weight=2", "data.holdout=3")
     assert changed.title == "All with seed=4 kd_teacher.weight=2 data.holdout=3"
+    assert (changed.named, changed.request) == ("mine", ("seed=4", "kd_teacher.weight=2", "data.holdout=3"))
+    assert (a.named, a.request) == ("a", ("seed=4",)), "what it is asked for with again"
+    assert [part.request for part in mine("sweep=other", "seed=4").parts] == [("seed=4",), ("seed=4",)], "its name is its own"
     write(sweeps, "include: [a]", "both")
     with pytest.raises(RequestError, match=r"kd_teacher\.weight=2 reaches no cell of mine"):
         mine("kd_teacher.weight=2")

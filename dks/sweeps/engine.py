@@ -19,7 +19,7 @@ from dks.config.methods import method_of
 from dks.config.schema import TrackingKind
 from dks.sweeps import manifest
 from dks.sweeps.launches import LaunchFolder
-from dks.sweeps.ledger import State, look_up
+from dks.sweeps.ledger import State, look_up, survey_all, to_launch
 from dks.sweeps.plan import Cell, Plan, summary
 from dks.terminal import Display
 from dks.tracking.mlflow_sink import prepare_store, sweep_run
@@ -92,8 +92,8 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy) -> int
     if interrupted:
         say("[yellow]interrupted[/]: the same command goes on from here")
         return 130
-    states = [look_up(cell.config.runs_dir, cell.cell_id)[0] for cell in sweep.cells]
-    return 0 if set(states) <= {State.done, State.running, State.queued} else 1
+    standings = survey_all((cell.config.runs_dir, cell.cell_id) for cell in sweep.cells)
+    return 1 if any(to_launch(standing.state) for standing in standings.values()) else 0
 
 
 def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy) -> bool:
@@ -153,10 +153,8 @@ def queue(cell: Cell, launch: LaunchFolder | None = None) -> None:
             launch=None if launch is None else str(launch.path),
         )
         if record is not None:  # it was begun before: the new attempt goes on from the old ones
+            folder.end_attempt(record, cell.state.value)
             fresh.attempts, fresh.cost, fresh.changed_labels = record.attempts, record.cost, record.changed_labels
-            for attempt in fresh.attempts:
-                if attempt.status == Status.running.value:  # its process died without a word
-                    attempt.status = cell.state.value
         folder.write_record(fresh)
     finally:
         folder.release()

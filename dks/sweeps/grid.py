@@ -50,6 +50,8 @@ class Grid:
     choices: tuple[Choice, ...] = ()  # cells that are known when a value has been chosen; not among the points
     parts: tuple[Grid, ...] = ()  # of a union of sweeps: each of them; there are no points beside them
     fixed: tuple[str, ...] = ()  # overrides of a named sweep that can change a result, sorted and in one spelling
+    named: str | None = None  # the file in `sweeps/` that it is made from
+    request: tuple[str, ...] = ()  # overrides as typed that reach it: with `named`, the way to ask for it again
 
 
 def expand(overrides: Sequence[Override]) -> Grid:
@@ -77,7 +79,13 @@ def expand(overrides: Sequence[Override]) -> Grid:
     fixed = [f"{long_name(key)}={items[0]}" for key, items in values.items() if key not in axes]
     swept = [axis for axis in axes if axis != "seed"] or axes
     stem = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", axis) for axis in swept)
-    return Grid(tuple(axes), points, named(stem, that_matter(fixed)))
+    return Grid(tuple(axes), points, named(stem, that_matter(fixed)), request=tuple(map(typed, overrides)))
+
+
+def typed(override: Override) -> str:
+    """An override as it was typed."""
+    assert override.input_line is not None, "Hydra's parser notes it"
+    return override.input_line
 
 
 def values_of(override: Override) -> list[str]:

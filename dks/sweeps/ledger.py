@@ -105,10 +105,11 @@ def survey(runs_dir: str, cell_ids: Iterable[str], scheduler: Scheduler | None =
     """Where these cells stand; the scheduler is asked once, and only if jobs were submitted for some that are not done.
 
     Raises:
-        RequestError: a record is damaged.
+        RequestError: a record is damaged, or `runs_dir` is no folder that can be read.
     """
     folders = {cell_id: RunFolder(Path(runs_dir) / cell_id) for cell_id in cell_ids}
-    records = {cell_id: folder.read_record() for cell_id, folder in folders.items()}
+    begun = _names_in(runs_dir)  # of thousands of cells that were never begun, none is looked for on its own
+    records = {cell_id: folder.read_record() if cell_id in begun else None for cell_id, folder in folders.items()}
     open_records = [record for record in records.values() if record is not None and record.status is not Status.done]
     scheduler = scheduler or Scheduler()
     launches = _launches(open_records, scheduler)
@@ -142,6 +143,21 @@ def survey(runs_dir: str, cell_ids: Iterable[str], scheduler: Scheduler | None =
     return standings
 
 
+def survey_all(places: Iterable[tuple[str, str]]) -> dict[str, Standing]:
+    """Where cells stand that may lie in several folders; `places`: the `runs_dir` and the id of each.
+
+    Raises:
+        RequestError: a record is damaged.
+    """
+    together: dict[str, dict[str, None]] = {}
+    for runs_dir, cell_id in places:
+        together.setdefault(runs_dir, {})[cell_id] = None
+    standings: dict[str, Standing] = {}
+    for runs_dir, cell_ids in together.items():
+        standings |= survey(runs_dir, cell_ids)
+    return standings
+
+
 def look_up(runs_dir: str, cell_id: str) -> tuple[State, Record | None]:
     """The state and the record of one cell.
 
@@ -150,6 +166,15 @@ def look_up(runs_dir: str, cell_id: str) -> tuple[State, Record | None]:
     """
     standing = survey(runs_dir, [cell_id])[cell_id]
     return standing.state, standing.record
+
+
+def _names_in(folder: str) -> set[str]:
+    try:
+        return {path.name for path in Path(folder).iterdir()}
+    except FileNotFoundError:
+        return set()
+    except OSError as error:
+        raise RequestError(f"runs_dir={folder} cannot be read: {error.strerror}") from error
 
 
 def _launches(records: Iterable[Record], scheduler: Scheduler) -> dict[str, tuple[LaunchFolder, Launch | None, bool]]:

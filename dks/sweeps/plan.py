@@ -15,12 +15,12 @@ from dks.config.methods import baseline_of, classifiers_of, ds_of, method_of
 from dks.config.schema import Config
 from dks.config.validation import Resolver
 from dks.sweeps.grid import Choice, Grid, Point
-from dks.sweeps.ledger import Standing, State, survey, to_launch
+from dks.sweeps.ledger import Standing, State, survey_all, to_launch
 from dks.sweeps.manifest import Manifest, ManifestCell
 from dks.terminal import Display
 
 if TYPE_CHECKING:
-    from dks.sweeps.forecast import Forecast
+    from dks.forecast.forecast import Forecast
 
 # Points of a grid from which on composing them is shown to go on.
 MANY = 50
@@ -77,13 +77,14 @@ class Part:
     columns: tuple[str, ...] | None
     cells: tuple[Cell, ...]
     selections: tuple[Selection, ...] = ()
-    named: str | None = None  # the file in `sweeps/`, for a part of a union
+    named: str | None = None  # the file in `sweeps/`
+    request: tuple[str, ...] = ()  # overrides as typed that reach it
 
     @property
     def selection_cells(self) -> tuple[Cell, ...]:
         return tuple(cell for each in self.selections for cells in each.candidates.values() for cell in cells)
 
-    def manifest(self, named: str | None, request: Sequence[str], parts: Sequence[str] = ()) -> Manifest:
+    def manifest(self, parts: Sequence[str] = ()) -> Manifest:
         """What of it is written to `sweep.json`."""
         return Manifest(
             name=self.name,
@@ -96,8 +97,8 @@ class Part:
             selection=[_manifest_cell(cell) for cell in self.selection_cells],
             undecided=[str(each) for each in self.selections if each.chosen is None],
             parts=list(parts),
-            named=named,
-            request=list(request),
+            named=self.named,
+            request=list(self.request),
         )
 
 
@@ -164,21 +165,19 @@ class Plan:
 
     def manifests(self) -> list[Manifest]:
         """One for every table, and for a union one of its own."""
-        if len(self.parts) == 1:
-            (part,) = self.parts
-            return [part.manifest(self.named, self.request)]
+        tables = [part.manifest() for part in self.parts]
+        if [part.name for part in self.parts] == [self.name]:
+            return tables
         cells = tuple(cell for part in self.parts for cell in part.cells)
         selections = tuple(each for part in self.parts for each in part.selections)
-        whole = Part(self.name, self.title, self.axes, None, None, cells, selections, self.named)
-        parts = [part.manifest(part.named, self.request) for part in self.parts]
-        return [*parts, whole.manifest(self.named, self.request, [part.name for part in self.parts])]
+        whole = Part(self.name, self.title, self.axes, None, None, cells, selections, self.named, self.request)
+        return [*tables, whole.manifest([part.name for part in self.parts])]
 
 
-def plan(grid: Grid, compose: Compose, named: str | None = None, request: Sequence[str] = (), absent_ok: bool = False) -> Plan:
+def plan(grid: Grid, compose: Compose, absent_ok: bool = False) -> Plan:
     """Compose and validate every cell, then look each up.
 
     Args:
-        named, request: the sweep file and the overrides that the grid was made from, to be asked for again.
         absent_ok: go on where data is not on this machine but its facts are known; `Plan.absent` says what is missing.
 
     Raises:
@@ -192,7 +191,7 @@ def plan(grid: Grid, compose: Compose, named: str | None = None, request: Sequen
     parts = []
     for each in grid.parts or (grid,):
         points, choices = drafts[id(each)]
-        if (grid.parts or named) and not each.fixed:  # an override may make cells of a file equal, the file itself may not
+        if each.named is not None and not each.fixed:  # an override may make cells of a file equal, the file itself may not
             _refuse_twins(each.name, points)
         selections = []
         for choice, candidates in choices:
@@ -206,11 +205,20 @@ def plan(grid: Grid, compose: Compose, named: str | None = None, request: Sequen
                 standings |= _survey(finals)
                 points = [*points, *finals]
         cells = tuple(_cell(draft, standings) for draft in points)
-        title = each.title or each.name
         parts.append(
-            Part(each.name if grid.parts else name, title, each.axes, each.rows, each.columns, cells, tuple(selections))
+            Part(
+                name=each.name if grid.parts else name,
+                title=each.title or each.name,
+                axes=each.axes,
+                rows=each.rows,
+                columns=each.columns,
+                cells=cells,
+                selections=tuple(selections),
+                named=each.named,
+                request=each.request,
+            )
         )
-    whole = Plan(name, grid.title or name, tuple(parts), tuple(drafter.resolve.absent), named, tuple(request))
+    whole = Plan(name, grid.title or name, tuple(parts), tuple(drafter.resolve.absent), grid.named, grid.request)
     for cell in whole.points:
         cell.config.sweep = name if whole.axes else cell.config.sweep
     return whole
@@ -283,10 +291,7 @@ def _cells(places: list[str], shown: int = 6) -> str:
 
 
 def _survey(drafts: Sequence[_Draft]) -> dict[str, Standing]:
-    standings: dict[str, Standing] = {}
-    for runs_dir in dict.fromkeys(draft.config.runs_dir for draft in drafts):
-        standings |= survey(runs_dir, {draft.cell_id: None for draft in drafts if draft.config.runs_dir == runs_dir})
-    return standings
+    return survey_all((draft.config.runs_dir, draft.cell_id) for draft in drafts)
 
 
 def _cell(draft: _Draft, standings: dict[str, Standing]) -> Cell:

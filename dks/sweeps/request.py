@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from dks.config.errors import RequestError
 from dks.sweeps.combinations import HOLDOUT, Cell, Override, axes_of, cells_of, choose_of, crowded, differing
 from dks.sweeps.files import NamedSweep
-from dks.sweeps.grid import Choice, Grid, Point, long_name, named, that_matter, values_of
+from dks.sweeps.grid import Choice, Grid, Point, long_name, named, that_matter, typed, values_of
 
 
 def grid_of(sweep: NamedSweep, overrides: Sequence[str], parser: OverridesParser) -> Grid:
@@ -41,18 +41,21 @@ def grid_of(sweep: NamedSweep, overrides: Sequence[str], parser: OverridesParser
     if not sweep.include:
         (grid,) = grids.values()
         return grid
-    return replace(_headed(sweep, given), parts=tuple(grids.values()))
+    # `sweep=` names the union alone: a part that is asked for again goes by its own name.
+    naming = {each.typed for each in given if each.name == "sweep"}
+    parts = (replace(part, request=tuple(item for item in part.request if item not in naming)) for part in grids.values())
+    return replace(_headed(sweep, given), parts=tuple(parts))
 
 
 def _given(parsed: Iterable[types.Override]) -> tuple[Override, ...]:
     """Of a key given twice the last, as Hydra has it."""
-    typed: dict[str, Override] = {}
+    last: dict[str, Override] = {}
     for override in parsed:
         key = override.get_key_element()
-        typed.pop(key, None)
-        typed[key] = Override(key, tuple(values_of(override)), override.input_line or key)
+        last.pop(key, None)
+        last[key] = Override(key, tuple(values_of(override)), typed(override))
     given: dict[str, Override] = {}
-    for each in typed.values():
+    for each in last.values():
         if (other := given.setdefault(each.name, each)).values != each.values:
             raise RequestError(f"{other.typed} and {each.typed} disagree; give one of them")
     return tuple(given.values())
@@ -70,12 +73,13 @@ def _tables(sweep: NamedSweep, given: tuple[Override, ...]) -> Iterator[tuple[Na
         yield from _tables(part, everything)
 
 
-def _headed(sweep: NamedSweep, fixed: Sequence[Override]) -> Grid:
-    """Name and title of a sweep with overrides, and no cells yet."""
-    matter = [each for each in fixed if that_matter([each.canonical])]
+def _headed(sweep: NamedSweep, given: Sequence[Override]) -> Grid:
+    """Name and title of a sweep with overrides, how to ask for it again, and no cells yet."""
+    matter = [each for each in given if that_matter([each.canonical])]
     canonical = that_matter(each.canonical for each in matter)
     title = f"{sweep.title} with {' '.join(each.typed for each in matter)}" if matter else sweep.title
-    return Grid((), (), named(sweep.name, canonical), title, fixed=canonical)
+    request = tuple(each.typed for each in given)
+    return Grid((), (), named(sweep.name, canonical), title, fixed=canonical, named=sweep.name, request=request)
 
 
 def _grid(sweep: NamedSweep, given: tuple[Override, ...], choosing: bool) -> tuple[Grid, set[Override]]:
@@ -93,8 +97,8 @@ def _grid(sweep: NamedSweep, given: tuple[Override, ...], choosing: bool) -> tup
     waiting = {cell.meaning for cell in union.values() if cell.choose}  # an equal cell does not need its own value
     cells = [cell for cell in union.values() if cell.choose or cell.meaning not in waiting]
     if not cells:
-        typed = " ".join(each.typed for each in given)
-        raise RequestError(f"{typed} leaves no cell of {sweep.name}, for its file excludes them all")
+        asked = " ".join(each.typed for each in given)
+        raise RequestError(f"{asked} leaves no cell of {sweep.name}, for its file excludes them all")
     settled = {each.name for each in applied if len(each.values) == 1}
     rows = None if sweep.rows is None else _rows(sweep.rows, sweep.columns or (), cells)
     axes = axes_of(cells, rows, sweep.columns, settled)

@@ -64,13 +64,6 @@ class SchedulerSilentError(Exception):
 class Scheduler:
     """SLURM, through squeue, sacct, scancel and scontrol."""
 
-    def available(self) -> bool:
-        """Are the commands there, and does the controller answer?"""
-        try:
-            return "UP" in _answer("scontrol", "ping")
-        except SchedulerSilentError:
-            return False
-
     def has_nodes(self, partition: str | None) -> bool:
         """Is there a node that takes jobs now, in that partition or in any?
 

@@ -12,21 +12,19 @@ import selectors
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import dks
 from dks.config.errors import RequestError
+from dks.sweeps.launches import python_path
 from dks.sweeps.worker import launch_of
 from dks.terminal import CountView, Display, RunView
-from dks.tracking.journal import Entry, now
+from dks.tracking.journal import Entry
 from dks.tracking.record import Record, RunFolder, Status
 from dks.training.interruption import Interruption
 
@@ -317,8 +315,9 @@ class _Pool:
             self._close(worker.slot, folder, how)
             return
         error = {"type": "WorkerDied", "message": f"the worker process {how}"}
-        record = note_death(folder, Status.killed if self.stopping else Status.failed, error)
-        if worker.view is not None or (record is not None and record.error == error):
+        noted = note_death(folder, Status.killed if self.stopping else Status.failed, error)
+        record = folder.read_record()
+        if worker.view is not None or noted:
             self._finish(worker, record)
         if record is not None and record.status is Status.failed:
             self._again_or_never(folder)
@@ -375,46 +374,24 @@ class _Pool:
             worker.kill()
         for worker in self.workers.values():
             if worker.cell is not None:
-                self._finish(worker, note_death(worker.cell, Status.killed, {"type": "Interrupted", "message": "SIGKILL"}))
+                note_death(worker.cell, Status.killed, {"type": "Interrupted", "message": "SIGKILL"})
+                self._finish(worker, worker.cell.read_record())
         self.workers.clear()
 
 
-def note_death(folder: RunFolder, status: Status, error: dict[str, str]) -> Record | None:
-    """Write down that the process of a cell died in the middle of it.
+def note_death(folder: RunFolder, status: Status, error: dict[str, str]) -> bool:
+    """Write down that the process of a cell died in the middle of it; returns whether there was need to.
 
-    A record that says done, or how else its run ended, stays as it is, and so does the one of a cell that another process has
-    begun meanwhile. Returns the record.
+    A cell that was still to begin stays queued when all are stopped.
     """
-    until = time.monotonic() + GRACE
-    while not folder.claim():
-        if time.monotonic() > until:
-            return folder.read_record()
-        time.sleep(0.05)
-    try:
-        record = folder.read_record()
-        if record is None or record.status not in (Status.queued, Status.running):
-            return record
-        if record.status is Status.queued and status is Status.killed:
-            return record  # it was never begun
-        if record.status is Status.running:
-            attempt = record.attempts[-1]
-            attempt.ended, attempt.status = now(), status.value
-            lived = datetime.now(timezone.utc) - datetime.fromisoformat(attempt.started)
-            attempt.seconds = round(lived.total_seconds(), 3)
-            record.cost["seconds"] = round(sum(each.seconds for each in record.attempts), 3)
-        record.status, record.error = status, dict(error)
-        folder.write_record(record)
-        return record
-    finally:
-        folder.release()
+    expected = {Status.running} if status is Status.killed else {Status.queued, Status.running}
+    return folder.close(status, error, expected, ended=time.time(), patience=GRACE)
 
 
 def environment(given: Mapping[str, str], layout: Layout, slot: int) -> dict[str, str]:
     """The environment of a worker: its threads, its GPU, and where this package is, which may be a bare checkout."""
-    variables = {**given, "OMP_NUM_THREADS": str(layout.threads)}
+    path = python_path(given.get("PYTHONPATH", ""))
+    variables = {**given, "OMP_NUM_THREADS": str(layout.threads), "PYTHONPATH": path}
     if layout.gpus:
         variables["CUDA_VISIBLE_DEVICES"] = layout.gpus[slot % len(layout.gpus)]
-    root = str(Path(dks.__file__).resolve().parent.parent)
-    if root != sysconfig.get_path("purelib"):
-        variables["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [given.get("PYTHONPATH")])])
     return variables

@@ -18,7 +18,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sysconfig
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stderr, suppress
@@ -30,7 +29,7 @@ from typing import Any
 from filelock import Timeout
 
 from dks.config.errors import RequestError
-from dks.sweeps.launches import Array, LaunchFolder
+from dks.sweeps.launches import Array, LaunchFolder, python_path
 from dks.sweeps.scheduler import Scheduler, SchedulerSilentError
 
 # Seconds that a job waits for a cell whose former process, on a node that was lost, is still ending.
@@ -260,13 +259,9 @@ def _let_go(arrays: Sequence[Array], launch: LaunchFolder, scheduler: Scheduler)
 
 
 def _importable() -> list[str]:
-    """The shell line that lets the job import this package, where it is a checkout and not installed."""
-    import dks
-
-    root = Path(str(dks.__file__)).resolve().parent.parent
-    if root == Path(sysconfig.get_path("purelib")).resolve():
-        return []
-    return [f"export PYTHONPATH={shlex.quote(str(root))}${{PYTHONPATH:+:$PYTHONPATH}}"]
+    """The shell line that lets the job import this package, if it needs one."""
+    path = python_path()
+    return [f"export PYTHONPATH={shlex.quote(path)}${{PYTHONPATH:+:$PYTHONPATH}}"] if path else []
 
 
 def _srun_options(resources: Resources) -> list[str]:

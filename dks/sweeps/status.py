@@ -22,11 +22,10 @@ from dks.sweeps import manifest
 from dks.sweeps.launches import Launch, LaunchFolder
 from dks.sweeps.ledger import Standing, State, survey
 from dks.sweeps.manifest import Manifest
-from dks.sweeps.scheduler import Scheduler
+from dks.sweeps.scheduler import Scheduler, SchedulerSilentError
 from dks.sweeps.slurm import log_file
 from dks.terminal import duration
 from dks.tracking import heartbeat
-from dks.tracking.journal import now
 from dks.tracking.record import Status
 
 SPEED = "train/images_per_second"
@@ -115,9 +114,17 @@ def wait(look: Callable[[], SweepStatus], every: float, console: Console) -> Swe
 
 
 def cancel(seen: SweepStatus, scheduler: Scheduler) -> str:
-    """Stop what runs and withdraw what waits; says what was done. Runs stop between two steps and can go on later."""
+    """Stop what runs and withdraw what waits; says what was done. Runs stop between two steps and can go on later.
+
+    Raises:
+        RequestError: the scheduler does not answer, so its jobs go on; no cell was withdrawn, no process was told to stop.
+    """
     jobs = [each.job_id for each in seen.standings.values() if each.job_id and each.state in (State.queued, State.running)]
-    scheduler.cancel(jobs)
+    try:
+        scheduler.cancel(jobs)
+    except SchedulerSilentError as error:
+        what = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
+        raise RequestError(f"{what} could not be cancelled: {error}; cancel again where SLURM answers") from error
     withdrawn = [each for each in seen.standings.values() if each.state is State.queued and _withdraw(each)]
     launches = {each.launch.path: each.launch for each in seen.standings.values() if each.launch is not None}
     told: list[Launch] = []
@@ -139,33 +146,16 @@ def cancel(seen: SweepStatus, scheduler: Scheduler) -> str:
 
 def _withdraw(standing: Standing) -> bool:
     """Mark a cell that has not begun as killed."""
-    return _rewrite(standing, Status.killed, "Cancelled", "withdrawn before it began", {Status.queued})
+    error = {"type": "Cancelled", "message": "withdrawn before it began"}
+    return standing.folder.close(Status.killed, error, {Status.queued})
 
 
 def _note_end(standing: Standing) -> None:
     """Write down how a job ended that could not do so itself: the scheduler forgets it soon."""
     if standing.job is None or standing.record is None or standing.state not in (State.failed, State.killed):
         return
-    status = Status(standing.state.value)
-    message = f"job {standing.job_id} ended: {standing.job}"
-    _rewrite(standing, status, "JobEnded", message, {Status.queued, Status.running})
-
-
-def _rewrite(standing: Standing, status: Status, kind: str, message: str, expected: set[Status]) -> bool:
-    folder = standing.folder
-    if not folder.claim():
-        return False
-    try:
-        record = folder.read_record()
-        if record is None or record.status not in expected:
-            return False
-        if record.attempts and record.attempts[-1].status == Status.running.value:
-            record.attempts[-1].status, record.attempts[-1].ended = status.value, now()
-        record.status, record.error = status, {"type": kind, "message": message}
-        folder.write_record(record)
-        return True
-    finally:
-        folder.release()
+    error = {"type": "JobEnded", "message": f"job {standing.job_id} ended: {standing.job}"}
+    standing.folder.close(Status(standing.state.value), error, {Status.queued, Status.running})
 
 
 _COLOURS = {State.running: "green", State.failed: "red", State.lost: "red", State.killed: "yellow"}

@@ -47,12 +47,18 @@ def read(folder: Path | str) -> Heartbeat | None:
         return None
 
 
-def age(folder: Path | str) -> float | None:
-    """Seconds since the last beat, by the file's own time; None where there is none."""
+def last(folder: Path | str) -> float | None:
+    """When it last beat, in seconds since the epoch, by the file's own time; None where it never did."""
     try:
-        return max(0.0, time.time() - (Path(folder) / FILE).stat().st_mtime)
+        return (Path(folder) / FILE).stat().st_mtime
     except OSError:
         return None
+
+
+def age(folder: Path | str) -> float | None:
+    """Seconds since the last beat; None where there is none."""
+    beat = last(folder)
+    return None if beat is None else max(0.0, time.time() - beat)
 
 
 def slurm_job() -> str | None:

@@ -14,8 +14,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from dks.config.compose import config_from, to_yaml
 from dks.config.errors import RequestError
 from dks.config.identity import SCHEMA_VERSION
 from dks.config.schema import Config
+from dks.tracking import heartbeat
 from dks.tracking.journal import Journal
 
 
@@ -95,7 +100,11 @@ class RunFolder:
         self.weights_file = self.path / "weights.safetensors"
         self.log_file = self.path / "run.log"
         self.mlflow_file = self.path / "mlflow.json"
-        self.lock = FileLock(self.path / "lock")
+
+    @cached_property
+    def lock(self) -> FileLock:
+        """Made when it is needed: of thousands of cells that are only looked at, it takes as long as all else."""
+        return FileLock(self.path / "lock")
 
     def claim(self) -> bool:
         """Try to become the only process that works on this cell; the claim ends with `release` or with the process."""
@@ -153,6 +162,50 @@ class RunFolder:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RequestError(f"{self.record_file} is damaged ({error}); remove its folder to run the cell again") from error
+
+    def end_attempt(self, record: Record, status: str, ended: float | None = None) -> None:
+        """Put into a record how its last attempt ended, if its process died without a word.
+
+        Args:
+            ended: when, in seconds since the epoch; None: nobody saw it, so when its heart last beat.
+        """
+        attempt = record.attempts[-1] if record.attempts else None
+        if attempt is None or attempt.status != Status.running.value:
+            return
+        started = datetime.fromisoformat(attempt.started).timestamp()
+        end = max(started, ended or heartbeat.last(self.path) or started)  # clocks of other machines may differ
+        attempt.ended = datetime.fromtimestamp(end, timezone.utc).isoformat(timespec="milliseconds")
+        attempt.status, attempt.seconds = status, round(end - started, 3)
+        record.cost["seconds"] = round(sum(each.seconds for each in record.attempts), 3)
+
+    def close(
+        self,
+        status: Status,
+        error: dict[str, Any],
+        expected: Collection[Status],
+        ended: float | None = None,
+        patience: float = 0.0,
+    ) -> bool:
+        """Write down how a cell ended that cannot do so itself: its process died, or it will never begin.
+
+        A record with a status that is not expected stays as it is, and so does the one of a cell that a process still works on
+        after `patience` seconds. Returns whether it was written. `ended` is as in `end_attempt`.
+        """
+        until = time.monotonic() + patience
+        while not self.claim():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+        try:
+            record = self.read_record()
+            if record is None or record.status not in expected:
+                return False
+            self.end_attempt(record, status.value, ended)
+            record.status, record.error = status, dict(error)
+            self.write_record(record)
+            return True
+        finally:
+            self.release()
 
 
 def write_atomically(path: Path, text: str) -> None:

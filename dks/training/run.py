@@ -111,6 +111,7 @@ def _execute(folder: RunFolder, config: Config, record: Record, interruption: In
         job=slurm_job(),
         versions=versions(),
     )
+    folder.end_attempt(record, Status.killed.value)  # where SLURM requeued the job of a node that was lost
     record.attempts.append(attempt)
     record.status, record.error = Status.running, None
     folder.write_record(record)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.config_store import ConfigStore
@@ -77,9 +76,9 @@ class DksSweeper(Sweeper):
         compose = Composer(self._compose)
         if self.show is not None:
             gc.disable()  # thousands of cells are looked through again and again, and none is garbage
-            from dks.sweeps.forecast import forecast
+            from dks.forecast.forecast import forecast
 
-            found = plan(grid, compose, self.named, arguments, absent_ok=True)
+            found = plan(grid, compose, absent_ok=True)
             new = found.launches(policy.only)
             slots = getattr(self.launcher, "slots_for", lambda cells: 1)(len(new))  # the local launcher has it
             done = [cell.done_epochs for cell in new]
@@ -90,7 +89,7 @@ class DksSweeper(Sweeper):
         check = getattr(self.launcher, "check", None)  # our own launchers have it
         if check is not None:
             check()
-        if status := engine.execute(lambda: plan(grid, compose, self.named, arguments, absent_ok=True), self, policy):
+        if status := engine.execute(lambda: plan(grid, compose, absent_ok=True), self, policy):
             raise SystemExit(status)
 
     @property
@@ -106,8 +105,10 @@ class DksSweeper(Sweeper):
 
     def launch(self, cells: list[Cell]) -> list[Exception]:
         """Called by the engine: run these cells, or hand them over; the errors of those that could not even begin."""
+        from dks.sweeps.launches import python_path
+
         assert self.launcher is not None
-        _make_importable()
+        os.environ["PYTHONPATH"] = python_path(os.environ.get("PYTHONPATH", ""))  # for whatever the launcher starts
         # Quoted: a cell's name may look like a number.
         jobs = [
             [*cell.point.overrides, f"hydra.sweep.dir='{cell.config.runs_dir}'", f"hydra.sweep.subdir='{cell.cell_id}'"]
@@ -126,16 +127,6 @@ class DksSweeper(Sweeper):
             return from_hydra(self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides)))
         except HYDRA_ERRORS as error:
             raise RequestError(explain(error)) from error
-
-
-def _make_importable() -> None:
-    """Processes that a launcher starts import the package from where it is, installed or not."""
-    import dks
-
-    root = str(Path(dks.__file__).resolve().parent.parent)
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if root not in paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join([root, *paths])
 
 
 # Hydra loads a plugin by the name of its class; in the store, not in a config file, which holds data only.

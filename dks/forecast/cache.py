@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
@@ -17,9 +18,9 @@ import torch
 
 from dks.config.identity import canonical_json
 from dks.config.schema import Config
+from dks.forecast.flops import Flops, flops, network_key
+from dks.forecast.probe import Probe
 from dks.tracking.record import write_atomically
-from dks.training.flops import Flops, flops, network_key
-from dks.training.probe import Probe
 
 ENTRY_AGE = 7 * 24 * 3600.0  # seconds for which what is in a cache is believed
 ENTRIES_KEPT = 500
@@ -27,13 +28,13 @@ ENTRIES_KEPT = 500
 T = TypeVar("T")
 
 
-class _Cache(Generic[T]):
+class Cache(Generic[T]):
     """Values under names in one JSON file of this user's folder for caches; without a readable or writable file it is empty."""
 
-    FILE: str
-
-    def __init__(self) -> None:
-        self.path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dks" / self.FILE
+    def __init__(self, file: str, parse: Callable[[dict[str, Any]], T]) -> None:
+        """`parse` makes a value of an entry; it raises TypeError, KeyError or ValueError for what is none."""
+        self.path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dks" / file
+        self._parse = parse
         self._entries = self._read()
         self._new: dict[str, dict[str, Any]] = {}
 
@@ -41,15 +42,20 @@ class _Cache(Generic[T]):
         """The value of that name, unless it is damaged or too old."""
         return self._valid(self._entries.get(name))
 
-    def _put(self, name: str, **entry: Any) -> None:
-        """Keep a value; `write` brings it to disk."""
+    def where(self, key: str, value: str) -> list[T]:
+        """All values whose entry has this value under that key."""
+        entries = [entry for entry in self._entries.values() if isinstance(entry, dict) and entry.get(key) == value]
+        return [found for entry in entries if (found := self._valid(entry)) is not None]
+
+    def put(self, name: str, **entry: Any) -> None:
+        """Keep an entry; `write` brings it to disk."""
         self._new[name] = {"time": time.time(), **entry}
 
     def write(self) -> None:
         """Add what is new to the file, as a whole or not at all."""
         if not self._new:
             return
-        entries = {name: entry for name, entry in self._read().items() if self._valid(entry)} | self._new
+        entries = {name: entry for name, entry in self._read().items() if self._valid(entry) is not None} | self._new
         newest = sorted(entries.items(), key=lambda item: item[1]["time"])[-ENTRIES_KEPT:]
         with suppress(OSError):
             write_atomically(self.path, json.dumps(dict(newest), indent=1) + "\n")
@@ -64,56 +70,64 @@ class _Cache(Generic[T]):
     def _valid(self, entry: Any) -> T | None:
         """The value in an entry of the file, if the entry is whole and not too old."""
         try:
-            value, age = self._value(entry), time.time() - entry["time"]
+            value, age = self._parse(entry), time.time() - entry["time"]
             return value if 0 <= age < ENTRY_AGE else None
         except (TypeError, KeyError, ValueError):
             return None
 
-    def _value(self, entry: dict[str, Any]) -> T:
-        """Raises TypeError, KeyError or ValueError for what is none."""
-        raise NotImplementedError
 
-
-class ProbeCache(_Cache[Probe]):
+class ProbeCache:
     """Probes of this user's machines, in `dks/probes.json`."""
 
-    FILE = "probes.json"
+    def __init__(self) -> None:
+        self._cache = Cache("probes.json", _probe_in)
+
+    def get(self, name: str) -> Probe | None:
+        return self._cache.get(name)
 
     def of_machine(self, place: str) -> list[Probe]:
         """All probes of a machine."""
-        here = (entry for entry in self._entries.values() if isinstance(entry, dict) and entry.get("machine") == place)
-        return [found for entry in here if (found := self._valid(entry)) is not None]
+        return self._cache.where("machine", place)
 
     def put(self, name: str, place: str, measured: Probe) -> None:
-        self._put(name, machine=place, probe=asdict(measured))
+        self._cache.put(name, machine=place, probe=asdict(measured))
 
-    def _value(self, entry: dict[str, Any]) -> Probe:
-        measured = Probe(**entry["probe"])
-        for number in (measured.seconds_per_step, measured.seconds_per_test_image, measured.flops_per_second):
-            if not (math.isfinite(number) and number > 0):
-                raise ValueError(number)
-        return measured
+    def write(self) -> None:
+        self._cache.write()
 
 
-class FlopsCache(_Cache[Flops]):
+def _probe_in(entry: dict[str, Any]) -> Probe:
+    measured = Probe(**entry["probe"])
+    for number in (measured.seconds_per_step, measured.seconds_per_test_image, measured.flops_per_second):
+        if not (math.isfinite(number) and number > 0):
+            raise ValueError(number)
+    return measured
+
+
+class FlopsCache:
     """Counted operations, in `dks/flops.json`: a sweep over dozens of networks is then counted once and not at every look."""
 
-    FILE = "flops.json"
+    def __init__(self) -> None:
+        self._cache = Cache("flops.json", _flops_in)
 
     def of(self, config: Config) -> Flops:
         """Raises what `flops` raises."""
         name = hashlib.sha256(canonical_json([network_key(config), _code()]).encode()).hexdigest()[:16]
-        counted = self.get(name)
+        counted = self._cache.get(name)
         if counted is None:
             counted = flops(config)
-            self._put(name, flops=asdict(counted))
+            self._cache.put(name, flops=asdict(counted))
         return counted
 
-    def _value(self, entry: dict[str, Any]) -> Flops:
-        counted = Flops(**entry["flops"])
-        if not all(isinstance(number, int) and number > 0 for number in asdict(counted).values()):
-            raise ValueError(counted)
-        return counted
+    def write(self) -> None:
+        self._cache.write()
+
+
+def _flops_in(entry: dict[str, Any]) -> Flops:
+    counted = Flops(**entry["flops"])
+    if not all(isinstance(number, int) and number > 0 for number in asdict(counted).values()):
+        raise ValueError(counted)
+    return counted
 
 
 @lru_cache(maxsize=1)
@@ -121,6 +135,6 @@ def _code() -> str:
     """What the operations of a network depend on beside its configuration: the code that builds and counts it."""
     package = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256(torch.__version__.encode())
-    for path in (*sorted((package / "models").glob("*.py")), package / "training" / "flops.py"):
+    for path in (*sorted((package / "models").glob("*.py")), package / "forecast" / "flops.py"):
         digest.update(path.read_bytes())
     return digest.hexdigest()

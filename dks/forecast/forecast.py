@@ -18,12 +18,12 @@ import torch
 from dks.config.errors import RequestError
 from dks.config.schema import Config
 from dks.data.sizes import image_size, images
-from dks.sweeps.forecast_cache import FlopsCache
-from dks.sweeps.forecast_text import network_label, text
-from dks.sweeps.speeds import Key, Machine, Source, Speed, Work, device_model, is_cuda, speeds_of
+from dks.forecast.cache import FlopsCache
+from dks.forecast.flops import Flops, network_key
+from dks.forecast.probe import is_busy
+from dks.forecast.speeds import Key, Machine, Source, Speed, Work, device_model, is_cuda, speeds_of
+from dks.forecast.text import network_label, text
 from dks.training.environment import available_threads, device_name, pick_device
-from dks.training.flops import Flops, network_key
-from dks.training.probe import is_busy
 
 
 @dataclass(frozen=True)

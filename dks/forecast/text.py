@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from dks.config.files import choices, load_choice
 from dks.config.schema import AuxDesign, Backbone, Config, DesignKind, TeacherKind
-from dks.sweeps.speeds import Source
+from dks.forecast.speeds import Source
 
 if TYPE_CHECKING:
-    from dks.sweeps.forecast import Forecast, Line, Range
+    from dks.forecast.forecast import Forecast, Line, Range
 
 
 def text(forecast: Forecast) -> str:

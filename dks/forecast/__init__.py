@@ -1,0 +1,1 @@
+"""How long runs will take and what they need, told before they are launched: seen, probed or counted."""
