@@ -15,7 +15,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def declarations(folder: str) -> Path:
-    """The folder `conf` or `sweeps`: inside an installed wheel, or beside the package in a checkout."""
+    """The folder `conf`, `sweeps` or `analysis`: inside an installed wheel, or beside the package in a checkout."""
     shipped = _PACKAGE / "share" / folder
     return shipped if shipped.is_dir() else _PACKAGE.parent / folder
 

@@ -279,9 +279,7 @@ def written(value: Any) -> str:
     return QuotedString(value, Quote.single).with_quotes()
 
 
-def _table(
-    file: str, table: Any, cells: Sequence[Cell]
-) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, TableShape]:
+def _table(file: str, table: Any, cells: Sequence[Cell]) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, TableShape]:
     """Axes of rows and of columns, None where the swept keys are to be the axes, and the rest."""
     if table is None:
         return None, None, TableShape()

@@ -39,6 +39,7 @@ class Manifest:
     columns: list[str] | None = None
     selection: list[ManifestCell] = field(default_factory=list)  # runs that choose a hyper-parameter; not in the table
     undecided: list[str] = field(default_factory=list)  # a line for every choice that is still open
+    pending: list[dict[str, str]] = field(default_factory=list)  # labels of its table's cells that wait for such a choice
     parts: list[str] = field(default_factory=list)  # names of the sweeps it is the union of; the tables are theirs
     differs: dict[str, list[str]] = field(default_factory=dict)  # config_id -> what is not as in the file without overrides
     named: str | None = None  # the file in `sweeps/` that it was made from

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from dks.config.compose import Compose
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from dks.config.compose import Compose, Composed
 from dks.config.errors import RequestError
 from dks.config.identity import cell_id, config_id
 from dks.config.methods import baseline_of, classifiers_of, ds_of, method_of
 from dks.config.schema import Config
 from dks.config.validation import Resolver
-from dks.sweeps.grid import Choice, Grid, Point
+from dks.sweeps.differences import differences
+from dks.sweeps.files import read
+from dks.sweeps.grid import Choice, Grid, Point, long_name
 from dks.sweeps.ledger import Standing, State, survey_all, to_launch
 from dks.sweeps.manifest import Manifest, ManifestCell
+from dks.sweeps.request import grid_of
 from dks.terminal import Display
 
 if TYPE_CHECKING:
@@ -77,6 +82,8 @@ class Part:
     columns: tuple[str, ...] | None
     cells: tuple[Cell, ...]
     selections: tuple[Selection, ...] = ()
+    pending: tuple[Point, ...] = ()  # of its table, each waiting for a choice
+    differs: dict[str, list[str]] = field(default_factory=dict)  # config_id -> what is not as in the file without overrides
     named: str | None = None  # the file in `sweeps/`
     request: tuple[str, ...] = ()  # overrides as typed that reach it
 
@@ -96,6 +103,8 @@ class Part:
             columns=None if self.columns is None else list(self.columns),
             selection=[_manifest_cell(cell) for cell in self.selection_cells],
             undecided=[str(each) for each in self.selections if each.chosen is None],
+            pending=[point.labels for point in self.pending],
+            differs=self.differs,
             parts=list(parts),
             named=self.named,
             request=list(self.request),
@@ -170,7 +179,7 @@ class Plan:
             return tables
         cells = tuple(cell for part in self.parts for cell in part.cells)
         selections = tuple(each for part in self.parts for each in part.selections)
-        whole = Part(self.name, self.title, self.axes, None, None, cells, selections, self.named, self.request)
+        whole = Part(self.name, self.title, self.axes, None, None, cells, selections, named=self.named, request=self.request)
         return [*tables, whole.manifest([part.name for part in self.parts])]
 
 
@@ -193,13 +202,15 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False) -> Plan:
         points, choices = drafts[id(each)]
         if each.named is not None and not each.fixed:  # an override may make cells of a file equal, the file itself may not
             _refuse_twins(each.name, points)
-        selections = []
+        selections, pending = [], list[Point]()
         for choice, candidates in choices:
             tried = {value: tuple(_cell(draft, standings) for draft in runs) for value, runs in candidates.items()}
             chosen = _chosen(tried, standings)
             place = " ".join(f"{key}={value}" for key, value in choice.labels.items())
             selections.append(Selection(choice.key, place, tried, len(choice.undecided), chosen))
-            if chosen is not None:
+            if chosen is None:
+                pending += choice.undecided
+            else:
                 finals = [drafter.one(point) for point in choice.final(chosen)]
                 drafter.complain()
                 standings |= _survey(finals)
@@ -214,6 +225,8 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False) -> Plan:
                 columns=each.columns,
                 cells=cells,
                 selections=tuple(selections),
+                pending=tuple(pending),
+                differs=_differs(each, cells, compose),
                 named=each.named,
                 request=each.request,
             )
@@ -274,6 +287,31 @@ class _Drafter:
                     self.problems.setdefault(problem, []).append(where)
         self.drafts += drafts
         return drafts
+
+
+def _differs(grid: Grid, cells: Iterable[Cell], compose: Compose) -> dict[str, list[str]]:
+    """config_id -> in what the configuration differs from the one that the file has in its place, where that is anything."""
+    if grid.named is None or not grid.fixed:
+        return {}
+    file = grid_of(read(grid.named), (), OverridesParser.create())
+    axes = [axis for axis in file.axes if axis != "seed"]
+    waiting = {long_name(choice.key): choice.undecided for choice in file.choices}
+    places: dict[tuple[str | None, ...], Point] = {}
+    for point in (*file.points, *(point for points in waiting.values() for point in points)):
+        places.setdefault(tuple(point.labels.get(axis) for axis in axes), point)
+    resolve, originals = Resolver(absent_ok=True), dict[tuple[str, ...], Composed]()
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        place = places.get(tuple(cell.point.labels.get(axis) for axis in axes))
+        if place is None or cell.config_id in found:
+            continue
+        if place.overrides not in originals:
+            composed = compose(place.overrides)
+            originals[place.overrides] = replace(composed, config=resolve(composed))
+        original = originals[place.overrides]
+        lines = differences(cell.config, cell.choices, original.config, original.choices, waiting)
+        found[cell.config_id] = lines
+    return {config: lines for config, lines in found.items() if lines}
 
 
 def _refuse_twins(name: str, drafts: Sequence[_Draft]) -> None:

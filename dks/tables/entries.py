@@ -33,6 +33,7 @@ def entries(sweep: Manifest, runs: pd.DataFrame, metrics: Sequence[Metric], epoc
     """
     found = {record["cell_id"]: record for record in runs.to_dict("records")}
     rows = [row for cell in sweep.cells for row in _rows(cell, found.get(cell.cell_id), metrics, epoch, by_classifier)]
+    rows += [_pending(labels, metrics, by_classifier) for labels in sweep.pending]
     if by_classifier:
         _compare_with_alone(rows, other_axes(sweep))
     return pd.DataFrame(rows)
@@ -66,6 +67,23 @@ def _rows(
             "left_out": _left_out(run, values) if run is not None and state == State.done.value else "",
             **values,
         }
+
+
+def _pending(labels: Mapping[str, str], metrics: Sequence[Metric], by_classifier: bool) -> dict[str, Any]:
+    """A cell that has no identity before something is chosen."""
+    return {
+        **labels,
+        **({CLASSIFIER: "c1", TRAINING: labels.get("method", "")} if by_classifier else {}),
+        "cell_id": "",
+        "config_id": "",
+        "seed": int(labels.get("seed", 0)),
+        "method": labels.get("method", ""),
+        "entry_id": "",
+        **{f"over_{over.value}": None for over in Over},
+        "state": State.missing.value,
+        "left_out": "",
+        **{metric.name: math.nan for metric in metrics},
+    }
 
 
 def _value(run: Mapping[Any, Any] | None, metric: str, epoch: Epoch) -> float:

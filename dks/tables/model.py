@@ -141,6 +141,7 @@ class Table:
     comparisons: tuple[Comparison, ...] = ()
     paper: PaperTable | None = None  # the paper's own table
     undecided: tuple[str, ...] = ()  # hyper-parameters still to be chosen, a line each
+    states: dict[str, int] = field(default_factory=dict)  # state -> runs in it; a run is here once, in however many cells it is
 
     @property
     def has_paper(self) -> bool:
@@ -186,7 +187,8 @@ def build(
     groups: dict[Place, dict[str, Run]] = {}  # a value swept twice under two spellings is one cell, and counts once
     for run in entries.to_dict("records"):
         labels = tuple(str(run[axis]) for axis in shown)
-        groups.setdefault((labels[: len(row_axes)], labels[len(row_axes) :]), {})[run["cell_id"]] = run
+        # One that has no cell id yet is told from others by its seed.
+        groups.setdefault((labels[: len(row_axes)], labels[len(row_axes) :]), {})[run["cell_id"] or str(run["seed"])] = run
     cells, firsts = {}, {}
     for place, members in groups.items():
         runs = sorted(members.values(), key=lambda run: run["seed"])
@@ -204,6 +206,10 @@ def build(
     cells = _mark_best(_with_gains(cells, pairs))
     aside = tuple(place for place in cells if shape.aside and shape.aside.items() <= _labels(place, shown).items())
     within = [place for place in cells if place not in aside]
+    rows_shown = list(dict.fromkeys(row for row, _ in within))
+    if paper is not None:
+        rows_shown.sort(key=lambda row: paper.position(dict(zip(row_axes, row, strict=True))))
+    states = {run["cell_id"] or (*place, run["seed"]): run["state"] for place in groups for run in groups[place].values()}
     return Table(
         name,
         title,
@@ -211,7 +217,7 @@ def build(
         shape.metrics,
         row_axes,
         column_axes,
-        tuple(dict.fromkeys(row for row, _ in within)),
+        tuple(rows_shown),
         tuple(dict.fromkeys(column for _, column in within)),
         cells,
         tuple(over for over in shape.gain or (Over.baseline,) if any(over is each for _, each, _ in pairs)),
@@ -219,6 +225,7 @@ def build(
         _comparisons(cells, pairs),
         paper,
         tuple(undecided),
+        dict(Counter(states.values())),
     )
 
 
@@ -246,7 +253,7 @@ def _cell(runs: Sequence[Run], metrics: Sequence[Metric], differs: tuple[str, ..
         wanted=len(runs),
         states=dict(Counter(run["state"] for run in runs if run["state"] != State.done.value)),
         left_out=dict(Counter(run["left_out"] for run in runs if run["left_out"])),
-        cell_ids=tuple(run["cell_id"] for run in runs),
+        cell_ids=tuple(run["cell_id"] for run in runs if run["cell_id"]),
         config_id=runs[0]["config_id"],
         method=runs[0]["method"],
         differs=differs,

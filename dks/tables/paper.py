@@ -41,6 +41,11 @@ class PaperTable:
         known = {long_name(axis): plain(value) for axis, value in labels.items()}
         return next((row for row in self.rows if row.labels.items() <= known.items()), None)
 
+    def position(self, labels: dict[str, str]) -> int:
+        """Where the paper has the first of its rows with these labels; behind them all where it has none."""
+        known = {(long_name(axis), plain(value)) for axis, value in labels.items()}
+        return next((number for number, row in enumerate(self.rows) if known <= row.labels.items()), len(self.rows))
+
 
 @cache
 def paper_table(name: str) -> PaperTable | None:

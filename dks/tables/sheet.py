@@ -208,13 +208,10 @@ def _notes(table: Table) -> Iterator[str]:
             parts += [f"n = {_n(cell, place).text}", f"paper {paper}"]
             parts += [f"difference {difference}"] if (difference := _difference(cell, place).text) else []
         yield f"{text}: {', '.join(parts)}"
-    states: dict[str, int] = {}
-    for cell in table.cells.values():
-        for state, count in cell.states.items():
-            states[state] = states.get(state, 0) + count
-    if states and sum(cell.wanted for cell in table.cells.values()) > 1:
-        wanted = sum(cell.wanted for cell in table.cells.values())
-        yield f"of {wanted} runs {', '.join(f'{count} {state}' for state, count in states.items())}"
+    open_states = {state: count for state, count in table.states.items() if state != State.done.value}
+    if open_states and sum(table.states.values()) > 1:
+        told = ", ".join(f"{count} {state}" for state, count in open_states.items())
+        yield f"of {sum(table.states.values())} runs {told}"
     for reason, count in table.left_out.items():
         yield f"left out: {count} finished {'run' if count == 1 else 'runs'} ({reason})"
     yield from _differences(table)
