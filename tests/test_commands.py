@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ def test_the_main_job_from_nothing_to_its_table_and_into_mlflow(in_folder: Path)
         "provenance.json",
         "sweep.json",
         "table.csv",
+        "table.html",
         "table.md",
         "table.tex",
     ]
@@ -50,7 +52,7 @@ def test_the_main_job_from_nothing_to_its_table_and_into_mlflow(in_folder: Path)
     provenance = json.loads((sweep / "provenance.json").read_text())
     assert {run["cell_id"] for cell in provenance["cells"] for run in cell["runs"]} == set(made)
     for cell in provenance["cells"]:
-        assert f"{cell['mean']:.2f}" in out
+        assert f"{cell['numbers']['test/top1_error']['mean']:.2f}" in out
     tracked = {run["mlflow_run_id"]: run["cell_id"] for cell in provenance["cells"] for run in cell["runs"]}
     # MLflow: one parent, nine finished children with learning curves.
     client = MlflowClient("sqlite:///mlflow.db")
@@ -104,7 +106,9 @@ def test_seeds_are_averaged_and_gains_are_over_the_baseline(run_here: Run, in_fo
     mean = {method: sum(values) / 2 for method, values in errors.items()}
     sd = {method: abs(values[0] - values[1]) / 2**0.5 for method, values in errors.items()}
     assert f"{mean['baseline']:.2f}({sd['baseline']:.2f})" in out
-    assert f"{mean['dks']:.2f}({sd['dks']:.2f}) [{mean['baseline'] - mean['dks']:+.2f}]" in out
+    row = next(line for line in out.splitlines() if line.startswith("│ dks"))
+    assert re.split(r"[│*\s]+", row)[2:4] == [f"{mean['dks']:.2f}({sd['dks']:.2f})", f"{mean['baseline'] - mean['dks']:.2f}"]
+    assert "Welch's t test" in out and "over │" in out
     assert "n = 2 seeds" in out
 
 
@@ -112,7 +116,8 @@ def test_a_failed_run_does_not_stop_the_others_and_is_not_averaged_away(run_here
     status, out, err = run_here("-m", "recipe.lr=0.01,1e30", "aux=ours,shallow", *TINY, "data.train_images=320")
     assert status == 1
     assert sorted(record["status"] for record in records(in_folder).values()) == ["done", "done", "failed", "failed"]
-    assert out.count("failed") == 2
+    assert sum(line.count("failed") for line in out.splitlines() if line.startswith("│")) == 2
+    assert "of 4 runs 2 failed" in out
     assert "failed  NonFiniteLoss: non-finite loss at epoch 1, step" in err
 
 
