@@ -128,6 +128,17 @@ def test_the_best_is_the_lowest_among_those_with_all_their_runs() -> None:
     assert not any(cell.is_best for cell in one.cells.values()), "nothing to compare with"
 
 
+def test_the_best_is_marked_for_each_network_unless_networks_alone_are_swept() -> None:
+    runs = [
+        {"backbone": net, "method": m, "value": v} for net, m, v in (("r8", "ds", 9.0), ("r8", "dks", 8.0), ("r32", "ds", 7.0))
+    ]
+    runs.append({"backbone": "r32", "method": "dks", "value": 7.5})
+    table = make(runs, ["backbone", "method"])
+    assert [row[0] + column[0] for (row, column), cell in table.cells.items() if cell.is_best] == ["r8dks", "r32ds"]
+    nets = make([{"backbone": net, "value": v} for net, v in (("r8", 9.0), ("r32", 7.0))], ["backbone"])
+    assert [row[0] for (row, _), cell in nets.cells.items() if cell.is_best] == ["r32"]
+
+
 def methods(**values: list[float]) -> list[dict[str, Any]]:
     """Runs of one network with these methods."""
     return [run for method, its in values.items() for run in seeds(list(its), net="r", method=method)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics as numbers
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from dks.sweeps.grid import long_name
 from dks.sweeps.ledger import State
 from dks.tables.paper import PaperNumber, PaperRow, PaperTable
 from dks.tables.statistics import Difference, compare, holm, interval
@@ -98,7 +100,7 @@ class TableCell:
     config_id: str
     method: str
     differs: tuple[str, ...] = ()  # how its setting differs from the paper's
-    is_best: bool = False  # lowest mean of the table among configurations with all their runs
+    is_best: bool = False  # lowest mean for its task and network among configurations with all their runs
 
     @property
     def n(self) -> int:
@@ -203,7 +205,7 @@ def build(
         for over in Over
         if (other := by_entry.get(first[f"over_{over.value}"])) is not None and other != place
     ]
-    cells = _mark_best(_with_gains(cells, pairs))
+    cells = _mark_best(_with_gains(cells, pairs), shown)
     aside = tuple(place for place in cells if shape.aside and shape.aside.items() <= _labels(place, shown).items())
     within = [place for place in cells if place not in aside]
     rows_shown = list(dict.fromkeys(row for row, _ in within))
@@ -277,15 +279,30 @@ def _with_gains(cells: dict[Place, TableCell], pairs: Sequence[tuple[Place, Over
     }
 
 
-def _mark_best(cells: dict[Place, TableCell]) -> dict[Place, TableCell]:
-    whole = [cell.numbers[0].mean for cell in cells.values() if cell.is_whole]
-    if len(whole) < 2:
-        return cells
-    lowest = min(mean for mean in whole if mean is not None)
+# Errors of different networks, data or labels are not compared, unless nothing else is swept.
+_TASK = ("backbone", "data", "label_noise")
+
+
+def _mark_best(cells: dict[Place, TableCell], shown: Sequence[str]) -> dict[Place, TableCell]:
+    tasks = [axis for axis in shown if long_name(axis).partition(".")[0] in _TASK]
+    groups: dict[Label, list[float]] = {}
+    for place, cell in cells.items():
+        if cell.is_whole and (mean := cell.numbers[0].mean) is not None:
+            groups.setdefault(_task(place, shown, tasks), []).append(mean)
+    if all(len(means) == 1 for means in groups.values()):
+        tasks, groups = [], {(): [mean for means in groups.values() for mean in means]}
+    lowest = {task: min(means) for task, means in groups.items() if len(means) > 1}
     return {
-        place: dataclasses.replace(cell, is_best=cell.is_whole and cell.numbers[0].mean == lowest)
+        place: dataclasses.replace(
+            cell, is_best=cell.is_whole and cell.numbers[0].mean == lowest.get(_task(place, shown, tasks), math.nan)
+        )
         for place, cell in cells.items()
     }
+
+
+def _task(place: Place, shown: Sequence[str], tasks: Sequence[str]) -> Label:
+    labels = _labels(place, shown)
+    return tuple(labels[axis] for axis in tasks)
 
 
 def _comparisons(cells: dict[Place, TableCell], pairs: Sequence[tuple[Place, Over, Place]]) -> tuple[Comparison, ...]:

@@ -99,7 +99,8 @@ def _latex(sheet: Sheet) -> str:
     lines = [
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{_latex_escape(sheet.caption)}}}",
+        *([r"\small\setlength{\tabcolsep}{3pt}"] if left + width > WIDE else []),
+        rf"\caption{{{_latex_escape(sheet.caption)}}}\smallskip",
         rf"\begin{{tabular}}{{{'l' * left}{'r' * width}}}",
         r"\toprule",
     ]
@@ -133,6 +134,8 @@ def _rules(line: tuple[Heading, ...], first: int) -> Iterator[str]:
     for begin, end in pairwise(ends):
         yield rf"\cmidrule(lr){{{begin}-{end - 1}}}"
 
+
+WIDE = 8  # columns that fit on a page as they are
 
 _LATEX = {
     "\\": r"\textbackslash{}",
