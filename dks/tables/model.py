@@ -155,6 +155,12 @@ class Table:
         """Reason -> finished runs that do not count."""
         return dict(sum((Counter(cell.left_out) for cell in self.cells.values()), Counter()))
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from dks.tables.render import html
+
+        return html(self)
+
     @property
     def differs(self) -> tuple[str, ...]:
         """How settings differ from the paper's, each once."""

@@ -1,0 +1,129 @@
+"""`dks table`, `dks figure` and `dks report`: what the runs of a sweep gave."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dks.commands.exit_status import DONE, WRONG_REQUEST
+from dks.commands.options import Commands
+from dks.config.errors import RequestError
+
+if TYPE_CHECKING:
+    from dks.tables.study import Study
+
+
+def add(commands: Commands) -> None:
+    table = _reading(
+        commands,
+        "table",
+        "the table of a sweep, from whatever runs exist",
+        _table,
+        "dks table table3\n  dks table paper --format md\n  dks table table3 data=digits recipe.epochs=2 --epoch best\n"
+        "  dks table table1 --store sqlite:///mlflow.db --format latex --output table1.tex",
+    )
+    table.add_argument("--format", choices=("terminal", "md", "latex", "html", "csv"), default="terminal")
+    table.add_argument("--output", metavar="FILE", help="write it there, and to FILE.json where its numbers come from")
+    figure = _reading(
+        commands,
+        "figure",
+        "figures of a sweep, as SVG, PDF and PNG",
+        _figure,
+        "dks figure figure3 --kind curves\n  dks figure table1 --output figures",
+    )
+    figure.add_argument("--kind", choices=("curves", "spread", "dots", "cost"), help="default: all four")
+    figure.add_argument("--output", metavar="DIR", help="default: results/NAME/figures")
+    report = _reading(
+        commands,
+        "report",
+        "one HTML page with the tables, the curves and what is missing; it needs no network",
+        _report,
+        "dks report paper\n  dks report table3 --output table3.html",
+    )
+    report.add_argument("--output", metavar="FILE", help="default: results/NAME/report.html")
+
+
+def _reading(
+    commands: Commands, name: str, what: str, run: Callable[[argparse.Namespace], int], examples: str
+) -> argparse.ArgumentParser:
+    """A command that shows what the runs of a sweep gave."""
+    added = commands.add_parser(
+        name,
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}.",
+        epilog=f"examples:\n  {examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    added.add_argument("name", help="one of those that `dks sweep list` shows")
+    added.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="those that the sweep was run with, if there were any")
+    added.add_argument("--store", metavar="URI", help="read an MLflow store, not the folders of the runs")
+    added.add_argument("--experiment", default="dks", metavar="NAME", help="in that store (default: dks)")
+    added.add_argument("--results-dir", default="results", metavar="DIR", help="where sweeps are kept (default: results)")
+    if name != "figure":
+        added.add_argument(
+            "--epoch",
+            choices=("last", "best"),
+            default="last",
+            help="which epoch of a run counts (default: last; best is chosen by the test error itself, and so optimistic)",
+        )
+    added.set_defaults(run=run)
+    return added
+
+
+def _study(options: argparse.Namespace) -> Study:
+    from dks.tables.study import Study
+
+    return Study.open(options.name, options.overrides, options.store, options.results_dir, options.experiment)
+
+
+def _table(options: argparse.Namespace) -> int:
+    from dks.tables.model import Epoch
+    from dks.tables.render import TEXT_FORMATS
+    from dks.tables.results import show, write
+
+    if options.output and options.format == "terminal":
+        raise RequestError(f"--output {options.output} needs --format: {', '.join(TEXT_FORMATS)}")
+    study = _study(options)
+    tables = study.tables(Epoch(options.epoch))
+    if options.output:
+        for path in write(study, tables, options.format, Path(options.output)):
+            print(f"written to {path}")
+        return DONE
+    for number, table in enumerate(tables):
+        if options.format == "terminal":
+            show(table)
+        else:
+            sys.stdout.write(("\n" if number and options.format != "csv" else "") + TEXT_FORMATS[options.format](table))
+    return DONE
+
+
+def _figure(options: argparse.Namespace) -> int:
+    from dks.figures import KINDS, draw, write
+
+    study = _study(options)
+    drawn = False
+    for table in study.tables():
+        folder = Path(options.output or Path(options.results_dir) / table.name / "figures")
+        for kind in [options.kind] if options.kind else KINDS:
+            try:
+                figure = draw(kind, table, study.source)
+            except RequestError as error:  # nothing to draw: of one of many that is worth a line, no more
+                print(f"{table.name}: {kind}: {error}", file=sys.stderr)
+                continue
+            for path in write(figure, folder, f"{table.name}-{kind}"):
+                print(f"written to {path}")
+            drawn = True
+    return DONE if drawn else WRONG_REQUEST
+
+
+def _report(options: argparse.Namespace) -> int:
+    from dks.report import write_report
+    from dks.tables.model import Epoch
+
+    study = _study(options)
+    path = Path(options.output or Path(options.results_dir) / study.name / "report.html")
+    print(f"written to {write_report(study, path, Epoch(options.epoch))}")
+    return DONE

@@ -1,0 +1,197 @@
+"""`dks sweep`: named sweeps planned, run, watched and stopped."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from dks.commands.exit_status import DONE
+from dks.commands.hydra_main import hydra_main
+from dks.commands.options import Commands, at_least, seconds
+from dks.config.errors import RequestError
+
+if TYPE_CHECKING:
+    from dks.sweeps.manifest import Manifest
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser("sweep", help="named sweeps: list, plan, run, status, wait, retry, cancel")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    def action(name: str, what: str, run: Callable[[argparse.Namespace], int], examples: str = "") -> argparse.ArgumentParser:
+        added = actions.add_parser(
+            name, help=what, description=f"{what}.", epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        added.set_defaults(run=run)
+        return added
+
+    listing = action("list", "the sweeps there are, how many cells each has, and how many are done", _list)
+    planning = action(
+        "plan",
+        "what would run, how long it would take, and what exists already; nothing is launched",
+        _plan,
+        "examples:\n  dks sweep plan table3\n  dks sweep plan paper --json\n"
+        "  dks sweep plan table3 data=digits backbone=resnet8 recipe.epochs=2 seed=1,2",
+    )
+    running = action(
+        "run",
+        "run what is missing, then show the table",
+        _run,
+        "examples:\n  dks sweep run table3 data.root=data data.download=true\n"
+        "  dks sweep run table3 hydra.launcher.slots=2\n"
+        "  dks sweep run table3 --launcher slurm hydra.launcher.partition=gpu hydra.launcher.gpus_per_node=1\n"
+        "  dks sweep run table3 data=digits backbone=resnet8 recipe.epochs=2 seed=1,2",
+    )
+    retrying = action("retry", "run again what failed, was killed or got lost, and nothing new", _retry)
+    states = action("status", "where every cell stands", _status)
+    waiting = action("wait", "wait until no cell is queued or running, then show the table", _wait)
+    cancelling = action("cancel", "stop the running cells and withdraw the queued ones; they can go on later", _cancel)
+    for added in (planning, running):
+        added.add_argument("name", help="one of those that `dks sweep list` shows, or of a sweep begun in results/")
+        added.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="reach every cell")
+    for added in (retrying, states, waiting, cancelling):
+        added.add_argument("name", help="the sweep")
+        added.add_argument(
+            "overrides", nargs="*", metavar="KEY=VALUE", help="those that the sweep was run with, if there were any"
+        )
+    for added in (states, waiting, cancelling, retrying, listing):
+        added.add_argument("--results-dir", default="results", metavar="DIR", help="where sweeps are kept (default: results)")
+    for added in (planning, states, listing):
+        added.add_argument("--json", action="store_true", help="for programs")
+    planning.add_argument(
+        "--probe",
+        type=seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help="time for measuring networks that no earlier run tells of (default: 5; 0: estimate from FLOPs alone)",
+    )
+    running.add_argument("--dry-run", action="store_true", help="the same as plan")
+    for added in (running, retrying):
+        added.add_argument("--launcher", choices=("local", "slurm"), help="where cells run (default: local)")
+        added.add_argument(
+            "--retries",
+            type=at_least(0),
+            default=0,
+            metavar="N",
+            help="try a cell that fails up to N times again (default: 0)",
+        )
+        failures = added.add_mutually_exclusive_group()
+        failures.add_argument("--fail-fast", action="store_true", help="begin no further cell once one has failed")
+        failures.add_argument("--max-failures", type=at_least(1), metavar="N", help="... once N have failed (default: go on)")
+    waiting.add_argument("--every", type=seconds, default=5.0, metavar="SECONDS", help="between two looks (default: 5)")
+
+
+def _list(options: argparse.Namespace) -> int:
+    from dks.sweeps.listing import listed
+
+    print(listed(options.results_dir, options.json))
+    return DONE
+
+
+def _plan(options: argparse.Namespace) -> int:
+    show = "json" if options.json else "text"
+    return _named_sweep(options, f"hydra.sweeper.show={show}", f"hydra.sweeper.probe={options.probe}")
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.dry_run:
+        return _named_sweep(options, "hydra.sweeper.show=text")
+    return _named_sweep(options, *_policy(options))
+
+
+def _retry(options: argparse.Namespace) -> int:
+    launcher = [item for item in options.overrides if item.startswith("hydra.launcher.")]
+    options.overrides = [item for item in options.overrides if item not in launcher]
+    begun = _begun(options)
+    return _ask_for(begun.named, [*begun.request, *launcher], "hydra.sweeper.only_unsuccessful=true", *_policy(options))
+
+
+def _policy(options: argparse.Namespace) -> list[str]:
+    failures = 1 if options.fail_fast else options.max_failures
+    launcher = [] if options.launcher is None else [f"hydra/launcher={options.launcher}"]
+    limit = [] if failures is None else [f"hydra.sweeper.max_failures={failures}"]
+    return [*launcher, *limit, f"hydra.sweeper.retries={options.retries}"]
+
+
+def _named_sweep(options: argparse.Namespace, *more: str) -> int:
+    from dks.sweeps.files import names, read
+
+    name, overrides = options.name, options.overrides
+    if name not in names():
+        from dks.sweeps import manifest
+
+        results_dir = getattr(options, "results_dir", "results")
+        if name in manifest.known(results_dir):  # an ad-hoc sweep, or a named one with overrides, asked for again
+            begun = manifest.read(results_dir, name)
+            name, overrides = begun.named, [*begun.request, *overrides]
+        else:
+            read(name)  # says which names there are
+    return _ask_for(name, overrides, *more)
+
+
+def _ask_for(name: str | None, overrides: Sequence[str], *more: str) -> int:
+    """Through Hydra's command line, with `more` for Hydra; name: of the sweep's file, None for an ad-hoc one."""
+    named = [] if name is None else [f"hydra.sweeper.named={name}"]
+    sys.argv = ["dks sweep", "-m", *named, *more, *overrides]
+    return hydra_main()
+
+
+def _begun(options: argparse.Namespace) -> Manifest:
+    """The manifest of the sweep that the options mean."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from dks.sweeps import manifest
+    from dks.sweeps.files import names, read
+    from dks.sweeps.request import grid_of
+
+    name = options.name
+    if options.overrides:
+        if name not in names():
+            raise RequestError(f"{name} is no named sweep, so it takes no overrides; choose from {', '.join(names())}")
+        name = grid_of(read(name), options.overrides, OverridesParser.create()).name
+    return manifest.read(options.results_dir, name)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from dks.sweeps.status import status
+
+    seen = status(options.results_dir, _begun(options).name)
+    if options.json:
+        print(seen.to_json())
+    else:
+        Console(highlight=False).print(str(seen), soft_wrap=True)
+    return DONE
+
+
+def _wait(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from dks.sweeps.status import status, wait
+    from dks.tables.results import show, write_results
+    from dks.tracking.mlflow_sink import end_sweep_run
+
+    name = _begun(options).name
+    seen = wait(lambda: status(options.results_dir, name), options.every, Console(stderr=True))
+    begun = next((each.folder for each in seen.standings.values() if each.record is not None), None)
+    if begun is not None:
+        try:
+            end_sweep_run(begun.read_config().tracking, seen.sweep.name, well=not seen.exit_status)
+        except RequestError as error:  # the runs and their table are there without it
+            print(f"MLflow was not told that the sweep is over: {error}", file=sys.stderr)
+    for table in write_results(options.results_dir, name):
+        show(table)
+    if seen.sweep.undecided:
+        print(f"dks sweep run {name} goes on: {'; '.join(seen.sweep.undecided)}", file=sys.stderr)
+    return seen.exit_status
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    from dks.sweeps.scheduler import Scheduler
+    from dks.sweeps.status import cancel, status
+
+    print(cancel(status(options.results_dir, _begun(options).name), Scheduler()))
+    return DONE

@@ -1,0 +1,77 @@
+"""`dks evaluate` and `dks export`: what becomes of the weights of a finished run, or of released ones."""
+
+from __future__ import annotations
+
+import argparse
+
+from dks.commands.exit_status import DONE
+from dks.commands.options import Commands, at_least
+from dks.config.errors import RequestError
+
+
+def add(commands: Commands) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="test a finished run again, or a checkpoint on a folder of images",
+        usage="dks evaluate CELL_ID [--runs-dir DIR] [options]\n       "
+        "dks evaluate --weights FILE --backbone NAME --images FOLDER [--protocol NAME] [options]",
+    )
+    evaluate.add_argument("cell_id", nargs="?", metavar="CELL_ID", help="a finished run, tested on its own test set")
+    evaluate.add_argument("--runs-dir", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
+    evaluate.add_argument("--weights", metavar="FILE", help="a state dict, as torch.save or safetensors wrote it")
+    evaluate.add_argument("--backbone", metavar="NAME", help="the network that the weights belong to, for example resnet18")
+    evaluate.add_argument("--images", metavar="FOLDER", help="one subfolder for each class, in FOLDER/val or in FOLDER itself")
+    evaluate.add_argument(
+        "--protocol",
+        choices=("paper", "torchvision"),
+        help="paper (default): the whole image becomes 256x256 pixels; torchvision: its shorter side 256; both take the centre",
+    )
+    evaluate.add_argument(
+        "--workers", type=at_least(0), metavar="N", help="processes that decode image files (default: all cores)"
+    )
+    evaluate.add_argument("--batch-size", type=at_least(1), metavar="N", help="images a step (default: the run's, or 128)")
+    evaluate.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: the run's, or auto)")
+    evaluate.add_argument("--json", action="store_true", help="for programs")
+    evaluate.set_defaults(run=_evaluate)
+    export = commands.add_parser("export", help="write the network of a finished run, without its branches, to a file")
+    export.add_argument("cell_id", metavar="CELL_ID", help="a finished run")
+    export.add_argument(
+        "--format", choices=("safetensors", "onnx", "program"), required=True, help="program: for torch.export.load"
+    )
+    export.add_argument("--output", metavar="FILE", help="default: CELL_ID.safetensors, .onnx or .pt2, in this folder")
+    export.add_argument("--force", action="store_true", help="replace the file if there is one")
+    export.add_argument("--runs-dir", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
+    export.set_defaults(run=_export)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    files = {"--weights": options.weights, "--backbone": options.backbone, "--images": options.images}
+    more = {**files, "--protocol": options.protocol}
+    if options.cell_id is not None and (given := [name for name, value in more.items() if value is not None]):
+        raise RequestError(f"a run is tested on its own test set; drop {', '.join(given)}, or CELL_ID")
+    if options.cell_id is None and (lacking := [name for name, value in files.items() if value is None]):
+        raise RequestError(f"give CELL_ID, or --weights, --backbone and --images ({', '.join(lacking)} not given)")
+    from dks.evaluation import Protocol, evaluate_file, evaluate_run
+
+    if options.cell_id is not None:
+        found = evaluate_run(options.runs_dir, options.cell_id, options.device, options.batch_size, options.workers)
+    else:
+        found = evaluate_file(
+            options.weights,
+            options.backbone,
+            options.images,
+            Protocol(options.protocol or "paper"),
+            options.device or "auto",
+            options.batch_size or 128,
+            options.workers,
+        )
+    print(found.to_json() if options.json else found)
+    return DONE
+
+
+def _export(options: argparse.Namespace) -> int:
+    from dks.export import Format, export
+
+    path = export(options.runs_dir, options.cell_id, Format(options.format), options.output, options.force)
+    print(f"written to {path}")
+    return DONE
