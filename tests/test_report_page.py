@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from test_report import FakeStudy, study, unfinished
+from test_report import HOSTILE, FakeStudy, keep_record, stop, study, unfinished
 
 from dks.report import write_report
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
     from selenium.webdriver.remote.webelement import WebElement
 
+ROWS = "#table-1 .sheet:first-child tbody tr"
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 # Looked for only where the tests must run; elsewhere they are skipped, and say why.
 pytestmark = [
@@ -146,13 +147,29 @@ def test_the_policy_stops_a_script_that_came_from_elsewhere(browser: Chrome, wri
     assert all("Content Security Policy" in each for each in told)
 
 
+def test_hostile_labels_and_errors_are_shown_and_do_nothing(browser: Chrome, tmp_path: Path) -> None:
+    hostile = study(designs=(HOSTILE,), seeds=(1, 2), folder=tmp_path)
+    failed = stop(hostile, HOSTILE, "dks", 1, "failed", 3)
+    keep_record(Path(failed["place"]), failed, {"type": "ValueError", "message": HOSTILE})
+    load(browser, write_report(hostile, tmp_path / "hostile.html"))
+    panel = open_cell(browser, "1 failed")
+    shown = " ".join(HOSTILE.split())
+    assert shown in " ".join((panel.find_element("css selector", "h2").get_property("textContent") or "").split())
+    assert f"ValueError: {shown}" in " ".join(
+        (panel.find_element("css selector", "pre").get_property("textContent") or "").split()
+    )
+    assert find(browser, "img") == []
+    assert len(find(browser, "script")) == 2
+    assert complaints(browser) == []  # an alert would have stopped the commands above, a request would be told here
+
+
 def test_a_click_on_a_head_sorts_by_it_up_then_down_then_as_it_was(opened: Chrome) -> None:
     from selenium.webdriver import Keys
 
     before = first_column(opened)
     assert before == ["ap_2fc", "ap_conv_2fc", "narrow", "shallow", "ours"]
     head = heads(opened)[1]  # the errors of DS
-    values = "return [...document.querySelectorAll('#table-1 .sheet:first-child tbody tr')].map((row) => Number(row.cells[1].dataset.value))"
+    values = f"return [...document.querySelectorAll({ROWS!r})].map((row) => Number(row.cells[1].dataset.value))"
     head.find_element("tag name", "button").click()
     assert head.get_attribute("aria-sort") == "ascending"
     assert opened.execute_script(values) == sorted(opened.execute_script(values))
@@ -169,15 +186,8 @@ def test_a_click_on_a_head_sorts_by_it_up_then_down_then_as_it_was(opened: Chrom
 
 
 def test_what_is_missing_stays_behind_whichever_way_one_sorts(opened: Chrome) -> None:
-    at = next(
-        number
-        for number, each in enumerate(
-            opened.execute_script(
-                "return [...document.querySelectorAll('#table-1 .sheet:first-child tbody tr:first-child td')].map((cell) => cell.className)"
-            )
-        )
-        if number > 0 and "start" in each
-    )
+    classes = opened.execute_script(f"return [...document.querySelectorAll({ROWS!r})][0].innerHTML").split("<td ")[1:]
+    at = max(number for number, each in enumerate(classes) if " start" in each.split(">")[0])  # the second group of columns
     head = heads(opened)[1 + at]  # the errors of DKS
     for order in ("ascending", "descending"):
         opened.execute_script("arguments[0].querySelector('button').click()", head)
@@ -330,7 +340,8 @@ def test_it_fits_its_window_and_can_be_read(browser: Chrome, written: Path, tmp_
           }
         };
         const found = [];
-        for (const element of document.querySelectorAll("h1, h2, p, td, td .open, th, dd, dt, .state, .toc a, .key:not(:disabled), .note, figcaption")) {
+        const texts = "h1, h2, p, td, td .open, th, dd, dt, .state, .toc a, .key:not(:disabled), .note, figcaption";
+        for (const element of document.querySelectorAll(texts)) {
           const [a, b] = [bright(numbers(getComputedStyle(element).color)), bright(ground(element))];
           found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), element.textContent]);
         }

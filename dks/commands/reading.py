@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dks.commands.exit_status import DONE, WRONG_REQUEST
+from dks.commands.exit_status import DONE
 from dks.commands.options import Commands
 from dks.config.errors import RequestError
 
@@ -104,19 +104,23 @@ def _figure(options: argparse.Namespace) -> int:
     from dks.figures import KINDS, draw, write
 
     study = _study(options)
-    drawn = False
+    drawn, empty = False, list[str]()
     for table in study.tables():
         folder = Path(options.output or Path(options.results_dir) / table.name / "figures")
         for kind in [options.kind] if options.kind else KINDS:
             try:
                 figure = draw(kind, table, study.source)
-            except RequestError as error:  # nothing to draw: of one of many that is worth a line, no more
-                print(f"{table.name}: {kind}: {error}", file=sys.stderr)
+            except RequestError as error:  # nothing to draw: for one of many figures that is worth a line, no more
+                empty.append(f"no {kind}: {error}")
                 continue
             for path in write(figure, folder, f"{table.name}-{kind}"):
                 print(f"written to {path}")
             drawn = True
-    return DONE if drawn else WRONG_REQUEST
+    if not drawn:
+        raise RequestError(*empty)
+    for line in empty:
+        print(line, file=sys.stderr)
+    return DONE
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -1,0 +1,114 @@
+"""From a sweep and its runs to what a command shows: what is found, what differs from the paper, where numbers come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TINY, composed, config
+
+from dks import cli
+from dks.config.errors import RequestError
+from dks.sweeps.differences import differences
+from dks.tables.model import Epoch
+from dks.tables.study import Study
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def lines(ours: list[str], paper: list[str], *but: str) -> list[str]:
+    return differences(config(*ours), composed(*ours).choices, config(*paper), composed(*paper).choices, but)
+
+
+def test_another_choice_is_one_line_and_a_value_within_the_same_choice_names_its_key() -> None:
+    synthetic = ["data=synthetic", "backbone=resnet20"]
+    assert lines(synthetic, synthetic) == []
+    assert lines([*synthetic, "recipe.epochs=2"], synthetic) == ["recipe.epochs=2 (paper: 200)"]
+    assert lines([*synthetic, "method=baseline"], [*synthetic, "method=ds"]) == [
+        "aux_design=none (paper: ours)",
+        "aux_positions=none (paper: c2c3)",
+    ]
+    assert lines([*synthetic, "aux_positions.at=[c2]"], synthetic) == ['aux_positions.at=["c2"] (paper: ["c2","c3"])']
+    assert lines(["data=synthetic", "backbone=resnet8"], synthetic) == ["backbone=resnet8 (paper: resnet20)"]
+
+
+def test_what_cannot_change_a_result_the_seed_and_what_is_excepted_is_no_difference() -> None:
+    paper = ["data=synthetic", "backbone=resnet20"]
+    same = ["seed=7", "threads=1", "tracking=off", "tracking.experiment=mine", "runs_dir=elsewhere", "eval_batch_size=7"]
+    assert lines([*paper, *same], paper) == []
+    taught = [*paper, "method=kd_c1", "teacher=checkpoint", "kd_teacher.cell=abc"]
+    with pytest.raises(RequestError):
+        config(*taught)  # no such run: what is compared are real configurations
+    assert lines([*paper, "loss.beta=2"], paper, "loss.beta") == []
+
+
+@pytest.fixture
+def small(run_here: Run, in_folder: Path) -> Path:
+    """Two methods with two seeds."""
+    status, _, err = run_here("-m", "method=baseline,dks", "seed=1,2", *TINY)
+    assert status == 0, err
+    return in_folder
+
+
+def dks(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    captured = capsys.readouterr()
+    return int(left.value.code or 0), captured.out, captured.err
+
+
+def test_a_table_is_written_with_where_its_numbers_come_from(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (name,) = (path.name for path in Path("results").iterdir())
+    for form in ("md", "latex", "html", "csv"):
+        status, out, _ = dks(capsys, "table", name, "--format", form, "--output", f"t.{form}")
+        assert (status, out) == (0, f"written to t.{form}\nwritten to t.{form}.json\n")
+        assert dks(capsys, "table", name, "--format", form)[1] == Path(f"t.{form}").read_text()
+    (told,) = json.loads(Path("t.md.json").read_text())
+    cells = {cell["method"]: cell for cell in told["cells"]}
+    for run in cells["dks"]["runs"]:
+        record = json.loads(Path("runs", run["cell_id"], "record.json").read_text())
+        assert run["git_commit"] == record["attempts"][-1]["git_commit"]
+        assert (run["state"], run["seed"], run["place"]) == ("done", record["seed"], str(Path("runs", run["cell_id"])))
+        assert record["final"]["test/top1_error"] in cells["dks"]["numbers"]["test/top1_error"]["values"]
+        assert record["config_id"] == cells["dks"]["config_id"]
+    assert told["query"]["epoch"] == "last"
+    first = Path("t.md.json").read_bytes()
+    dks(capsys, "table", name, "--format", "md", "--output", "t.md")
+    assert Path("t.md.json").read_bytes() == first, "the same runs give the same bytes"
+    assert Path("results", name, "table.md").read_text() == Path("t.md").read_text()
+
+
+def test_the_best_epoch_is_read_from_the_records(small: Path) -> None:
+    (name,) = (path.name for path in Path("results").iterdir())
+    study = Study.open(name)
+    best = [json.loads(path.read_text())["best"]["test/top1_error"] for path in Path("runs").glob("*/record.json")]
+    assert sorted(value for cell in study.table(Epoch.best).cells.values() for value in cell.numbers[0].values) == sorted(best)
+
+
+def test_wrong_requests_are_one_line(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = dks(capsys, "table", "tabel1")
+    assert status == 2 and err.count("\n") == 1 and "no sweep 'tabel1'" in err
+    status, _, err = dks(capsys, "table", "table1", "--output", "x.md")
+    assert (status, err) == (2, "error: --output x.md needs --format: md, latex, html, csv\n")
+    (name,) = (path.name for path in Path("results").iterdir())
+    status, _, err = dks(capsys, "table", name, "seed=1")
+    assert status == 2 and "is no named sweep, so it takes no overrides" in err
+    status, _, err = dks(capsys, "table", name, "--store", "sqlite:///nowhere.db")
+    assert status == 2 and err.count("\n") == 1 and "nowhere.db" in err
+    assert not Path("nowhere.db").exists(), "looking creates no store"
+    with pytest.raises(RequestError, match="several tables"):
+        Study.open("paper").table()
+
+
+def test_figures_and_the_report_come_from_one_command_each(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (name,) = (path.name for path in Path("results").iterdir())
+    status, out, err = dks(capsys, "figure", name)
+    assert status == 0, err
+    made = {path.name for path in Path("results", name, "figures").iterdir()}
+    assert made == {f"{name}-{kind}.{form}" for kind in ("curves", "spread", "dots", "cost") for form in ("svg", "pdf", "png")}
+    status, out, err = dks(capsys, "report", name)
+    assert (status, out) == (0, f"written to results/{name}/report.html\n"), err
+    status, _, err = dks(capsys, "figure", "table4", "--kind", "curves")
+    assert status == 2 and err == "error: no curves: table4: no run has a learning curve yet\n" and err.count("\n") == 1
