@@ -15,10 +15,10 @@ from conftest import composed, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dks.config.compose import SHORT_NAMES
 from dks.config.files import choices
 from dks.config.identity import EXECUTION_ONLY, SCHEMA_VERSION, canonical, canonical_json, cell_id, config_id
 from dks.config.methods import baseline_of
+from dks.config.names import SHORT_NAMES
 from dks.config.schema import Config
 from dks.config.validation import Resolver
 

@@ -12,9 +12,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dks.config.files import declarations
+from dks.config.names import long_name
 from dks.sweeps import files
 from dks.sweeps.combinations import plain
-from dks.sweeps.grid import long_name
 from dks.sweeps.request import grid_of
 from dks.tables.paper import paper_table
 

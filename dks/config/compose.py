@@ -24,18 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dks.config.errors import RequestError
 from dks.config.files import choices, declarations
+from dks.config.names import SHORT_NAMES
 from dks.config.schema import Config
-
-# Short name -> the group it stands for.
-SHORT_NAMES = {
-    "aux": "aux_design",
-    "noise": "label_noise",
-    "positions": "aux_positions",
-    "strategy": "matching_strategy",
-    "teacher": "kd_teacher",
-}
-# Groups that a method preset sets.
-METHOD_GROUPS = ("aux_design", "matching_strategy", "kd_teacher")
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterator
 from typing import TypeVar
 
-from dks.config.compose import METHOD_GROUPS, Composed
+from dks.config.compose import Composed
 from dks.config.errors import RequestError
 from dks.config.identity import canonical
 from dks.config.methods import method_of
+from dks.config.names import METHOD_GROUPS
 from dks.config.schema import (
     Augmentation,
     AuxDesign,

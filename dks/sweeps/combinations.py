@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
-from dks.sweeps.grid import long_name
+from dks.config.names import long_name
 
 HOLDOUT = "data.holdout"
 

@@ -30,13 +30,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dks.config.errors import RequestError
 from dks.config.files import declarations
+from dks.config.names import long_name
 from dks.sweeps.combinations import (
     HOLDOUT,
     Cell,
@@ -50,7 +50,6 @@ from dks.sweeps.combinations import (
     matches,
     plain,
 )
-from dks.sweeps.grid import long_name
 
 # What a file, a table and a grid can hold beside the keys of a configuration.
 _KEYS = {"title", "table", "base", "grids", "include"}
@@ -276,6 +275,8 @@ def written(value: Any) -> str:
         return f"{{{','.join(f'{key}:{written(item)}' for key, item in value.items())}}}"
     if not isinstance(value, str) or (_BARE.fullmatch(value) and value.lower() not in _RESERVED):
         return str(value)
+    from hydra.core.override_parser.types import Quote, QuotedString  # a tenth of a second that tables do without
+
     return QuotedString(value, Quote.single).with_quotes()
 
 

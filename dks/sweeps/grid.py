@@ -7,12 +7,14 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from hydra.core.override_parser.types import Override
-
-from dks.config.compose import SHORT_NAMES
 from dks.config.errors import RequestError
 from dks.config.identity import is_execution_only
+from dks.config.names import long_name
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,6 @@ def values_of(override: Override) -> list[str]:
     if not (values := list(dict.fromkeys(override.sweep_string_iterator()))):
         raise RequestError(f"{override.input_line}: there is nothing to sweep over")
     return values
-
-
-def long_name(key: str) -> str:
-    """The key that is meant, however it is spelled: `aux` and `++aux_design` are `aux_design`."""
-    bare = key.lstrip("+")
-    return SHORT_NAMES.get(bare, bare)
 
 
 def that_matter(overrides: Iterable[str]) -> tuple[str, ...]:

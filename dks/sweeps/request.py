@@ -11,9 +11,10 @@ from hydra.core.override_parser import types
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dks.config.errors import RequestError
+from dks.config.names import long_name
 from dks.sweeps.combinations import HOLDOUT, Cell, Override, axes_of, cells_of, choose_of, crowded, differing
 from dks.sweeps.files import NamedSweep
-from dks.sweeps.grid import Choice, Grid, Point, long_name, named, that_matter, typed, values_of
+from dks.sweeps.grid import Choice, Grid, Point, named, that_matter, typed, values_of
 
 
 def grid_of(sweep: NamedSweep, overrides: Sequence[str], parser: OverridesParser) -> Grid:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from dks.sweeps.grid import long_name
+from dks.config.names import long_name
 from dks.sweeps.ledger import State
 from dks.tables.paper import PaperNumber, PaperRow, PaperTable
 from dks.tables.statistics import Difference, compare, holm, interval

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from dks.config.files import declarations
+from dks.config.names import long_name
 from dks.sweeps.combinations import plain
-from dks.sweeps.grid import long_name
 
 
 @dataclass(frozen=True)

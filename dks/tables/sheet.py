@@ -238,7 +238,7 @@ def _differences(table: Table) -> Iterator[str]:
 def _tests(table: Table) -> Sheet:
     """The comparisons."""
     percent = f"{CONFIDENCE:.0%}".replace("%", " %")
-    head = ("over", "gain", f"{percent} interval", "p", "p (Holm)", "Hedges g", "n", "")
+    head = ("over", "gain", f"{percent} interval", "p", "p (Holm)", "Hedges g", "n", "result")
     count = len(table.comparisons)
     return Sheet(
         caption=f"{table.title}: gains in {table.metrics[0].label} error, Welch's t test, "
