@@ -23,14 +23,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_all_declarations_and_all_code(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder in ("conf", "sweeps"):
-        files = [path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.yaml")]
+    for folder, kind in (("conf", "yaml"), ("sweeps", "yaml"), ("analysis/paper", "csv")):
+        files = [path.relative_to(ROOT) for path in (ROOT / folder).rglob(f"*.{kind}")]
         assert files
         assert {f"dks/share/{path.as_posix()}" for path in files} <= names
-    code = [
-        path.relative_to(ROOT).as_posix() for package in ("dks", "hydra_plugins") for path in (ROOT / package).rglob("*.py")
-    ]
-    assert set(code) <= names
+    code = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("dks", "hydra_plugins")
+        for path in (ROOT / package).rglob("*")
+        if path.suffix in (".py", ".html", ".css", ".js")
+    }
+    assert code <= names
+    assert {"dks/report/page.html", "dks/report/page.css"} <= code
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "analysis"))]
 
 
@@ -40,12 +44,17 @@ def test_the_installed_wheel_works_in_any_folder(wheel: Path, tmp_path: Path) ->
     zipfile.ZipFile(wheel).extractall(site)
     elsewhere.mkdir()
     code = f"import sys; sys.path.insert(0, {str(site)!r}); from dks.cli import main; main()"
+
+    def run(arguments: str) -> str:
+        command = [sys.executable, "-P", "-c", code, *arguments.split()]
+        ended = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=120, check=False)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
     arguments = "train data=synthetic data.image_size=8 data.train_images=64 data.test_images=32 recipe.epochs=1 tracking=off"
-    command = [sys.executable, "-P", "-c", code, *arguments.split()]
-    ended = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=120, check=False)
-    assert ended.returncode == 0, ended.stderr
-    assert "c3" in ended.stdout
+    assert "c3" in run(arguments)
     assert [path.name for path in elsewhere.iterdir()] == ["runs"]
+    assert "| baseline | none | missing | 31.06/11.13 |" in run("table table4 --format md"), "the paper's numbers are in it"
 
 
 def test_the_readme_begins_with_the_two_commands_of_a_newcomer() -> None:
