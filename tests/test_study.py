@@ -112,3 +112,12 @@ def test_figures_and_the_report_come_from_one_command_each(small: Path, capsys: 
     assert (status, out) == (0, f"written to results/{name}/report.html\n"), err
     status, _, err = dks(capsys, "figure", "table4", "--kind", "curves")
     assert status == 2 and err == "error: no curves: table4: no run has a learning curve yet\n" and err.count("\n") == 1
+
+
+def test_the_command_line_offers_every_format_and_every_kind_of_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    """They are written out there, for looking them up would import what the command line starts without."""
+    from dks.figures import KINDS
+    from dks.tables.render import TEXT_FORMATS
+
+    assert f"{{{','.join(['terminal', *TEXT_FORMATS])}}}" in dks(capsys, "table", "--help")[1]
+    assert f"{{{','.join(KINDS)}}}" in dks(capsys, "figure", "--help")[1]
