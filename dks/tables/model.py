@@ -6,7 +6,7 @@ import dataclasses
 import math
 import statistics as numbers
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -165,6 +165,20 @@ class Table:
     def differs(self) -> tuple[str, ...]:
         """How settings differ from the paper's, each once."""
         return tuple(dict.fromkeys(line for cell in self.cells.values() for line in cell.differs))
+
+    def only(self, **labels: Collection[str]) -> Table:
+        """Its cells with one of these labels of each axis; without the tests and the totals, which are of the whole table."""
+        said = {place: _labels(place, (*self.row_axes, *self.column_axes)) for place in self.cells}
+        kept = [place for place in said if all(said[place].get(axis) in wanted for axis, wanted in labels.items())]
+        return dataclasses.replace(
+            self,
+            rows=tuple(row for row in self.rows if any(row == place[0] for place in kept)),
+            columns=tuple(column for column in self.columns if any(column == place[1] for place in kept)),
+            cells={place: self.cells[place] for place in kept},
+            aside=tuple(place for place in self.aside if place in kept),
+            comparisons=(),
+            states={},
+        )
 
 
 def build(

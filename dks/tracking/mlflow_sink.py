@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import queue
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _STATUS = {Status.done: "FINISHED", Status.failed: "FAILED", Status.killed: "KILLED"}
 _PARAM_LIMIT = 6000  # characters; MLflow cuts longer values without a word
+_NAME_LIMIT = 250  # characters; PostgreSQL refuses a run with a longer name, its column being so wide
 
 
 class NullSink:
@@ -69,8 +71,9 @@ def prepare_store(tracking: Tracking) -> str:
             found = client.get_experiment_by_name(tracking.experiment)
             return str(found.experiment_id if found else client.create_experiment(tracking.experiment))
         except Exception as error:
-            message = str(error).strip().splitlines()[0]
-            raise RequestError(f"tracking.uri={tracking.uri} cannot be opened: {message}; or choose tracking=off") from error
+            message = without_password((str(error).strip() or type(error).__name__).splitlines()[0])
+            uri = without_password(str(tracking.uri))
+            raise RequestError(f"tracking.uri={uri} cannot be opened: {message}; or choose tracking=off") from error
 
 
 @contextmanager
@@ -138,7 +141,7 @@ class MlflowSink:
         if self._thread.is_alive():
             log.warning("MLflow has not taken everything in time; the journal is complete")
         elif self._error is not None:
-            log.warning("MLflow failed (%s); the journal is complete", self._error)
+            log.warning("MLflow failed (%s); the journal is complete", without_password(str(self._error)))
 
     def _work(self) -> None:
         try:
@@ -161,6 +164,8 @@ class MlflowSink:
             state: dict[str, Any] = json.loads(self._folder.mlflow_file.read_text())
             if state["uri"] == uri:
                 client.update_run(state["run_id"], status="RUNNING")
+                for key, value in self._attempt_tags().items():
+                    client.set_tag(state["run_id"], key, value)
                 return state
         experiment = prepare_store(self._config.tracking)
         tags = self._tags()
@@ -168,25 +173,34 @@ class MlflowSink:
             parent = _find(client, experiment, f"tags.`dks.sweep` = '{self._record.sweep}' and tags.`dks.role` = 'sweep'")
             if parent is not None:
                 tags["mlflow.parentRunId"] = parent
-        run_id = client.create_run(experiment, tags=tags, run_name=self._record.label or cell).info.run_id
+        begun, name = _milliseconds(self._record.attempts[0].started), self._record.label or cell
+        run_id = client.create_run(experiment, begun, tags, name[:_NAME_LIMIT]).info.run_id
         self._log_params(client, run_id)
         client.log_artifact(run_id, str(self._folder.config_file))
-        state = {"uri": uri, "run_id": run_id, "epoch": 0}
+        state = {"uri": uri, "run_id": run_id, "experiment_id": experiment, "epoch": 0}
         self._note(state)
         return state
 
     def _tags(self) -> dict[str, str]:
-        record, attempt = self._record, self._record.attempts[-1]
+        record = self._record
         tags = {
             "dks.cell_id": record.cell_id,
             "dks.config_id": record.config_id,
             "dks.method": record.method,
             "dks.role": "cell",
             "dks.seed": str(record.seed),
-            "dks.device": attempt.device,
-            "dks.git_commit": attempt.git_commit or "unknown",
+            **self._attempt_tags(),
         }
         return tags if record.sweep is None else {**tags, "dks.sweep": record.sweep}
+
+    def _attempt_tags(self) -> dict[str, str]:
+        """What may be another in each attempt."""
+        attempts = self._record.attempts
+        return {
+            "dks.attempts": str(len(attempts)),
+            "dks.device": attempts[-1].device,
+            "dks.git_commit": attempts[-1].git_commit or "unknown",
+        }
 
     def _log_params(self, client: MlflowClient, run_id: str) -> None:
         from mlflow.entities import Param
@@ -203,16 +217,25 @@ class MlflowSink:
 
         for entry in self._folder.journal.read():
             if entry.epoch > state["epoch"]:
-                when = round(1000 * datetime.fromisoformat(entry.time).timestamp())
+                when = _milliseconds(entry.time)
                 points = [Metric(name, value, when, entry.epoch) for name, value in entry.metrics.items()]
                 client.log_batch(state["run_id"], metrics=points)
                 state["epoch"] = entry.epoch
                 self._note(state)
 
     def _finish(self, client: MlflowClient, run_id: str, record: Record) -> None:
+        """What is known at the end; sent again, it changes nothing."""
+        from mlflow.entities import Metric
+
         client.log_artifact(run_id, str(self._folder.record_file))
-        client.set_tag(run_id, "dks.attempts", str(len(record.attempts)))
-        client.set_terminated(run_id, _STATUS[record.status])
+        ended = record.attempts[-1].ended
+        assert ended is not None, "a sink is closed after the attempt has ended"
+        when = _milliseconds(ended)
+        best = {name: value for name, value in record.best.items() if name != "epoch"}
+        points = [Metric(f"best/{name}", value, when, int(record.best["epoch"])) for name, value in best.items()]
+        points += [Metric(f"cost/{name}", value, when, 0) for name, value in record.cost.items()]
+        client.log_batch(run_id, metrics=points)
+        client.set_terminated(run_id, _STATUS[record.status], when)
 
     def _note(self, state: dict[str, Any]) -> None:
         write_atomically(self._folder.mlflow_file, json.dumps(state) + "\n")
@@ -230,6 +253,17 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[path] = getattr(value, "value", value)
     return flat
+
+
+def without_password(text: str) -> str:
+    """The URI of a store, or a text in which one stands, fit to be shown."""
+    text = re.sub(r"(?<=://)([^\s:/@]*):[^\s?]*@", r"\1@", text)
+    return re.sub(r"(?i)(?<=[?&])(\w*passw(?:or)?d)=[^\s&]*", r"\1=...", text)
+
+
+def _milliseconds(when: str) -> int:
+    """ISO 8601 as MLflow counts time, from 1970."""
+    return round(1000 * datetime.fromisoformat(when).timestamp())
 
 
 def _client(tracking: Tracking) -> MlflowClient:

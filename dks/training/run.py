@@ -127,6 +127,8 @@ def _execute(folder: RunFolder, config: Config, record: Record, interruption: In
             entries = trainer.fit()
         _save_weights(folder, trainer.network)
         _summarise(record, entries, trainer.network, memory.mib())
+        if (operations := _operations(config)) is not None:
+            record.cost["training_flops"] = operations * trainer.train_images * config.recipe.epochs
         record.status = Status.done
     except KeyboardInterrupt as error:
         record.status, record.error = Status.killed, {"type": "Interrupted", "message": str(error) or "SIGINT"}
@@ -210,3 +212,16 @@ def _summarise(record: Record, entries: list[Entry], network: torch.nn.Module, p
     ends = [datetime.fromisoformat(entry.time) for entry in entries]
     if epochs := [(end - begin).total_seconds() for begin, end in pairwise(ends)]:
         record.cost["seconds_per_epoch"] = round(statistics.median(epochs), 4)  # evaluation and checkpoint included
+
+
+def _operations(config: Config) -> int | None:
+    """Floating-point operations of a training step for each image; None where they are not known."""
+    from dks.forecast.flops import flops
+
+    try:
+        return flops(config).step
+    except RequestError:  # the size of the images is not known
+        return None
+    except Exception:  # no trained network is given up for a figure about it
+        log.warning("the operations of the training could not be counted", exc_info=True)
+        return None
