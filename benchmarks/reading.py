@@ -71,11 +71,16 @@ def grid(count: int) -> Iterator[tuple[str, str, str, int]]:
     return itertools.islice(itertools.product(DESIGNS, STRATEGIES, rates, range(SEEDS)), count)
 
 
+def identity(design: str, strategy: str, rate: str) -> str:
+    """The made-up config_id."""
+    return hashlib.sha256(repr((design, strategy, rate)).encode()).hexdigest()[:12]
+
+
 def made_up(base: Config, number: int, epochs: int, point: tuple[str, str, str, int]) -> Run:
     """A run of this many epochs; its errors fall, and wobble."""
     *_, rate, seed = point
     chance = random.Random(number)
-    config_id = hashlib.sha256(repr(point[:3]).encode()).hexdigest()[:12]
+    config_id = identity(*point[:3])
     cell_id = hashlib.sha256(repr(point).encode()).hexdigest()[:12]
     begun = BEGUN + number * 60_000
     level = [chance.uniform(1, 100) for _ in METRICS]
@@ -126,7 +131,11 @@ def write(folder: Path, count: int, epochs: int) -> None:
         _insert(store, run, experiment)
         labels = dict(zip(("aux", "strategy", "recipe.lr", "seed"), map(str, point), strict=True))
         record = run.record
-        cells.append(ManifestCell(labels, record.cell_id, record.config_id, "", record.seed, record.method, []))
+        supervised = (
+            None if point[1] == "none" else identity(point[0], "none", point[2])
+        )  # DS; three of four have tests against it
+        cell = ManifestCell(labels, record.cell_id, record.config_id, "", record.seed, record.method, [], supervised)
+        cells.append(cell)
     store.execute("COMMIT")
     store.close()
     for name, members in (("all", cells), ("few", cells[:FEW])):

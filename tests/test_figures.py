@@ -128,7 +128,7 @@ def table_of(
             }
         )
     shape = Shape(metrics=metrics, aside=dict(aside or {}))
-    return build(pd.DataFrame(entries), "sweep", "A title", [*rows, *(columns or [])], rows, columns, shape, **more)
+    return build(entries, "sweep", "A title", [*rows, *(columns or [])], rows, columns, shape, **more)
 
 
 def seeds(labels: dict[str, str], test: list[list[float]], train: list[list[float]] | None = None, **more: Any) -> list[Run]:

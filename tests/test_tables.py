@@ -9,7 +9,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -22,7 +21,7 @@ GOLDEN = Path(__file__).parent / "golden"
 AXES_OF_NOTHING = {"seed", "state", "value", "five", "method", "left_out"}
 
 
-def frame(*runs: dict[str, Any]) -> pd.DataFrame:
+def frame(*runs: dict[str, Any]) -> list[dict[str, Any]]:
     """Entries; a configuration is all its labels but the seed, its baseline the same with method=baseline, its DS with ds."""
     rows = []
     for number, run in enumerate(runs):
@@ -49,7 +48,7 @@ def frame(*runs: dict[str, Any]) -> pd.DataFrame:
                 **run,
             }
         )
-    return pd.DataFrame(rows)
+    return rows
 
 
 def seeds(values: list[float | None], **labels: str) -> list[dict[str, Any]]:
@@ -59,8 +58,8 @@ def seeds(values: list[float | None], **labels: str) -> list[dict[str, Any]]:
     ]
 
 
-def make(runs: pd.DataFrame | list[dict[str, Any]], axes: list[str], **more: Any) -> Table:
-    return build(runs if isinstance(runs, pd.DataFrame) else frame(*runs), "t", "t", axes, **more)
+def make(runs: list[dict[str, Any]], axes: list[str], **more: Any) -> Table:
+    return build(runs if runs and "entry_id" in runs[0] else frame(*runs), "t", "t", axes, **more)
 
 
 def only(table: Table, *place: str) -> TableCell:
@@ -193,6 +192,21 @@ def test_every_method_is_tested_against_its_baseline_and_dks_against_ds_with_hol
     assert "no evidence is not evidence of no effect" in sheets(table)[1].notes[0]
 
 
+def test_a_terminal_shows_a_line_instead_of_very_many_tests() -> None:
+    runs = [
+        run
+        for net in range(40)
+        for method, values in (("baseline", [10.0, 10.1]), ("ds", [9.0 - net, 9.1 - net]))
+        for run in seeds(list(values), net=f"n{net}", method=method)
+    ]
+    runs += [run for net in range(30) for run in seeds([8.0, 12.0], net=f"n{net}", method="dks")]
+    table = make(runs, ["net", "method", "seed"])
+    out = io.StringIO()
+    render.terminal(table, Console(file=out, width=200))
+    assert "100 gains can be tested; every other format lists the tests" in out.getvalue()
+    assert "Hedges" not in out.getvalue() and render.markdown(table).count("evidence |") == 100
+
+
 def test_hedges_g_has_the_small_sample_correction() -> None:
     from dks.tables.statistics import hedges_g
 
@@ -253,7 +267,7 @@ def test_only_seeds_make_one_row() -> None:
 
 def test_a_value_swept_in_two_spellings_counts_once() -> None:
     runs = frame(*seeds([1.0, 3.0], aux="a"))
-    table = make(pd.concat([runs, runs.iloc[:1]]), ["aux", "seed"])
+    table = make([*runs, runs[0]], ["aux", "seed"])
     assert table.cells[("a",), ()].wanted == 2
 
 
@@ -331,7 +345,8 @@ def rich_table() -> Table:
             five = {"five": run["value"] / 3} if "value" in run else {}
             runs.append({**run, **five, "method": method})
     entries = frame(*runs)
-    entries["over_baseline"] = "none|baseline"
+    for entry in entries:
+        entry["over_baseline"] = "none|baseline"
     rows = [
         ("none", "baseline", PaperNumber("31.06", "0.10", None)),
         ("ap_2fc", "ds", PaperNumber("31.85", "0.42", None)),

@@ -12,18 +12,19 @@ from dks.config.names import long_name
 from dks.sweeps.files import CLASSIFIER, TRAINING
 from dks.sweeps.ledger import State
 from dks.sweeps.manifest import Manifest, ManifestCell
-from dks.tables.model import Epoch, Metric, Over
+from dks.tables.model import Entry, Epoch, Metric, Over
 
 # What the axes `classifier` and `training` ("alone", or the method) say in their own way.
 _SAID = frozenset({"method", "aux_design", "aux_positions", "matching_strategy", "seed"})
 
+_NEEDED = frozenset({"cell_id", "state", "epoch", "epochs"})
 NON_FINITE, UNFINISHED = "result not finite", "epochs missing"
 
 
-def entries(sweep: Manifest, runs: pd.DataFrame, metrics: Sequence[Metric], epoch: Epoch, by_classifier: bool) -> pd.DataFrame:
+def entries(sweep: Manifest, runs: pd.DataFrame, metrics: Sequence[Metric], epoch: Epoch, by_classifier: bool) -> list[Entry]:
     """One row a point of the sweep, or a classifier of it.
 
-    Columns: the labels of the axes; `cell_id`, `config_id`, `seed`, `method`; `entry_id` (the configuration, or one classifier
+    Keys: the labels of the axes; `cell_id`, `config_id`, `seed`, `method`; `entry_id` (the configuration, or one classifier
     of it) and `over_<Over>` (the entry that it is compared with, None: none); `state`; `left_out` (why a finished run does not
     count, "": it does); and one a metric, by its name, in percent, NaN unless the run is done.
 
@@ -31,12 +32,14 @@ def entries(sweep: Manifest, runs: pd.DataFrame, metrics: Sequence[Metric], epoc
         runs: as a `dks.tables.source.Source` gives them.
         by_classifier: one row for every classifier of a run, with the axes `classifier` and `training`.
     """
-    found = {record["cell_id"]: record for record in runs.to_dict("records")}
+    ending = tuple(metric.value for metric in metrics)
+    wanted = [name for name in runs if name in _NEEDED or name.startswith(tuple(f"{epoch.source}/{each}" for each in ending))]
+    found = {run["cell_id"]: run for run in runs[wanted].to_dict("records")}
     rows = [row for cell in sweep.cells for row in _rows(cell, found.get(cell.cell_id), metrics, epoch, by_classifier)]
     rows += [_pending(labels, metrics, by_classifier) for labels in sweep.pending]
     if by_classifier:
         _compare_with_alone(rows, other_axes(sweep))
-    return pd.DataFrame(rows)
+    return rows
 
 
 def other_axes(sweep: Manifest) -> list[str]:
@@ -89,7 +92,7 @@ def _pending(labels: Mapping[str, str], metrics: Sequence[Metric], by_classifier
 def _value(run: Mapping[Any, Any] | None, metric: str, epoch: Epoch) -> float:
     if run is None or run["state"] != State.done.value:
         return math.nan
-    return float(run.get(f"{'final' if epoch is Epoch.last else 'best'}/{metric}", math.nan))
+    return float(run.get(f"{epoch.source}/{metric}", math.nan))
 
 
 def _left_out(run: Mapping[Any, Any], values: Mapping[str, float]) -> str:

@@ -1,25 +1,24 @@
-"""One table: rows x columns of configurations, built from a data frame of runs by pure functions."""
+"""One table: rows x columns of configurations, built from the entries of a sweep by pure functions."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import statistics as numbers
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
+from statistics import fmean
 from typing import Any
-
-import pandas as pd
 
 from dks.config.names import long_name
 from dks.sweeps.ledger import State
 from dks.tables.paper import PaperNumber, PaperRow, PaperTable
-from dks.tables.statistics import Difference, compare, holm, interval
+from dks.tables.statistics import Difference, compare, holm, interval, sample_sd
 
 Label = tuple[str, ...]
-Run = dict[Any, Any]  # a row of the entries
+Entry = dict[str, Any]  # a point of a sweep and what its run has shown, as `dks.tables.entries` makes it
 Place = tuple[Label, Label]  # labels of the row, labels of the column
 
 
@@ -39,6 +38,11 @@ class Epoch(str, Enum):
 
     last = "last"
     best = "best"  # the one with the lowest top-1 test error: chosen on the test set, so optimistic
+
+    @property
+    def source(self) -> str:
+        """Which numbers of a run these are: `final/...` or `best/...`, see `dks.tables.source`."""
+        return "final" if self is Epoch.last else "best"
 
 
 class Over(str, Enum):
@@ -70,12 +74,12 @@ class Number:
     @property
     def mean(self) -> float | None:
         """None without runs."""
-        return numbers.fmean(self.values) if self.values else None
+        return fmean(self.values) if self.values else None
 
     @property
     def sd(self) -> float | None:
         """Sample standard deviation (ddof=1); None below two runs."""
-        return numbers.stdev(self.values) if len(self.values) > 1 else None
+        return sample_sd(self.values) if len(self.values) > 1 else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -140,15 +144,38 @@ class Table:
     cells: dict[Place, TableCell]
     gains: tuple[Over, ...] = ()  # those shown
     aside: tuple[Place, ...] = ()  # cells told beneath the table
-    comparisons: tuple[Comparison, ...] = ()
+    pairs: tuple[tuple[Place, Over, Place], ...] = ()  # a configuration, and the one that it is compared with
     paper: PaperTable | None = None  # the paper's own table
     undecided: tuple[str, ...] = ()  # hyper-parameters still to be chosen, a line each
     states: dict[str, int] = field(default_factory=dict)  # state -> runs in it; a run is here once, in however many cells it is
 
     @property
+    def tested(self) -> list[tuple[Place, Over, Place]]:
+        """The pairs with two runs or more on both sides."""
+        return [pair for pair in self.pairs if min(self.cells[pair[0]].n, self.cells[pair[2]].n) > 1]
+
+    @cached_property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """The tests of these pairs; computed when first asked for, which takes a second for thousands."""
+        samples = [
+            (self.cells[other].numbers[0].values, self.cells[place].numbers[0].values) for place, _, other in self.tested
+        ]
+        found = [difference for difference in compare(samples) if difference is not None]
+        corrected = holm([difference.p for difference in found])
+        return tuple(
+            Comparison(place, over, self.cells[place].n, self.cells[other].n, difference, p)
+            for (place, over, other), difference, p in zip(self.tested, found, corrected, strict=True)
+        )
+
+    @cached_property
     def has_paper(self) -> bool:
         """Is one of its cells in the paper's setting?"""
         return any(number.paper is not None for cell in self.cells.values() for number in cell.numbers)
+
+    @cached_property
+    def runs_counted(self) -> tuple[int, ...]:
+        """The different numbers of runs that configurations have, sorted."""
+        return tuple(sorted({cell.n for cell in self.cells.values()}))
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -176,13 +203,13 @@ class Table:
             columns=tuple(column for column in self.columns if any(column == place[1] for place in kept)),
             cells={place: self.cells[place] for place in kept},
             aside=tuple(place for place in self.aside if place in kept),
-            comparisons=(),
+            pairs=(),
             states={},
         )
 
 
 def build(
-    entries: pd.DataFrame,
+    entries: Iterable[Entry],
     name: str,
     title: str,
     axes: Sequence[str],
@@ -206,8 +233,8 @@ def build(
     shape = shape or Shape()
     row_axes, column_axes = _layout(axes, rows, columns)
     shown = (*row_axes, *column_axes)
-    groups: dict[Place, dict[str, Run]] = {}  # a value swept twice under two spellings is one cell, and counts once
-    for run in entries.to_dict("records"):
+    groups: dict[Place, dict[str, Entry]] = {}  # a value swept twice under two spellings is one cell, and counts once
+    for run in entries:
         labels = tuple(str(run[axis]) for axis in shown)
         # One that has no cell id yet is told from others by its seed.
         groups.setdefault((labels[: len(row_axes)], labels[len(row_axes) :]), {})[run["cell_id"] or str(run["seed"])] = run
@@ -244,7 +271,7 @@ def build(
         cells,
         tuple(over for over in shape.gain or (Over.baseline,) if any(over is each for _, each, _ in pairs)),
         aside,
-        _comparisons(cells, pairs),
+        tuple(pairs),
         paper,
         tuple(undecided),
         dict(Counter(states.values())),
@@ -265,7 +292,7 @@ def _labels(place: Place, shown: Sequence[str]) -> dict[str, str]:
     return dict(zip(shown, (*place[0], *place[1]), strict=True))
 
 
-def _cell(runs: Sequence[Run], metrics: Sequence[Metric], differs: tuple[str, ...], row: PaperRow | None) -> TableCell:
+def _cell(runs: Sequence[Entry], metrics: Sequence[Metric], differs: tuple[str, ...], row: PaperRow | None) -> TableCell:
     counted = [run for run in runs if run["state"] == State.done.value and not run["left_out"]]
     return TableCell(
         numbers=tuple(
@@ -323,14 +350,3 @@ def _mark_best(cells: dict[Place, TableCell], shown: Sequence[str]) -> dict[Plac
 def _task(place: Place, shown: Sequence[str], tasks: Sequence[str]) -> Label:
     labels = _labels(place, shown)
     return tuple(labels[axis] for axis in tasks)
-
-
-def _comparisons(cells: dict[Place, TableCell], pairs: Sequence[tuple[Place, Over, Place]]) -> tuple[Comparison, ...]:
-    samples = [(cells[other].numbers[0].values, cells[place].numbers[0].values) for place, _, other in pairs]
-    tested = [
-        (place, over, len(ours), len(theirs), difference)
-        for (place, over, _), (theirs, ours), difference in zip(pairs, samples, compare(samples), strict=True)
-        if difference is not None
-    ]
-    corrected = holm([difference.p for *_, difference in tested])
-    return tuple(Comparison(*each, p) for each, p in zip(tested, corrected, strict=True))

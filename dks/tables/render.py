@@ -14,14 +14,17 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dks.tables.model import Over, Table
-from dks.tables.sheet import Heading, Sheet, SheetCell, SheetRow, sheets
+from dks.tables.sheet import Heading, Sheet, SheetCell, SheetRow, main, sheets
 from dks.tables.statistics import Difference
+
+MANY = 60  # tests that a terminal still shows
 
 
 def terminal(table: Table, console: Console) -> None:
     """Print it; the best cell is bold, and starred where there is no bold."""
     plain = not console.is_terminal or console.no_color
-    for sheet in sheets(table):
+    many = len(table.tested) > MANY
+    for sheet in [main(table)] if many else sheets(table):
         console.print(Text(sheet.caption), soft_wrap=True)
         view = RichTable(box=box.HEAVY_HEAD)
         for name in sheet.label_heads:
@@ -35,6 +38,8 @@ def terminal(table: Table, console: Console) -> None:
         console.print(view)
         for note in sheet.notes:
             console.print(Text(note), soft_wrap=True)
+    if many:
+        console.print(Text(f"{len(table.tested)} gains can be tested; every other format lists the tests"), soft_wrap=True)
 
 
 def _styled(cell: SheetCell, plain: bool) -> Text:

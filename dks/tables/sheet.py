@@ -55,7 +55,7 @@ class Sheet:
 
 def sheets(table: Table) -> list[Sheet]:
     """The table, and its tests where configurations have runs enough to be compared."""
-    return [_main(table), *([_tests(table)] if table.comparisons else [])]
+    return [main(table), *([_tests(table)] if table.tested else [])]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class _Column:
     cell: Callable[[TableCell, Place], SheetCell]
 
 
-def _main(table: Table) -> Sheet:
+def main(table: Table) -> Sheet:
+    """The table without its tests."""
     blocks = {column: _block(table, column) for column in table.columns}
     rows = []
     for row in table.rows:
@@ -144,7 +145,7 @@ def _error(cell: TableCell, place: Place, table: Table) -> SheetCell:
     if cell.n and not table.has_paper:
         if cell.n < cell.wanted:
             parts.append(f"n={cell.n} of {cell.wanted},")
-        elif cell.n < FEW and len({each.n for each in table.cells.values()}) > 1:
+        elif cell.n < FEW and len(table.runs_counted) > 1:
             parts.append(f"n={cell.n}")
     missing = [state if cell.wanted == 1 else f"{count} {state}" for state, count in cell.states.items()]
     missing += [reason if cell.wanted == 1 else f"{count} {reason}" for reason, count in cell.left_out.items()]
@@ -183,8 +184,7 @@ def _n(cell: TableCell, place: Place) -> SheetCell:
 
 def caption(table: Table) -> str:
     """What the numbers are."""
-    runs = sorted({cell.n for cell in table.cells.values()})
-    few = ""
+    runs, few = table.runs_counted, ""
     if len(runs) == 1 and 0 < runs[0] < FEW:
         few = f", n = {runs[0]}" + (" (a single seed, no standard deviation)" if runs[0] == 1 else " seeds")
     what = "mean(std) over seeds" if any(cell.wanted > 1 for cell in table.cells.values()) else "one run a cell"
