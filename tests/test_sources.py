@@ -24,7 +24,9 @@ from conftest import finished_run, queued
 
 from dks.config.errors import RequestError
 from dks.tables import cache
-from dks.tables.mlflow_source import MlflowSource, _Database, _Server
+from dks.tables.mlflow_database import Database
+from dks.tables.mlflow_server import Server
+from dks.tables.mlflow_source import MlflowSource
 from dks.tables.records import RecordSource
 from dks.tables.rows import COLUMNS, TOP1
 from dks.tracking.journal import Journal
@@ -314,13 +316,13 @@ def test_a_running_run_in_a_store_is_read_again_and_a_finished_one_is_not(
 ) -> None:
     folder, uri, cells = copied
     read: list[list[str]] = []
-    data = _Database.data
+    data = Database.data
 
     def counted(self: Any, run_ids: Sequence[str]) -> Any:
         read.append(list(run_ids))
         return data(self, run_ids)
 
-    monkeypatch.setattr(_Database, "data", counted)
+    monkeypatch.setattr(Database, "data", counted)
     source, client = MlflowSource(uri), mlflow_client(uri)
     source.runs()
     assert len(read.pop()) == len(cells)
@@ -564,14 +566,14 @@ def test_a_server_tells_the_same(copied: tuple[Path, str, dict[str, str]], monke
     try:
         uri = f"http://127.0.0.1:{port}"
         source = wait_for(uri, server, folder / "server.log")
-        monkeypatch.setattr(_Server, "PAGE", 3)
+        monkeypatch.setattr(Server, "PAGE", 3)
         check_numbers(assert_same(source, RecordSource(folder / "runs")), cells)
         check_curves(source.histories(list(cells.values()), CURVES), cells)
         assert source.runs()["place"][0].startswith(f"{uri}/#/experiments/")
         # What the server cuts off is asked for again.
         expected = source.histories(list(cells.values()), CURVES)
         for limit in (1, 2, 3):
-            monkeypatch.setattr(_Server, "POINTS", limit)
+            monkeypatch.setattr(Server, "POINTS", limit)
             pd.testing.assert_frame_equal(source.histories(list(cells.values()), CURVES), expected)
         with pytest.raises(RequestError, match=r"has no experiment 'mine'; there are: Default, dks, other"):
             MlflowSource(uri, "mine").runs()
@@ -653,7 +655,7 @@ def test_postgresql_tells_the_same(postgresql: str, tmp_path: Path, monkeypatch:
     for _ in range(2):
         check_numbers(assert_same(source, records), cells)
     check_curves(source.histories(list(cells.values()), CURVES), cells)
-    monkeypatch.setattr(_Database, "IDS", 3)  # several queries
+    monkeypatch.setattr(Database, "IDS", 3)  # several queries
     shutil.rmtree(tmp_path / "cache")
     assert_same(source, records)
     for wrong in (postgresql.replace("secret", "wrong"), postgresql.replace("/postgres", "/nothing")):
