@@ -539,6 +539,7 @@ def only_run(folder: Path) -> RunFolder:
     return RunFolder(path)
 
 
+@pytest.mark.slow
 def test_three_processes_go_on_in_the_middle_of_an_epoch_each_with_its_own_dropout(tmp_path: Path) -> None:
     """The second one is asked in the third step of the second epoch, and all stop before the next one.
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TINY, composed, config
+from conftest import TINY, composed, config, train
 
 from dks import cli
 from dks.config.errors import RequestError
 from dks.sweeps.differences import differences
 from dks.tables.model import Epoch
 from dks.tables.study import Study
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 def lines(ours: list[str], paper: list[str], *but: str) -> list[str]:
@@ -44,12 +42,20 @@ def test_what_cannot_change_a_result_the_seed_and_what_is_excepted_is_no_differe
     assert lines([*paper, "loss.beta=2"], paper, "loss.beta") == []
 
 
-@pytest.fixture
-def small(run_here: Run, in_folder: Path) -> Path:
-    """Two methods with two seeds."""
-    status, _, err = run_here("-m", "method=baseline,dks", "seed=1,2", *TINY)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two methods with two seeds, in a folder that tests only read and add to."""
+    folder = tmp_path_factory.mktemp("study")
+    status, _, err = train(folder, "-m", "method=baseline,dks", "seed=1,2", "tracking=off", *TINY)
     assert status == 0, err
-    return in_folder
+    return folder
+
+
+@pytest.fixture
+def small(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder is the one with these runs."""
+    monkeypatch.chdir(finished)
+    return finished
 
 
 def dks(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -98,8 +104,22 @@ def test_wrong_requests_are_one_line(small: Path, capsys: pytest.CaptureFixture[
     status, _, err = dks(capsys, "table", name, "--store", "sqlite:///nowhere.db")
     assert status == 2 and err.count("\n") == 1 and "nowhere.db" in err
     assert not Path("nowhere.db").exists(), "looking creates no store"
+    study = Study.open(name)
     with pytest.raises(RequestError, match="several tables"):
-        Study.open("paper").table()
+        dataclasses.replace(study, parts=study.parts * 2).table()
+
+
+@pytest.mark.slow  # IPython comes with the notebooks, not with the fast tests
+def test_a_notebook_shows_a_wrong_request_without_the_way_there(in_folder: Path) -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    with pytest.raises(RequestError) as raised:
+        Study.open("tabel3")
+    shell, shown = InteractiveShell(), list[str]()
+    shell._showtraceback = lambda etype, evalue, stb: shown.extend(stb)
+    shell.showtraceback((raised.type, raised.value, raised.tb))
+    (line,) = shown
+    assert line.startswith("error: no sweep 'tabel3'")
 
 
 def test_figures_and_the_report_come_from_one_command_each(small: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,3 +7,7 @@ class RequestError(Exception):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it: its lines, without the way there."""
+        return [f"error: {problem}" for problem in self.problems]

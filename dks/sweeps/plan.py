@@ -296,9 +296,9 @@ def _differs(grid: Grid, cells: Iterable[Cell], compose: Compose) -> dict[str, l
         return {}
     file = grid_of(read(grid.named), (), OverridesParser.create())
     axes = [axis for axis in file.axes if axis != "seed"]
-    waiting = {long_name(choice.key): choice.undecided for choice in file.choices}
+    chosen = {long_name(choice.key) for choice in file.choices}
     places: dict[tuple[str | None, ...], Point] = {}
-    for point in (*file.points, *(point for points in waiting.values() for point in points)):
+    for point in (*file.points, *(point for choice in file.choices for point in choice.undecided)):
         places.setdefault(tuple(point.labels.get(axis) for axis in axes), point)
     resolve, originals = Resolver(absent_ok=True), dict[tuple[str, ...], Composed]()
     found: dict[str, list[str]] = {}
@@ -310,7 +310,7 @@ def _differs(grid: Grid, cells: Iterable[Cell], compose: Compose) -> dict[str, l
             composed = compose(place.overrides)
             originals[place.overrides] = replace(composed, config=resolve(composed))
         original = originals[place.overrides]
-        lines = differences(cell.config, cell.choices, original.config, original.choices, waiting)
+        lines = differences(cell.config, cell.choices, original.config, original.choices, chosen)
         found[cell.config_id] = lines
     return {config: lines for config, lines in found.items() if lines}
 
