@@ -1,0 +1,101 @@
+"""What of its runs a sweep counts: states, results that are not finite, epochs that are missing, classifiers one by one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from dks.sweeps.manifest import Manifest, ManifestCell
+from dks.tables.entries import entries
+from dks.tables.model import Epoch, Metric, Over, build
+
+METRICS = (Metric.top1, Metric.top5)
+
+
+def cell(name: str, method: str = "dks", classifiers: tuple[str, ...] = ("c1", "c2"), **labels: str) -> ManifestCell:
+    return ManifestCell(
+        {"method": method, **labels}, name, f"config-{name}", "plain", 1, method, [], "supervised", list(classifiers)
+    )
+
+
+def sweep(*cells: ManifestCell, **more: Any) -> Manifest:
+    return Manifest("s", "S", ["method", *more.pop("axes", [])], "runs", list(cells), **more)
+
+
+def run(name: str, state: str = "done", epoch: int = 10, epochs: int = 10, **numbers: float) -> dict[str, Any]:
+    """A row of a source; keys such as final_top1_error_c2 stand for final/test/top1_error_c2."""
+    named = {key.replace("_", "/test/", 1): value for key, value in numbers.items()}
+    return {"cell_id": name, "state": state, "epoch": epoch, "epochs": epochs, **named}
+
+
+def made(
+    manifest: Manifest, *runs: dict[str, Any], epoch: Epoch = Epoch.last, by_classifier: bool = False
+) -> list[dict[str, Any]]:
+    columns = ["cell_id", "state", "epoch", "epochs"]
+    return entries(manifest, pd.DataFrame(list(runs), columns=None if runs else columns), METRICS, epoch, by_classifier)
+
+
+def test_a_cell_without_a_run_is_missing_and_one_that_is_not_done_has_no_number() -> None:
+    plain, going = made(sweep(cell("a"), cell("b")), run("b", "running", final_top1_error=50.0, final_top5_error=20.0))
+    assert (plain["state"], going["state"]) == ("missing", "running")
+    assert all(math.isnan(each["top1"]) and each["left_out"] == "" for each in (plain, going))
+    assert (plain["over_baseline"], plain["over_ds"], plain["over_alone"]) == ("plain", "supervised", None)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_result_that_is_not_finite_is_left_out(value: float) -> None:
+    (found,) = made(sweep(cell("a")), run("a", final_top1_error=5.0, final_top5_error=value))
+    assert (found["state"], found["left_out"]) == ("done", "result not finite")
+
+
+def test_a_run_with_fewer_epochs_than_asked_for_is_left_out() -> None:
+    whole, short, unknown = made(
+        sweep(cell("a"), cell("b"), cell("c")),
+        run("a", final_top1_error=5.0, final_top5_error=1.0),
+        run("b", epoch=9, final_top1_error=5.0, final_top5_error=1.0),
+        run("c", epochs=0, final_top1_error=5.0, final_top5_error=1.0),
+    )
+    assert [each["left_out"] for each in (whole, short, unknown)] == ["", "epochs missing", ""]
+
+
+def test_the_last_and_the_best_epoch_are_not_mixed() -> None:
+    numbers = {"final_top1_error": 5.0, "final_top5_error": 2.0, "best_top1_error": 4.0, "best_top5_error": 3.0}
+    for epoch, expected in ((Epoch.last, (5.0, 2.0)), (Epoch.best, (4.0, 3.0))):
+        (found,) = made(sweep(cell("a")), run("a", **numbers), epoch=epoch)
+        assert (found["top1"], found["top5"]) == expected
+
+
+def test_every_classifier_is_a_row_and_compared_with_itself_trained_alone() -> None:
+    """The shape of the paper's Table 5."""
+    manifest = sweep(
+        cell("plain", "baseline", ("c1",), positions="none"),
+        cell("only2", "single", ("c2",), positions="c2"),
+        cell("both", "dks", ("c1", "c2"), positions="c2"),
+        axes=["positions"],
+    )
+    runs = [
+        run("plain", final_top1_error=31.0, final_top5_error=11.0),
+        run("only2", final_top1_error=30.5, final_top5_error=10.5),
+        run("both", final_top1_error=28.5, final_top5_error=9.5, final_top1_error_c2=27.5, final_top5_error_c2=8.5),
+    ]
+    found = made(manifest, *runs, by_classifier=True)
+    assert [(each["classifier"], each["training"], each["top1"]) for each in found] == [
+        ("c1", "alone", 31.0),
+        ("c2", "alone", 30.5),
+        ("c1", "dks", 28.5),
+        ("c2", "dks", 27.5),
+    ]
+    table = build(found, "s", "S", ["classifier", "training"], ["classifier"], ["training"])
+    gains = {place[0][0]: cell.numbers[0].gains for place, cell in table.cells.items() if place[1] == ("dks",)}
+    assert gains == {"c1": {Over.alone: 2.5}, "c2": {Over.alone: 3.0}}
+    assert table.states == {"done": 3}, "a run with two classifiers is one run"
+
+
+def test_a_cell_that_waits_for_a_choice_has_its_place() -> None:
+    found = made(sweep(cell("a"), pending=[{"method": "kd_c1"}]), run("a", final_top1_error=5.0, final_top5_error=1.0))
+    table = build(found, "s", "S", ["method"], ["method"], undecided=["kd_c1: 1 more cell follows"])
+    waiting = table.cells[("kd_c1",), ()]
+    assert (waiting.states, waiting.wanted, waiting.cell_ids) == ({"missing": 1}, 1, ())
