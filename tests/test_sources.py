@@ -12,6 +12,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -623,9 +624,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert os.environ.get("CI") != "true", lacking
         pytest.skip(f"needs {', '.join(lacking)}")
     programs_folder, port = programs[-1].parent, free_port()
-    place = subprocess.run(
-        ["mktemp", "-d", "/tmp/dks-postgresql-XXXXXX"], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    place = tempfile.mkdtemp(prefix="dks-postgresql-")  # pytest's own folders are closed to other users
     shutil.chown(place, "postgres")
 
     def run(program: str, *arguments: str) -> None:
