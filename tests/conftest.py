@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,19 @@ def finished_run(folder: Path, *overrides: str) -> RunFolder:
     ready = queued(folder, *overrides)
     assert run_cell(ready.path) is Outcome.done, ready.read_record()
     return ready
+
+
+def raise_at(step: int, error: BaseException) -> Callable[..., None]:
+    """A stand-in for an observer's `stepped` that fails before that step is counted."""
+    taken = 0
+
+    def stepped(self: Any, images: int) -> None:
+        nonlocal taken
+        taken += 1
+        if taken == step:
+            raise error
+
+    return stepped
 
 
 @pytest.fixture(autouse=True)

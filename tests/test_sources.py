@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import finished_run, queued
+from conftest import finished_run, queued, raise_at
 
 from dks.config.errors import RequestError
 from dks.tables import cache
@@ -39,25 +39,12 @@ from dks.training.run import run_cell
 CURVES = ("test/top1_error", "train/loss", "test/loss")
 
 
-def stopped_at(step: int, error: BaseException) -> Any:
-    """A stand-in for an observer's `stepped` that ends a run before its step is counted."""
-    taken = 0
-
-    def stepped(self: Any, images: int) -> None:
-        nonlocal taken
-        taken += 1
-        if taken == step:
-            raise error
-
-    return stepped
-
-
 def executed(folder: Path, uri: str, *overrides: str, error: BaseException | None = None) -> RunFolder:
     """A run of two epochs, tracked; with an error it ends in its second."""
     run = queued(folder, "tracking.kind=local", f"tracking.uri={uri}", *overrides)
     with pytest.MonkeyPatch.context() as patch:
         if error is not None:
-            patch.setattr("dks.terminal.RunView.stepped", stopped_at(2, error))
+            patch.setattr("dks.terminal.RunView.stepped", raise_at(2, error))
         try:
             run_cell(run.path)
         except KeyboardInterrupt:

@@ -9,14 +9,13 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import queued
+from conftest import queued, raise_at
 from safetensors.torch import load_file
 
 import dks
@@ -153,19 +152,6 @@ def weights_and_metrics(folder: RunFolder) -> tuple[dict[str, torch.Tensor], lis
 def same(one: RunFolder, other: RunFolder) -> bool:
     (weights, entries), (others, other_entries) = weights_and_metrics(one), weights_and_metrics(other)
     return entries == other_entries and all(torch.equal(weights[name], others[name]) for name in weights)
-
-
-def raise_at(step: int, error: BaseException) -> Callable[..., None]:
-    """A stand-in for an observer's `stepped` that fails at that step."""
-    taken = 0
-
-    def stepped(self: Any, images: int) -> None:
-        nonlocal taken
-        taken += 1
-        if taken == step:
-            raise error
-
-    return stepped
 
 
 def test_a_run_goes_on_with_the_threads_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
