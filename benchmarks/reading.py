@@ -30,11 +30,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout that this file is part of
 
+from dks.config.identity import flatten
 from dks.config.schema import Config
 from dks.sweeps import manifest
 from dks.sweeps.manifest import Manifest, ManifestCell
 from dks.tracking.journal import Entry
-from dks.tracking.mlflow_sink import flatten
 from dks.tracking.record import Attempt, Record, RunFolder, Status
 
 ROOT = Path(__file__).resolve().parent.parent

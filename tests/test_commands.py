@@ -71,7 +71,9 @@ def test_the_main_job_from_nothing_to_its_table_and_into_mlflow(in_folder: Path)
             (entry.epoch, entry.metrics["test/top1_error"]) for entry in journal
         ]
         assert run.data.params["aux_design.kind"] == "blocks"
-        assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"config.yaml", "record.json"}
+        assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
+            *("config.yaml", "record.json", "metrics.jsonl", "run.log")
+        }
 
     status, again, err = train(in_folder, *MAIN_JOB.split(), "recipe.epochs=1")
     assert status == 0
@@ -208,20 +210,30 @@ def test_dks_table_prints_a_sweep_again_in_every_format(run_here: Run, in_folder
 
 def test_a_run_is_not_stopped_by_a_store_that_breaks(run_here: Run, in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store goes away after it was prepared: the run finishes, its journal is whole, and it says so in its log."""
-    from dks.tracking import mlflow_sink
+    from dks.tracking.sender import Sender
 
-    def broken(self: Any, client: Any, state: Any) -> None:
-        raise OSError("the disk is gone")
+    begin = Sender.begin
 
-    monkeypatch.setattr(mlflow_sink.MlflowSink, "_ship", broken)
-    status, out, _ = run_here(*TINY, tracking="local")
+    def broken(self: Sender, folder: Path) -> None:
+        (in_folder / "mlflow.db").write_text("the disk is gone")
+        begin(self, folder)
+
+    monkeypatch.setattr(Sender, "begin", broken)
+    status, _, err = run_here(*TINY, tracking="local")
     assert status == 0
+    said = (
+        "sqlite:///mlflow.db has not got everything: tracking.uri=sqlite:///mlflow.db cannot be opened: file is not a database"
+    )
+    assert said in " ".join(err.split())
+    assert "1 run to be completed by: dks sync" in " ".join(err.split())
     (record,) = records(in_folder).values()
     assert record["status"] == Status.done.value
     (cell_id,) = records(in_folder)
     folder = RunFolder(in_folder / "runs" / cell_id)
     assert len(folder.journal.read()) == 2
-    assert "MLflow failed (the disk is gone); the journal is complete" in folder.log_file.read_text()
+    log = folder.log_file.read_text()
+    assert said in log
+    assert "the journal is complete, and dks sync sends the rest" in log
 
 
 def test_help_shows_groups_and_examples(in_folder: Path) -> None:

@@ -86,16 +86,12 @@ def test_a_table_is_there_before_any_run_with_the_papers_numbers(in_folder: Path
 def test_the_store_tells_the_same_as_the_records(in_folder: Path) -> None:
     """All ten sweeps through the real sink into SQLite, then every table from the store alone, in every format."""
     from dks.config.schema import Tracking, TrackingKind
-    from dks.tracking.mlflow_sink import MlflowSink, prepare_store
+    from dks.sweeps.sync import sync
 
     tracking = Tracking(TrackingKind.local, "sqlite:///mlflow.db")
-    prepare_store(tracking)
-    runs = {run.cell_id: run for name in SWEEPS for run in publish(in_folder, name)}
-    for run in runs.values():
-        config, record = run.read_config(), run.read_record()
-        config.tracking = tracking
-        assert record is not None
-        MlflowSink(run, config, record).close(record)
+    runs = {run.cell_id for name in SWEEPS for run in publish(in_folder, name)}
+    report = sync("runs", target=tracking)
+    assert not report.failed and {run.cell_id for run in report.runs} == runs
     for name in SWEEPS:
         local, stored = Study.open(name), Study.open(name, store="sqlite:///mlflow.db")
         for form in render.TEXT_FORMATS:

@@ -20,8 +20,9 @@ import pytest
 from rich.console import Console
 
 from dks.config.errors import RequestError
+from dks.config.files import python_path
 from dks.sweeps import slots
-from dks.sweeps.launches import LaunchFolder, python_path
+from dks.sweeps.launches import LaunchFolder
 from dks.sweeps.slots import Layout, environment, lay_out, note_death, run_in_slots, visible_gpus
 from dks.sweeps.worker import RemoteDisplay, run_cells
 from dks.terminal import Display, shown_by

@@ -24,6 +24,9 @@ import pytest
 from conftest import finished_run, queued, raise_at
 
 from dks.config.errors import RequestError
+from dks.config.schema import Tracking
+from dks.config.secrets import without_password
+from dks.sweeps.sync import sync
 from dks.tables import cache
 from dks.tables.mlflow_database import Database
 from dks.tables.mlflow_server import Server
@@ -31,8 +34,10 @@ from dks.tables.mlflow_source import MlflowSource
 from dks.tables.records import RecordSource
 from dks.tables.rows import COLUMNS, TOP1
 from dks.tracking.journal import Journal
-from dks.tracking.mlflow_sink import MlflowSink, prepare_store, without_password
 from dks.tracking.record import RunFolder, Status
+from dks.tracking.sender import sent_elsewhere
+from dks.tracking.shipment import Shipment
+from dks.tracking.store import open_client, prepare
 from dks.training.interruption import Interrupted
 from dks.training.run import run_cell
 
@@ -45,10 +50,12 @@ def executed(folder: Path, uri: str, *overrides: str, error: BaseException | Non
     with pytest.MonkeyPatch.context() as patch:
         if error is not None:
             patch.setattr("dks.terminal.RunView.stepped", raise_at(2, error))
-        try:
-            run_cell(run.path)
-        except KeyboardInterrupt:
-            assert isinstance(error, Interrupted)
+        with sent_elsewhere():
+            try:
+                run_cell(run.path)
+            except KeyboardInterrupt:
+                assert isinstance(error, Interrupted)
+    assert not sync(str(folder / "runs"), [run.cell_id]).failed
     return run
 
 
@@ -69,9 +76,9 @@ def made(
     run.write_record(record)
     mlflow_client(uri).delete_run(noted(run)["run_id"])
     run.mlflow_file.unlink()
-    sink = MlflowSink(run, run.read_config(), record)
-    sink.close(record if tells_best else dataclasses.replace(record, best={}))
-    assert sink._error is None
+    run.write_record(record if tells_best else dataclasses.replace(record, best={}))
+    assert not sync(str(folder / "runs"), [run.cell_id]).failed
+    run.write_record(record)
     return run
 
 
@@ -95,7 +102,9 @@ def fill(folder: Path, uri: str) -> dict[str, str]:
         "failed": executed(folder, uri, "seed=4", error=RuntimeError("out of memory")),
         "exploded": executed(folder, uri, "seed=5", "recipe.lr=1e30", "data.train_images=320"),
     }
-    run_cell(cells["resumed"].path)
+    with sent_elsewhere():
+        run_cell(cells["resumed"].path)
+    sync(str(folder / "runs"), [cells["resumed"].cell_id])
     nan, inf = math.nan, math.inf
     cells["odd"] = made(
         folder,
@@ -268,12 +277,11 @@ def test_sending_a_run_again_changes_nothing(copied: tuple[Path, str, dict[str, 
     record, state = run.read_record(), noted(run)
     assert record is not None
     run.mlflow_file.write_text(json.dumps({**state, "uri": uri, "epoch": 0}))
-    config = run.read_config()
-    config.tracking.uri = uri
     with inside(folder):
-        sink = MlflowSink(run, config, record)
-        sink.close(record)
-    assert sink._error is None
+        assert Shipment(run, open_client(uri), uri, state["experiment_id"]).send(live=False) > 0
+        assert content() == before
+        (sent,) = sync(str(folder / "runs"), [run.cell_id], Tracking(uri=uri)).runs
+    assert sent.points == 0 and not sent.told, "the store has been asked what it has"
     assert content() == before
 
 
@@ -490,10 +498,9 @@ def test_passwords_are_not_shown(uri: str, shown: str) -> None:
 
 
 def test_a_password_is_not_shown_where_a_run_is_to_be_tracked() -> None:
-    from dks.config.schema import Tracking
 
     with pytest.raises(RequestError, match=r"tracking\.uri=nostore://me@host/db cannot be opened") as refused:
-        prepare_store(Tracking(uri="nostore://me:secret@host/db"))
+        prepare(Tracking(uri="nostore://me:secret@host/db"))
     assert "secret" not in str(refused.value)
 
 
@@ -634,8 +641,9 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_postgresql_tells_the_same(postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", "secret")
     with inside(tmp_path):
-        cells = fill(tmp_path, postgresql)
+        cells = fill(tmp_path, without_password(postgresql))
     source, records = MlflowSource(postgresql), RecordSource(tmp_path / "runs")
     assert source.name == postgresql.replace(":secret", "")
     for _ in range(2):

@@ -158,12 +158,15 @@ def _status(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from dks.sweeps.status import status
+    from dks.sweeps.sync import tell_dead
 
     seen = status(options.results_dir, _begun(options).name)
     if options.json:
         print(seen.to_json())
     else:
         Console(highlight=False).print(str(seen), soft_wrap=True)
+    for line in tell_dead(seen.standings):
+        print(line, file=sys.stderr)
     return DONE
 
 
@@ -171,17 +174,19 @@ def _wait(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from dks.sweeps.status import status, wait
+    from dks.sweeps.sync import tell_dead
     from dks.tables.results import show, write_results
-    from dks.tracking.mlflow_sink import end_sweep_run
+    from dks.tracking.sender import sending
 
     name = _begun(options).name
     seen = wait(lambda: status(options.results_dir, name), options.every, Console(stderr=True))
     begun = next((each.folder for each in seen.standings.values() if each.record is not None), None)
     if begun is not None:
-        try:
-            end_sweep_run(begun.read_config().tracking, seen.sweep.name, well=not seen.exit_status)
-        except RequestError as error:  # the runs and their table are there without it
-            print(f"MLflow was not told that the sweep is over: {error}", file=sys.stderr)
+        tracking = begun.read_config().tracking
+        with sending(tracking) as sender:
+            sender.sweep(seen.sweep.name, "FAILED" if seen.exit_status else "FINISHED", tracking)
+    for line in tell_dead(seen.standings):
+        print(line, file=sys.stderr)
     for table in write_results(options.results_dir, name):
         show(table)
     if seen.sweep.undecided:

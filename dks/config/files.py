@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sysconfig
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,6 +20,16 @@ def declarations(folder: str) -> Path:
     """The folder `conf`, `sweeps` or `analysis`: inside an installed wheel, or beside the package in a checkout."""
     shipped = _PACKAGE / "share" / folder
     return shipped if shipped.is_dir() else _PACKAGE.parent / folder
+
+
+def python_path(given: str = "") -> str:
+    """The PYTHONPATH of processes that are to import this package from where it is: a bare checkout comes before what is given.
+
+    An installed one is found without, and its folder would bring all that is installed beside it.
+    """
+    root, installed = _PACKAGE.parent, Path(sysconfig.get_path("purelib")).resolve()
+    paths = [path for path in given.split(os.pathsep) if path]
+    return given if root == installed else os.pathsep.join([str(root), *(path for path in paths if path != str(root))])
 
 
 def choices(group: str) -> list[str]:

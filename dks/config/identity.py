@@ -197,3 +197,17 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return _plain(vars(value))
     return value
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of what can change a result, as MLflow's params; enums by their values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if path in EXECUTION_ONLY:
+            continue
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{path}."))
+        else:
+            flat[path] = getattr(value, "value", value)
+    return flat

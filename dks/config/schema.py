@@ -74,7 +74,8 @@ class TrackingKind(str, Enum):
     """Where metrics go besides the run's own folder."""
 
     off = "off"  # nowhere
-    local = "local"  # an MLflow store in one SQLite file
+    local = "local"  # an MLflow store in one SQLite file, or another database
+    server = "server"  # an MLflow server
 
 
 @dataclass
@@ -224,9 +225,9 @@ class Tracking:
     """The MLflow sink. The run's own journal is complete without it."""
 
     kind: TrackingKind = TrackingKind.local
-    uri: str | None = None  # of the store
+    uri: str | None = None  # of the store; None with kind=server: what MLFLOW_TRACKING_URI says, filled in when it is resolved
     experiment: str = "dks"  # MLflow experiment
-    drain_seconds: float = 30.0  # how long the end of a run waits for points not yet sent
+    drain_seconds: float = 30.0  # how long the end waits for points not yet sent; `dks sync` sends the others
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Iterator
 from typing import TypeVar
@@ -25,8 +26,10 @@ from dks.config.schema import (
     Recipe,
     Strategy,
     TeacherKind,
+    Tracking,
     TrackingKind,
 )
+from dks.config.secrets import has_password, without_password
 
 T = TypeVar("T")
 
@@ -56,6 +59,8 @@ class Resolver:
             RequestError: with one line for every problem found.
         """
         config = composed.config
+        if config.tracking.kind is TrackingKind.server:
+            config.tracking.uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
         problems = [*_method_problems(composed), *_config_problems(config), *self._device_problems(config.device)]
         try:
             data = self._described(config.data)
@@ -180,10 +185,31 @@ def _config_problems(config: Config) -> Iterator[str]:
         yield f"threads={config.threads} must be at least 1, or null for all cores"
     if config.eval_batch_size < 1:
         yield f"eval_batch_size={config.eval_batch_size} must be at least 1"
-    if config.tracking.kind is not TrackingKind.off and not config.tracking.uri:
-        yield "tracking.uri is empty; name a store, for example sqlite:///mlflow.db, or choose tracking=off"
+    yield from tracking_problems(config.tracking)
     if not (math.isfinite(config.tracking.drain_seconds) and config.tracking.drain_seconds >= 0):
         yield f"tracking.drain_seconds={config.tracking.drain_seconds} must be a finite number of at least 0"
+
+
+def tracking_problems(tracking: Tracking) -> Iterator[str]:
+    """What is wrong with where runs are to be tracked, a line each."""
+    uri = tracking.uri or ""
+    shown = without_password(uri)
+    if tracking.kind is TrackingKind.off:
+        return
+    if tracking.kind is TrackingKind.server:
+        if not uri:
+            yield "tracking.uri is empty; give https://HOST there or in MLFLOW_TRACKING_URI, or choose tracking=off"
+        elif not re.match(r"https?://[^/]", uri):
+            yield f"tracking.uri={shown} names no server; give https://HOST, or choose tracking=local"
+    elif not uri:
+        yield "tracking.uri is empty; name a store, for example sqlite:///mlflow.db, or choose tracking=off"
+    elif uri.startswith(("http://", "https://")):
+        yield f"tracking.uri={shown} is a server; choose tracking=server"
+    elif not re.match(r"(sqlite:///|postgresql(\+\w+)?://|mysql(\+\w+)?://).", uri):
+        yield f"tracking.uri={shown} names no store; give sqlite:///FILE or postgresql://HOST/DATABASE"
+    if has_password(uri):
+        where = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" if "http" in uri else "PGPASSWORD or a .pgpass file"
+        yield f"tracking.uri={shown} has a password in it, which would stand in every record; take it out and set {where}"
 
 
 # Field of a backbone -> the family it belongs to. Elsewhere it would change nothing but the cell's identity.

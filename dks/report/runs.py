@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from dks.config.secrets import without_password
 from dks.sweeps.ledger import State
 from dks.sweeps.manifest import Manifest
-from dks.tracking.mlflow_sink import without_password
 from dks.tracking.record import Record, RunFolder
 
 

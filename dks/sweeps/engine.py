@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,8 +22,10 @@ from dks.sweeps.launches import LaunchFolder
 from dks.sweeps.ledger import State, look_up, survey_all, to_launch
 from dks.sweeps.plan import Cell, Plan, summary
 from dks.terminal import Display
-from dks.tracking.mlflow_sink import prepare_store, sweep_run
+from dks.tracking.parents import status_of
 from dks.tracking.record import Record, RunFolder, Status
+from dks.tracking.sender import sending
+from dks.tracking.store import Unreachable, prepare
 
 
 class Launcher(Protocol):
@@ -101,21 +103,37 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
     first, display = launches[0].config, Display(len(launches))
     if first.tracking.kind is not TrackingKind.off:
         display.say(f"tracking to {first.tracking.uri}")  # a new store takes some seconds
-        prepare_store(first.tracking)
+        try:
+            prepare(first.tracking)
+        except Unreachable as silence:
+            display.say(f"[yellow]tracking[/]: {escape(str(silence))}; the runs do without, and dks sync sends them later")
     launch = _begin(sweep, launches, launcher, policy)
-    parent = sweep_run(first.tracking, sweep.name, {}, launcher.detached) if sweep.axes else nullcontext()
     try:
-        with parent, display:
-            for cell in launches:
-                queue(cell, launch)
-            for error in launcher.launch(launches):
-                display.say(f"[red]error[/]: {escape(str(error))}")
+        with sending(first.tracking) as sender:
+            if sweep.axes:
+                sender.sweep(sweep.name, "RUNNING", first.tracking)
+            try:
+                with display:
+                    for cell in launches:
+                        queue(cell, launch)
+                    for error in launcher.launch(launches):
+                        display.say(f"[red]error[/]: {escape(str(error))}")
+            finally:
+                if sweep.axes and not launcher.detached:
+                    sender.sweep(sweep.name, _standing(sweep), first.tracking)
     except KeyboardInterrupt:
         return False
     finally:
         if launch is not None:
             launch.lock.release()
     return True
+
+
+def _standing(sweep: Plan) -> str:
+    """How a sweep stands that is over for now, as MLflow names it."""
+    records = [RunFolder(Path(cell.config.runs_dir) / cell.cell_id).read_record() for cell in sweep.cells]
+    states = {Status.killed if record is None else record.status for record in records}
+    return status_of({Status.killed if state in (Status.queued, Status.running) else state for state in states})
 
 
 def _begin(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy) -> LaunchFolder | None:
@@ -151,6 +169,7 @@ def queue(cell: Cell, launch: LaunchFolder | None = None) -> None:
             overrides=list(cell.point.overrides),
             sweep=cell.config.sweep,
             launch=None if launch is None else str(launch.path),
+            uid=(record and record.uid) or uuid4().hex,
         )
         if record is not None:  # it was begun before: the new attempt goes on from the old ones
             folder.end_attempt(record, cell.state.value)

@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import socket
-import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -20,7 +19,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-import dks
 from dks.config.errors import RequestError
 from dks.tracking.journal import now
 from dks.tracking.record import write_atomically
@@ -142,13 +140,3 @@ def cell_folders(job_overrides: Sequence[Sequence[str]]) -> list[Path]:
     """The folders of the cells that a Hydra launcher is asked for: `hydra.sweep.dir`/`hydra.sweep.subdir` of each job."""
     values = [dict(item.split("=", 1) for item in overrides) for overrides in job_overrides]
     return [Path(each["hydra.sweep.dir"].strip("'")) / each["hydra.sweep.subdir"].strip("'") for each in values]
-
-
-def python_path(given: str = "") -> str:
-    """The PYTHONPATH of processes that are to import this package from where it is: a bare checkout comes before what is given.
-
-    An installed one is found without, and its folder would bring all that is installed beside it.
-    """
-    root, installed = Path(dks.__file__).resolve().parent.parent, Path(sysconfig.get_path("purelib")).resolve()
-    paths = [path for path in given.split(os.pathsep) if path]
-    return given if root == installed else os.pathsep.join([str(root), *(path for path in paths if path != str(root))])

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from dks.config.errors import RequestError
-from dks.sweeps.launches import python_path
+from dks.config.files import python_path
 from dks.sweeps.worker import launch_of
 from dks.terminal import CountView, Display, RunView
+from dks.tracking import sender
 from dks.tracking.journal import Entry
-from dks.tracking.record import Record, RunFolder, Status
+from dks.tracking.record import RunFolder, Status
 from dks.training.interruption import Interruption
 
 # Seconds between two looks at which workers are alive.
@@ -265,6 +266,7 @@ class _Pool:
                 record = worker.cell.read_record()
                 assert record is not None
                 worker.view = self.display.run(record)
+                sender.current().begin(worker.cell.path)
             case {"event": "started", "epochs": epochs, "images": images, "finished": finished}:
                 assert worker.view is not None
                 worker.view.started(epochs, images, finished)
@@ -276,7 +278,7 @@ class _Pool:
                 worker.view.recorded(Entry.from_json(line))
             case {"event": "finished"}:
                 assert worker.cell is not None
-                self._finish(worker, worker.cell.read_record())
+                self._finish(worker, worker.cell)
             case {"event": "track", "what": what, "done": done, "total": total}:
                 worker.counted = worker.counted or self.display.count(what)
                 worker.counted.show(done, total)
@@ -293,8 +295,10 @@ class _Pool:
             case {"event": "interrupted"}:
                 worker.cell, worker.leaving = None, True
 
-    def _finish(self, worker: _Worker, record: Record | None) -> None:
-        """Show how a run ended."""
+    def _finish(self, worker: _Worker, folder: RunFolder) -> None:
+        """Show how a run ended, and have it told."""
+        sender.current().end(folder.path)
+        record = folder.read_record()
         if worker.counted is not None:
             worker.counted.close()
             worker.counted = None
@@ -316,9 +320,9 @@ class _Pool:
             return
         error = {"type": "WorkerDied", "message": f"the worker process {how}"}
         noted = note_death(folder, Status.killed if self.stopping else Status.failed, error)
-        record = folder.read_record()
         if worker.view is not None or noted:
-            self._finish(worker, record)
+            self._finish(worker, folder)
+        record = folder.read_record()
         if record is not None and record.status is Status.failed:
             self._again_or_never(folder)
 
@@ -375,7 +379,7 @@ class _Pool:
         for worker in self.workers.values():
             if worker.cell is not None:
                 note_death(worker.cell, Status.killed, {"type": "Interrupted", "message": "SIGKILL"})
-                self._finish(worker, worker.cell.read_record())
+                self._finish(worker, worker.cell)
         self.workers.clear()
 
 

@@ -29,7 +29,8 @@ from typing import Any
 from filelock import Timeout
 
 from dks.config.errors import RequestError
-from dks.sweeps.launches import Array, LaunchFolder, python_path
+from dks.config.files import python_path
+from dks.sweeps.launches import Array, LaunchFolder
 from dks.sweeps.scheduler import Scheduler, SchedulerSilentError
 
 # Seconds that a job waits for a cell whose former process, on a node that was lost, is still ending.

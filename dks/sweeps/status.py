@@ -24,6 +24,7 @@ from dks.sweeps.ledger import Standing, State, survey
 from dks.sweeps.manifest import Manifest
 from dks.sweeps.scheduler import Scheduler, SchedulerSilentError
 from dks.sweeps.slurm import log_file
+from dks.sweeps.sync import close_dead
 from dks.terminal import duration
 from dks.tracking import heartbeat
 from dks.tracking.record import Status
@@ -94,7 +95,7 @@ def status(results_dir: str, name: str, scheduler: Scheduler | None = None) -> S
         RequestError: the sweep was not begun in `results_dir`.
     """
     sweep, scheduler = manifest.read(results_dir, name), scheduler or Scheduler()
-    standings = survey(sweep.runs_dir, sweep.cell_ids, scheduler)
+    standings = close_dead(survey(sweep.runs_dir, sweep.cell_ids, scheduler))
     for standing in standings.values():
         _note_end(standing)
     return SweepStatus(sweep, standings)

@@ -35,6 +35,7 @@ from dks.sweeps.launches import LaunchFolder
 from dks.terminal import Display, shown_by
 from dks.tracking.journal import Entry
 from dks.tracking.record import Record, RunFolder
+from dks.tracking.sender import sent_elsewhere
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +209,7 @@ def main() -> None:
     import dks.training.run  # noqa: F401  (the heavy part, once for all cells)
 
     display.send("ready")
-    with shown_by(display):
+    with shown_by(display), sent_elsewhere():  # by the process that has the pool
         for folder in commands:
             _print_into(RunFolder(folder).log_file)
             try:

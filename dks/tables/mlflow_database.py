@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from dks.config.errors import RequestError
+from dks.config.secrets import without_password
 from dks.tables.mlflow_store import PARAMS, TAGS, Point, StoredData, StoredRun, chunks, no_experiment, restored
-from dks.tracking.mlflow_sink import without_password
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from dks.config.errors import RequestError
+from dks.config.secrets import without_password
 from dks.tables.mlflow_store import Point, StoredData, StoredRun, chunks, no_experiment, restored
-from dks.tracking.mlflow_sink import without_password
 
 
 class Server:

@@ -10,13 +10,13 @@ from typing import Any
 
 import pandas as pd
 
+from dks.config.secrets import without_password
 from dks.sweeps.ledger import State
 from dks.tables.cache import RowCache
 from dks.tables.mlflow_database import Database
 from dks.tables.mlflow_server import Server
 from dks.tables.mlflow_store import STATES, Point, Store, StoredData, StoredRun
 from dks.tables.rows import TOP1, Row, best_epoch, histories_frame, numbers, runs_frame
-from dks.tracking.mlflow_sink import without_password
 
 
 class MlflowSource:

@@ -15,10 +15,10 @@ import pandas as pd
 import yaml
 
 from dks.config.errors import RequestError
+from dks.config.identity import flatten
 from dks.sweeps.ledger import State, survey
 from dks.tables.cache import RowCache
 from dks.tables.rows import TOP1, Row, best_epoch, histories_frame, numbers, runs_frame
-from dks.tracking.mlflow_sink import flatten
 from dks.tracking.record import Record, RunFolder, Status
 
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the fast one, where it was built

@@ -84,6 +84,7 @@ class Record:
     cost: dict[str, float] = field(default_factory=dict)  # seconds, images_per_second, parameters, ...
     error: dict[str, Any] | None = None  # type, message, and what else is known
     changed_labels: list[int] | None = None  # training images whose label was corrupted
+    uid: str = ""  # of this folder, random: by it MLflow's run is found again; a copy of the folder has the same
     schema_version: int = SCHEMA_VERSION
 
 

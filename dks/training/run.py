@@ -29,8 +29,8 @@ from dks.models.teacher import load_teacher
 from dks.terminal import Display
 from dks.tracking.heartbeat import Pulse, slurm_job
 from dks.tracking.journal import Entry, now, sync_folder
-from dks.tracking.mlflow_sink import open_sink
 from dks.tracking.record import Attempt, Record, RunFolder, Status
+from dks.tracking.sender import NoSender, Sender, sending
 from dks.training import checkpoint
 from dks.training.environment import available_threads, device_name, git_commit, host, pick_device, versions
 from dks.training.finite import NonFiniteLoss
@@ -70,8 +70,9 @@ def run_cell(path: Path | str) -> Outcome:
         if record.status is Status.done:
             checkpoint.discard(folder.checkpoints)  # left where a process died right after the record was written
             return Outcome.already_done
-        with Interruption() as interruption:
-            outcome = _execute(folder, folder.read_config(), record, interruption)
+        config = folder.read_config()
+        with sending(config.tracking) as sender, Interruption() as interruption:
+            outcome = _execute(folder, config, record, interruption, sender)
             interruption.check()  # a signal that came after the last step still stops the sweep
         return outcome
     finally:
@@ -94,7 +95,9 @@ def follow() -> None:
     world.leave()
 
 
-def _execute(folder: RunFolder, config: Config, record: Record, interruption: Interruption) -> Outcome:
+def _execute(
+    folder: RunFolder, config: Config, record: Record, interruption: Interruption, sender: Sender | NoSender
+) -> Outcome:
     world = World.join()
     device = pick_device(config.device, world.local_rank)
     # Threads change the last bits of a result, so a run goes on with the number it began with.
@@ -115,12 +118,13 @@ def _execute(folder: RunFolder, config: Config, record: Record, interruption: In
     record.attempts.append(attempt)
     record.status, record.error = Status.running, None
     folder.write_record(record)
-    sink, display, memory = open_sink(folder, config, record), Display.current().run(record), PeakMemory(device)
+    sender.begin(folder.path)
+    display, memory = Display.current().run(record), PeakMemory(device)
     started = time.perf_counter()
     try:
         with Pulse(folder.path, attempt.host, config.recipe.epochs) as pulse:
             world.share((str(folder.path), threads))
-            trainer = _trainer(folder, config, world, [display, sink, pulse], interruption)
+            trainer = _trainer(folder, config, world, [display, pulse], interruption)
             record.changed_labels = trainer.changed_labels.tolist() or None
             attempt.first_epoch = len(trainer.entries) + 1
             folder.write_record(record)
@@ -147,7 +151,7 @@ def _execute(folder: RunFolder, config: Config, record: Record, interruption: In
         if record.status is Status.done:
             checkpoint.discard(folder.checkpoints)
         display.finished(record)
-        sink.close(record)
+        sender.end(folder.path)
     return Outcome(record.status.value)
 
 

@@ -105,7 +105,7 @@ class DksSweeper(Sweeper):
 
     def launch(self, cells: list[Cell]) -> list[Exception]:
         """Called by the engine: run these cells, or hand them over; the errors of those that could not even begin."""
-        from dks.sweeps.launches import python_path
+        from dks.config.files import python_path
 
         assert self.launcher is not None
         os.environ["PYTHONPATH"] = python_path(os.environ.get("PYTHONPATH", ""))  # for whatever the launcher starts

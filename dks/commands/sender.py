@@ -1,0 +1,57 @@
+"""The process of `dks/tracking/sender.py`: `python -m dks.commands.sender`. It is started by runs, not by people."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dks.tracking.dispatch import Dispatch
+from dks.tracking.record import RunFolder
+
+# Seconds for the rest where whoever began the runs has gone without a word.
+ORPHANED = 30.0
+
+
+def main() -> None:
+    """Until it is told to finish, or nobody is there to tell it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # a scheduler signals all processes of a job; the runs say when they are over
+    with suppress(OSError, AttributeError):
+        os.nice(10)  # training comes first
+    commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(commands,), daemon=True).start()
+    dispatch, pause = Dispatch(draw), 0.05
+    while True:
+        with suppress(queue.Empty):
+            command = commands.get(timeout=pause)
+            while True:
+                if "finish" in command:
+                    print(json.dumps({"problems": dispatch.finish(command["finish"])}), flush=True)
+                    return
+                dispatch.obey(command)
+                command = commands.get_nowait()
+        pause = dispatch.work()
+
+
+def _listen(commands: queue.SimpleQueue[dict[str, Any]]) -> None:
+    with open(0, closefd=False, encoding="utf-8") as lines:
+        for line in lines:
+            commands.put(json.loads(line))
+    commands.put({"finish": ORPHANED})
+
+
+def draw(folder: RunFolder, into: Path) -> list[Path]:
+    """Pictures of a run; matplotlib is imported when there is one to draw."""
+    from dks.figures import run
+
+    return run.draw(folder, into)
+
+
+if __name__ == "__main__":
+    main()

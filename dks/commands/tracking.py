@@ -1,0 +1,84 @@
+"""`dks sync`: runs told to MLflow."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from dks.commands.exit_status import DONE, FAILED
+from dks.commands.options import Commands
+from dks.config.errors import RequestError
+
+if TYPE_CHECKING:
+    from dks.config.schema import Tracking
+    from dks.tracking.record import RunFolder
+
+
+def add(commands: Commands) -> None:
+    added = commands.add_parser(
+        "sync",
+        help="send to MLflow what it has not got of the runs, as often as you like",
+        description="Send to MLflow what it has not got of the runs: what an outage kept back, the end of runs that died.",
+        epilog="examples:\n  dks sync                                      all runs in runs/, each to its own store\n"
+        "  dks sync table3                               the runs of a sweep\n"
+        "  dks sync --store https://mlflow.example.org   to a server, whatever store they were told to at first\n"
+        "  dks sync --store sqlite:///again.db           a store made anew from the runs' journals",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    added.add_argument("names", nargs="*", metavar="NAME", help="sweeps, or cells by their ids (default: all runs)")
+    added.add_argument("--store", metavar="URI", help="send to this store (default: the one that each run was configured for)")
+    added.add_argument("--experiment", default="dks", metavar="NAME", help="in the store of --store (default: dks)")
+    added.add_argument("--runs-dir", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
+    added.add_argument("--results-dir", default="results", metavar="DIR", help="where sweeps are kept (default: results)")
+    added.add_argument("--json", action="store_true", help="for programs")
+    added.set_defaults(run=_sync)
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from dks.commands.sender import draw
+    from dks.sweeps.sync import sync
+    from dks.terminal import Display
+
+    display = Display()
+
+    def track(folders: Sequence[RunFolder]) -> Iterator[RunFolder]:
+        return display.track(folders, len(folders), "looking at runs")
+
+    report = sync(options.runs_dir, _cells(options), _target(options), draw, track)
+    if options.json:
+        print(report.to_json())
+    else:
+        for line in report.lines():
+            print(line)
+    return FAILED if report.failed else DONE
+
+
+def _cells(options: argparse.Namespace) -> set[str] | None:
+    """The ids of the cells that are meant; None: all."""
+    from pathlib import Path
+
+    from dks.sweeps import manifest
+
+    if not options.names:
+        return None
+    found = set[str]()
+    for name in options.names:
+        if (Path(options.runs_dir) / name / "record.json").exists():
+            found.add(name)
+        else:
+            found |= set(manifest.read(options.results_dir, name).cell_ids)
+    return found
+
+
+def _target(options: argparse.Namespace) -> Tracking | None:
+    from dks.config.schema import Tracking, TrackingKind
+    from dks.config.validation import tracking_problems
+
+    if options.store is None:
+        return None
+    kind = TrackingKind.server if options.store.startswith(("http://", "https://")) else TrackingKind.local
+    target = Tracking(kind, options.store, options.experiment)
+    if problems := list(tracking_problems(target)):
+        raise RequestError(*problems)
+    return target

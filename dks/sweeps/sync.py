@@ -1,0 +1,222 @@
+"""`dks sync`: what the folders of runs have and their MLflow store has not is sent, and runs that died are said to have."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dks.config.errors import RequestError
+from dks.config.schema import Tracking, TrackingKind
+from dks.config.secrets import without_password
+from dks.sweeps.ledger import Standing, State, survey
+from dks.tracking.parents import status_of, tell_sweep
+from dks.tracking.record import RunFolder, Status
+from dks.tracking.shipment import RUNNING, DeletedRun, Draw, Note, Shipment
+from dks.tracking.store import Unreachable, open_client, prepare, reason
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DEAD = (State.killed, State.failed, State.lost)
+PAGE = 1000  # runs that a store tells of at once
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What came of one run."""
+
+    cell_id: str
+    uri: str | None  # of the store; None with tracking=off
+    points: int = 0  # that were sent
+    status: str | None = None  # as MLflow has it now
+    told: bool = False  # the store was told something besides points: that the run is there, goes on or ended
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of all of them."""
+
+    runs: Sequence[Sent]
+
+    @property
+    def failed(self) -> bool:
+        return any(run.problem for run in self.runs)
+
+    def lines(self) -> Iterator[str]:
+        """What a person reads."""
+        for uri in dict.fromkeys(run.uri for run in self.runs):
+            runs = [run for run in self.runs if run.uri == uri]
+            if uri is None:
+                yield f"tracking=off: {_count(runs)} left alone; --store URI sends them"
+                continue
+            changed, problems = [run for run in runs if run.points or run.told], [run for run in runs if run.problem]
+            complete = len(runs) - len({run.cell_id for run in (*changed, *problems)})
+            line = f"{uri}: {sum(run.points for run in runs):,} points of {_count(changed)} sent"
+            yield line + (f"; {_count(complete)} complete already" if complete else "")
+            for run in changed:
+                yield f"  {run.cell_id}  {run.points:,} points  {run.status}"
+            for problem, members in _grouped(problems).items():
+                yield f"  {_count(members)} not sent ({', '.join(members[:3])}{', ...' if len(members) > 3 else ''}): {problem}"
+
+    def to_json(self) -> str:
+        """The same for programs."""
+        return json.dumps(
+            {"points": sum(run.points for run in self.runs), "runs": [asdict(run) for run in self.runs]}, indent=1
+        )
+
+
+def sync(
+    runs_dir: str,
+    cell_ids: Collection[str] | None = None,
+    target: Tracking | None = None,
+    draw: Draw | None = None,
+    track: Callable[[Sequence[RunFolder]], Iterable[RunFolder]] = iter,
+) -> Report:
+    """Send what is missing; done again, it sends nothing. Runs under way are sent as well, without their end.
+
+    Args:
+        cell_ids: of the runs; None: all in `runs_dir`.
+        target: the store to send to; None: the one that each run's configuration names.
+        draw: makes the pictures that are kept beside a run.
+        track: shows how many runs have been looked at.
+
+    Raises:
+        RequestError: `runs_dir` cannot be read, or there is no run in it.
+    """
+    begun = [path.parent.name for path in sorted(Path(runs_dir).glob("*/record.json"))]
+    chosen = begun if cell_ids is None else [cell_id for cell_id in begun if cell_id in cell_ids]
+    if not chosen:
+        raise RequestError(f"there is no run to send in runs_dir={runs_dir}; --runs-dir names another folder")
+    standings = close_dead(survey(runs_dir, chosen))
+    stores: dict[tuple[str, str], _Target] = {}
+    sent = []
+    prepared = set[tuple[str, str, str]]()
+    for folder in track([standing.folder for standing in standings.values()]):
+        standing = standings[folder.cell_id]
+        if standing.record is None or not standing.record.attempts:
+            continue  # it never began
+        try:
+            tracking = target or folder.read_config().tracking
+        except RequestError as error:
+            sent.append(Sent(folder.cell_id, None, problem=str(error)))
+            continue
+        if tracking.kind is TrackingKind.off:
+            sent.append(Sent(folder.cell_id, None))
+            continue
+        key = str(tracking.uri), tracking.experiment
+        store = stores.setdefault(key, _Target(tracking))
+        if (sweep := standing.record.sweep) is not None and (*key, sweep) not in prepared:
+            prepared.add((*key, sweep))
+            store.tell_sweep(sweep, standings)
+        sent.append(store.send(standing, draw))
+    return Report(sent)
+
+
+def close_dead(standings: Mapping[str, Standing]) -> dict[str, Standing]:
+    """The same, with the records of runs completed whose process died on this machine without a word."""
+    return {cell_id: _closed(standing) for cell_id, standing in standings.items()}
+
+
+def tell_dead(standings: Mapping[str, Standing]) -> list[str]:
+    """Tell MLflow of runs that died, which it has as running. Returns what went wrong, in lines for a person."""
+    stores: dict[tuple[str, str], _Target] = {}
+    problems = []
+    for standing in standings.values():
+        note = Note.read(standing.folder) if standing.state in DEAD else None
+        if note is None or note.status != RUNNING:
+            continue
+        tracking = standing.folder.read_config().tracking
+        if tracking.uri == note.uri:
+            sent = stores.setdefault((note.uri, tracking.experiment), _Target(tracking, bulk=False)).send(standing, None)
+            problems += [sent.problem] if sent.problem else []
+    return [f"MLflow was not told of runs that died: {problem}; dks sync tells it" for problem in dict.fromkeys(problems)]
+
+
+class _Target:
+    """A store that runs are sent to; after it has failed it is not asked again."""
+
+    def __init__(self, tracking: Tracking, bulk: bool = True) -> None:
+        """With `bulk`, all runs are asked for at once."""
+        self.tracking, self.name = tracking, without_password(str(tracking.uri))
+        self._bulk = bulk
+        self._client: MlflowClient | None = None
+        self._experiment = ""
+        self._known: dict[str, Any] = {}
+        self._problem: str | None = None
+
+    def send(self, standing: Standing, draw: Draw | None) -> Sent:
+        cell_id, folder = standing.folder.cell_id, standing.folder
+        try:
+            client = self._open()
+            shipment = Shipment(folder, client, str(self.tracking.uri), self._experiment, draw, self._known)
+            before = Note.read(folder)
+            points = shipment.send(live=standing.state is State.running, dead=standing.state in DEAD, check=True)
+            after = Note.read(folder)
+        except DeletedRun as error:
+            return Sent(cell_id, self.name, problem=f"it was deleted in MLflow; {error}")
+        except Exception as error:  # of as many kinds as there are stores and networks
+            if self._client is None:
+                self._problem = self._problem or reason(error)
+            return Sent(cell_id, self.name, problem=reason(error))
+        assert after is not None, "it was sent"
+        told = before is None or (before.run_id, before.status, before.ended) != (after.run_id, after.status, after.ended)
+        return Sent(cell_id, self.name, points, after.status, told)
+
+    def tell_sweep(self, sweep: str, standings: Mapping[str, Standing]) -> None:
+        """The parent is there before its cells are sent, and stands as they do."""
+        states = {each.state for each in standings.values() if each.record is not None and each.record.sweep == sweep}
+        names = {State.lost: Status.killed, State.missing: Status.killed}
+        status = status_of({names.get(state) or Status(state.value) for state in states})
+        try:
+            tell_sweep(self._open(), self._experiment, sweep, status)
+        except Exception as error:  # it is said with the first of its runs
+            self._problem = self._problem or reason(error)
+
+    def _open(self) -> MlflowClient:
+        if self._problem is not None:
+            raise Unreachable(self._problem)
+        if self._client is None:
+            self._experiment = prepare(self.tracking)
+            client = open_client(str(self.tracking.uri))
+            self._known = _runs(client, self._experiment) if self._bulk else {}
+            self._client = client
+        return self._client
+
+
+def _runs(client: MlflowClient, experiment: str) -> dict[str, Any]:
+    """All runs of an experiment that are a cell, deleted ones included, by their ids."""
+    from mlflow.entities import ViewType
+
+    found, token = dict[str, Any](), None
+    while True:
+        page = client.search_runs([experiment], "tags.`dks.role` = 'cell'", ViewType.ALL, PAGE, page_token=token)
+        found |= {run.info.run_id: run for run in page}
+        token = page.token
+        if not token:
+            return found
+
+
+def _closed(standing: Standing) -> Standing:
+    record = standing.record
+    if standing.state is not State.killed or record is None or record.status is not Status.running:
+        return standing
+    error = {"type": "Died", "message": "its process ended without a word"}
+    standing.folder.close(Status.killed, error, {Status.running})
+    return replace(standing, record=standing.folder.read_record())
+
+
+def _count(runs: int | Sequence[object]) -> str:
+    number = runs if isinstance(runs, int) else len(runs)
+    return "1 run" if number == 1 else f"{number} runs"
+
+
+def _grouped(runs: Iterable[Sent]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for run in runs:
+        found[str(run.problem)].append(run.cell_id)
+    return found

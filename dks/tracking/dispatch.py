@@ -1,0 +1,203 @@
+"""What the sender's process does: look at the folders of its runs every few seconds, and send what is new.
+
+The journals on disk are the queue, so nothing piles up here: one call's points are in memory, at most. A store that fails is
+left alone for a while, longer each time, and asked again; runs go on meanwhile, and what they write is there when it answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dks.config.schema import Tracking, TrackingKind
+from dks.tracking.parents import tell_sweep
+from dks.tracking.record import RunFolder
+from dks.tracking.shipment import DeletedRun, Draw, Shipment
+from dks.tracking.store import open_client, prepare, reason
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+EVERY = 5.0  # seconds between two looks at a journal
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds that a failing store is left alone
+
+
+@dataclass
+class Store:
+    """A store, and how it has been doing."""
+
+    tracking: Tracking
+    client: MlflowClient | None = None
+    experiment: str = ""
+    failures: int = 0  # since it last took something
+    problem: str = ""
+    quiet_until: float = 0.0
+
+    def open(self) -> MlflowClient:
+        if self.client is None:
+            self.experiment = prepare(self.tracking)
+            self.client = open_client(str(self.tracking.uri))
+        return self.client
+
+    def failed(self, error: Exception) -> None:
+        self.problem = reason(error)
+        self.quiet_until = time.monotonic() + min(LONGEST_PAUSE, FIRST_PAUSE * 2**self.failures)
+        self.failures += 1
+
+
+@dataclass
+class Run:
+    """A run that is sent."""
+
+    folder: RunFolder
+    store: Store
+    over: bool = False
+    size: int = -1  # of its journal when all of it had been sent
+    due: float = 0.0
+
+
+@dataclass
+class Sweep:
+    """The status that the run of a sweep is to have."""
+
+    name: str
+    status: str
+    store: Store
+
+
+@dataclass
+class Dispatch:
+    """All runs and sweeps of one sender."""
+
+    draw: Draw | None = None
+    runs: dict[Path, Run] = field(default_factory=dict)  # in the order in which they get their turn
+    sweeps: dict[str, Sweep] = field(default_factory=dict)
+    stores: dict[tuple[str, str], Store] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    finishing: bool = False
+
+    def obey(self, command: dict[str, Any]) -> None:
+        """A command as in `dks/tracking/sender.py`, but `finish`."""
+        match command:
+            case {"begin": path}:
+                self._begin(RunFolder(path))
+            case {"end": path}:
+                if (run := self.runs.get(Path(path))) is not None:
+                    run.over, run.due = True, 0.0
+            case {"sweep": name, "status": status, "tracking": values}:
+                tracking = Tracking(**{**values, "kind": TrackingKind(values["kind"])})
+                self.sweeps[name] = Sweep(name, status, self._store(tracking))
+
+    def work(self) -> float:
+        """Send what is due; returns the seconds until something will be."""
+        for sweep in list(self.sweeps.values()):
+            self._attempt(sweep.store, partial(self._tell, sweep))
+        now = time.monotonic()
+        for path, run in list(self.runs.items()):
+            if run.due <= now and not self._attempt(run.store, partial(self._send, run)) and path in self.runs:
+                self.runs[path] = self.runs.pop(path)  # the others have their turn before it
+        times = [max(run.due, run.store.quiet_until) for run in self.runs.values()]
+        times += [sweep.store.quiet_until for sweep in self.sweeps.values()]
+        return max(0.05, min([EVERY, *(each - time.monotonic() for each in times)]))
+
+    def finish(self, patience: float) -> list[str]:
+        """Send the rest, for a bounded time, and say what is left. A store that was silent until now is asked only once more.
+
+        Args:
+            patience: seconds; a call under way may take longer.
+        """
+        until, self.finishing = time.monotonic() + patience, True
+        silent = [store for store in self.stores.values() if store.failures]
+        for store in silent:
+            store.quiet_until = 0.0
+        for run in self.runs.values():
+            run.due = 0.0
+        while True:
+            pause = self.work()
+            for store in silent:
+                if store.failures:
+                    store.quiet_until = math.inf
+            silent = []
+            stores = [run.store for run in self.runs.values()] + [sweep.store for sweep in self.sweeps.values()]
+            if all(store.quiet_until == math.inf for store in stores) or time.monotonic() + pause > until:
+                return self._left()
+            time.sleep(pause)
+
+    def _begin(self, folder: RunFolder) -> None:
+        try:
+            tracking = folder.read_config().tracking
+        except Exception as error:
+            self.problems.append(f"{folder.path} cannot be sent: {reason(error)}")
+            return
+        if tracking.kind is not TrackingKind.off:
+            self.runs[folder.path] = Run(folder, self._store(tracking))
+
+    def _store(self, tracking: Tracking) -> Store:
+        return self.stores.setdefault((str(tracking.uri), tracking.experiment), Store(tracking))
+
+    def _attempt(self, store: Store, task: Callable[[], None]) -> bool:
+        if time.monotonic() < store.quiet_until:
+            return False
+        try:
+            store.open()
+            task()
+        except Exception as error:  # of as many kinds as there are stores and networks
+            store.failed(error)
+            if store.failures == 1:
+                for run in self.runs.values():
+                    if run.store is store:
+                        _note(
+                            run.folder, f"{store.tracking.uri} does not take what is sent: {store.problem}; it is tried again"
+                        )
+            return False
+        store.failures, store.quiet_until = 0, 0.0
+        return True
+
+    def _send(self, run: Run) -> None:
+        journal = run.folder.journal.path
+        size = journal.stat().st_size if journal.exists() else 0
+        live = not run.over and not (self.finishing and not run.folder.is_claimed())  # if nobody could say that it is over
+        if run.over or self.finishing or size != run.size:
+            shipment = Shipment(run.folder, run.store.open(), str(run.store.tracking.uri), run.store.experiment, self.draw)
+            try:
+                shipment.send(live)
+            except DeletedRun as error:
+                self.problems.append(f"the run of cell {run.folder.cell_id} was deleted in MLflow; {error}")
+                run.over = True
+        run.size, run.due = size, time.monotonic() + EVERY
+        if run.over or self.finishing:
+            del self.runs[run.folder.path]
+
+    def _tell(self, sweep: Sweep) -> None:
+        tell_sweep(sweep.store.open(), sweep.store.experiment, sweep.name, sweep.status)
+        del self.sweeps[sweep.name]
+
+    def _left(self) -> list[str]:
+        """What is not sent, in lines for a person and in the logs of the runs."""
+        lines = list(self.problems)
+        for store in self.stores.values():
+            left = [run for run in self.runs.values() if run.store is store]
+            told = f"{store.tracking.uri} has not got everything" + (f": {store.problem}" if store.problem else " in time")
+            for run in left:
+                _note(run.folder, f"{told}; the journal is complete, and dks sync sends the rest")
+            if left:
+                count = "1 run" if len(left) == 1 else f"{len(left)} runs"
+                lines.append(f"{told}; {count} to be completed by: dks sync")
+        return lines
+
+
+def _note(folder: RunFolder, line: str) -> None:
+    """A line in the log of a run."""
+    try:
+        with folder.log_file.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')},000 WARNING {__name__}: {line}\n")
+    except OSError:
+        log.warning("%s: %s", folder.path, line)

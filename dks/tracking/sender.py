@@ -1,0 +1,165 @@
+"""The process that sends runs to MLflow while they go on, and how others talk to it.
+
+It reads what is to be sent from the folders of the runs, so the process that trains tells it of a run's beginning and its end,
+and of nothing between: an epoch costs it nothing, whatever the store does. MLflow is imported in that process only. Of the
+processes that belong together, as a sweep's workers on one machine, one has a sender for all.
+
+`python -m dks.commands.sender` takes commands on standard input, one JSON object a line:
+
+{"begin": "<run folder>"}        its epochs are to be sent as they come
+{"end": "<run folder>"}          it ended; its record says how
+{"sweep": "<name>", "status": "RUNNING", "tracking": {...}}
+{"finish": 30.0}                 send the rest, for at most so many seconds, and leave
+
+When it leaves, it says in one JSON object on standard output what could not be sent: {"problems": ["<a line for a person>"]}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from dks.config.files import python_path
+from dks.config.schema import Tracking, TrackingKind
+from dks.terminal import Display
+
+log = logging.getLogger(__name__)
+
+# Seconds that the process may take beyond the time it has for the rest, to start and to leave.
+GRACE = 15.0
+
+
+class NoSender:
+    """Sends nothing: `tracking=off`, or another process has the sender."""
+
+    def begin(self, folder: Path) -> None:
+        """Nothing to do."""
+
+    def end(self, folder: Path) -> None:
+        """Nothing to do."""
+
+    def sweep(self, name: str, status: str, tracking: Tracking) -> None:
+        """Nothing to do."""
+
+
+class Sender:
+    """The process, begun with the first command. Its methods return at once and raise nothing; only `finish` waits."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._broken: str | None = None
+
+    def begin(self, folder: Path) -> None:
+        """The epochs of this run are to be sent as they come."""
+        self._tell({"begin": str(folder.absolute())})
+
+    def end(self, folder: Path) -> None:
+        """This run ended."""
+        self._tell({"end": str(folder.absolute())})
+
+    def sweep(self, name: str, status: str, tracking: Tracking) -> None:
+        """The run that stands for a sweep is to have a status, as MLflow names it."""
+        self._tell({"sweep": name, "status": status, "tracking": dataclasses.asdict(tracking)})
+
+    def finish(self, patience: float) -> list[str]:
+        """Wait until all is sent, or for a bounded time; returns what could not be sent, in lines for a person.
+
+        Args:
+            patience: seconds that the process has for the rest.
+        """
+        if self._process is None:
+            return []
+        self._tell({"finish": patience})
+        try:
+            with suppress(OSError):  # what could not be written is lost with the process
+                assert self._process.stdin is not None
+                self._process.stdin.close()
+            self._process.stdin = None
+            answer, _ = self._process.communicate(timeout=patience + GRACE)
+            problems: list[str] = json.loads(answer)["problems"]
+        except (subprocess.TimeoutExpired, ValueError, KeyError):
+            problems = [f"MLflow has not got everything: {self._broken or 'the process that sends does not answer'}"]
+            problems[0] += "; dks sync sends the rest"
+        return problems
+
+    def _tell(self, command: dict[str, Any]) -> None:
+        try:
+            if self._process is None:
+                self._process = _start()
+            assert self._process.stdin is not None
+            os.write(self._process.stdin.fileno(), (json.dumps(command) + "\n").encode())
+        except (OSError, ValueError) as error:  # a full pipe, too: it has hung for thousands of runs
+            self._broken = self._broken or f"the process that sends is gone ({error})"
+            log.warning("%s", self._broken)
+
+
+_current: NoSender | Sender = NoSender()
+
+
+def current() -> NoSender | Sender:
+    """The sender of the runs of this process."""
+    return _current
+
+
+@contextmanager
+def sending(tracking: Tracking) -> Iterator[NoSender | Sender]:
+    """A sender for all runs inside this context: the one of the context around it, if there is one."""
+    if _is_open() or tracking.kind is TrackingKind.off:
+        yield current()
+        return
+    sender = Sender()
+    with _as_current(sender):
+        try:
+            yield sender
+        finally:
+            for line in sender.finish(tracking.drain_seconds):
+                Display.current().say(f"[yellow]tracking[/]: {escape(line)}")
+
+
+@contextmanager
+def sent_elsewhere() -> Iterator[None]:
+    """Inside this context another process has the sender of the runs."""
+    with _as_current(NoSender()):
+        yield
+
+
+_NOBODY = _current
+
+
+def _is_open() -> bool:
+    return _current is not _NOBODY
+
+
+@contextmanager
+def _as_current(sender: NoSender | Sender) -> Iterator[None]:
+    global _current
+    before, _current = _current, sender
+    try:
+        yield
+    finally:
+        _current = before
+
+
+def _start() -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        # -P: a module in the current folder must not take the place of one of Python's own.
+        [sys.executable, "-P", "-m", "dks.commands.sender"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # what matters stands in the run.log of the runs
+        env={**os.environ, "PYTHONPATH": python_path(os.environ.get("PYTHONPATH", ""))},
+        start_new_session=True,  # Ctrl-C in the terminal does not reach it
+    )
+    assert process.stdin is not None
+    os.set_blocking(process.stdin.fileno(), False)
+    return process

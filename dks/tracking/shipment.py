@@ -1,0 +1,347 @@
+"""One run folder and its run in MLflow: what the folder has and the store has not is sent, and nothing twice.
+
+The folder is the truth, `mlflow.json` in it a note of how far the store has come. All that is sent is derived from the files,
+with the times that they tell, and a store takes the same point of the same time only once. So whoever sends again what an
+outage has left in doubt does no harm. Where the note is lost, the run is found by the record's `uid`, and the store is asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from getpass import getuser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from dks.config.identity import flatten
+from dks.tracking import heartbeat
+from dks.tracking.journal import Entry
+from dks.tracking.parents import find_run, sweep_condition
+from dks.tracking.record import Record, RunFolder, Status, write_atomically
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+log = logging.getLogger(__name__)
+
+RUNNING = "RUNNING"
+STATUS = {Status.done: "FINISHED", Status.failed: "FAILED", Status.killed: "KILLED"}
+POINTS = 1000  # that MLflow takes in one call
+_PARAM_LIMIT = 6000  # characters; MLflow cuts longer values without a word
+_NAME_LIMIT = 250  # characters; PostgreSQL refuses a run with a longer name, its column being so wide
+# What is kept beside the run's metrics, of those that are there.
+ARTIFACTS = (
+    "config.yaml",
+    "record.json",
+    "metrics.jsonl",
+    "environment.json",
+    "code.diff",
+    "model.txt",
+    "confusion.csv",
+    "run.log",
+)
+
+Draw = Callable[[RunFolder, Path], list[Path]]  # pictures of a run, into a folder
+
+
+@dataclass
+class Note:
+    """The content of `mlflow.json`."""
+
+    uri: str
+    run_id: str
+    experiment_id: str
+    epoch: int = 0  # the last one that the store has
+    time: str | None = None  # of its line in the journal
+    attempts: int = 0  # that the store has been told of
+    status: str = RUNNING  # as the store was told
+    ended: str | None = None  # when the attempt ended whose end the store was told
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> Note | None:
+        """None where there is none, or none that can be read."""
+        try:
+            values = json.loads(folder.mlflow_file.read_text(encoding="utf-8"))
+            known = {field.name for field in dataclasses.fields(cls)}
+            return cls(**{name: value for name, value in values.items() if name in known})
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None
+
+    def write(self, folder: RunFolder) -> None:
+        write_atomically(folder.mlflow_file, json.dumps(dataclasses.asdict(self)) + "\n")
+
+
+class DeletedRun(Exception):
+    """Somebody deleted the run in MLflow; it stays deleted."""
+
+
+class Shipment:
+    """What is to be sent of one run, in a store that is prepared.
+
+    Args:
+        experiment: its id.
+        draw: makes the pictures that are kept beside a run that ended.
+        known: runs of the store by their ids, as they were a moment ago; others are asked for.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        client: MlflowClient,
+        uri: str,
+        experiment: str,
+        draw: Draw | None = None,
+        known: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.client, self.uri, self.experiment, self.draw = folder, client, uri, experiment, draw
+        self.known = known or {}
+
+    def send(self, live: bool, dead: bool = False, check: bool = False) -> int:
+        """Send what is missing; returns the number of points, epochs times metrics.
+
+        Args:
+            live: a process works on the run, so its end is not told.
+            dead: its process is gone, even if the record says that it runs.
+            check: do not trust the note: ask the store how far it has come.
+
+        Raises:
+            DeletedRun: the run is there, and deleted.
+            Exception: of many kinds: the store did not take it. What it took is noted; call again.
+        """
+        record = self.folder.read_record()
+        if record is None or not record.attempts:
+            return 0
+        with alone(self.folder):
+            note = self._begun(record, check)
+            entries = self.folder.journal.read()
+            if _has_diverged(note, entries):  # it began again where the store had more
+                self.client.delete_run(note.run_id)
+                note = self._create(record)
+            self._tell_attempts(note, record)
+            sent = self._send_epochs(note, entries)
+            if not live and record.status in STATUS and not _knows_end(note, record):
+                self._tell_end(note, record)
+            elif dead and record.status is Status.running and note.status == RUNNING:
+                self.client.set_terminated(note.run_id, STATUS[Status.killed], _last_sign(self.folder, record))
+                note.status = STATUS[Status.killed]
+                note.write(self.folder)
+            return sent
+
+    def _begun(self, record: Record, check: bool) -> Note:
+        """The run in the store: the one that is noted, the one with the record's `uid`, or a new one."""
+        note = Note.read(self.folder)
+        if note is not None and note.uri == self.uri:
+            if not check:
+                return note
+            if (run := self._run(note.run_id)) is not None:
+                if run.info.lifecycle_stage != "active":
+                    raise DeletedRun(f"mlflow runs restore --run-id {note.run_id} brings it back")
+                return self._noted(run, note)
+        condition = f"tags.`dks.uid` = '{record.uid}'"
+        run_id = find_run(self.client, self.experiment, condition) if record.uid else None
+        if run_id is None or (run := self._run(run_id)) is None:
+            return self._create(record)
+        note = self._noted(run, Note(self.uri, run_id, self.experiment))
+        self._describe(run_id)
+        note.write(self.folder)
+        return note
+
+    def _run(self, run_id: str) -> Any:
+        """The run; None where the store has none, as one that was made anew."""
+        if run_id in self.known:
+            return self.known[run_id]
+        try:
+            return self.client.get_run(run_id)
+        except Exception as error:
+            if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+    def _noted(self, run: Any, note: Note) -> Note:
+        """A note of what the store really has. It has whole epochs, for each is sent in one call."""
+        steps = {metric.key: metric.step for metric in run.data._metric_objs}
+        entries = {entry.epoch: entry for entry in self.folder.journal.read()}
+        known = [epoch for epoch, entry in entries.items() if all(steps.get(name, 0) >= epoch for name in entry.metrics)]
+        epoch = max(known, default=0)
+        told = run.info.status
+        same = note.status == told
+        time = note.time if epoch == note.epoch and note.time else entries[epoch].time if epoch else None
+        return dataclasses.replace(note, epoch=epoch, time=time, status=told, ended=note.ended if same else None)
+
+    def _create(self, record: Record) -> Note:
+        tags = {
+            "dks.cell_id": record.cell_id,
+            "dks.config_id": record.config_id,
+            "dks.method": record.method,
+            "dks.role": "cell",
+            "dks.seed": str(record.seed),
+            **({"dks.uid": record.uid} if record.uid else {}),
+            "mlflow.source.name": getattr(record, "command", "") or "dks",
+            "mlflow.source.type": "JOB" if record.attempts[-1].job else "LOCAL",
+            **({} if record.sweep is None else {"dks.sweep": record.sweep}),
+        }
+        with contextlib.suppress(OSError, KeyError):  # nobody has a name in some containers
+            tags["mlflow.user"] = getuser()
+        begun, name = milliseconds(record.attempts[0].started), record.label or record.cell_id
+        run_id = self.client.create_run(self.experiment, begun, tags, name[:_NAME_LIMIT]).info.run_id
+        self._describe(run_id)
+        note = Note(self.uri, run_id, self.experiment)
+        note.write(self.folder)
+        return note
+
+    def _describe(self, run_id: str) -> None:
+        """The configuration. Of a value that is too long for MLflow the beginning; the whole is in an artifact at the end."""
+        from mlflow.entities import Param
+
+        values = flatten(dataclasses.asdict(self.folder.read_config()))
+        self.client.log_batch(run_id, params=[Param(key, _cut(str(value))) for key, value in values.items()])
+
+    def _tell_attempts(self, note: Note, record: Record) -> None:
+        """What may be another in each attempt, and that the run goes on."""
+        if note.attempts >= len(record.attempts):
+            return
+        from mlflow.entities import RunTag
+
+        attempt, parent = record.attempts[-1], self._parent(record)
+        tags = {
+            "dks.attempts": str(len(record.attempts)),
+            "dks.device": attempt.device,
+            "dks.git_commit": attempt.git_commit or "unknown",
+            "mlflow.source.git.commit": (attempt.git_commit or "").removesuffix("-dirty"),
+            **({} if parent is None else {"mlflow.parentRunId": parent}),
+        }
+        self.client.log_batch(note.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        if note.status != RUNNING:
+            self.client.update_run(note.run_id, status=RUNNING)
+        note.attempts, note.status, note.ended = len(record.attempts), RUNNING, None
+        note.write(self.folder)
+
+    def _parent(self, record: Record) -> str | None:
+        if record.sweep is None:
+            return None
+        return find_run(self.client, self.experiment, sweep_condition(record.sweep))
+
+    def _send_epochs(self, note: Note, entries: Sequence[Entry]) -> int:
+        sent = 0
+        for batch in _batches([entry for entry in entries if entry.epoch > note.epoch]):
+            points = [point for entry in batch for point in _points(entry)]
+            self.client.log_batch(note.run_id, metrics=points)
+            note.epoch, note.time = batch[-1].epoch, batch[-1].time
+            note.write(self.folder)
+            sent += len(points)
+        return sent
+
+    def _tell_end(self, note: Note, record: Record) -> None:
+        """What is known at the end: summaries, the status, files."""
+        from mlflow.entities import Metric
+
+        ended = record.attempts[-1].ended
+        if ended is None:  # it failed before it could begin
+            return
+        when = milliseconds(ended)
+        best = {name: value for name, value in record.best.items() if name != "epoch"}
+        points = [Metric(f"best/{name}", value, when, int(record.best["epoch"])) for name, value in best.items()]
+        points += [Metric(f"cost/{name}", value, when, 0) for name, value in record.cost.items()]
+        self.client.log_batch(note.run_id, metrics=points)
+        if (parent := self._parent(record)) is not None:  # it may not have been there before
+            self.client.set_tag(note.run_id, "mlflow.parentRunId", parent)
+        self.client.set_terminated(note.run_id, STATUS[record.status], when)
+        note.status = STATUS[record.status]
+        note.write(self.folder)
+        self._send_files(note.run_id, record)
+        note.ended = ended
+        note.write(self.folder)
+
+    def _send_files(self, run_id: str, record: Record) -> None:
+        for name in ARTIFACTS:
+            if (path := self.folder.path / name).is_file():
+                self.client.log_artifact(run_id, str(path))
+        for key, value in flatten(dataclasses.asdict(self.folder.read_config())).items():
+            if _cut(str(value)) != str(value):
+                self.client.log_text(run_id, str(value), f"params/{key}.txt")
+        if self.draw is None or record.status is not Status.done:
+            return
+        with tempfile.TemporaryDirectory() as place:
+            try:
+                pictures = self.draw(self.folder, Path(place))
+            except Exception:  # no run is kept back for a picture of it
+                log.warning("no picture of %s could be drawn", self.folder.path, exc_info=True)
+                return
+            for path in pictures:
+                self.client.log_artifact(run_id, str(path))
+
+
+@contextlib.contextmanager
+def alone(folder: RunFolder) -> Iterator[None]:
+    """One process at a time sends a run. Another one has as long as a slow server needs.
+
+    Raises:
+        Busy: it needs longer.
+    """
+    try:
+        with FileLock(folder.path / "mlflow.lock", timeout=30):
+            yield
+    except Timeout as error:
+        raise Busy("another process is sending it") from error
+
+
+class Busy(Exception):
+    """Another process is at it."""
+
+
+def _cut(value: str) -> str:
+    """What MLflow holds of a param."""
+    if len(value) <= _PARAM_LIMIT:
+        return value
+    return f"{value[: _PARAM_LIMIT - 100]}... ({len(value)} characters, all of them in the artifacts, params/)"
+
+
+def milliseconds(when: str) -> int:
+    """ISO 8601 as MLflow counts time, from 1970."""
+    return round(1000 * datetime.fromisoformat(when).timestamp())
+
+
+def _has_diverged(note: Note, entries: Sequence[Entry]) -> bool:
+    """Has the store what the journal has no more, for it was measured again?
+
+    That is so where a run lost its checkpoints. It is seen when the run comes to the last epoch that the store has; a journal
+    that is damaged and never gets there takes nothing away from the store.
+    """
+    return any(entry.epoch == note.epoch and note.time not in (None, entry.time) for entry in entries)
+
+
+def _knows_end(note: Note, record: Record) -> bool:
+    return note.status == STATUS.get(record.status) and note.ended == record.attempts[-1].ended
+
+
+def _last_sign(folder: RunFolder, record: Record) -> int:
+    """When a run that is gone was last seen, as MLflow counts time."""
+    return max(round(1000 * (heartbeat.last(folder.path) or 0)), milliseconds(record.attempts[-1].started))
+
+
+def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Whole epochs, as many as fit into one call."""
+    batch: list[Entry] = []
+    for entry in entries:
+        if batch and sum(len(each.metrics) for each in batch) + len(entry.metrics) > POINTS:
+            yield batch
+            batch = []
+        batch.append(entry)
+    if batch:
+        yield batch
+
+
+def _points(entry: Entry) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    when = milliseconds(entry.time)
+    return [Metric(name, value, when, entry.epoch) for name, value in entry.metrics.items()]

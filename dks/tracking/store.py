@@ -1,0 +1,276 @@
+"""The MLflow store that runs are sent to: opened with short time-outs, created once, never migrated unasked.
+
+Whoever opens a store asks `prepare` first. Passwords and tokens come from the environment, as MLflow's client reads them
+(MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD); nothing here repeats them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from filelock import FileLock
+
+from dks.config.errors import RequestError
+from dks.config.schema import Tracking, TrackingKind
+from dks.config.secrets import without_password
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from sqlalchemy import Engine
+
+SQLITE = "sqlite:///"
+TIMEOUT = 10  # seconds that a server has for an answer; MLflow would wait two minutes, and ask seven times again
+_CREATION = 0x646B73  # the advisory lock under which a database gets MLflow's tables: "dks" in ASCII
+
+
+class Unreachable(Exception):
+    """A server that does not answer, or not now. What was to be sent is sent later."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The version of the tables in a database, as MLflow counts it: by the names of its migrations."""
+
+    found: str | None  # None: MLflow's tables, and no version
+    newest: str  # of the MLflow that is installed
+    known: bool  # does the installed MLflow know the one that was found?
+
+    @property
+    def fits(self) -> bool:
+        return self.found == self.newest
+
+    def problem(self, uri: str) -> str:
+        """What is wrong and what to do, for a database that does not fit."""
+        name = without_password(uri)
+        if self.known:
+            return (
+                f"{name} was made by an older MLflow (its schema is {self.found}, the installed one needs {self.newest}); "
+                f"make a back-up of it, then run: mlflow db upgrade {name}"
+            )
+        return (
+            f"{name} was made by another MLflow, which the installed one does not know (its schema is {self.found}, not "
+            f"{self.newest}); install that version of MLflow, or name another tracking.uri"
+        )
+
+
+def prepare(tracking: Tracking) -> str:
+    """Create the store and the experiment, unless they are there; returns the experiment's id.
+
+    Of many processes that do so at once, one creates and the others find. An SQLite store that is there is read without MLflow.
+
+    Raises:
+        RequestError: the store cannot be used: no database, another schema, no access, an experiment that was deleted.
+        Unreachable: a server does not answer.
+    """
+    uri = str(tracking.uri)
+    if tracking.kind is TrackingKind.server:
+        if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() == "true":
+            raise RequestError(
+                "MLFLOW_TRACKING_INSECURE_TLS=true would send passwords to whoever answers; unset it, and name the certificate "
+                "of your own authority in MLFLOW_TRACKING_SERVER_CERT_PATH"
+            )
+        with _explained(tracking):
+            return _experiment(open_client(uri), tracking.experiment)
+    with _explained(tracking), _alone(uri):
+        found = schema(uri)
+        if found is not None and not found.fits:
+            raise RequestError(found.problem(uri))
+        if found is not None and uri.startswith(SQLITE) and (known := _known_experiment(uri, tracking.experiment)):
+            return known
+        return _experiment(open_client(uri), tracking.experiment)
+
+
+def open_client(uri: str) -> MlflowClient:
+    """MLflow's client for a prepared store; importing MLflow takes a second or two."""
+    for name, value in {
+        "MLFLOW_LOGGING_LEVEL": "WARNING",  # read when mlflow is imported; its messages break into the progress bars
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(TIMEOUT),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the sender asks again itself
+    }.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def schema(uri: str) -> Schema | None:
+    """The version of the tables in a database; None where there are none yet.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError, sqlite3.Error: it cannot be read.
+    """
+    versions = _versions_sqlite(uri) if uri.startswith(SQLITE) else _versions(uri)
+    if versions is None:
+        return None
+    known, newest = _migrations()
+    found = versions[0] if versions else None
+    return Schema(found, newest, found in known)
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong with a store, in one line without secrets."""
+    original = getattr(error, "orig", None) or error  # SQLAlchemy adds the statement and its values
+    lines = str(original).strip().splitlines()
+    text = without_password(lines[0] if lines else type(error).__name__)
+    for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
+        if secret := os.environ.get(name):
+            text = text.replace(secret, "...")
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Does a server answer, and say no? It will say so again, unlike one that does not answer."""
+    return status_of(error) in (401, 403, 404) or any(type(cause).__name__ == "SSLError" for cause in _causes(error))
+
+
+def status_of(error: BaseException) -> int | None:
+    """The status of HTTP that an error of MLflow's client stands for; None where there is none."""
+    told = re.search(r"failed with error code (\d{3})", str(error))
+    if told:
+        return int(told[1])
+    ask = getattr(error, "get_http_status_code", None)
+    return int(ask()) if ask else None
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except Exception as error:
+            if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # somebody else was faster
+            assert found is not None, "it exists"
+    if found.lifecycle_stage != "active":
+        raise RequestError(_deleted(name, found.experiment_id))
+    return str(found.experiment_id)
+
+
+def _known_experiment(uri: str, name: str) -> str | None:
+    """The id of an experiment in an SQLite store whose schema fits; None where there is none yet."""
+    with closing(_read_sqlite(uri)) as store:
+        query = "SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = ?"
+        found = store.execute(query, (name,)).fetchone()
+    if found is not None and found[1] != "active":
+        raise RequestError(_deleted(name, found[0]))
+    return None if found is None else str(found[0])
+
+
+def _deleted(name: str, number: object) -> str:
+    return (
+        f"tracking.experiment={name} was deleted in MLflow; restore it with: mlflow experiments restore -x {number}, or name "
+        "another one"
+    )
+
+
+@contextmanager
+def _explained(tracking: Tracking) -> Iterator[None]:
+    """Errors of many kinds, all of them about this store."""
+    uri = without_password(str(tracking.uri))
+    try:
+        yield
+    except RequestError:
+        raise
+    except Exception as error:
+        if tracking.kind is not TrackingKind.server:
+            raise RequestError(f"tracking.uri={uri} cannot be opened: {reason(error)}; or choose tracking=off") from error
+        if not is_refusal(error):
+            raise Unreachable(f"{uri} does not answer: {reason(error)}") from error
+        advice = {
+            401: "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+            403: "the account may not, or the server does not know itself by this name (mlflow server --allowed-hosts)",
+            404: "no MLflow server is there",
+        }.get(status_of(error) or 0, "name the certificate of your own authority in MLFLOW_TRACKING_SERVER_CERT_PATH")
+        raise RequestError(f"tracking.uri={uri} refuses: {reason(error)}; {advice}") from error
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Two processes that open a fresh store at once would both try to create its tables, and one would fail."""
+    if uri.startswith(SQLITE):
+        path = Path(uri.removeprefix(SQLITE))
+        if not path.parent.is_dir():
+            raise RequestError(f"tracking.uri={uri}: there is no folder {path.parent}")
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            yield
+    elif uri.startswith("postgresql"):
+        from sqlalchemy import text
+
+        engine = _engine(uri)
+        with engine.connect() as connection:  # closing it ends the lock
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _CREATION})
+            yield
+    else:
+        yield
+
+
+@cache
+def _migrations() -> tuple[frozenset[str], str]:
+    """All schema versions that the installed MLflow knows, and the newest.
+
+    Read from the text of its migrations, for running them to ask, as Alembic does, imports all of MLflow.
+    """
+    found = importlib.util.find_spec("mlflow")
+    assert found is not None and found.submodule_search_locations is not None, "a dependency"
+    folder = Path(next(iter(found.submodule_search_locations))) / "store" / "db_migrations" / "versions"
+    names, before = set[str](), set[str]()
+    for path in folder.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if own := re.search(r"^revision\s*=\s*[\"'](\w+)", text, re.MULTILINE):
+            names.add(own[1])
+            before |= set(re.findall(r"\w+", "".join(re.findall(r"^down_revision\s*=\s*(.+)$", text, re.MULTILINE))))
+    (newest,) = names - before
+    return frozenset(names), newest
+
+
+def _versions_sqlite(uri: str) -> list[str] | None:
+    file = Path(uri.removeprefix(SQLITE))
+    if not file.exists() or not file.stat().st_size:
+        return None
+    with closing(_read_sqlite(uri)) as store:
+        tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "alembic_version" in tables:
+            return [version for (version,) in store.execute("SELECT version_num FROM alembic_version")]
+        return [] if "experiments" in tables else None
+
+
+def _read_sqlite(uri: str) -> sqlite3.Connection:
+    place = quote(str(Path(uri.removeprefix(SQLITE)).absolute()))
+    return sqlite3.connect(f"file:{place}?mode=ro", uri=True, timeout=20)
+
+
+def _versions(uri: str) -> list[str] | None:
+    from sqlalchemy import inspect, text
+
+    engine = _engine(uri)
+    with engine.connect() as connection:
+        tables = set(inspect(connection).get_table_names())
+        if "alembic_version" in tables:
+            return [str(row[0]) for row in connection.execute(text("SELECT version_num FROM alembic_version"))]
+        return [] if "experiments" in tables else None
+
+
+def _engine(uri: str) -> Engine:
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
+    waits: dict[str, Any] = {"connect_timeout": TIMEOUT} if uri.startswith(("postgresql", "mysql")) else {}
+    return create_engine(uri, poolclass=NullPool, connect_args=waits)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
