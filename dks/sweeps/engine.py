@@ -18,6 +18,7 @@ from dks.config.errors import RequestError
 from dks.config.methods import method_of
 from dks.config.schema import TrackingKind
 from dks.sweeps import manifest
+from dks.sweeps.command_line import command_line
 from dks.sweeps.launches import LaunchFolder
 from dks.sweeps.ledger import State, look_up, survey_all, to_launch
 from dks.sweeps.plan import Cell, Plan, summary
@@ -168,6 +169,7 @@ def queue(cell: Cell, launch: LaunchFolder | None = None) -> None:
             label=cell.place,
             overrides=list(cell.point.overrides),
             sweep=cell.config.sweep,
+            command=command_line(),
             launch=None if launch is None else str(launch.path),
             uid=(record and record.uid) or uuid4().hex,
         )

@@ -5,6 +5,10 @@ record.json           status, attempts, times, host, git commit, device, cost, f
 metrics.jsonl         the journal
 checkpoints/          what an unfinished run goes on from
 weights.safetensors   the trained network, branches included
+environment.json      machine, system and packages of the newest attempt
+code.diff             what in the code was not committed, if anything
+model.txt             the network's layers, shapes and parameters
+confusion.csv         which test images were taken for what after the last epoch
 run.log               log records and tracebacks
 lock                  held by the process that works on the cell
 """
@@ -76,6 +80,7 @@ class Record:
     label: str  # what a person calls it: its place in its sweep, or its overrides
     overrides: list[str]  # as given on the command line, for this cell
     sweep: str | None = None
+    command: str | None = None  # that queued it last, as it can be typed again, without passwords
     launch: str | None = None  # folder of the launch that queued it last, see dks/sweeps/launches.py
     status: Status = Status.queued
     attempts: list[Attempt] = field(default_factory=list)
@@ -99,6 +104,10 @@ class RunFolder:
         self.journal = Journal(self.path / "metrics.jsonl")
         self.checkpoints = self.path / "checkpoints"
         self.weights_file = self.path / "weights.safetensors"
+        self.environment_file = self.path / "environment.json"
+        self.diff_file = self.path / "code.diff"
+        self.model_file = self.path / "model.txt"
+        self.confusion_file = self.path / "confusion.csv"
         self.log_file = self.path / "run.log"
         self.mlflow_file = self.path / "mlflow.json"
 

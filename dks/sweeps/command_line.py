@@ -1,0 +1,30 @@
+"""The command that a person typed, for the record of what it set going."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dks.tracking.mlflow_sink import without_password
+
+_WITH_VALUE = ("-X", "-W", "--check-hash-based-pycs")  # options of the interpreter
+
+
+def command_line(arguments: Sequence[str] | None = None) -> str:
+    """As it can be typed again: `python train.py ...`, `dks sweep run ...`; passwords in it are masked.
+
+    Args:
+        arguments: of the whole process, the interpreter first; None: of this one. Not `sys.argv`, in which `dks sweep` puts
+            what it asks of Hydra.
+    """
+    rest = list(sys.orig_argv if arguments is None else arguments)[1:]
+    while rest and rest[0].startswith("-") and rest[0] not in ("-m", "-c", "-"):
+        del rest[: 2 if rest[0] in _WITH_VALUE else 1]
+    if rest and not rest[0].startswith("-"):
+        script = Path(rest[0])
+        rest[:1] = ["python", script.name] if script.suffix == ".py" else [script.name]
+    else:
+        rest.insert(0, "python")
+    return shlex.join(without_password(each) for each in rest)
