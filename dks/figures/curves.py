@@ -136,11 +136,11 @@ def _panel(
                 drawn.append(curve)
                 axes.plot(curve.epochs, curve.middle, dash, color=look.colour, linewidth=0.5)
                 meanings["3"] = Line2D([], [], color=GREY, linewidth=0.5, label="run not finished")
-    _limit(axes, drawn)
+    limit(axes, drawn)
     axes.grid(axis="y")
 
 
-def _limit(axes: Axes, drawn: Sequence[Curve]) -> None:
+def limit(axes: Axes, drawn: Sequence[Curve]) -> None:
     """From the first epoch to the last; from the lowest error to the highest after the steep beginning."""
     last = max((curve.epochs[-1] for curve in drawn), default=1)
     begin = STEEP * last if last > SHORT else 0

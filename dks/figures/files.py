@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +33,13 @@ def image(figure: Figure, form: str) -> bytes:
     return buffer.getvalue()
 
 
-def write(figure: Figure, folder: Path, stem: str) -> list[Path]:
-    """Write `stem.svg`, `.pdf` and `.png`; a reader sees the old file or the new one, never half of it.
+def write(figure: Figure, folder: Path, stem: str, forms: Sequence[str] = FORMATS) -> list[Path]:
+    """Write `stem.svg`, `.pdf` and `.png`, or some of them; a reader sees the old file or the new one, never half of it.
 
     Raises:
         RequestError: the folder cannot be written to.
     """
-    images = {folder / f"{stem}.{form}": image(figure, form) for form in FORMATS}
+    images = {folder / f"{stem}.{form}": image(figure, form) for form in forms}
     for path, content in images.items():
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         try:

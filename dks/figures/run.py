@@ -1,0 +1,142 @@
+"""Pictures of one run: how its errors and losses went, and what it takes for what in the end."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dks.config.errors import RequestError
+from dks.figures.curves import limit
+from dks.figures.files import write
+from dks.figures.runs import Curve
+from dks.figures.style import DOUBLE, GREY, SINGLE, legends_below, looks, new_figure, settle, styled
+from dks.tracking.journal import Entry
+from dks.tracking.record import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_CLASSES = 200  # that a picture can show
+FEW_CLASSES = 20  # up to which there is room for numbers
+_TEST_ERROR, _TRAIN_ERROR, _TEST_LOSS = "test/top1_error", "train/top1_error", "test/loss"
+# What is minimised, and its part that is the cross-entropy of c1, as a test loss is.
+_WHOLE_LOSS, _OWN_LOSS = "train/loss", "train/loss_ce"
+_STYLES: dict[str, Literal["-", "--", ":"]] = {"test": "-", "training": "--", "training, whole loss": ":"}
+
+
+def draw(folder: RunFolder, into: Path) -> list[Path]:
+    """Write what there is to show of a run, and return the paths.
+
+    They are `curves.png` once it has an epoch, and `confusion.png` of c1 once it is trained, for at most MOST_CLASSES classes.
+
+    Raises:
+        RequestError: a file of the run is damaged, or nothing can be written into that folder.
+    """
+    written = []
+    if entries := folder.journal.read():
+        written += write(curves(entries, folder.cell_id), into, "curves", ("png",))
+    matrix = _matrix(folder.confusion_file)
+    if 0 < len(matrix) <= MOST_CLASSES:
+        written += write(confusion(matrix, folder.cell_id), into, "confusion", ("png",))
+    return written
+
+
+def curves(entries: Sequence[Entry], title: str) -> Figure:
+    """Top-1 error and loss against epoch, of every classifier, training dashed and test solid."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    known = dict.fromkeys(chain.from_iterable(entry.metrics for entry in entries))
+    suffixes = sorted(name.removeprefix(_TEST_ERROR) for name in known if name.startswith(_TEST_ERROR))
+    look_of = looks(suffixes)
+    with styled():
+        figure = new_figure(title, DOUBLE, 2.5)
+        error, loss = figure.subplots(1, 2)
+        drawn = []
+        for suffix, look in look_of.items():
+            for name, meaning in ((_TRAIN_ERROR, "training"), (_TEST_ERROR, "test")):
+                drawn += _line(error, entries, name + suffix, look.colour, meaning)
+            _line(loss, entries, _TEST_LOSS + suffix, look.colour, "test")
+        _line(loss, entries, _OWN_LOSS, look_of[""].colour, "training")
+        whole = len(look_of) > 1 and bool(_line(loss, entries, _WHOLE_LOSS, GREY, "training, whole loss"))
+        limit(error, drawn)
+        loss.set_xlim(error.get_xlim())
+        loss.set_yscale("log")
+        loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        loss.yaxis.set_minor_locator(NullLocator())
+        error.set_ylabel("top-1 error (%)")
+        loss.set_ylabel("loss")
+        for axes in (error, loss):
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
+            axes.grid(axis="y")
+        of_classifiers = [
+            Line2D([], [], color=look.colour, label=suffix.removeprefix("_") or "c1") for suffix, look in look_of.items()
+        ]
+        meanings = [name for name in _STYLES if whole or "whole" not in name]
+        of_styles = [Line2D([], [], color=GREY, linestyle=_STYLES[name], label=name) for name in meanings]
+        legends_below(figure, [*of_classifiers, *of_styles])
+        settle(figure)
+    return figure
+
+
+def _line(axes: Axes, entries: Iterable[Entry], metric: str, colour: str, meaning: str) -> list[Curve]:
+    """Draw a metric where it is finite, one epoch alone as a point; returns what was drawn."""
+    points = [(entry.epoch, value) for entry in entries if abs(value := entry.metrics.get(metric, float("nan"))) < float("inf")]
+    if not points:
+        return []
+    epochs, values = zip(*points, strict=True)
+    axes.plot(epochs, values, _STYLES[meaning], color=colour, marker="" if len(points) > 1 else ".")
+    return [Curve(epochs, values, values, values, 1)]
+
+
+def confusion(matrix: Sequence[Sequence[int]], title: str) -> Figure:
+    """What the images of each class (a row) are taken for, in percent of the class, by the colour; the numbers are images.
+
+    Args:
+        matrix: (K, K), a row a true class.
+    """
+    from matplotlib.colors import PowerNorm
+
+    few = len(matrix) <= FEW_CLASSES
+    share = [[100 * images / max(sum(row), 1) for images in row] for row in matrix]
+    with styled():
+        figure = new_figure(title, SINGLE if few else DOUBLE, 0.87 * (SINGLE if few else DOUBLE))
+        axes = figure.subplots()
+        # By the square root, so that rare mistakes are seen beside what is right.
+        image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
+        figure.colorbar(image, label="images of the class (%)", ticks=[0, 1, 5, 20, 50, 100], fraction=0.045, pad=0.02)
+        for spine in axes.spines.values():
+            spine.set_visible(True)
+        axes.set_xlabel("predicted class of c1")
+        axes.set_ylabel("true class")
+        if few:
+            axes.set_xticks(range(len(matrix)))
+            axes.set_yticks(range(len(matrix)))
+            for true, row in enumerate(matrix):
+                for predicted, images in enumerate(row):
+                    if images:
+                        colour = "white" if share[true][predicted] > 30 else "black"
+                        size = 7 if len(matrix) <= 10 and images < 1000 else 4
+                        axes.text(predicted, true, str(images), color=colour, ha="center", va="center", fontsize=size)
+        settle(figure)
+    return figure
+
+
+def _matrix(file: Path) -> list[list[int]]:
+    """The confusion matrix of c1 from `confusion.csv`; empty where there is none."""
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = [row for row in csv.DictReader(lines) if row["classifier"] == "c1"]
+        counts = {(int(row["true"]), int(row["predicted"])): int(row["images"]) for row in rows}
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    classes = 1 + max((max(place) for place in counts), default=-1)
+    return [[counts.get((true, predicted), 0) for predicted in range(classes)] for true in range(classes)]
