@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,15 @@ def raise_at(step: int, error: BaseException) -> Callable[..., None]:
             raise error
 
     return stepped
+
+
+def reproducible(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that are the same in every run of a cell: without what a clock or the system said."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name != "train/images_per_second" and not name.startswith(("time/", "system/"))
+    }
 
 
 @pytest.fixture(autouse=True)

@@ -123,6 +123,10 @@ def test_a_sweep_under_torchrun_leaves_one_record_a_cell_and_one_table(tmp_path:
         assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2]
         errors = json.loads(path.read_text().splitlines()[-1])["metrics"]["test/top1_error"]
         assert errors * 33 / 100 == pytest.approx(round(errors * 33 / 100)), "a whole number of 33 images"
+        _, *rows = [row.split(",") for row in (path.parent / "confusion.csv").read_text().splitlines()]
+        c1 = [(true, predicted, int(images)) for classifier, true, predicted, images in rows if classifier == "c1"]
+        assert sum(images for _, _, images in c1) == 33, "those of both processes"
+        assert 100 * sum(images for true, predicted, images in c1 if true != predicted) / 33 == pytest.approx(errors)
     status, _, err = torchrun(tmp_path, 2, train, *arguments)
     assert status == 0
     assert "all 2 cells are done" in err

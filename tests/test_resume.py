@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, TINY, queued, start
+from conftest import ROOT, TINY, queued, reproducible, start
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -68,10 +68,7 @@ def record_of(folder: RunFolder) -> Record:
 
 def outcome_of(folder: RunFolder) -> tuple[dict[str, Tensor], list[tuple[int, int, dict[str, float]]]]:
     """All that must be the same: the weights, and the journal without what a clock said."""
-    entries = [
-        (entry.epoch, entry.step, {name: value for name, value in entry.metrics.items() if name != "train/images_per_second"})
-        for entry in folder.journal.read()
-    ]
+    entries = [(entry.epoch, entry.step, reproducible(entry.metrics)) for entry in folder.journal.read()]
     return load_file(folder.weights_file), entries
 
 
@@ -80,6 +77,7 @@ def assert_same(one: RunFolder, other: RunFolder) -> None:
     assert entries == other_entries
     assert weights.keys() == others.keys()
     assert [name for name in weights if not torch.equal(weights[name], others[name])] == []
+    assert one.confusion_file.read_text() == other.confusion_file.read_text()
     assert record_of(one).final.keys() == record_of(other).final.keys()
     assert record_of(one).status is record_of(other).status is Status.done
     assert not one.checkpoints.exists() and not other.checkpoints.exists()

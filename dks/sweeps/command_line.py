@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dks.tracking.mlflow_sink import without_password
+from dks.config.secrets import without_password
 
 _WITH_VALUE = ("-X", "-W", "--check-hash-based-pycs")  # options of the interpreter
 

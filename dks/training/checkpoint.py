@@ -11,7 +11,7 @@ import hashlib
 import io
 import logging
 import os
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class State:
     seconds: float  # spent in the epoch under way
     metrics: dict[str, float]  # of the training of a whole epoch whose evaluation is to follow; else none
     entries: int  # epochs in the journal
+    phases: dict[str, float] = field(default_factory=dict)  # seconds in each phase of the epoch under way
 
 
 class Damaged(Exception):

@@ -1,15 +1,23 @@
-"""Where a run computes: device, threads, host, versions and the code's git commit."""
+"""Where a run computes: device, threads, host, versions, packages, the code's git commit and what is not in it."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import socket
 import subprocess
+from contextlib import suppress
 from functools import lru_cache
+from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from dks.training.memory import MIB
+
+DIFF_LIMIT = 2**20  # bytes
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
@@ -47,6 +55,68 @@ def versions() -> dict[str, str]:
 
 
 @lru_cache(maxsize=1)
+def environment() -> dict[str, Any]:
+    """Machine, system and software of this process, for `environment.json`; None or left out: not known or not there."""
+    import psutil
+
+    has_cuda = torch.cuda.is_available()
+    packages = {each.metadata["Name"]: each.version for each in distributions() if each.metadata["Name"]}
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "distribution": _distribution(),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "memory_mib": psutil.virtual_memory().total // MIB,
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if has_cuda else [],
+        "driver": _driver(),
+        "torch": torch.__version__,
+        "torchvision": packages.get("torchvision"),
+        "cuda": torch.version.cuda,  # that torch was built for
+        "cudnn": torch.backends.cudnn.version() if has_cuda else None,
+        "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
+    }
+
+
+def _distribution() -> str | None:
+    with suppress(OSError):
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    return None
+
+
+def _cpu_model() -> str:
+    with suppress(OSError):
+        if found := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE):
+            return found[1]
+    return platform.processor() or platform.machine()
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's kernel module."""
+    with suppress(OSError):
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+        if found := re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", text):
+            return found[1]
+    return None
+
+
+@lru_cache(maxsize=1)
+def code_diff() -> str | None:
+    """What `git_commit` calls dirty: the changes of the code since its commit, cut at DIFF_LIMIT; None where there are none."""
+    if not (git_commit() or "").endswith("-dirty"):
+        return None
+    try:
+        diff = _git(Path(__file__).resolve().parent, "diff", "--no-ext-diff", "--no-color", "--no-relative", "HEAD") + "\n"
+    except (OSError, subprocess.SubprocessError):
+        return None
+    content = diff.encode()
+    if len(content) <= DIFF_LIMIT:
+        return diff
+    return f"{content[:DIFF_LIMIT].decode(errors='ignore')}\n# cut here: the whole diff has {len(content):,} bytes\n"
+
+
+@lru_cache(maxsize=1)
 def git_commit() -> str | None:
     """The commit of the code, with "-dirty" where files differ from it; None outside a repository."""
     where = Path(__file__).resolve().parent
@@ -62,4 +132,5 @@ def git_commit() -> str | None:
 
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    done = subprocess.run(command, capture_output=True, check=True, timeout=10)
+    return done.stdout.decode(errors="replace").strip()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dks.losses import Loss
 from dks.models.network import SupervisedNetwork
+from dks.training.confusion import Confusion
 from dks.world import ALONE, World
 
 
@@ -44,14 +45,21 @@ class Tally:
         for name, value in losses.items():
             self._add(name, value.detach() * images)
 
-    def add_errors(self, logits: Mapping[str, Tensor], labels: Tensor, top: tuple[int, ...]) -> None:
-        """Count the images whose label is not among the `k` largest logits, for every classifier and k in `top`."""
+    def add_errors(self, logits: Mapping[str, Tensor], labels: Tensor, top: tuple[int, ...]) -> dict[str, Tensor]:
+        """Count the images whose label is not among the `k` largest logits, for every classifier and k in `top`.
+
+        Returns:
+            classifier -> (N,) the classes that it takes the images for.
+        """
         self._images += len(labels)
+        predictions = {}
         for classifier, z in logits.items():
             ranks = min(max(top), z.shape[1])
-            hits = z.detach().topk(ranks, dim=1).indices == labels[:, None]  # (N, ranks)
+            largest = z.detach().topk(ranks, dim=1).indices  # (N, ranks)
+            predictions[classifier], hits = largest[:, 0], largest == labels[:, None]
             for k in top:
                 self._add(f"top{k}_error{suffix(classifier)}", 100 * (len(labels) - hits[:, :k].sum()))
+        return predictions
 
     def read(self, prefix: str, world: World = ALONE) -> dict[str, float]:
         """All means over the images of all processes, errors in percent; one copy from the device."""
@@ -85,6 +93,7 @@ def evaluate(
     device: torch.device,
     world: World = ALONE,
     prefix: str = "test",
+    confusion: Confusion | None = None,
 ) -> dict[str, float]:
     """The losses and errors of every classifier over the images of all processes, by the names of the journal.
 
@@ -92,6 +101,7 @@ def evaluate(
         network: on `device`; it is put into evaluation mode.
         batches: normalised images (N, 3, H, W) and labels (N,) of this process, on any device.
         prefix: what the names begin with.
+        confusion: counts what is taken for what, if given.
     """
     tally = Tally()
     network.eval()
@@ -100,5 +110,7 @@ def evaluate(
         labels = labels.to(device, non_blocking=True)
         logits = network(images.to(device, non_blocking=True))
         tally.add_losses(test_losses(logits, labels), len(labels))
-        tally.add_errors(logits, labels, top=(1, 5))
+        predictions = tally.add_errors(logits, labels, top=(1, 5))
+        if confusion is not None:
+            confusion.add(predictions, labels)
     return tally.read(prefix, world)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from enum import Enum
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -25,19 +28,34 @@ from dks.data.images import Images
 from dks.data.label_noise import corrupt
 from dks.data.seeds import generator
 from dks.models import build_network
+from dks.models.summary import parameters, summary
 from dks.models.teacher import load_teacher
 from dks.terminal import Display
 from dks.tracking.heartbeat import Pulse, slurm_job
 from dks.tracking.journal import Entry, now, sync_folder
-from dks.tracking.record import Attempt, Record, RunFolder, Status
+from dks.tracking.record import Attempt, Record, RunFolder, Status, write_atomically
 from dks.tracking.sender import NoSender, Sender, sending
 from dks.training import checkpoint
-from dks.training.environment import available_threads, device_name, git_commit, host, pick_device, versions
+from dks.training.confusion import to_csv
+from dks.training.environment import (
+    available_threads,
+    code_diff,
+    device_name,
+    environment,
+    git_commit,
+    host,
+    pick_device,
+    versions,
+)
 from dks.training.finite import NonFiniteLoss
 from dks.training.interruption import Interruption
 from dks.training.memory import PeakMemory
+from dks.training.system import SystemSampler
 from dks.training.trainer import Observer, Trainer
 from dks.world import Broken, World
+
+if TYPE_CHECKING:
+    from dks.forecast.flops import Flops
 
 log = logging.getLogger(__name__)
 
@@ -122,17 +140,20 @@ def _execute(
     display, memory = Display.current().run(record), PeakMemory(device)
     started = time.perf_counter()
     try:
-        with Pulse(folder.path, attempt.host, config.recipe.epochs) as pulse:
+        _write_environment(folder)
+        with Pulse(folder.path, attempt.host, config.recipe.epochs) as pulse, SystemSampler(device) as system:
             world.share((str(folder.path), threads))
-            trainer = _trainer(folder, config, world, [display, pulse], interruption)
+            trainer = _trainer(folder, config, world, [display, pulse], interruption, system.means)
+            _write_model(folder, config, trainer.side)
             record.changed_labels = trainer.changed_labels.tolist() or None
             attempt.first_epoch = len(trainer.entries) + 1
             folder.write_record(record)
             entries = trainer.fit()
+        write_atomically(folder.confusion_file, to_csv(trainer.confusion))
         _save_weights(folder, trainer.network)
         _summarise(record, entries, trainer.network, memory.mib())
         if (operations := _operations(config)) is not None:
-            record.cost["training_flops"] = operations * trainer.train_images * config.recipe.epochs
+            record.cost["training_flops"] = operations.step * trainer.train_images * config.recipe.epochs
         record.status = Status.done
     except KeyboardInterrupt as error:
         record.status, record.error = Status.killed, {"type": "Interrupted", "message": str(error) or "SIGINT"}
@@ -155,7 +176,14 @@ def _execute(
     return Outcome(record.status.value)
 
 
-def _trainer(folder: RunFolder, config: Config, world: World, observers: list[Observer], interruption: Interruption) -> Trainer:
+def _trainer(
+    folder: RunFolder,
+    config: Config,
+    world: World,
+    observers: list[Observer],
+    interruption: Interruption,
+    system: Callable[[], dict[str, float]] = dict,
+) -> Trainer:
     """Data, network and teacher of a configuration, ready to train; the same on every process."""
     _choose_operations(config.deterministic)
     device = pick_device(config.device, world.local_rank)
@@ -170,7 +198,7 @@ def _trainer(folder: RunFolder, config: Config, world: World, observers: list[Ob
     teacher = load_teacher(config)
     if teacher is not None:
         teacher = teacher.to(device).to(memory_format=torch.channels_last)
-    return Trainer(config, network, train, test, changed, device, folder, observers, interruption, teacher, world, val)
+    return Trainer(config, network, train, test, changed, device, folder, observers, interruption, teacher, world, val, system)
 
 
 def _choose_operations(deterministic: bool) -> None:
@@ -210,7 +238,7 @@ def _summarise(record: Record, entries: list[Entry], network: torch.nn.Module, p
     record.best = {"epoch": best.epoch, **best.metrics}
     speeds = [entry.metrics["train/images_per_second"] for entry in entries]
     record.cost["images_per_second"] = round(statistics.median(speeds), 1)
-    record.cost["parameters"] = sum(parameter.numel() for parameter in network.parameters())
+    record.cost["parameters"] = parameters(network)
     if peak_mib is not None:
         record.cost["peak_memory_mib"] = round(peak_mib, 1)
     ends = [datetime.fromisoformat(entry.time) for entry in entries]
@@ -218,12 +246,35 @@ def _summarise(record: Record, entries: list[Entry], network: torch.nn.Module, p
         record.cost["seconds_per_epoch"] = round(statistics.median(epochs), 4)  # evaluation and checkpoint included
 
 
-def _operations(config: Config) -> int | None:
-    """Floating-point operations of a training step for each image; None where they are not known."""
+def _write_environment(folder: RunFolder) -> None:
+    """What this attempt computes with, and with which code."""
+    write_atomically(folder.environment_file, json.dumps(environment(), indent=1) + "\n")
+    diff = code_diff()
+    if diff is not None:
+        write_atomically(folder.diff_file, diff)
+    else:
+        folder.diff_file.unlink(missing_ok=True)
+
+
+def _write_model(folder: RunFolder, config: Config, size: Sequence[int]) -> None:
+    """The summary of the network for images of this height and width."""
+    try:
+        text = summary(config, size)
+    except Exception:  # no run is given up for a text about it
+        log.warning("the network could not be summed up", exc_info=True)
+        return
+    if (operations := _operations(config)) is not None:
+        plain, whole = operations.inference // 2, operations.forward // 2
+        text += f"multiply-adds an image: {plain:,} of the plain network, {whole:,} with its branches\n"
+    write_atomically(folder.model_file, text)
+
+
+def _operations(config: Config) -> Flops | None:
+    """Floating-point operations for each image; None where they are not known."""
     from dks.forecast.flops import flops
 
     try:
-        return flops(config).step
+        return flops(config)
     except RequestError:  # the size of the images is not known
         return None
     except Exception:  # no trained network is given up for a figure about it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,10 +19,12 @@ from dks.tracking.journal import Entry
 from dks.tracking.record import RunFolder
 from dks.training import checkpoint
 from dks.training.checkpoint import Progress
+from dks.training.confusion import Confusion
 from dks.training.finite import FiniteGuard
 from dks.training.interruption import Interrupted, Interruption
 from dks.training.metrics import Tally, evaluate, training_losses
 from dks.training.objective import Objective
+from dks.training.phases import Phases
 from dks.training.schedule import is_milestone, learning_rate
 from dks.world import ALONE, World
 
@@ -61,6 +63,7 @@ class Trainer:
         teacher: frozen, images -> logits (N, K); for the methods that distil.
         world: the processes that train together; only rank 0 writes.
         val: training images that are held out, evaluated beside the test set; None without.
+        system: what else is known of an epoch when it is over, for its line in the journal: name -> value.
     """
 
     def __init__(
@@ -77,11 +80,12 @@ class Trainer:
         teacher: nn.Module | None = None,
         world: World = ALONE,
         val: Images | None = None,
+        system: Callable[[], dict[str, float]] = dict,
     ) -> None:
         recipe = config.recipe
         normalise = Normalise(*channel_statistics(config, train), device)
         self.recipe, self.network, self.device, self.folder = recipe, network, device, folder
-        self.observers, self.interruption, self.world = observers, interruption, world
+        self.observers, self.interruption, self.world, self.system = observers, interruption, world, system
         self.train_batches = training_batches(config, train, normalise, device, world)
         self.evaluations = {
             prefix: evaluation_batches(config, images, normalise, device, world)
@@ -95,11 +99,14 @@ class Trainer:
         )
         self.guard = FiniteGuard(world)
         self.progress = self.saved = Progress()  # where this run is, and where its newest checkpoint is
-        self.tally, self.seconds = Tally(), 0.0  # of the epoch under way
+        self.tally, self.seconds, self.phases = Tally(), 0.0, Phases(device)  # of the epoch under way
         self.metrics: dict[str, float] = {}  # of the training of a whole epoch, until it is evaluated
+        self.confusion: dict[str, Tensor] = {}  # classifier -> (K, K) test images after the last epoch, a row a true class
+        self.classes = config.data.num_classes or 0
+        self.side = train.images.shape[-2:] if isinstance(train, ImageSet) else (config.data.image_size or 1,) * 2
         self.entries = folder.journal.read() if world.is_main else []
         self.replica = world.replicate(network)
-        self._restore(train.images.shape[-2:] if isinstance(train, ImageSet) else (config.data.image_size or 1,) * 2)
+        self._restore(self.side)
 
     def fit(self) -> list[Entry]:
         """Train the epochs that are left; returns the whole journal.
@@ -110,11 +117,14 @@ class Trainer:
         """
         for observer in self.observers:
             observer.started(self.recipe.epochs, self.train_images, len(self.entries))
+        self.system()  # until here nothing was trained
         while self.metrics or self.progress.epoch < self.recipe.epochs:
             if not self.metrics:
                 self._train_epoch()
                 self._save()
             self._evaluate_epoch()
+        if not self.confusion:  # the last evaluation was that of an attempt that was stopped right after it
+            self._evaluated("test")
         return self.entries
 
     def _train_epoch(self) -> None:
@@ -126,7 +136,9 @@ class Trainer:
         if self.recipe.reset_momentum and self.progress.batch == 0 and is_milestone(self.recipe, finished):
             self.optimizer.state.clear()
         self.network.train()
+        self.phases.begin()
         for batch in self.train_batches.epoch(finished + 1, first=self.progress.batch):
+            self.phases.end("data")
             if asked := self._asked():
                 self.guard.flush()
                 self.seconds = time.perf_counter() - started
@@ -136,35 +148,50 @@ class Trainer:
         self.guard.flush()
         metrics = self.tally.read("train", self.world)  # waits for the device
         speed = self.tally.images(self.world) / (time.perf_counter() - started)
-        self.metrics = {**metrics, "train/lr": lr, "train/images_per_second": speed}
+        phases = {f"time/{phase}": round(seconds, 6) for phase, seconds in self.phases.seconds().items()}
+        self.metrics = {**metrics, "train/lr": lr, "train/images_per_second": speed, **phases}
         self.progress = Progress(finished + 1, self.progress.step)
-        self.tally, self.seconds = Tally(), 0.0
+        self.tally, self.seconds, self.phases = Tally(), 0.0, Phases(self.device)
 
     def _step(self, batch: Batch) -> None:
         self.progress = replace(self.progress, step=self.progress.step + 1, batch=self.progress.batch + 1)
         logits = self.replica(batch.images)
         loss = self.objective(batch.images, logits, batch.labels)
         self.guard.check(self.progress.epoch + 1, self.progress.step, loss, batch.weight)
-        self.optimizer.zero_grad()
-        (loss.total * batch.weight).backward()
-        self.optimizer.step()
         if batch.weight:
             self.tally.add_losses(training_losses(loss), len(batch.labels))
             self.tally.add_errors(logits, batch.labels, top=(1,))
+        self.phases.end("forward")
+        self.optimizer.zero_grad()
+        (loss.total * batch.weight).backward()
+        self.optimizer.step()
+        self.phases.end("backward")
         for observer in self.observers:
             observer.stepped(len(batch.labels) * self.world.size)
 
     def _evaluate_epoch(self) -> None:
         """The epoch just trained; whoever is stopped here does it again."""
-        metrics = self.metrics
-        for prefix, batches in self.evaluations.items():
-            metrics = metrics | evaluate(self.network, self._until_asked(batches), self.device, self.world, prefix)
+        metrics, started = self.metrics, time.perf_counter()
+        for prefix in self.evaluations:
+            metrics = metrics | self._evaluated(prefix)  # waits for the device
+        metrics["time/evaluation"] = round(time.perf_counter() - started, 6)
         self.metrics = {}
         if self.world.is_main:
+            metrics |= self.system()
             entry = self.folder.journal.append(self.progress.epoch, self.progress.step, metrics)
             self.entries.append(entry)
             for observer in self.observers:
                 observer.recorded(entry)
+
+    def _evaluated(self, prefix: str) -> dict[str, float]:
+        """The metrics of "test" or "val"; after the last epoch the test also tells what is taken for what."""
+        last = prefix == "test" and self.progress.epoch == self.recipe.epochs
+        confusion = Confusion(self.classes) if last else None
+        batches = self._until_asked(self.evaluations[prefix])
+        metrics = evaluate(self.network, batches, self.device, self.world, prefix, confusion)
+        if confusion is not None:
+            self.confusion = confusion.read(self.world)
+        return metrics
 
     def _until_asked(self, batches: TestBatches | StreamedTest) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an evaluation, until a signal comes. Some processes may have one more, before which nobody asks."""
@@ -198,6 +225,7 @@ class Trainer:
                 seconds=self.seconds,
                 metrics=self.metrics,
                 entries=len(self.entries),
+                phases=self.phases.seconds(),
             )
             checkpoint.save(self.folder.checkpoints, state)
 
@@ -218,6 +246,7 @@ class Trainer:
                 self._take_idle_step(side)
             self.progress = self.saved = state.progress
             self.seconds, self.metrics = state.seconds, state.metrics
+            self.phases = Phases(self.device, state.phases)
             self.network.load_state_dict(state.network)
             self.optimizer.load_state_dict(state.optimizer)
             rank, size = self.world.rank, self.world.size
