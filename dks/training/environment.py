@@ -55,11 +55,11 @@ def versions() -> dict[str, str]:
 
 
 @lru_cache(maxsize=1)
-def environment() -> dict[str, Any]:
-    """Machine, system and software of this process, for `environment.json`; None or left out: not known or not there."""
+def environment(device: torch.device) -> dict[str, Any]:
+    """Machine, system and software of a run on that device, for `environment.json`; None: not known or not there."""
     import psutil
 
-    has_cuda = torch.cuda.is_available()
+    has_cuda = device.type == "cuda"  # a run on the CPU leaves the GPUs alone
     packages = {each.metadata["Name"]: each.version for each in distributions() if each.metadata["Name"]}
     return {
         "python": platform.python_version(),

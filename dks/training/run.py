@@ -140,7 +140,7 @@ def _execute(
     display, memory = Display.current().run(record), PeakMemory(device)
     started = time.perf_counter()
     try:
-        _write_environment(folder)
+        _write_environment(folder, device)
         with Pulse(folder.path, attempt.host, config.recipe.epochs) as pulse, SystemSampler(device) as system:
             world.share((str(folder.path), threads))
             trainer = _trainer(folder, config, world, [display, pulse], interruption, system.means)
@@ -246,9 +246,9 @@ def _summarise(record: Record, entries: list[Entry], network: torch.nn.Module, p
         record.cost["seconds_per_epoch"] = round(statistics.median(epochs), 4)  # evaluation and checkpoint included
 
 
-def _write_environment(folder: RunFolder) -> None:
+def _write_environment(folder: RunFolder, device: torch.device) -> None:
     """What this attempt computes with, and with which code."""
-    write_atomically(folder.environment_file, json.dumps(environment(), indent=1) + "\n")
+    write_atomically(folder.environment_file, json.dumps(environment(device), indent=1) + "\n")
     diff = code_diff()
     if diff is not None:
         write_atomically(folder.diff_file, diff)
