@@ -102,7 +102,8 @@ class Trainer:
         self.tally, self.seconds, self.phases = Tally(), 0.0, Phases(device)  # of the epoch under way
         self.metrics: dict[str, float] = {}  # of the training of a whole epoch, until it is evaluated
         self.confusion: dict[str, Tensor] = {}  # classifier -> (K, K) test images after the last epoch, a row a true class
-        self.classes = config.data.num_classes or 0
+        assert config.data.num_classes is not None, "a resolved configuration has its number of classes"
+        self.classes = config.data.num_classes
         self.side = train.images.shape[-2:] if isinstance(train, ImageSet) else (config.data.image_size or 1,) * 2
         self.entries = folder.journal.read() if world.is_main else []
         self.replica = world.replicate(network)
