@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dks.commands import reading, sweeps, tracking, weights
 from dks.commands.exit_status import DONE, FAILED, INTERRUPTED, WRONG_REQUEST
 from dks.commands.hydra_main import hydra_main
+from dks.tracking import damage
+from dks.tracking.disk import DiskFull
 
 
 def train(arguments: Sequence[str] | None = None) -> None:
@@ -51,19 +53,23 @@ def _parser() -> argparse.ArgumentParser:
 
 def _reported(command: Callable[[], int]) -> int:
     """Run a command. A wrong request is one line a problem, on standard error, and exit status 2; any other error is one
-    line and 1. The traceback is shown on request.
+    line and 1. The traceback is shown on request. Files that were found damaged are a line each.
     """
     # Hydra prints errors in its own way and exits with 1, unless it is asked for the exception itself.
     asked = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        return command()
+        with damage.shown():
+            return command()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except DiskFull as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     except Exception as error:
         if asked == "1":
             raise

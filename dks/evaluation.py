@@ -91,7 +91,7 @@ def evaluate_run(
     batches = evaluation_batches(config, test, Normalise(*channel_statistics(config, train), where), where)
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(record.attempts[0].threads)
+        torch.set_num_threads(record.attempts[0].threads if record.attempts else threads)
         metrics = _tested(network, batches, where)
     finally:
         torch.set_num_threads(threads)

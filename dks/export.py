@@ -65,7 +65,7 @@ def export(runs_dir: str, cell_id: str, form: Format, output: str | None = None,
     assert record is not None, "a finished run has a record"
     facts = {
         "cell_id": cell_id,
-        "backbone": record.choices["backbone"],
+        "backbone": record.choices.get("backbone"),
         "num_classes": config.data.num_classes,
         "mean": mean,
         "std": std,

@@ -79,13 +79,16 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     assert not list(folder.path.glob(".record*")), "no draft is left behind"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema_version": 999}'])
-def test_a_damaged_record_is_refused_with_its_name(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(("key", "value"), [("schema_version", 999), ("no_such_field", 1)])
+def test_a_newer_record_is_refused_with_its_name(tmp_path: Path, key: str, value: int) -> None:
     folder = RunFolder(tmp_path / "cell")
-    folder.path.mkdir()
-    folder.record_file.write_text(content)
-    with pytest.raises(RequestError, match=r"record\.json is"):
-        folder.read_record()
+    folder.write_record(record())
+    newer = {**json.loads(folder.record_file.read_text()), key: value}
+    folder.record_file.write_text(json.dumps(newer))
+    for read in (folder.read_record, folder.mend_record):
+        with pytest.raises(RequestError, match=r"record\.json (is of version 999|was written by a newer version)"):
+            read()
+    assert json.loads(folder.record_file.read_text()) == newer
 
 
 @pytest.mark.parametrize("content", ["a: [", "seed: many", "no_such_key: 1"])

@@ -227,7 +227,7 @@ def test_a_worker_says_what_its_run_does(tmp_path: Path) -> None:
         messages = [json.loads(line) for line in lines]
     assert messages[0] == {"event": "run"}
     assert messages[1] == {"event": "started", "epochs": 2, "images": 640, "finished": 0}
-    assert messages[-1] == {"event": "finished"}
+    assert messages[-1] == {"event": "finished", "status": "done", "error": None}
     assert [json.loads(each["entry"])["epoch"] for each in messages if each["event"] == "recorded"] == [1, 2]
     steps = [each["images"] for each in messages if each["event"] == "stepped"]
     assert sum(steps) == 2 * 640

@@ -96,6 +96,10 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy) -> int
         say("[yellow]interrupted[/]: the same command goes on from here")
         return 130
     standings = survey_all((cell.config.runs_dir, cell.cell_id) for cell in sweep.cells)
+    for cell in sweep.cells:
+        folder = standings[cell.cell_id].folder
+        if standings[cell.cell_id].state is State.done and (folder.record_is_damaged or not folder.config_is_whole()):
+            _mend(cell, folder)
     return 1 if any(to_launch(standing.state) for standing in standings.values()) else 0
 
 
@@ -157,28 +161,62 @@ def queue(cell: Cell, launch: LaunchFolder | None = None) -> None:
         return
     try:
         record = folder.read_record()
+        if folder.record_is_damaged:
+            record = _mended(cell, folder)
         if record is not None and record.status is Status.done:
             return
         folder.write_config(cell.config)
-        fresh = Record(
-            cell_id=cell.cell_id,
-            config_id=cell.config_id,
-            seed=cell.config.seed,
-            method=method_of(cell.config),
-            choices=cell.choices,
-            label=cell.place,
-            overrides=list(cell.point.overrides),
-            sweep=cell.config.sweep,
-            command=command_line(),
-            launch=None if launch is None else str(launch.path),
-            uid=(record and record.uid) or uuid4().hex,
-        )
+        fresh = _fresh(cell, launch)
         if record is not None:  # it was begun before: the new attempt goes on from the old ones
             folder.end_attempt(record, cell.state.value)
+            fresh.uid = record.uid or fresh.uid
             fresh.attempts, fresh.cost, fresh.changed_labels = record.attempts, record.cost, record.changed_labels
         folder.write_record(fresh)
     finally:
         folder.release()
+
+
+def _fresh(cell: Cell, launch: LaunchFolder | None = None) -> Record:
+    """The record of a cell that nobody has begun."""
+    return Record(
+        cell_id=cell.cell_id,
+        config_id=cell.config_id,
+        seed=cell.config.seed,
+        method=method_of(cell.config),
+        choices=cell.choices,
+        label=cell.place,
+        overrides=list(cell.point.overrides),
+        sweep=cell.config.sweep,
+        command=command_line(),
+        launch=None if launch is None else str(launch.path),
+        uid=uuid4().hex,
+    )
+
+
+def _mend(cell: Cell, folder: RunFolder) -> None:
+    """Write again what was damaged of a run that is done, unless somebody works on it."""
+    if not folder.claim():
+        return
+    try:
+        if not folder.config_is_whole():
+            folder.write_config(cell.config)
+        if folder.record_is_damaged:
+            _mended(cell, folder)
+    finally:
+        folder.release()
+
+
+def _mended(cell: Cell, folder: RunFolder) -> Record | None:
+    """The record that takes the place of a damaged one, and what the plan knows in it; the configuration it is read from is
+    written first.
+    """
+    folder.write_config(cell.config)
+    record = folder.mend_record()
+    if record is not None:
+        fresh = _fresh(cell)
+        record.choices, record.label, record.overrides = fresh.choices, fresh.label, fresh.overrides
+        folder.write_record(record)
+    return record
 
 
 def _how_to_follow(sweep: Plan) -> str:

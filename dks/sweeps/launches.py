@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import secrets
 import socket
@@ -22,6 +23,8 @@ from filelock import FileLock, Timeout
 from dks.config.errors import RequestError
 from dks.tracking.journal import now
 from dks.tracking.record import write_atomically
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -110,8 +113,8 @@ class LaunchFolder:
             values = json.loads(self.file.read_text(encoding="utf-8"))
             arrays = [Array(**array) for array in values.pop("arrays")]
             return Launch(**values, arrays=arrays)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise RequestError(f"{self.file} cannot be read: {error}") from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RequestError(f"{self.file} cannot be read: {error}; type the sweep's command again") from error
 
     def is_alive(self) -> bool:
         """Does the launching process still live and wait for its cells?"""
@@ -127,8 +130,11 @@ class LaunchFolder:
 
     def note_failure(self, cell_id: str) -> None:
         """A cell failed, and will not be tried again."""
-        self._failures.mkdir(exist_ok=True)
-        (self._failures / cell_id).touch()
+        try:
+            self._failures.mkdir(exist_ok=True)
+            (self._failures / cell_id).touch()
+        except OSError:  # the failure itself is what must be told
+            log.warning("the failure of cell %s could not be noted in %s", cell_id, self._failures, exc_info=True)
 
     def should_stop(self) -> bool:
         """Have so many cells failed that no other one is to be begun?"""

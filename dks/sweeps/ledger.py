@@ -104,8 +104,10 @@ class Standing:
 def survey(runs_dir: str, cell_ids: Iterable[str], scheduler: Scheduler | None = None) -> dict[str, Standing]:
     """Where these cells stand; the scheduler is asked once, and only if jobs were submitted for some that are not done.
 
+    A damaged record is reported, and what the other files of its folder say counts.
+
     Raises:
-        RequestError: a record is damaged, or `runs_dir` is no folder that can be read.
+        RequestError: a record or `runs_dir` cannot be read.
     """
     folders = {cell_id: RunFolder(Path(runs_dir) / cell_id) for cell_id in cell_ids}
     begun = _names_in(runs_dir)  # of thousands of cells that were never begun, none is looked for on its own
@@ -147,7 +149,7 @@ def survey_all(places: Iterable[tuple[str, str]]) -> dict[str, Standing]:
     """Where cells stand that may lie in several folders; `places`: the `runs_dir` and the id of each.
 
     Raises:
-        RequestError: a record is damaged.
+        RequestError: a record cannot be read.
     """
     together: dict[str, dict[str, None]] = {}
     for runs_dir, cell_id in places:
@@ -162,7 +164,7 @@ def look_up(runs_dir: str, cell_id: str) -> tuple[State, Record | None]:
     """The state and the record of one cell.
 
     Raises:
-        RequestError: its record is damaged.
+        RequestError: its record cannot be read.
     """
     standing = survey(runs_dir, [cell_id])[cell_id]
     return standing.state, standing.record

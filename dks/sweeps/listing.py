@@ -7,11 +7,13 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from dks.config.errors import RequestError
 from dks.sweeps import manifest
 from dks.sweeps.files import names, read
 from dks.sweeps.grid import Grid
 from dks.sweeps.ledger import State, survey
 from dks.sweeps.request import grid_of
+from dks.tracking import damage
 
 
 def listed(results_dir: str, as_json: bool) -> str:
@@ -21,7 +23,8 @@ def listed(results_dir: str, as_json: bool) -> str:
     """
     parser = OverridesParser.create()
     entries = [_named(name, results_dir, parser) for name in names()]
-    entries += [_begun(name, results_dir) for name in manifest.known(results_dir) if name not in names()]
+    others = (_begun(name, results_dir) for name in manifest.known(results_dir) if name not in names())
+    entries += [entry for entry in others if entry is not None]
     if as_json:
         return json.dumps(entries, indent=1)
     width = max(len(entry["name"]) for entry in entries)
@@ -30,15 +33,20 @@ def listed(results_dir: str, as_json: bool) -> str:
 
 def _named(name: str, results_dir: str, parser: OverridesParser) -> dict[str, Any]:
     sweep = read(name)
-    begun = name in manifest.known(results_dir)
-    if begun:
-        return _begun(name, results_dir)
+    if name in manifest.known(results_dir) and (begun := _begun(name, results_dir)) is not None:
+        return begun
     grid = grid_of(sweep, (), parser)
     return {"name": name, "title": sweep.title, "cells": count(grid), "tables": max(1, len(grid.parts)), "states": None}
 
 
-def _begun(name: str, results_dir: str) -> dict[str, Any]:
-    found = manifest.read(results_dir, name)
+def _begun(name: str, results_dir: str) -> dict[str, Any] | None:
+    """A sweep that was begun; None where its file cannot be read, which is reported and stops no list."""
+    try:
+        found = manifest.read(results_dir, name)
+    except RequestError as error:
+        path = manifest.file(results_dir, name)
+        damage.report(path, str(error).removeprefix(f"{path} "))
+        return None
     states = [standing.state for standing in survey(found.runs_dir, found.cell_ids).values()]
     counted = {state.value: states.count(state) for state in State if state in states}
     return {

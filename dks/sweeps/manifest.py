@@ -53,9 +53,14 @@ class Manifest:
 
 def write(manifest: Manifest, results_dir: str) -> Path:
     """Write it, as a whole or not at all."""
-    path = Path(results_dir) / manifest.name / "sweep.json"
+    path = file(results_dir, manifest.name)
     write_atomically(path, json.dumps(asdict(manifest), indent=1) + "\n")
     return path
+
+
+def file(results_dir: str, name: str) -> Path:
+    """Where the manifest of a sweep lies."""
+    return Path(results_dir) / name / "sweep.json"
 
 
 def read(results_dir: str, name: str) -> Manifest:
@@ -66,8 +71,8 @@ def read(results_dir: str, name: str) -> Manifest:
     Raises:
         RequestError: there is no such sweep, several with overrides, or its file is damaged.
     """
-    path = Path(results_dir) / name / "sweep.json"
-    if not path.is_file():
+    path = file(results_dir, name)
+    if not path.exists():
         path = _only_variant(results_dir, name)
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -75,7 +80,11 @@ def read(results_dir: str, name: str) -> Manifest:
             values[key] = [ManifestCell(**cell) for cell in values.get(key, [])]
         return Manifest(**values)
     except (ValueError, TypeError, AttributeError) as error:
-        raise RequestError(f"{path} is damaged ({error}); type the sweep's command again") from error
+        raise RequestError(
+            f"{path} is damaged ({error}); type the sweep's command again, which writes it anew: the runs are not touched"
+        ) from error
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def known(results_dir: str) -> list[str]:
@@ -89,7 +98,7 @@ def _only_variant(results_dir: str, name: str) -> Path:
         raise RequestError(f"{name} was begun with several sets of overrides; choose from {', '.join(variants)}")
     if not variants:
         raise RequestError(f"no sweep {name!r} in {results_dir}; there are {', '.join(known(results_dir)) or 'none yet'}")
-    return Path(results_dir) / variants[0] / "sweep.json"
+    return file(results_dir, variants[0])
 
 
 def variants_of(results_dir: str, name: str) -> list[str]:

@@ -22,11 +22,11 @@ from typing import Any
 
 from dks.config.errors import RequestError
 from dks.config.files import python_path
-from dks.sweeps.worker import launch_of
+from dks.sweeps.worker import launch_of, open_log
 from dks.terminal import CountView, Display, RunView
 from dks.tracking import sender
 from dks.tracking.journal import Entry
-from dks.tracking.record import RunFolder, Status
+from dks.tracking.record import Record, RunFolder, Status
 from dks.training.interruption import Interruption
 
 # Seconds between two looks at which workers are alive.
@@ -101,7 +101,7 @@ class _Worker:
         """Start it; what it prints before its first cell goes into the file `output`."""
         listen, tell = os.pipe()
         try:
-            with output.open("ab") as file:
+            with open_log(output) as file:
                 self._process = subprocess.Popen(
                     # -P: a module in the current folder must not take the place of one of Python's own.
                     [sys.executable, "-P", "-m", "dks.sweeps.worker", str(tell)],
@@ -276,9 +276,12 @@ class _Pool:
             case {"event": "recorded", "entry": line}:
                 assert worker.view is not None
                 worker.view.recorded(Entry.from_json(line))
-            case {"event": "finished"}:
+            case {"event": "finished", "status": status, "error": error}:
                 assert worker.cell is not None
-                self._finish(worker, worker.cell)
+                record = worker.cell.read_record()
+                if record is not None:
+                    record.status, record.error = Status(status), error  # also where the record could not be written
+                self._finish(worker, worker.cell, record)
             case {"event": "track", "what": what, "done": done, "total": total}:
                 worker.counted = worker.counted or self.display.count(what)
                 worker.counted.show(done, total)
@@ -295,10 +298,9 @@ class _Pool:
             case {"event": "interrupted"}:
                 worker.cell, worker.leaving = None, True
 
-    def _finish(self, worker: _Worker, folder: RunFolder) -> None:
+    def _finish(self, worker: _Worker, folder: RunFolder, record: Record | None) -> None:
         """Show how a run ended, and have it told."""
         sender.current().end(folder.path)
-        record = folder.read_record()
         if worker.counted is not None:
             worker.counted.close()
             worker.counted = None
@@ -320,9 +322,9 @@ class _Pool:
             return
         error = {"type": "WorkerDied", "message": f"the worker process {how}"}
         noted = note_death(folder, Status.killed if self.stopping else Status.failed, error)
-        if worker.view is not None or noted:
-            self._finish(worker, folder)
         record = folder.read_record()
+        if worker.view is not None or noted:
+            self._finish(worker, folder, record)
         if record is not None and record.status is Status.failed:
             self._again_or_never(folder)
 
@@ -347,7 +349,8 @@ class _Pool:
         """
         self.closed.add(slot)
         self.waiting.appendleft(folder.path)
-        lines = folder.log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        printed = folder.log_file.read_text(encoding="utf-8", errors="replace") if folder.log_file.is_file() else ""
+        lines = printed.strip().splitlines()
         what = f"a worker process {how} while it started" + (f": {lines[-1]}" if lines else "")
         if len(self.closed) == self.layout.slots:
             raise RuntimeError(what)
@@ -379,7 +382,7 @@ class _Pool:
         for worker in self.workers.values():
             if worker.cell is not None:
                 note_death(worker.cell, Status.killed, {"type": "Interrupted", "message": "SIGKILL"})
-                self._finish(worker, worker.cell)
+                self._finish(worker, worker.cell, worker.cell.read_record())
         self.workers.clear()
 
 

@@ -8,7 +8,7 @@ it says goes through the pipe FD, one JSON object a line, and never through its 
 {"event": "started", "epochs": 3, "images": 640, "finished": 0}
 {"event": "stepped", "images": 128}                          since the last one, some five times a second
 {"event": "recorded", "entry": "<a line of the journal>"}
-{"event": "finished"}                                        the record says how
+{"event": "finished", "status": "done", "error": null}       as in the record, which says more
 {"event": "track", "what": "decoding images", "done": 3, "total": 10}
 {"event": "say", "line": "..."}
 {"event": "over", "error": null}                             the worker has no cell any more; error: of a run that never began
@@ -29,10 +29,11 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from dks.sweeps.launches import LaunchFolder
 from dks.terminal import Display, shown_by
+from dks.tracking import damage
 from dks.tracking.journal import Entry
 from dks.tracking.record import Record, RunFolder
 from dks.tracking.sender import sent_elsewhere
@@ -97,8 +98,9 @@ def launch_of(folder: RunFolder) -> LaunchFolder | None:
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     """Log records of level INFO and above go into this file; the terminal belongs to the display."""
+    damage.clear_folder(path)
     root = logging.getLogger()
-    handler, level = logging.FileHandler(path, encoding="utf-8", delay=True), root.level
+    handler, level = _LogFile(path, encoding="utf-8", delay=True), root.level
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
@@ -108,6 +110,21 @@ def _logging_to(path: Path) -> Iterator[None]:
         root.setLevel(level)
         root.removeHandler(handler)
         handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written, on a full disk for example, stops nothing and says nothing."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):  # raised where the file cannot be opened
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the name is given)
+        """What `emit` could not write."""
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class RemoteDisplay:
@@ -168,8 +185,8 @@ class RemoteView:
         self._display.send("recorded", entry=entry.to_json())
 
     def finished(self, record: Record) -> None:
-        """The run is over, however it ended, and its record written."""
-        self._display.send("finished")
+        """The run is over, however it ended. Where the disk is full its record may say less."""
+        self._display.send("finished", status=record.status.value, error=record.error)
 
     def _flush(self) -> None:
         self._display.send("stepped", images=self._images)
@@ -225,10 +242,19 @@ def main() -> None:
             display.send("over", error=problem)
 
 
+def open_log(path: Path) -> BinaryIO:
+    """A run's log, for what is printed; where it cannot be opened, that is lost."""
+    try:
+        damage.clear_folder(path)
+        return path.open("ab")
+    except OSError:
+        return Path(os.devnull).open("ab")
+
+
 def _print_into(path: Path) -> None:
     """From now on everything that is printed, here or in native code, goes into this file."""
     _flush()
-    with path.open("ab") as file:
+    with open_log(path) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
 

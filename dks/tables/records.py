@@ -32,12 +32,13 @@ class RecordSource:
     def __init__(self, runs_dir: Path | str) -> None:
         self.path = Path(runs_dir)
         self.name = f"{self.path}/"
+        self._damaged: set[str] = set()  # runs whose record was read from other files
 
     def runs(self, cell_ids: Collection[str] | None = None) -> pd.DataFrame:
         """As `dks.tables.source.Source.runs`.
 
         Raises:
-            RequestError: a record is damaged.
+            RequestError: a record cannot be read.
         """
         names = sorted(self._all()) if cell_ids is None else list(dict.fromkeys(cell_ids))
         stamps = {name: stamp for name in names if (stamp := self._stamp(name)) is not None}
@@ -55,7 +56,7 @@ class RecordSource:
             if row["mlflow_run_id"] is None and (tracked := self._mlflow(name))["mlflow_run_id"] is not None:
                 row.update(tracked)
                 changed[name] = stamps[name], row
-        ended = {name: each for name, each in changed.items() if each[1]["state"] not in _OPEN}
+        ended = {name: each for name, each in changed.items() if each[1]["state"] not in _OPEN and name not in self._damaged}
         cache.write(ended, kept.keys() - stamps.keys() if cell_ids is None else ())
         self._settle(rows)
         return runs_frame(list(rows.values()))
@@ -94,6 +95,7 @@ class RecordSource:
     def _read(self, name: str) -> Row | None:
         folder = RunFolder(self.path / name)
         record = folder.read_record()
+        (self._damaged.add if folder.record_is_damaged else self._damaged.discard)(name)
         return None if record is None else {**_row(folder, record), **self._mlflow(name)}
 
     def _mlflow(self, name: str) -> Row:

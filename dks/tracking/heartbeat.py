@@ -131,5 +131,9 @@ class Pulse:
             ends = (datetime.now(timezone.utc) + timedelta(seconds=left)).isoformat(timespec="seconds")
         beat = Heartbeat(now(), self._host, os.getpid(), slurm_job(), self._epoch, self._epochs, round(speed, 1), ends)
         draft = self._path.with_name(f".{FILE}")
-        draft.write_text(json.dumps(asdict(beat)) + "\n", encoding="utf-8")
-        draft.replace(self._path)
+        try:
+            draft.write_text(json.dumps(asdict(beat)) + "\n", encoding="utf-8")
+            draft.replace(self._path)
+        except OSError:
+            draft.unlink(missing_ok=True)  # a full disk needs the room
+            raise

@@ -7,11 +7,20 @@ Errors are in percent. JSON has no NaN or infinity; they are written as the stri
 from __future__ import annotations
 
 import json
+import logging
 import math
+import operator
 import os
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from io import FileIO
 from pathlib import Path
+
+from dks.config.errors import RequestError
+from dks.tracking import damage
+from dks.tracking.disk import write_all, writing
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Entry:
     def from_json(cls, line: str) -> Entry:
         values = json.loads(line)
         metrics = {name: float(value) for name, value in values["metrics"].items()}
-        return cls(values["epoch"], values["step"], values["time"], metrics)
+        return cls(operator.index(values["epoch"]), operator.index(values["step"]), values["time"], metrics)
 
 
 _NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
@@ -58,39 +67,96 @@ class Journal:
         self.path = path
 
     def append(self, epoch: int, step: int, metrics: dict[str, float]) -> Entry:
-        """Write one line; it is on disk when this returns."""
+        """Write one line; it is on disk when this returns. If that fails, the file is as long as it was.
+
+        Raises:
+            DiskFull: there is no room for it.
+            OSError: it cannot be written.
+        """
         entry, is_new = Entry(epoch, step, now(), metrics), not self.path.exists()
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(entry.to_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        line = (entry.to_json() + "\n").encode()
+        with writing(self.path, len(line)), self.path.open("a+b", buffering=0) as file:
+            end = self._whole_lines(file)
+            try:
+                write_all(file.fileno(), line)
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(end)
+                raise
         if is_new:
             sync_folder(self.path.parent)
         return entry
 
     def read(self) -> list[Entry]:
-        """All whole lines up to the first damaged one: a process killed while writing leaves at most its last line cut."""
-        return [entry for entry, _ in self._parse()]
+        """All whole lines up to the first damaged one, which is reported: a process killed while writing leaves at most its
+        last line cut.
+
+        Raises:
+            RequestError: the file cannot be read.
+        """
+        if self.path.is_dir():
+            damage.report(self.path, "is a folder where the journal should be; nothing of it is read")
+        parsed, dropped = self._parse(0)
+        if dropped:
+            count = len(parsed)
+            damage.report(self.path, f"is damaged behind line {count}: {count} lines are kept, {dropped} bytes are dropped")
+        return [entry for entry, _ in parsed]
+
+    def read_from(self, offset: int) -> tuple[list[Entry], int]:
+        """The whole lines from that byte on, up to the first damaged one, and the byte after the last of them. What lies before
+        is not read. A file that is shorter by now has none.
+
+        Raises:
+            RequestError: the file cannot be read.
+        """
+        parsed, _ = self._parse(offset)
+        return [entry for entry, _ in parsed], parsed[-1][1] if parsed else offset
 
     def keep_until(self, epoch: int) -> list[Entry]:
         """Cut off what lies behind that epoch, for a run that goes on from there; returns what is kept."""
-        kept = [(entry, end) for entry, end in self._parse() if entry.epoch <= epoch]
+        damage.clear_folder(self.path)
+        parsed, _ = self._parse(0)
+        kept = [(entry, end) for entry, end in parsed if entry.epoch <= epoch]
+        end = kept[-1][1] if kept else 0
+        if lines := len(parsed) - len(kept):
+            log.info("%s: %d lines behind epoch %d are cut off; those epochs are trained again", self.path, lines, epoch)
         if self.path.exists():
             with self.path.open("r+b") as file:
-                file.truncate(kept[-1][1] if kept else 0)
+                file.truncate(end)
                 os.fsync(file.fileno())
         return [entry for entry, _ in kept]
 
-    def _parse(self) -> list[tuple[Entry, int]]:
-        """Entries and the byte after each."""
+    def _parse(self, offset: int) -> tuple[list[tuple[Entry, int]], int]:
+        """Entries from that byte on and the byte after each; and how many bytes are left behind the last one."""
         parsed: list[tuple[Entry, int]] = []
-        end = 0
-        for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []:
-            end += len(line)
-            try:
-                if not line.endswith(b"\n"):
-                    break
-                parsed.append((Entry.from_json(line.decode()), end))
-            except (ValueError, KeyError, TypeError, AttributeError):
+        content, end = self._content(offset), 0
+        for line in content.splitlines(keepends=True):
+            if not line.endswith(b"\n"):
                 break
-        return parsed
+            try:
+                entry = Entry.from_json(line.decode())
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+                break
+            end += len(line)
+            parsed.append((entry, offset + end))
+        return parsed, len(content) - end
+
+    def _content(self, offset: int) -> bytes:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                return file.read()
+        except (FileNotFoundError, IsADirectoryError):
+            return b""
+        except OSError as error:
+            raise RequestError(f"{self.path} cannot be read: {error.strerror}") from error
+
+    def _whole_lines(self, file: FileIO) -> int:
+        """Where the next line begins; the rest of one that was cut is taken away, so that no other is glued to it."""
+        end = file.seek(0, os.SEEK_END)
+        if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+            whole = self._content(0).rfind(b"\n") + 1
+            damage.report(self.path, f"ends in the middle of a line; its last {end - whole} bytes are dropped")
+            file.truncate(whole)
+            end = whole
+        return end

@@ -18,12 +18,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import statistics
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,12 @@ from yaml import YAMLError
 
 from dks.config.compose import config_from, to_yaml
 from dks.config.errors import RequestError
-from dks.config.identity import SCHEMA_VERSION
+from dks.config.identity import SCHEMA_VERSION, cell_id, config_id
+from dks.config.methods import method_of
 from dks.config.schema import Config
-from dks.tracking import heartbeat
-from dks.tracking.journal import Journal
+from dks.tracking import damage, heartbeat
+from dks.tracking.disk import write_draft, writing
+from dks.tracking.journal import Entry, Journal
 
 
 class Status(str, Enum):
@@ -110,6 +114,7 @@ class RunFolder:
         self.confusion_file = self.path / "confusion.csv"
         self.log_file = self.path / "run.log"
         self.mlflow_file = self.path / "mlflow.json"
+        self.record_is_damaged = False  # as `read_record` found it
 
     @cached_property
     def lock(self) -> FileLock:
@@ -148,30 +153,105 @@ class RunFolder:
         """
         try:
             return config_from(OmegaConf.load(self.config_file))
-        except (OSError, ValueError, YAMLError) as error:
-            raise RequestError(f"{self.config_file} cannot be read: {' '.join(str(error).split())}") from error
+        except (OSError, ValueError, YAMLError, RequestError) as error:
+            reason = " ".join(str(error).split())
+            raise RequestError(
+                f"{self.config_file} cannot be read: {reason}; the command that began the run writes it again"
+            ) from error
+
+    def config_is_whole(self) -> bool:
+        """Does the frozen configuration have all its parts, as far as that can be told without parsing it?"""
+        try:
+            lines = self.config_file.read_text(encoding="utf-8").splitlines(keepends=True)
+        except (OSError, ValueError):
+            return False
+        keys = {line.partition(":")[0] for line in lines}
+        return all(each.name in keys for each in dataclasses.fields(Config)) and lines[-1].endswith("\n")
 
     def write_record(self, record: Record) -> None:
         write_atomically(self.record_file, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
 
     def read_record(self) -> Record | None:
-        """The record, or None where there is none yet.
+        """The record, or None where there is none yet. One that is damaged is reported, and what the other files of the folder
+        say takes its place; `record_is_damaged` tells so. Nothing is written.
 
         Raises:
-            RequestError: it is damaged, or of a newer version than this program knows.
+            RequestError: it cannot be read, or is of a newer version than this program knows.
         """
+        self.record_is_damaged = False
         try:
             values = json.loads(self.record_file.read_text(encoding="utf-8"))
             if values["schema_version"] > SCHEMA_VERSION:
                 raise RequestError(
                     f"{self.record_file} is of version {values['schema_version']}, this program knows {SCHEMA_VERSION}"
                 )
+            if unknown := sorted(values.keys() - {each.name for each in dataclasses.fields(Record)}):
+                raise RequestError(f"{self.record_file} was written by a newer version of this program: {', '.join(unknown)}")
             attempts = [Attempt(**attempt) for attempt in values.pop("attempts")]
             return Record(**{**values, "status": Status(values["status"]), "attempts": attempts})
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise RequestError(f"{self.record_file} is damaged ({error}); remove its folder to run the cell again") from error
+        except (IsADirectoryError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            self.record_is_damaged = True
+            reason = " ".join(str(error).split()) or type(error).__name__
+            damage.report(
+                self.record_file,
+                f"is damaged ({reason}); what it said is taken from the other files there, as far as they know it, and the "
+                f"command that began the run writes it again",
+            )
+            return self._rebuilt()
+        except OSError as error:
+            raise RequestError(f"{self.record_file} cannot be read: {error.strerror}") from error
+
+    def mend_record(self) -> Record | None:
+        """As `read_record`, for whoever holds the lock: a damaged record is set aside, and the one that takes its place is
+        written.
+
+        Raises:
+            RequestError: as `read_record`.
+            DiskFull, OSError: it cannot be written.
+        """
+        record = self.read_record()
+        if record is not None and self.record_is_damaged:
+            kept = damage.set_aside(self.record_file)
+            try:
+                self.write_record(record)
+            except BaseException:
+                kept.rename(self.record_file)
+                raise
+            self.record_is_damaged = False
+        return record
+
+    def _rebuilt(self) -> Record:
+        """What the configuration, the journal and the weights say. A run that has its weights and all its epochs is done."""
+        record = Record(self.cell_id, "", 0, "unknown", {}, self.cell_id, [], status=Status.killed)
+        entries = self.journal.read()
+        record.error = {"type": "Damaged", "message": "the record of this run was damaged"}
+        try:
+            config = self.read_config()
+        except RequestError as error:
+            damage.report(self.config_file, str(error).removeprefix(f"{self.config_file} "))
+            return record
+        record.config_id, record.seed, record.method = config_id(config), config.seed, method_of(config)
+        record.sweep = config.sweep
+        # A configuration that was cut may have become another one.
+        is_own = cell_id(config) == self.cell_id
+        if is_own and [entry.epoch for entry in entries] == [*range(1, config.recipe.epochs + 1)] and self._has_weights():
+            record.status, record.error = Status.done, None
+            record.final, record.best, record.cost = summary(entries)
+        return record
+
+    def _has_weights(self) -> bool:
+        """Is the file of weights as long as its header says?"""
+        try:
+            with self.weights_file.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                size = self.weights_file.stat().st_size
+                header = json.loads(file.read(length)) if length < size else {}
+            ends = [values["data_offsets"][1] for name, values in header.items() if name != "__metadata__"]
+            return bool(ends) and size == 8 + length + max(ends)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError):
+            return False
 
     def end_attempt(self, record: Record, status: str, ended: float | None = None) -> None:
         """Put into a record how its last attempt ended, if its process died without a word.
@@ -207,7 +287,7 @@ class RunFolder:
                 return False
             time.sleep(0.05)
         try:
-            record = self.read_record()
+            record = self.mend_record()
             if record is None or record.status not in expected:
                 return False
             self.end_attempt(record, status.value, ended)
@@ -219,11 +299,27 @@ class RunFolder:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file as a whole: a reader sees the old text or the new one, and so does the disk after a crash."""
+    """Replace a file as a whole: a reader sees the old text or the new one, and so does the disk after a crash.
+
+    Raises:
+        DiskFull: there is no room for it.
+        OSError: it cannot be written.
+    """
+    content = text.encode()
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    with writing(path, len(content)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_draft(draft, path, content)
+        damage.clear_folder(path)
+        draft.replace(path)
+
+
+def summary(entries: Sequence[Entry]) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """`final`, `best` and `cost` of a record, as far as a whole journal tells."""
+    best = min(entries, key=lambda entry: entry.metrics["test/top1_error"])
+    speeds = [entry.metrics["train/images_per_second"] for entry in entries]
+    cost = {"images_per_second": round(statistics.median(speeds), 1)}
+    ends = [datetime.fromisoformat(entry.time) for entry in entries]
+    if epochs := [(end - begin).total_seconds() for begin, end in pairwise(ends)]:
+        cost["seconds_per_epoch"] = round(statistics.median(epochs), 4)  # evaluation and checkpoint included
+    return {"epoch": entries[-1].epoch, **entries[-1].metrics}, {"epoch": best.epoch, **best.metrics}, cost

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
+import shutil
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dks.tracking import damage
+from dks.tracking.disk import write_draft, writing
 from dks.tracking.journal import sync_folder
 
 log = logging.getLogger(__name__)
@@ -57,21 +59,20 @@ def save(folder: Path, state: State) -> None:
     """Make this the newest checkpoint, as a whole or not at all; the newest until now is kept as the one before.
 
     Raises:
+        DiskFull: there is no room for it.
         OSError: it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     torch.save({**vars(state), "progress": astuple(state.progress)}, content)
+    body = content.getbuffer()
     draft, newest = folder / DRAFT, folder / NEWEST
-    with draft.open("wb") as file:
-        file.write(content.getbuffer())
-        file.write(hashlib.sha256(content.getbuffer()).digest())
-        file.flush()
-        os.fsync(file.fileno())
-    if newest.exists():
-        newest.replace(folder / PREVIOUS)
-    draft.replace(newest)
-    sync_folder(folder)
+    with writing(newest, len(body)):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_draft(draft, newest, body, hashlib.sha256(body).digest())
+        if newest.exists():
+            newest.replace(folder / PREVIOUS)
+        draft.replace(newest)
+        sync_folder(folder)
 
 
 def find(folder: Path, entries: int) -> tuple[Path, State] | None:
@@ -92,8 +93,10 @@ def find(folder: Path, entries: int) -> tuple[Path, State] | None:
         except FileNotFoundError:
             if path.name == NEWEST and (folder / PREVIOUS).exists():
                 log.warning("checkpoint %s is missing; the one before it is tried", path)
-        except Damaged as damage:
-            log.warning("checkpoint %s %s; the one before it is tried", path, damage)
+        except IsADirectoryError:
+            damage.clear_folder(path)
+        except Damaged as damaged:
+            log.warning("checkpoint %s %s; the one before it is tried", path, damaged)
             path.unlink()
     if entries:
         log.warning("there is no good checkpoint in %s; the run starts again from epoch 1", folder)
@@ -120,7 +123,5 @@ def read(path: Path) -> State:
 
 def discard(folder: Path) -> None:
     """Remove the checkpoints of a finished run; its weights are kept elsewhere."""
-    for path in folder.glob("*"):
-        path.unlink()
     if folder.exists():
-        folder.rmdir()
+        shutil.rmtree(folder)

@@ -6,18 +6,15 @@ import dataclasses
 import json
 import logging
 import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import datetime
 from enum import Enum
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from dks import data
@@ -31,9 +28,11 @@ from dks.models import build_network
 from dks.models.summary import parameters, summary
 from dks.models.teacher import load_teacher
 from dks.terminal import Display
+from dks.tracking import damage
+from dks.tracking.disk import write_draft
 from dks.tracking.heartbeat import Pulse, slurm_job
 from dks.tracking.journal import Entry, now, sync_folder
-from dks.tracking.record import Attempt, Record, RunFolder, Status, write_atomically
+from dks.tracking.record import Attempt, Record, RunFolder, Status, summary as results_of, write_atomically
 from dks.tracking.sender import NoSender, Sender, sending
 from dks.training import checkpoint
 from dks.training.confusion import to_csv
@@ -83,7 +82,7 @@ def run_cell(path: Path | str) -> Outcome:
         Display.current().say(f"another process is working on cell {folder.cell_id}; it is left to that one")
         return Outcome.busy
     try:
-        record = folder.read_record()
+        record = folder.mend_record()
         assert record is not None, "a cell is queued before it is launched"
         if record.status is Status.done:
             checkpoint.discard(folder.checkpoints)  # left where a process died right after the record was written
@@ -168,12 +167,21 @@ def _execute(
         attempt.ended, attempt.status = now(), record.status.value
         attempt.seconds = round(time.perf_counter() - started, 3)
         record.cost["seconds"] = round(sum(each.seconds for each in record.attempts), 3)
-        folder.write_record(record)
+        _write_last(folder, record)
         if record.status is Status.done:
             checkpoint.discard(folder.checkpoints)
         display.finished(record)
         sender.end(folder.path)
     return Outcome(record.status.value)
+
+
+def _write_last(folder: RunFolder, record: Record) -> None:
+    """Write how a run ended. Where that cannot be written it is a run that failed, and looks like one that was killed."""
+    try:
+        folder.write_record(record)
+    except OSError as error:
+        log.exception("the record could not be written")
+        record.status, record.error = Status.failed, {"type": type(error).__name__, "message": str(error)}
 
 
 def _trainer(
@@ -222,28 +230,26 @@ def _data(config: Config) -> tuple[Images, Images | None, Images, Tensor]:
 
 
 def _save_weights(folder: RunFolder, network: torch.nn.Module) -> None:
-    """Write the trained network as a whole or not at all; it is on disk when this returns."""
+    """Write the trained network as a whole or not at all; it is on disk when this returns.
+
+    Raises:
+        DiskFull: there is no room for it.
+        OSError: it cannot be written.
+    """
+    content = save({name: value.contiguous() for name, value in network.state_dict().items()})
     draft = folder.weights_file.with_name(f".{folder.weights_file.name}")
-    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, draft)
-    draft.chmod(folder.config_file.stat().st_mode)  # safetensors gives it to its owner alone
-    with draft.open("rb") as file:
-        os.fsync(file.fileno())
+    write_draft(draft, folder.weights_file, content)
+    damage.clear_folder(folder.weights_file)
     draft.replace(folder.weights_file)
     sync_folder(folder.path)
 
 
 def _summarise(record: Record, entries: list[Entry], network: torch.nn.Module, peak_mib: float | None) -> None:
-    best = min(entries, key=lambda entry: entry.metrics["test/top1_error"])
-    record.final = {"epoch": entries[-1].epoch, **entries[-1].metrics}
-    record.best = {"epoch": best.epoch, **best.metrics}
-    speeds = [entry.metrics["train/images_per_second"] for entry in entries]
-    record.cost["images_per_second"] = round(statistics.median(speeds), 1)
+    record.final, record.best, cost = results_of(entries)
+    record.cost |= cost
     record.cost["parameters"] = parameters(network)
     if peak_mib is not None:
         record.cost["peak_memory_mib"] = round(peak_mib, 1)
-    ends = [datetime.fromisoformat(entry.time) for entry in entries]
-    if epochs := [(end - begin).total_seconds() for begin, end in pairwise(ends)]:
-        record.cost["seconds_per_epoch"] = round(statistics.median(epochs), 4)  # evaluation and checkpoint included
 
 
 def _write_environment(folder: RunFolder, device: torch.device) -> None:

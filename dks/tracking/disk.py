@@ -1,0 +1,87 @@
+"""Writing to a disk that may be full: nothing half-written stays, and the error says what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_FULL = {errno.ENOSPC: "is full", errno.EDQUOT: "gives this user no more room"}
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+class DiskFull(OSError):
+    """A disk is full. The message is one line: the file, the disk, how much was to be written and how much is free."""
+
+
+@contextmanager
+def writing(path: Path, size: int) -> Iterator[None]:
+    """Around the writing of a file; what is left of a failed attempt must be gone before the error leaves this context.
+
+    Args:
+        size: what is to be written, bytes.
+
+    Raises:
+        DiskFull: there is no room for it.
+        OSError: it cannot be written for another reason; the error names the file.
+    """
+    try:
+        yield
+    except DiskFull:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFull(_line(path, size, _FULL[error.errno])) from error
+        error.filename = error.filename or str(path)
+        raise
+
+
+def write_draft(draft: Path, path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file that is to take the place of another one; it is on disk when this returns, or not there if this fails.
+
+    Args:
+        draft: the file to write.
+        path: the one whose place it will take, for the message.
+        parts: its content, one after another.
+
+    Raises:
+        DiskFull, OSError: as `writing`.
+    """
+    with writing(path, sum(len(part) for part in parts)):
+        try:
+            with draft.open("wb", buffering=0) as file:
+                for part in parts:
+                    write_all(file.fileno(), part)
+                os.fsync(file.fileno())
+        except BaseException:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+            raise
+
+
+def write_all(descriptor: int, content: bytes | memoryview) -> None:
+    """Write all of it; the system may take it in parts."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _line(path: Path, size: int, state: str) -> str:
+    folder = next(each for each in path.absolute().parents if each.is_dir())
+    mount = next(each for each in (folder, *folder.parents) if os.path.ismount(each))
+    free = _amount(shutil.disk_usage(folder).free)
+    return (
+        f"{path} cannot be written: the disk at {mount} {state} ({_amount(size)} to write, {free} free); "
+        "make room, then the same command goes on"
+    )
+
+
+def _amount(count: int) -> str:
+    """1 bytes, 12.3 KiB, ..."""
+    value, unit = float(count), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.1f} {_UNITS[unit]}" if unit else f"{count} bytes"
