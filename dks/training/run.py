@@ -181,7 +181,8 @@ def _write_last(folder: RunFolder, record: Record) -> None:
         folder.write_record(record)
     except OSError as error:
         log.exception("the record could not be written")
-        record.status, record.error = Status.failed, {"type": type(error).__name__, "message": str(error)}
+        if record.status is not Status.failed:  # else that is what is to be told
+            record.status, record.error = Status.failed, {"type": type(error).__name__, "message": str(error)}
 
 
 def _trainer(
