@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -255,17 +256,12 @@ def a_folder(path: Path) -> None:
     (path / "inside").mkdir(parents=True)
 
 
-def locked(path: Path) -> None:
-    path.chmod(0)
-
-
 DAMAGES = (
     cut,
     a_folder,
     pytest.param(emptied, marks=pytest.mark.slow),
     pytest.param(randomised, marks=pytest.mark.slow),
     pytest.param(not_utf8, marks=pytest.mark.slow),
-    pytest.param(locked, marks=pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")),
 )
 
 
@@ -396,3 +392,88 @@ def test_a_finished_run_whose_files_were_damaged_stays_finished(
         assert err.count("\n") == 1
     else:
         assert status == 0, err
+
+
+def reads_everything() -> bool:
+    """Root does, unless it gave up CAP_DAC_OVERRIDE."""
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).chmod(0)
+        return os.access(file.name, os.R_OK)
+
+
+@pytest.mark.skipif(reads_everything(), reason="root may read everything")
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_may_not_be_read_is_no_damaged_one(made: dict[str, Path], dks_here: Command, name: str) -> None:
+    """It is named, left alone, and counts again once it may be read."""
+    folder = taken_over(made, "stopped")
+    file = folder.path / name
+    if name == "weights.safetensors":
+        shutil.copy(second_run(made["finished"]).weights_file, folder.path)
+    file.chmod(0)
+    plan = ("sweep", "plan", "--probe=0", sweep_name())
+    for command in (("sweep", "status", sweep_name()), ("table", sweep_name()), plan, ("train", *SWEEP)):
+        status, _, err = dks_here(*command)
+        assert "Traceback" not in err
+        assert status in (0, 1, 2)
+        if status:
+            assert err.count(f"{file}") == 1, err
+            assert "ermission denied" in err
+        if name == "record.json":
+            assert status == 2
+    if file.exists():
+        file.chmod(0o644)
+    assert not list(folder.path.rglob("*damaged*"))
+    status, _, err = dks_here("train", *SWEEP)
+    assert status == 0, err
+    assert_same(folder, second_run(made["finished"]))
+
+
+# --- files of a sweep
+
+
+@pytest.mark.parametrize("harm", DAMAGES)
+def test_a_sweep_whose_file_was_damaged_is_written_again_by_its_command(
+    made: dict[str, Path], dks_here: Command, harm: Callable[[Path], None]
+) -> None:
+    folder = taken_over(made, "finished")
+    name = sweep_name()
+    file = Path("results") / name / "sweep.json"
+    before = file.read_text()
+    harm(file)
+    for command in (("sweep", "status"), ("table",), ("sweep", "plan", "--probe=0")):
+        status, _, err = dks_here(*command, name)
+        assert status == 2
+        assert err.startswith(f"error: {file} ")
+        assert err.count("\n") == 1
+    status, out, err = dks_here("sweep", "list")
+    assert status == 0
+    assert "table3" in out, "the others are listed"
+    assert err.startswith(f"warning: {file} ")
+    assert err.count("\n") == 1
+    status, _, err = dks_here("train", *SWEEP)
+    assert status == 0, err
+    assert "Traceback" not in err
+    assert file.read_text() == before
+    assert dks_here("sweep", "status", name)[0] == 0
+    record = folder.read_record()
+    assert record is not None
+    assert len(record.attempts) == 1, "no run was touched"
+
+
+@pytest.mark.parametrize("harm", DAMAGES)
+def test_a_launch_whose_file_was_damaged_stops_nobody(
+    made: dict[str, Path], dks_here: Command, harm: Callable[[Path], None]
+) -> None:
+    folder = taken_over(made, "stopped")
+    record = folder.read_record()
+    assert record is not None
+    (launch,) = (Path("results") / sweep_name() / "launches").iterdir()
+    record.launch = str(launch.absolute())
+    folder.write_record(record)
+    harm(launch / "launch.json")
+    assert look(dks_here, folder) == ""
+    assert dks_here("sweep", "cancel", sweep_name())[0] == 0
+    status, _, err = dks_here("train", *SWEEP)
+    assert status == 0, err
+    assert "Traceback" not in err
+    assert_same(folder, second_run(made["finished"]))
