@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import finished_run, raise_at
+from conftest import finished_run, queued, raise_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from dks import cli
+from dks.config.errors import RequestError
 from dks.config.identity import cell_id
 from dks.sweeps.ledger import State, look_up
 from dks.tracking import damage
@@ -205,6 +206,19 @@ def test_a_record_that_cannot_be_mended_stays_as_it_is(tmp_path: Path, monkeypat
             folder.mend_record()
     assert folder.record_file.read_text() == "{"
     assert not list(folder.path.glob("*damaged*")) + list(folder.path.glob(".record*"))
+
+
+def test_a_configuration_that_became_another_ones_is_not_run(tmp_path: Path) -> None:
+    """It was cut at the end of a line, so it has another seed now."""
+    folder = queued(tmp_path, "seed=7")
+    lines = folder.config_file.read_text().splitlines(keepends=True)
+    (end,) = [number for number, line in enumerate(lines) if line == "seed: 7\n"]
+    folder.config_file.write_text("".join(lines[:end]))
+    with pytest.raises(RequestError, match=rf"config\.yaml is not that of cell {folder.cell_id}"):
+        run_cell(folder.path)
+    assert not folder.config_is_whole()
+    assert queued(tmp_path, "seed=7").config_is_whole()
+    assert run_cell(folder.path) is Outcome.done
 
 
 # --- every file, every kind of damage, every command

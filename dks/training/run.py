@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dks import data
 from dks.config.errors import RequestError
+from dks.config.identity import cell_id
 from dks.config.schema import Config
 from dks.data.holdout import hold_out
 from dks.data.images import Images
@@ -76,6 +77,8 @@ def run_cell(path: Path | str) -> Outcome:
 
     Raises:
         Interrupted: a signal came. The record says killed; the same call goes on from the very step.
+        RequestError: its configuration or its record cannot be read, or the configuration is that of another cell.
+        DiskFull: not even the beginning of the attempt could be written down.
     """
     folder = RunFolder(path)
     if not folder.claim():
@@ -87,13 +90,24 @@ def run_cell(path: Path | str) -> Outcome:
         if record.status is Status.done:
             checkpoint.discard(folder.checkpoints)  # left where a process died right after the record was written
             return Outcome.already_done
-        config = folder.read_config()
+        config = _own_config(folder)
         with sending(config.tracking) as sender, Interruption() as interruption:
             outcome = _execute(folder, config, record, interruption, sender)
             interruption.check()  # a signal that came after the last step still stops the sweep
         return outcome
     finally:
         folder.release()
+
+
+def _own_config(folder: RunFolder) -> Config:
+    """The frozen configuration; one that was cut at the end of a line would be another one."""
+    config = folder.read_config()
+    if cell_id(config) != folder.cell_id:
+        raise RequestError(
+            f"{folder.config_file} is not that of cell {folder.cell_id}: it was damaged, or another version of this program "
+            "froze it; the command that began the run writes it again"
+        )
+    return config
 
 
 def follow() -> None:
