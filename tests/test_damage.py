@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import finished_run, queued, raise_at
+from conftest import finished_run, queued, raise_at, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -491,3 +491,22 @@ def test_a_launch_whose_file_was_damaged_stops_nobody(
     assert status == 0, err
     assert "Traceback" not in err
     assert_same(folder, second_run(made["finished"]))
+
+
+@pytest.mark.slow
+def test_worker_processes_go_on_where_a_folder_took_the_place_of_a_log(tmp_path: Path) -> None:
+    command = ["hydra.launcher.slots=2" if each == "hydra/launcher=basic" else each for each in SWEEP]
+    assert train(tmp_path, *command)[0] == 0
+    for path in (tmp_path / "runs").iterdir():
+        (path / "weights.safetensors").unlink()
+        (path / "record.json").write_text("{")
+        (path / "run.log").unlink(missing_ok=True)
+        (path / "run.log" / "inside").mkdir(parents=True)
+    status, _, err = train(tmp_path, *command)
+    assert status == 0, err
+    assert "Traceback" not in err
+    assert err.count("record.json is damaged") == 2
+    assert err.count("run.log is a folder where a file should be; it is kept as run.damaged.log") == 2
+    for path in (tmp_path / "runs").iterdir():
+        assert (path / "run.damaged.log" / "inside").is_dir()
+        assert (path / "run.log").is_file()
