@@ -97,6 +97,8 @@ class Journal:
         if self.path.is_dir():
             damage.report(self.path, "is a folder where the journal should be; nothing of it is read")
         parsed, dropped = self._parse(0)
+        if dropped:  # or it was just being written
+            parsed, dropped = self._parse(0)
         if dropped:
             count = len(parsed)
             damage.report(self.path, f"is damaged behind line {count}: {count} lines are kept, {dropped} bytes are dropped")
