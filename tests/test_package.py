@@ -27,6 +27,7 @@ def test_the_wheel_holds_all_declarations_and_all_code(wheel: Path) -> None:
         files = [path.relative_to(ROOT) for path in (ROOT / folder).rglob(f"*.{kind}")]
         assert files
         assert {f"dks/share/{path.as_posix()}" for path in files} <= names
+    assert "dks/share/constraints.txt" in names
     code = {
         path.relative_to(ROOT).as_posix()
         for package in ("dks", "hydra_plugins")

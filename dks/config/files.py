@@ -16,10 +16,10 @@ T = TypeVar("T")
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
-def declarations(folder: str) -> Path:
-    """The folder `conf`, `sweeps` or `analysis`: inside an installed wheel, or beside the package in a checkout."""
-    shipped = _PACKAGE / "share" / folder
-    return shipped if shipped.is_dir() else _PACKAGE.parent / folder
+def declarations(name: str) -> Path:
+    """`conf`, `sweeps`, `analysis` or `constraints.txt`: inside an installed wheel, or beside the package in a checkout."""
+    shipped = _PACKAGE / "share" / name
+    return shipped if shipped.exists() else _PACKAGE.parent / name
 
 
 def python_path(given: str = "") -> str:

@@ -29,8 +29,8 @@ def inspect(data: Data) -> Facts:
     if data.root is None:
         raise AbsentError("data.root has no value; add data.root=FOLDER with the folders train and val in it")
     root = Path(data.root)
-    classes = _classes(root / "train")
-    if (tested := _classes(root / "val")) != classes:
+    classes = class_names(root / "train")
+    if (tested := class_names(root / "val")) != classes:
         odd = sorted(set(classes) ^ set(tested))
         raise RequestError(f"{root}: train and val have different classes, for example {odd[0]}")
     if data.source == "imagenet":
@@ -40,7 +40,7 @@ def inspect(data: Data) -> Facts:
     digest = hashlib.sha256()
     for split in ("train", "val"):
         for name in classes:
-            files = _images(root / split / name)
+            files = images_in(root / split / name)
             digest.update("".join(f"{split}/{name}/{path.name} {path.stat().st_size}\n" for path in files).encode())
     return Facts(labels=len(classes), name=root.resolve().name, fingerprint=digest.hexdigest()[:16])
 
@@ -63,7 +63,8 @@ def load(data: Data) -> tuple[Images, Images]:
     return _decoded(train, data.image_size), _decoded(test, data.image_size)
 
 
-def _classes(folder: Path) -> list[str]:
+def class_names(folder: Path) -> list[str]:
+    """The classes of `root/train` or `root/val`, sorted; inspect says what is raised."""
     if not folder.is_dir():
         raise AbsentError(f"{folder} is not a folder; data.root must hold train and val, each with a folder for each class")
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
@@ -72,7 +73,8 @@ def _classes(folder: Path) -> list[str]:
     return names
 
 
-def _images(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """The images of one class, sorted; a RequestError if there is none."""
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
         raise RequestError(f"{folder} holds no image; a class needs at least one ({', '.join(SUFFIXES)})")
@@ -82,8 +84,8 @@ def _images(folder: Path) -> list[Path]:
 def _files(folder: Path) -> ImageFiles:
     paths: list[str] = []
     labels: list[int] = []
-    for label, name in enumerate(_classes(folder)):
-        found = _images(folder / name)
+    for label, name in enumerate(class_names(folder)):
+        found = images_in(folder / name)
         paths += map(str, found)
         labels += [label] * len(found)
     return ImageFiles(tuple(paths), torch.tensor(labels))

@@ -71,7 +71,7 @@ class Scheduler:
             SchedulerSilentError: it does not answer.
         """
         where = [] if partition is None else [f"--partition={partition}"]
-        states = _answer("sinfo", "--noheader", "--Node", "--format=%T", *where).split()
+        states = answer("sinfo", "--noheader", "--Node", "--format=%T", *where).split()
         return any(state.rstrip("*~#!%$@^-+") in _TAKES_JOBS for state in states)
 
     def jobs(self, ids: Iterable[str]) -> dict[str, Job]:
@@ -98,7 +98,7 @@ class Scheduler:
             SchedulerSilentError: it does not answer.
         """
         user = f"--user={os.getuid()}"
-        lines = _answer("squeue", user, "--states=all", "--noheader", "--format=%F|%j").splitlines()
+        lines = answer("squeue", user, "--states=all", "--noheader", "--format=%F|%j").splitlines()
         pairs = (line.split("|", 1) for line in lines if "|" in line)
         return {name: job for job, name in pairs if name.startswith(prefix)}
 
@@ -109,7 +109,7 @@ class Scheduler:
             SchedulerSilentError: it does not answer.
         """
         for some in _chunks(ids):
-            _answer("scancel", "--quiet", *some)  # one that has ended meanwhile is no error
+            answer("scancel", "--quiet", *some)  # one that has ended meanwhile is no error
 
     def release(self, ids: Sequence[str]) -> None:
         """Let jobs go that were submitted held.
@@ -118,7 +118,7 @@ class Scheduler:
             SchedulerSilentError: it does not answer.
         """
         for some in _chunks(ids):
-            _answer("scontrol", "release", ",".join(some))
+            answer("scontrol", "release", ",".join(some))
 
     def max_array_size(self) -> int:
         """How many tasks an array may have.
@@ -126,7 +126,7 @@ class Scheduler:
         Raises:
             SchedulerSilentError: it does not answer.
         """
-        found = re.search(r"MaxArraySize\s*=\s*(\d+)", _answer("scontrol", "show", "config"))
+        found = re.search(r"MaxArraySize\s*=\s*(\d+)", answer("scontrol", "show", "config"))
         return int(found.group(1)) if found else 1001  # SLURM's default
 
 
@@ -156,7 +156,7 @@ def read_accounts(text: str) -> dict[str, Job]:
 def _queue(arrays: Sequence[str]) -> str:
     options = ("--array", "--states=all", "--noheader", "--format=%i|%T|%r|%N", f"--jobs={','.join(arrays)}")
     try:
-        return _answer("squeue", *options)
+        return answer("squeue", *options)
     except SchedulerSilentError as error:
         if "Invalid job id" in str(error):  # said where it knows none of them
             return ""
@@ -166,7 +166,7 @@ def _queue(arrays: Sequence[str]) -> str:
 def _accounts(arrays: Sequence[str]) -> str:
     options = ("--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode,NodeList")
     try:
-        return _answer("sacct", *options, f"--jobs={','.join(arrays)}")
+        return answer("sacct", *options, f"--jobs={','.join(arrays)}")
     except SchedulerSilentError:
         return ""
 
@@ -175,12 +175,16 @@ def _chunks(ids: Sequence[str]) -> Iterable[Sequence[str]]:
     return (ids[begin : begin + AT_ONCE] for begin in range(0, len(ids), AT_ONCE))
 
 
-def _answer(*command: str) -> str:
-    """The standard output of a command."""
+def answer(*command: str, patience: float | None = None) -> str:
+    """The standard output of one of SLURM's commands.
+
+    Raises:
+        SchedulerSilentError: there is no such command, it fails, or takes longer than `patience` seconds, PATIENCE if None.
+    """
     if shutil.which(command[0]) is None:
         raise SchedulerSilentError(f"there is no {command[0]} on this machine")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience or PATIENCE, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SchedulerSilentError(f"{command[0]} does not answer: {error}") from error
     if done.returncode:

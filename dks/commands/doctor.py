@@ -1,0 +1,60 @@
+"""`dks doctor`: what is installed, reachable and missing, and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dks.commands.exit_status import DONE, FAILED
+from dks.commands.options import Commands
+
+if TYPE_CHECKING:
+    from dks.doctor.check import Check, Finding
+
+
+def add(commands: Commands) -> None:
+    what = "what is installed, reachable and missing on this machine, and what to do about it"
+    parser = commands.add_parser(
+        "doctor",
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}. Exit status 1 if something is red. Nothing is changed.",
+        epilog="examples:\n  dks doctor\n  dks doctor data=cifar100 data.root=data\n"
+        "  dks doctor tracking.uri=http://mlflow.example.org:5000\n  dks doctor runs_dir=/scratch/runs --json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="those that you would run with: data, tracking, ...")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from dks.doctor.check import Level
+    from dks.doctor.checks import groups
+    from dks.doctor.text import Page, as_json
+
+    page = None if options.json else Page(sys.stdout)
+    found: list[tuple[str, Finding]] = []
+    for title, checks in groups(options.overrides):
+        findings = _examined(title, checks)
+        found += [(title, finding) for finding in findings]
+        if page is not None and findings:
+            page.group(title, findings)
+    if page is None:
+        print(as_json(found))
+    else:
+        page.total([finding for _, finding in found])
+    return FAILED if any(finding.level is Level.red for _, finding in found) else DONE
+
+
+def _examined(title: str, checks: Sequence[Check]) -> list[Finding]:
+    """What the checks of one group find; meanwhile a terminal shows how far they are."""
+    from dks.doctor.check import examine
+
+    try:
+        from dks.terminal import Display
+    except ImportError:  # without the package that it needs, which a check will name
+        return [finding for check in checks for finding in examine(check)]
+    with Display() as display:
+        return [finding for check in display.track(checks, len(checks), title) for finding in examine(check)]
