@@ -24,6 +24,7 @@ from PIL import Image
 from rich.console import Console
 from slurm_cluster import Cluster, free_ports
 from test_data import no_label, write_cifar, write_parquet
+from test_sources import postgresql  # noqa: F401  (a fixture)
 
 from dks.config.errors import RequestError
 from dks.config.schema import Data, Tracking, TrackingKind
@@ -458,6 +459,28 @@ def test_a_damaged_store_is_red(store: Path, tmp_path: Path) -> None:
     assert Level.red in {each.level for each in found_all.values()}, found_all
 
 
+@pytest.mark.slow
+def test_a_store_in_postgresql_is_looked_at_as_well(postgresql: str) -> None:  # noqa: F811
+    from mlflow import MlflowClient
+    from sqlalchemy import create_engine, text
+
+    (empty,) = tracking.tracking(local(postgresql))
+    assert (empty.level, "without MLflow's tables" in empty.found) == (Level.green, True)
+    MlflowClient(postgresql).create_experiment("dks")
+    found = by_name(tracking.tracking(local(postgresql)))
+    assert {name: each.level.value for name, each in found.items()} == dict.fromkeys(("schema", "store", "experiment"), "green")
+    engine = create_engine(postgresql)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '181f10493468'"))
+    engine.dispose()
+    (old,) = tracking.tracking(local(postgresql))
+    assert (old.name, old.level) == ("schema", Level.red)
+    (port,) = free_ports(1)
+    (silent,) = tracking.tracking(local(f"postgresql://me:correct-horse@127.0.0.1:{port}/mlflow"))
+    assert silent.level is Level.red
+    assert "correct-horse" not in str(silent)
+
+
 # --- tracking: a server -----------------------------------------------------------------------------------------------------
 
 
@@ -541,7 +564,7 @@ def test_a_server_that_is_well_is_green() -> None:
         (says(401, "You are not authenticated."), "account", "red", "401"),
         (says(api=(401, "You are not authenticated.")), "account", "red", "MLFLOW_TRACKING_TOKEN"),
         (says(api=(403, "Permission denied")), "account", "red", "Permission denied"),
-        (says(403, "Invalid Host header - possible DNS rebinding attack detected"), "answer", "red", "--allowed-hosts"),
+        (says(api=(403, "Invalid Host header - possible DNS rebinding attack detected")), "host", "red", "--allowed-hosts"),
         (says(502, "Bad Gateway"), "answer", "red", "502"),
         (says(200, "<html>welcome</html>"), "answer", "red", "welcome"),
         (says(api=(200, "<html>")), "account", "red", "not answer as MLflow's"),
@@ -632,6 +655,7 @@ def test_a_password_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_real_mlflow_server_is_green_and_one_for_other_hosts_is_red(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     command = [

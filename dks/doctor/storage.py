@@ -64,7 +64,7 @@ def folder(name: str, path: Path, store: bool = False, needed: bool = True) -> I
     place = path.absolute()
     while not place.exists():
         place = place.parent
-    shown = f"{path}" if place == path.absolute() else f"{path} (not there yet)"
+    shown = f"{path} (not there yet)" if place != path.absolute() else str(place if path == Path() else path)
     bad = red if needed else yellow
     try:
         if not place.is_dir():

@@ -230,12 +230,8 @@ def _answers(uri: str, name: str, experiment: str) -> Iterator[Finding]:
         date = _date(health)
         if date is not None:  # it is cut to whole seconds
             offsets.append(date.timestamp() + 0.5 - (before + took[-1] / 2))
-    if health.status_code == 403 and "host" in health.text.lower():
-        host = urlsplit(uri).netloc.rpartition("@")[2]
-        yield red("answer", f"403: {one_line(health.text)}", f"start the server with: mlflow server --allowed-hosts {host}")
-        return
     if health.status_code in (401, 403):
-        yield _refused(health)
+        yield _refused(health, uri)
         return
     if health.status_code != 200 or health.text.strip() != "OK":
         text = f"{name}/health: {health.status_code} {one_line(health.text)[:100]!r}, not OK"
@@ -285,7 +281,7 @@ def _account(uri: str, experiment: str) -> Finding:
     try:
         answer = _get(uri, f"/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(experiment)}")
         if answer.status_code in (401, 403):
-            return _refused(answer)
+            return _refused(answer, uri)
         content = answer.json()
     except Exception as error:
         return red(
@@ -307,14 +303,18 @@ def _account(uri: str, experiment: str) -> Finding:
     return green("account", f"accepted; the experiment {experiment} is there")
 
 
-def _refused(answer: Any) -> Finding:
+def _refused(answer: Any, uri: str) -> Finding:
+    said = one_line(answer.text)[:100]
     given = [
         name
         for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
         if os.environ.get(name)
     ]
+    if answer.status_code == 403 and "host header" in said.lower():  # it answers /health under any name, and nothing else
+        host = urlsplit(uri).netloc.rpartition("@")[2]
+        return red("host", f"403: {said}", f"start the server with: mlflow server --allowed-hosts {host}")
     if answer.status_code == 403:
-        text = f"403, the account may not: {one_line(answer.text)[:100]}"
+        text = f"403, the account may not: {said}"
         return red("account", text, "ask for the permission to edit this experiment, or set another account's variables")
     text = "401, not accepted" + (f" ({', '.join(given)} set)" if given else ", for none is given")
     return red(
