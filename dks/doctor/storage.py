@@ -140,6 +140,7 @@ def _lock(name: str, place: Path, kind: str) -> Iterator[Finding]:
             ) as other:
                 assert other.stdin and other.stdout
                 killer = threading.Timer(PATIENCE, other.kill)
+                killer.daemon = True
                 killer.start()
                 with lock.acquire(timeout=PATIENCE):
                     other.stdin.write("\n")
