@@ -18,9 +18,10 @@ from urllib.parse import quote, urlsplit
 
 from dks.config.errors import RequestError
 from dks.config.schema import Tracking
+from dks.config.secrets import without_password
 from dks.doctor.check import Finding, Level, green, grey, one_line, red, yellow
 from dks.doctor.machine import SKEW, WRONG
-from dks.tracking.store import SQLITE, reason, schema, without_password
+from dks.tracking.store import SQLITE, reason, schema
 
 CONNECT, ANSWER = 3.0, 4.0  # seconds for a connection, and for an answer
 EXPIRES = 14  # days before a certificate's end from which on there is a warning

@@ -238,7 +238,7 @@ class RunFolder:
         is_own = cell_id(config) == self.cell_id
         if is_own and [entry.epoch for entry in entries] == [*range(1, config.recipe.epochs + 1)] and self._has_weights():
             record.status, record.error = Status.done, None
-            record.final, record.best, record.cost = summary(entries)
+            record.final, record.best, record.cost = results_of(entries)
         return record
 
     def _has_weights(self) -> bool:
@@ -314,7 +314,7 @@ def write_atomically(path: Path, text: str) -> None:
         draft.replace(path)
 
 
-def summary(entries: Sequence[Entry]) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+def results_of(entries: Sequence[Entry]) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """`final`, `best` and `cost` of a record, as far as a whole journal tells."""
     best = min(entries, key=lambda entry: entry.metrics["test/top1_error"])
     speeds = [entry.metrics["train/images_per_second"] for entry in entries]

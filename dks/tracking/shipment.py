@@ -122,7 +122,7 @@ class Shipment:
             return 0
         with alone(self.folder):
             note = self._begun(record, check)
-            entries = self.folder.journal.read()
+            entries, _ = self.folder.journal.read_from(0)
             if _has_diverged(note, entries):  # it began again where the store had more
                 self.client.delete_run(note.run_id)
                 note = self._create(record)
@@ -169,7 +169,7 @@ class Shipment:
     def _noted(self, run: Any, note: Note) -> Note:
         """A note of what the store really has. It has whole epochs, for each is sent in one call."""
         steps = {metric.key: metric.step for metric in run.data._metric_objs}
-        entries = {entry.epoch: entry for entry in self.folder.journal.read()}
+        entries = {entry.epoch: entry for entry in self.folder.journal.read_from(0)[0]}
         known = [epoch for epoch, entry in entries.items() if all(steps.get(name, 0) >= epoch for name in entry.metrics)]
         epoch = max(known, default=0)
         told = run.info.status
@@ -185,7 +185,7 @@ class Shipment:
             "dks.role": "cell",
             "dks.seed": str(record.seed),
             **({"dks.uid": record.uid} if record.uid else {}),
-            "mlflow.source.name": getattr(record, "command", "") or "dks",
+            "mlflow.source.name": record.command or "dks",
             "mlflow.source.type": "JOB" if record.attempts[-1].job else "LOCAL",
             **({} if record.sweep is None else {"dks.sweep": record.sweep}),
         }
@@ -213,6 +213,7 @@ class Shipment:
 
         attempt, parent = record.attempts[-1], self._parent(record)
         tags = {
+            **({"dks.uid": record.uid} if record.uid else {}),  # it may have been lost with a damaged record
             "dks.attempts": str(len(record.attempts)),
             "dks.device": attempt.device,
             "dks.git_commit": attempt.git_commit or "unknown",

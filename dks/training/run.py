@@ -33,7 +33,7 @@ from dks.tracking import damage
 from dks.tracking.disk import write_draft
 from dks.tracking.heartbeat import Pulse, slurm_job
 from dks.tracking.journal import Entry, now, sync_folder
-from dks.tracking.record import Attempt, Record, RunFolder, Status, summary as results_of, write_atomically
+from dks.tracking.record import Attempt, Record, RunFolder, Status, results_of, write_atomically
 from dks.tracking.sender import NoSender, Sender, sending
 from dks.training import checkpoint
 from dks.training.confusion import to_csv
