@@ -26,7 +26,7 @@ from dks.terminal import Display
 from dks.tracking.parents import status_of
 from dks.tracking.record import Record, RunFolder, Status
 from dks.tracking.sender import sending
-from dks.tracking.store import Unreachable, prepare
+from dks.tracking.store import Unavailable, prepare
 
 
 class Launcher(Protocol):
@@ -110,7 +110,7 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
         display.say(f"tracking to {first.tracking.uri}")  # a new store takes some seconds
         try:
             prepare(first.tracking)
-        except Unreachable as silence:
+        except Unavailable as silence:
             display.say(f"[yellow]tracking[/]: {escape(str(silence))}; the runs do without, and dks sync sends them later")
     launch = _begin(sweep, launches, launcher, policy)
     try:

@@ -16,7 +16,7 @@ from dks.sweeps.ledger import Standing, State, survey
 from dks.tracking.parents import status_of, tell_sweep
 from dks.tracking.record import RunFolder, Status
 from dks.tracking.shipment import RUNNING, DeletedRun, Draw, Note, Shipment
-from dks.tracking.store import Unreachable, open_client, prepare, reason
+from dks.tracking.store import Unavailable, open_client, prepare, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -179,7 +179,7 @@ class _Target:
 
     def _open(self) -> MlflowClient:
         if self._problem is not None:
-            raise Unreachable(self._problem)
+            raise Unavailable(self._problem)
         if self._client is None:
             self._experiment = prepare(self.tracking)
             client = open_client(str(self.tracking.uri))

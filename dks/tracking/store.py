@@ -33,8 +33,8 @@ TIMEOUT = 10  # seconds that a server has for an answer; MLflow would wait two m
 _CREATION = 0x646B73  # the advisory lock under which a database gets MLflow's tables: "dks" in ASCII
 
 
-class Unreachable(Exception):
-    """A server that does not answer, or not now. What was to be sent is sent later."""
+class Unavailable(Exception):
+    """A server that does not answer, or not to us, or not now. What was to be sent is sent later."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def prepare(tracking: Tracking) -> str:
     Of many processes that do so at once, one creates and the others find. An SQLite store that is there is read without MLflow.
 
     Raises:
-        RequestError: the store cannot be used: no database, another schema, no access, an experiment that was deleted.
-        Unreachable: a server does not answer.
+        RequestError: the store cannot be used: no database, another schema, an experiment that was deleted.
+        Unavailable: a server does not answer, or refuses.
     """
     uri = str(tracking.uri)
     if tracking.kind is TrackingKind.server:
@@ -94,6 +94,7 @@ def open_client(uri: str) -> MlflowClient:
     """MLflow's client for a prepared store; importing MLflow takes a second or two."""
     for name, value in {
         "MLFLOW_LOGGING_LEVEL": "WARNING",  # read when mlflow is imported; its messages break into the progress bars
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # of every run that ends, into what programs read
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(TIMEOUT),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the sender asks again itself
@@ -187,13 +188,13 @@ def _explained(tracking: Tracking) -> Iterator[None]:
         if tracking.kind is not TrackingKind.server:
             raise RequestError(f"tracking.uri={uri} cannot be opened: {reason(error)}; or choose tracking=off") from error
         if not is_refusal(error):
-            raise Unreachable(f"{uri} does not answer: {reason(error)}") from error
+            raise Unavailable(f"{uri} does not answer: {reason(error)}") from error
         advice = {
             401: "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
             403: "the account may not, or the server does not know itself by this name (mlflow server --allowed-hosts)",
             404: "no MLflow server is there",
         }.get(status_of(error) or 0, "name the certificate of your own authority in MLFLOW_TRACKING_SERVER_CERT_PATH")
-        raise RequestError(f"tracking.uri={uri} refuses: {reason(error)}; {advice}") from error
+        raise Unavailable(f"{uri} refuses: {reason(error)}; {advice}") from error
 
 
 @contextmanager
