@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, queued, train
+from conftest import ROOT, TINY, queued, reproducible, train
 from safetensors.torch import load_file
+from tracking_services import assert_holds_journal, mlflow_client
 
+from dks.config.schema import Tracking
 from dks.sweeps import worker
 from dks.sweeps.ledger import State, look_up
 from dks.tracking import disk
 from dks.tracking.disk import DiskFull
 from dks.tracking.journal import Journal
 from dks.tracking.record import RunFolder, Status, write_atomically
+from dks.tracking.store import prepare
 from dks.training import checkpoint, run
 from dks.training.run import Outcome, run_cell
 
@@ -30,7 +34,7 @@ SMALL = ("recipe.batch_size=16", f"recipe.epochs={EPOCHS}")
 
 def outcome_of(folder: RunFolder) -> tuple[dict[str, torch.Tensor], list[Any]]:
     """The weights, and the journal without what a clock said."""
-    entries = [(each.epoch, each.step, {**each.metrics, "train/images_per_second": 0.0}) for each in folder.journal.read()]
+    entries = [(each.epoch, each.step, reproducible(each.metrics)) for each in folder.journal.read()]
     return load_file(folder.weights_file), entries
 
 
@@ -313,6 +317,23 @@ class TestRealDisk:
         small_disk.make_room()
         status, _, err = train(tmp_path, *command)
         assert status == 0, err
+
+    def test_a_store_on_a_full_disk_stops_no_run_and_gets_the_rest_later(self, small_disk: SmallDisk, tmp_path: Path) -> None:
+        uri = f"sqlite:///{small_disk.path / 'mlflow.db'}"
+        tracked = (*TINY, *SMALL, "tracking=local", f"tracking.uri={uri}", "tracking.drain_seconds=3")
+        prepare(Tracking(uri=uri))
+        small_disk.fill()
+        status, _, err = train(tmp_path, *tracked)
+        assert status == 0, err
+        assert "database or disk is full" in err and "1 run to be completed by: dks sync" in err
+        assert "Traceback" not in err
+        (folder,) = (RunFolder(path) for path in (tmp_path / "runs").iterdir())
+        assert len(folder.journal.read()) == EPOCHS
+        small_disk.make_room()
+        sync = [sys.executable, "-m", "dks", "sync"]
+        done = subprocess.run(sync, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        assert_holds_journal(mlflow_client(uri), folder.path)
 
     def test_every_cell_of_a_sweep_on_a_full_disk_says_so_in_a_line(self, small_disk: SmallDisk, tmp_path: Path) -> None:
         command = (

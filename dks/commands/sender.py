@@ -48,9 +48,9 @@ def _listen(commands: queue.SimpleQueue[dict[str, Any]]) -> None:
 
 def draw(folder: RunFolder, into: Path) -> list[Path]:
     """Pictures of a run; matplotlib is imported when there is one to draw."""
-    from dks.figures import run
+    from dks.figures.run import draw as draw_run
 
-    return run.draw(folder, into)
+    return draw_run(folder, into)
 
 
 if __name__ == "__main__":

@@ -31,12 +31,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from dks.config.errors import RequestError
+from dks.config.schema import Tracking, TrackingKind
 from dks.sweeps.launches import LaunchFolder
 from dks.terminal import Display, shown_by
 from dks.tracking import damage
 from dks.tracking.journal import Entry
 from dks.tracking.record import Record, RunFolder
-from dks.tracking.sender import sent_elsewhere
+from dks.tracking.sender import sending, sent_elsewhere
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +59,21 @@ def run_cells(folders: Sequence[Path]) -> None:
         Exception: some cell could not even begin. It is the first such error, raised when all other cells are over.
     """
     errors = []
-    for path in folders:
-        try:
-            _run_cell(RunFolder(path))
-        except Exception as error:
-            errors.append(error)
+    with sending(_tracking(folders)):
+        for path in folders:
+            try:
+                _run_cell(RunFolder(path))
+            except Exception as error:
+                errors.append(error)
     if errors:
         raise errors[0]
+
+
+def _tracking(folders: Sequence[Path]) -> Tracking:
+    """Where cells that run together are tracked."""
+    with suppress(RequestError):
+        return RunFolder(folders[0]).read_config().tracking
+    return Tracking(TrackingKind.off)  # whoever runs it says what is wrong with it
 
 
 def _run_cell(folder: RunFolder) -> None:

@@ -35,6 +35,8 @@ from dks.terminal import Display
 
 log = logging.getLogger(__name__)
 
+# Seconds after which a person wants to know what is waited for.
+AT_ONCE = 2.0
 # Seconds that the process may take beyond the time it has for the rest, to start and to leave.
 GRACE = 15.0
 
@@ -85,6 +87,10 @@ class Sender:
                 assert self._process.stdin is not None
                 self._process.stdin.close()
             self._process.stdin = None
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(AT_ONCE)
+            if self._process.returncode is None:
+                Display.current().say(f"sending the rest to MLflow, {patience:.0f} s at most")
             answer, _ = self._process.communicate(timeout=patience + GRACE)
             problems: list[str] = json.loads(answer)["problems"]
         except (subprocess.TimeoutExpired, ValueError, KeyError):

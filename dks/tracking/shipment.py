@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 RUNNING = "RUNNING"
 STATUS = {Status.done: "FINISHED", Status.failed: "FAILED", Status.killed: "KILLED"}
-POINTS = 1000  # that MLflow takes in one call
+POINTS, PARAMS = 1000, 100  # that MLflow takes in one call
 _PARAM_LIMIT = 6000  # characters; MLflow cuts longer values without a word
 _NAME_LIMIT = 250  # characters; PostgreSQL refuses a run with a longer name, its column being so wide
 # What is kept beside the run's metrics, of those that are there.
@@ -203,7 +203,9 @@ class Shipment:
         from mlflow.entities import Param
 
         values = flatten(dataclasses.asdict(self.folder.read_config()))
-        self.client.log_batch(run_id, params=[Param(key, _cut(str(value))) for key, value in values.items()])
+        params = [Param(key, _cut(str(value))) for key, value in values.items()]
+        for begin in range(0, len(params), PARAMS):
+            self.client.log_batch(run_id, params=params[begin : begin + PARAMS])
 
     def _tell_attempts(self, note: Note, record: Record) -> None:
         """What may be another in each attempt, and that the run goes on."""

@@ -104,8 +104,14 @@ class SystemSampler:
 
 
 def _family() -> list[Any]:
-    """This process and its children, and theirs."""
+    """This process and its children, and theirs; without the sender, which has a session of its own."""
     import psutil
 
-    this = psutil.Process()
-    return [this, *this.children(recursive=True)]
+    this, session = psutil.Process(), os.getsid(0)
+    return [this, *(each for each in this.children(recursive=True) if _session(each.pid) == session)]
+
+
+def _session(pid: int) -> int | None:
+    with suppress(OSError):  # it has ended
+        return os.getsid(pid)
+    return None
