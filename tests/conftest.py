@@ -13,6 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from slurm_cluster import cluster  # noqa: F401  (a fixture)
+from tracking_services import basic_auth, postgresql, postgresql_server  # noqa: F401  (fixtures)
 
 from dks.config.compose import Composed, from_hydra, register_schema
 from dks.config.files import declarations

@@ -8,11 +8,9 @@ import json
 import math
 import os
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -22,6 +20,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import finished_run, queued, raise_at
+from tracking_services import MlflowServer, mlflow_client
 
 from dks.config.errors import RequestError
 from dks.config.schema import Tracking
@@ -147,13 +146,6 @@ def fill(folder: Path, uri: str) -> dict[str, str]:
 def noted(run: RunFolder) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(run.mlflow_file.read_text())
     return found
-
-
-def mlflow_client(uri: str) -> Any:
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri)
 
 
 @pytest.fixture(scope="module")
@@ -548,24 +540,11 @@ def test_a_run_knows_the_operations_of_its_training(tmp_path: Path, monkeypatch:
 # --- a server, and PostgreSQL
 
 
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.mark.slow
 def test_a_server_tells_the_same(copied: tuple[Path, str, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, store, cells = copied
-    port = free_port()
-    arguments = ["--backend-store-uri", store, "--port", str(port), "--workers", "1", "--host", "127.0.0.1"]
-    log = (folder / "server.log").open("w")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *arguments], cwd=folder, stdout=log, stderr=log, start_new_session=True
-    )
-    try:
-        uri = f"http://127.0.0.1:{port}"
-        source = wait_for(uri, server, folder / "server.log")
+    with MlflowServer(folder / "server", store) as server:
+        uri, source = server.uri, MlflowSource(server.uri)
         monkeypatch.setattr(Server, "PAGE", 3)
         check_numbers(assert_same(source, RecordSource(folder / "runs")), cells)
         check_curves(source.histories(list(cells.values()), CURVES), cells)
@@ -577,71 +556,11 @@ def test_a_server_tells_the_same(copied: tuple[Path, str, dict[str, str]], monke
             pd.testing.assert_frame_equal(source.histories(list(cells.values()), CURVES), expected)
         with pytest.raises(RequestError, match=r"has no experiment 'mine'; there are: Default, dks, other"):
             MlflowSource(uri, "mine").runs()
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait(60)
-        log.close()
     started = time.monotonic()
     with pytest.raises(RequestError, match="cannot be read") as refused:
-        MlflowSource(f"http://me:secret@127.0.0.1:{port}").runs()
+        MlflowSource(uri.replace("//", "//me:secret@")).runs()
     assert "secret" not in str(refused.value)
     assert time.monotonic() - started < 30
-
-
-def wait_for(uri: str, server: subprocess.Popen[bytes], log: Path) -> MlflowSource:
-    until = time.monotonic() + 120
-    while time.monotonic() < until and server.poll() is None:
-        try:
-            source = MlflowSource(uri)
-            source.runs()
-            return source
-        except RequestError:
-            time.sleep(0.5)
-    raise AssertionError(log.read_text())
-
-
-@pytest.fixture
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URI of an empty database of a PostgreSQL server of its own."""
-    from sqlalchemy import create_engine
-
-    try:
-        driver = create_engine("postgresql://").driver
-    except ModuleNotFoundError:
-        driver = None
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
-    lacking = [
-        reason
-        for reason, there in {
-            "the Debian package postgresql": bool(programs),
-            "pip install 'dks[postgres]'": driver is not None,
-            "root, to become another user": os.geteuid() == 0,
-        }.items()
-        if not there
-    ]
-    if lacking:
-        assert os.environ.get("CI") != "true", lacking
-        pytest.skip(f"needs {', '.join(lacking)}")
-    programs_folder, port = programs[-1].parent, free_port()
-    place = tempfile.mkdtemp(prefix="dks-postgresql-")  # pytest's own folders are closed to other users
-    shutil.chown(place, "postgres")
-
-    def run(program: str, *arguments: str) -> None:
-        command = ["runuser", "-u", "postgres", "--", str(programs_folder / program), *arguments]
-        done = subprocess.run(command, cwd=place, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        assert done.returncode == 0, done.stderr.decode()
-
-    password = Path(place) / "password"
-    password.write_text("secret\n")
-    password.chmod(0o644)
-    run("initdb", "-D", f"{place}/data", "-U", "me", "--auth=md5", f"--pwfile={password}", "--no-sync")
-    settings = f"-p {port} -h 127.0.0.1 -k {place} -c fsync=off"
-    run("pg_ctl", "-D", f"{place}/data", "-l", f"{place}/log", "-w", "-o", settings, "start")
-    try:
-        yield f"postgresql://me:secret@127.0.0.1:{port}/postgres"
-    finally:
-        run("pg_ctl", "-D", f"{place}/data", "-w", "-m", "immediate", "stop")
-        shutil.rmtree(place)
 
 
 @pytest.mark.slow
@@ -657,10 +576,11 @@ def test_postgresql_tells_the_same(postgresql: str, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Database, "IDS", 3)  # several queries
     shutil.rmtree(tmp_path / "cache")
     assert_same(source, records)
-    for wrong in (postgresql.replace("secret", "wrong"), postgresql.replace("/postgres", "/nothing")):
+    server = postgresql.rpartition("/")[0]
+    for wrong in (postgresql.replace("secret", "wrong"), f"{server}/nothing"):
         with pytest.raises(RequestError, match="cannot be read") as refused:
             MlflowSource(wrong).runs()
         assert "wrong" not in str(refused.value)
         assert "\n" not in str(refused.value)
     with pytest.raises(RequestError, match="is no MLflow store"):
-        MlflowSource(postgresql.replace("/postgres", "/template1")).runs()
+        MlflowSource(f"{server}/template1").runs()
