@@ -1,0 +1,413 @@
+"""Runs whose MLflow server is killed, gone, slow or says no: they end in their normal time, and MLflow gets their journals.
+
+All of it is real: `python train.py` and `dks sync`, an MLflow server on PostgreSQL, and a network between them that fails.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import statistics
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY, queued, start
+from tracking_services import Certificate, FaultyProxy, MlflowServer, PostgreSQL, answers, assert_holds_journal, mlflow_client
+
+from dks.tracking.record import RunFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+DRAIN = 5  # seconds that a run waits at its end
+# An epoch takes a tenth of a second or two on a free core.
+WORK = (*TINY, "data.train_images=1024", "method=baseline", "tracking=server", f"tracking.drain_seconds={DRAIN}")
+
+
+@pytest.fixture(scope="module")
+def running(postgresql_server: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    with MlflowServer(tmp_path_factory.mktemp("server"), postgresql_server.new_database()) as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: MlflowServer) -> MlflowServer:
+    """An MLflow server on PostgreSQL; it runs, whatever became of it in the test before."""
+    if not answers(f"{running.uri}/health"):
+        running.kill()
+        running.start()
+    return running
+
+
+@pytest.fixture
+def experiment(request: pytest.FixtureRequest) -> str:
+    """A name of its own for each test; they share the store."""
+    return str(request.node.name)
+
+
+# --- commands
+
+
+@dataclass
+class Command:
+    """`python ARGUMENTS` in a folder, with more variables in its environment."""
+
+    folder: Path
+    arguments: Sequence[str]
+    variables: dict[str, str]
+
+
+@dataclass
+class Ended:
+    status: int
+    said: str  # on both outputs
+    seconds: float
+
+
+def execute(command: Command) -> Ended:
+    begun = time.monotonic()
+    process = start(command.arguments, command.folder, OMP_NUM_THREADS="1", **command.variables)
+    out, err = process.communicate(timeout=500)
+    return Ended(process.returncode, out + err, time.monotonic() - begun)
+
+
+def side_by_side(commands: dict[str, Command]) -> dict[str, Ended]:
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return dict(zip(commands, pool.map(execute, commands.values()), strict=True))
+
+
+def training(folder: Path, uri: str, experiment: str, *overrides: str, **variables: str) -> Command:
+    where = (f"tracking.uri={uri}", f"tracking.experiment={experiment}")
+    return Command(folder, [str(ROOT / "train.py"), *WORK, *where, *overrides], variables)
+
+
+def sync(folder: Path, *arguments: str, **variables: str) -> str:
+    ended = execute(Command(folder, ["-m", "dks", "sync", *arguments], variables))
+    assert ended.status == 0, ended.said
+    return ended.said
+
+
+def until(condition: Callable[[], object], what: object, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s; {what}"
+        time.sleep(0.1)
+
+
+# --- runs
+
+
+def runs(folder: Path) -> list[RunFolder]:
+    return sorted((RunFolder(path) for path in (folder / "runs").glob("*")), key=lambda run: run.cell_id)
+
+
+def epochs(run: RunFolder) -> int:
+    return len(run.journal.read())
+
+
+def times(run: RunFolder) -> list[float]:
+    """When each epoch was written down."""
+    return [datetime.fromisoformat(entry.time).timestamp() for entry in run.journal.read()]
+
+
+def training_seconds(run: RunFolder) -> float:
+    """From the first epoch's end to the last one's."""
+    return times(run)[-1] - times(run)[0]
+
+
+def pace(run: RunFolder) -> float:
+    """Seconds an epoch."""
+    return statistics.median(later - earlier for earlier, later in pairwise(times(run)))
+
+
+def pauses(run: RunFolder, begin: float, end: float) -> float:
+    """The longest time without a new epoch, of a run that was training between two times, both in seconds since 1970."""
+    return max(later - earlier for earlier, later in pairwise(times(run)) if later > begin and earlier < end)
+
+
+def check_mlflow(uri: str, run: RunFolder, status: str = "FINISHED") -> None:
+    """It holds the journal, and knows how the run ended."""
+    client = mlflow_client(uri)
+    assert client.get_run(assert_holds_journal(client, run.path)).info.status == status
+
+
+def check_nothing_is_left(folder: Path, **variables: str) -> None:
+    assert re.search(r"\b0 points", said := sync(folder, **variables)), said
+
+
+# --- many at once
+
+# What a run does, but for the training: 100 epochs as fast as the journal takes them.
+JOURNALING = """
+import os, sys, time
+from pathlib import Path
+from dks.tracking.journal import now
+from dks.tracking.record import Attempt, RunFolder, Status
+from dks.tracking.sender import sending
+from dks.tracking.store import prepare
+
+folder, signal = RunFolder(sys.argv[1]), Path(sys.argv[2])
+config, record = folder.read_config(), folder.read_record()
+print("ready", flush=True)
+while not signal.exists():
+    time.sleep(0.001)
+prepare(config.tracking)
+assert folder.claim()
+record.status = Status.running
+record.attempts.append(Attempt(now(), "here", os.getpid(), "cpu", 1))
+folder.write_record(record)
+with sending(config.tracking) as sender:
+    sender.begin(folder.path)
+    for epoch in range(1, 101):
+        folder.journal.append(epoch, epoch, {f"test/metric_{number}": epoch + number / 7 for number in range(12)})
+    record.status = Status.done
+    record.attempts[-1].ended, record.attempts[-1].status = now(), "done"
+    folder.write_record(record)
+    sender.end(folder.path)
+"""
+
+
+def check_sixteen_processes(folder: Path, *tracking: str) -> None:
+    """16 processes begin at the same moment, each with a run of its own, and the store gets every point of all of them once."""
+    go, processes = folder / "go", []
+    queue = [queued(folder, f"seed={seed}", "tracking.drain_seconds=120", *tracking) for seed in range(16)]
+    try:
+        for run in queue:
+            processes.append(start(["-c", JOURNALING, str(run.path), str(go)], folder))
+        for process in processes:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        go.touch()
+        for process in processes:
+            out, err = process.communicate(timeout=400)
+            assert (process.returncode, out, err) == (0, "", "")
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    for run in queue:
+        assert epochs(run) == 100
+        check_mlflow(str(run.read_config().tracking.uri), run)
+
+
+def test_sixteen_processes_fill_a_fresh_sqlite_store(in_folder: Path) -> None:
+    check_sixteen_processes(in_folder, "tracking=local")
+
+
+def test_sixteen_processes_fill_a_server_on_postgresql(server: MlflowServer, experiment: str, in_folder: Path) -> None:
+    check_sixteen_processes(in_folder, "tracking=server", f"tracking.uri={server.uri}", f"tracking.experiment={experiment}")
+
+
+# --- outages
+
+
+def test_a_server_killed_in_the_middle_of_eight_runs(server: MlflowServer, experiment: str, tmp_path: Path) -> None:
+    count, last = 8, 80
+    sweep = ["-m", f"seed={','.join(map(str, range(count)))}", f"hydra.launcher.slots={count}", f"recipe.epochs={last}"]
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(execute, training(tmp_path, server.uri, experiment, *sweep))
+        until(lambda: begun(tmp_path, count) or ended.done(), ended)
+        server.kill()
+        killed, at = time.time(), [epochs(run) for run in runs(tmp_path)]
+        time.sleep(30)
+        server.start()
+        back = time.time()
+    assert ended.result().status == 0, ended.result().said
+    assert max(at) < last, "they were in the middle"
+    for run in runs(tmp_path):
+        assert pauses(run, killed, back) < 3 * pace(run) + 2, "no epoch waited for the server"
+    sync(tmp_path)
+    for run in runs(tmp_path):
+        check_mlflow(server.uri, run)
+    check_nothing_is_left(tmp_path)
+
+
+def begun(folder: Path, count: int) -> bool:
+    """Have all these runs some epochs, and MLflow some of them?"""
+    return len(runs(folder)) == count and all(run.mlflow_file.exists() and epochs(run) >= 3 for run in runs(folder))
+
+
+def test_runs_do_not_notice_a_network_that_fails(server: MlflowServer, experiment: str, tmp_path: Path) -> None:
+    faults: dict[str, dict[str, float]] = {
+        "pass": {},
+        "refuse": {},  # the server is down from beginning to end
+        "drop": {"probability": 0.5},
+        "delay": {"seconds": 0.5},
+        "cut": {"probability": 0.5},
+        "lose": {"probability": 0.5},
+    }
+    proxies = {kind: FaultyProxy(server.port, seed) for seed, kind in enumerate(faults)}
+    commands = {}
+    try:
+        for seed, (kind, proxy) in enumerate(proxies.items()):
+            proxy.__enter__()
+            proxy.behave(kind, **faults[kind])
+            commands[kind] = training(
+                tmp_path, proxy.uri, experiment, f"seed={seed}", "recipe.epochs=60", f"runs_dir=runs/{kind}"
+            )
+        ended = side_by_side(commands)
+        for kind, each in ended.items():
+            assert each.status == 0, (kind, each.said)
+        found = {kind: RunFolder(next((tmp_path / "runs" / kind).glob("*"))) for kind in faults}
+        normal = training_seconds(found["pass"])
+        for kind, run in found.items():
+            assert training_seconds(run) < 1.3 * normal + 1, kind
+            assert ended[kind].seconds < ended["pass"].seconds + 2 * DRAIN + 5, kind
+            assert kind == "refuse" or proxies[kind].counts[kind] > 0, "it met what it was to meet"
+        for kind, proxy in proxies.items():
+            proxy.behave("pass")
+            sync(tmp_path, f"runs_dir=runs/{kind}")
+            check_mlflow(server.uri, found[kind])
+            check_nothing_is_left(tmp_path, f"runs_dir=runs/{kind}")
+    finally:
+        for proxy in proxies.values():
+            proxy.__exit__()
+
+
+def test_a_database_that_stops_for_a_while(
+    postgresql_server: PostgreSQL, server: MlflowServer, experiment: str, tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(execute, training(tmp_path, server.uri, experiment, "recipe.epochs=120"))
+        until(lambda: begun(tmp_path, 1) or ended.done(), ended)
+        postgresql_server.stop()
+        try:
+            stopped, at = time.time(), epochs(*runs(tmp_path))
+            time.sleep(10)
+        finally:
+            postgresql_server.start()
+        back = time.time()
+    assert ended.result().status == 0, ended.result().said
+    (run,) = runs(tmp_path)
+    assert at < 120, "it was in the middle"
+    assert pauses(run, stopped, back) < 3 * pace(run) + 2, "no epoch waited for the database"
+    sync(tmp_path)
+    check_mlflow(server.uri, run)
+    check_nothing_is_left(tmp_path)
+
+
+# --- secrets
+
+
+def test_a_token_or_a_password_from_the_environment_opens_the_door_and_is_written_nowhere(
+    server: MlflowServer, experiment: str, tmp_path: Path
+) -> None:
+    secret = secrets.token_hex(16)
+    basic = f"Basic {b64encode(f'ann:{secret}'.encode()).decode()}"
+    with (
+        FaultyProxy(server.port, authorization=f"Bearer {secret}") as by_token,
+        FaultyProxy(server.port, authorization=basic) as by_password,
+    ):
+        password = {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": secret}
+        wrong = {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": f"not-{secret}"}
+        commands = {
+            "token": training(tmp_path, by_token.uri, experiment, "seed=1", MLFLOW_TRACKING_TOKEN=secret),
+            "password": training(tmp_path, by_password.uri, experiment, "seed=2", **password),
+            "wrong": training(tmp_path, by_password.uri, experiment, "seed=3", "runs_dir=elsewhere", **wrong),
+        }
+        with watching_command_lines(secret) as seen:
+            ended = side_by_side(commands)
+            check_nothing_is_left(tmp_path, **password)
+        assert not seen
+        for name, each in ended.items():
+            assert each.status == 0, (name, each.said)
+            assert secret not in each.said
+        assert len(why := [line for line in ended["wrong"].said.splitlines() if "401" in line]) == 1, why
+        assert by_token.counts["denied"] == 0 < by_password.counts["denied"]
+        (unsent,) = (RunFolder(path) for path in (tmp_path / "elsewhere").glob("*"))
+        assert epochs(unsent) == 2
+        sync(tmp_path, "runs_dir=elsewhere", **password)
+        for run in (*runs(tmp_path), unsent):
+            check_mlflow(server.uri, run)
+    assert_nowhere(secret, tmp_path, server.folder)
+
+
+@pytest.mark.usefixtures("basic_auth")
+def test_mlflows_own_access_control(experiment: str, tmp_path: Path) -> None:
+    secret, store = secrets.token_hex(16), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with MlflowServer(tmp_path / "server", store, authentication=("ann", secret)) as server:
+        here = tmp_path / "here"
+        here.mkdir()
+        known = {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": secret}
+        wrong = {**known, "MLFLOW_TRACKING_PASSWORD": f"not-{secret}"}
+        commands = {
+            "known": training(here, server.uri, experiment, "seed=1", **known),
+            "wrong": training(here, server.uri, experiment, "seed=2", "runs_dir=elsewhere", **wrong),
+        }
+        with watching_command_lines(secret) as seen:
+            ended = side_by_side(commands)
+        assert not seen
+        for name, each in ended.items():
+            assert each.status == 0, (name, each.said)
+            assert secret not in each.said
+        assert "401" in ended["wrong"].said
+        (run,) = runs(here)
+    check_mlflow(store, run)
+    assert_nowhere(secret, here, server.artifacts)
+
+
+@contextmanager
+def watching_command_lines(secret: str) -> Iterator[list[str]]:
+    """The command lines of all processes that hold the secret while the context lasts."""
+    seen: list[str] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    line = path.read_bytes()
+                except OSError:  # it ended meanwhile
+                    continue
+                if secret.encode() in line:
+                    seen.append(line.decode(errors="replace"))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
+def assert_nowhere(secret: str, *folders: Path) -> None:
+    """In no file, nor its base64, as HTTP writes passwords."""
+    encoded = [b64encode(f"{before}{secret}".encode()).strip(b"=")[4:-4] for before in ("", "a", "ab")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        content = path.read_bytes()
+        assert not any(each in content for each in (secret.encode(), *encoded)), path
+
+
+# --- TLS
+
+
+def test_a_certificate_must_be_trusted(server: MlflowServer, experiment: str, tmp_path: Path) -> None:
+    certificate = Certificate(tmp_path)
+    with FaultyProxy(server.port, tls=certificate.context) as proxy:
+        trusting = {"MLFLOW_TRACKING_SERVER_CERT_PATH": str(certificate.path)}
+        ended = side_by_side(
+            {
+                "trusted": training(tmp_path, proxy.uri, experiment, "seed=1", **trusting),
+                "untrusted": training(tmp_path, proxy.uri, experiment, "seed=2", "runs_dir=elsewhere"),
+            }
+        )
+        for name, each in ended.items():
+            assert each.status == 0, (name, each.said)
+        lines = ended["untrusted"].said.splitlines()
+        assert len(why := [line for line in lines if "MLFLOW_TRACKING_SERVER_CERT_PATH" in line]) == 1, why
+        (sent,) = runs(tmp_path)
+        check_mlflow(server.uri, sent)
+        (unsent,) = (RunFolder(path) for path in (tmp_path / "elsewhere").glob("*"))
+        assert epochs(unsent) == 2
+        sync(tmp_path, "runs_dir=elsewhere", **trusting)
+        check_mlflow(server.uri, unsent)
