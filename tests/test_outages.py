@@ -5,7 +5,6 @@ All of it is real: `python train.py` and `dks sync`, an MLflow server on Postgre
 
 from __future__ import annotations
 
-import re
 import secrets
 import statistics
 import threading
@@ -24,6 +23,7 @@ from conftest import ROOT, TINY, queued, start
 from tracking_services import Certificate, FaultyProxy, MlflowServer, PostgreSQL, answers, assert_holds_journal, mlflow_client
 
 from dks.tracking.record import RunFolder
+from dks.tracking.store import TIMEOUT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -74,6 +74,7 @@ class Ended:
 
 def execute(command: Command) -> Ended:
     begun = time.monotonic()
+    command.folder.mkdir(exist_ok=True)
     process = start(command.arguments, command.folder, OMP_NUM_THREADS="1", **command.variables)
     out, err = process.communicate(timeout=500)
     return Ended(process.returncode, out + err, time.monotonic() - begun)
@@ -86,11 +87,12 @@ def side_by_side(commands: dict[str, Command]) -> dict[str, Ended]:
 
 def training(folder: Path, uri: str, experiment: str, *overrides: str, **variables: str) -> Command:
     where = (f"tracking.uri={uri}", f"tracking.experiment={experiment}")
-    return Command(folder, [str(ROOT / "train.py"), *WORK, *where, *overrides], variables)
+    # All as a sweep: where nothing is swept that is the same as a single run.
+    return Command(folder, [str(ROOT / "train.py"), "-m", *WORK, *where, *overrides], variables)
 
 
-def sync(folder: Path, *arguments: str, **variables: str) -> str:
-    ended = execute(Command(folder, ["-m", "dks", "sync", *arguments], variables))
+def sync(folder: Path, **variables: str) -> str:
+    ended = execute(Command(folder, ["-m", "dks", "sync"], variables))
     assert ended.status == 0, ended.said
     return ended.said
 
@@ -140,7 +142,8 @@ def check_mlflow(uri: str, run: RunFolder, status: str = "FINISHED") -> None:
 
 
 def check_nothing_is_left(folder: Path, **variables: str) -> None:
-    assert re.search(r"\b0 points", said := sync(folder, **variables)), said
+    lines = sync(folder, **variables).splitlines()
+    assert lines and all(": 0 points of 0 runs sent" in line for line in lines), lines
 
 
 # --- many at once
@@ -210,10 +213,11 @@ def test_sixteen_processes_fill_a_server_on_postgresql(server: MlflowServer, exp
 
 def test_a_server_killed_in_the_middle_of_eight_runs(server: MlflowServer, experiment: str, tmp_path: Path) -> None:
     count, last = 8, 80
-    sweep = ["-m", f"seed={','.join(map(str, range(count)))}", f"hydra.launcher.slots={count}", f"recipe.epochs={last}"]
+    sweep = [f"seed={','.join(map(str, range(count)))}", f"hydra.launcher.slots={count}", f"recipe.epochs={last}"]
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(execute, training(tmp_path, server.uri, experiment, *sweep))
         until(lambda: begun(tmp_path, count) or ended.done(), ended)
+        assert not ended.done(), ended.result().said
         server.kill()
         killed, at = time.time(), [epochs(run) for run in runs(tmp_path)]
         time.sleep(30)
@@ -249,23 +253,23 @@ def test_runs_do_not_notice_a_network_that_fails(server: MlflowServer, experimen
         for seed, (kind, proxy) in enumerate(proxies.items()):
             proxy.__enter__()
             proxy.behave(kind, **faults[kind])
-            commands[kind] = training(
-                tmp_path, proxy.uri, experiment, f"seed={seed}", "recipe.epochs=60", f"runs_dir=runs/{kind}"
-            )
+            commands[kind] = training(tmp_path, proxy.uri, experiment, f"seed={seed}", "recipe.epochs=40")
         ended = side_by_side(commands)
         for kind, each in ended.items():
             assert each.status == 0, (kind, each.said)
-        found = {kind: RunFolder(next((tmp_path / "runs" / kind).glob("*"))) for kind in faults}
+        found = {list(faults)[run.read_config().seed]: run for run in runs(tmp_path)}
         normal = training_seconds(found["pass"])
         for kind, run in found.items():
             assert training_seconds(run) < 1.3 * normal + 1, kind
-            assert ended[kind].seconds < ended["pass"].seconds + 2 * DRAIN + 5, kind
+            # Before it begins, and at its end, it has some patience.
+            assert ended[kind].seconds < ended["pass"].seconds + TIMEOUT + DRAIN + TIMEOUT + 5, kind
             assert kind == "refuse" or proxies[kind].counts[kind] > 0, "it met what it was to meet"
-        for kind, proxy in proxies.items():
+        for proxy in proxies.values():
             proxy.behave("pass")
-            sync(tmp_path, f"runs_dir=runs/{kind}")
-            check_mlflow(server.uri, found[kind])
-            check_nothing_is_left(tmp_path, f"runs_dir=runs/{kind}")
+        sync(tmp_path)
+        for run in found.values():
+            check_mlflow(server.uri, run)
+        check_nothing_is_left(tmp_path)
     finally:
         for proxy in proxies.values():
             proxy.__exit__()
@@ -277,6 +281,7 @@ def test_a_database_that_stops_for_a_while(
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(execute, training(tmp_path, server.uri, experiment, "recipe.epochs=120"))
         until(lambda: begun(tmp_path, 1) or ended.done(), ended)
+        assert not ended.done(), ended.result().said
         postgresql_server.stop()
         try:
             stopped, at = time.time(), epochs(*runs(tmp_path))
@@ -300,57 +305,82 @@ def test_a_token_or_a_password_from_the_environment_opens_the_door_and_is_writte
     server: MlflowServer, experiment: str, tmp_path: Path
 ) -> None:
     secret = secrets.token_hex(16)
-    basic = f"Basic {b64encode(f'ann:{secret}'.encode()).decode()}"
     with (
-        FaultyProxy(server.port, authorization=f"Bearer {secret}") as by_token,
-        FaultyProxy(server.port, authorization=basic) as by_password,
+        FaultyProxy(server.port, authorization=f"Bearer {secret}") as for_tokens,
+        FaultyProxy(server.port, authorization=basic("ann", secret)) as for_passwords,
+        watching_command_lines(secret) as seen,
     ):
-        password = {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": secret}
-        wrong = {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": f"not-{secret}"}
-        commands = {
-            "token": training(tmp_path, by_token.uri, experiment, "seed=1", MLFLOW_TRACKING_TOKEN=secret),
-            "password": training(tmp_path, by_password.uri, experiment, "seed=2", **password),
-            "wrong": training(tmp_path, by_password.uri, experiment, "seed=3", "runs_dir=elsewhere", **wrong),
-        }
-        with watching_command_lines(secret) as seen:
-            ended = side_by_side(commands)
-            check_nothing_is_left(tmp_path, **password)
-        assert not seen
-        for name, each in ended.items():
-            assert each.status == 0, (name, each.said)
-            assert secret not in each.said
-        assert len(why := [line for line in ended["wrong"].said.splitlines() if "401" in line]) == 1, why
-        assert by_token.counts["denied"] == 0 < by_password.counts["denied"]
-        (unsent,) = (RunFolder(path) for path in (tmp_path / "elsewhere").glob("*"))
-        assert epochs(unsent) == 2
-        sync(tmp_path, "runs_dir=elsewhere", **password)
-        for run in (*runs(tmp_path), unsent):
+        proxies = {"token": for_tokens, "password": for_passwords}
+        variables = {"token": {"MLFLOW_TRACKING_TOKEN": secret}, "password": account("ann", secret)}
+        ended = side_by_side(
+            {kind: training(tmp_path / kind, proxies[kind].uri, experiment, **variables[kind]) for kind in proxies}
+        )
+        for kind, proxy in proxies.items():
+            assert (ended[kind].status, secret in ended[kind].said) == (0, False), ended[kind].said
+            check_nothing_is_left(tmp_path / kind, **variables[kind])
+            (run,) = runs(tmp_path / kind)
             check_mlflow(server.uri, run)
+            assert proxy.counts["denied"] == 0 < proxy.counts["pass"]
+    assert not seen
+    assert_nowhere(secret, tmp_path, server.folder)
+
+
+def test_a_wrong_password_is_told_before_anything_runs(server: MlflowServer, experiment: str, tmp_path: Path) -> None:
+    secret = secrets.token_hex(16)
+    with FaultyProxy(server.port, authorization=basic("ann", secret)) as proxy:
+        wrong = execute(training(tmp_path, proxy.uri, experiment, **account("ann", f"not-{secret}")))
+        nobody = execute(training(tmp_path, proxy.uri, experiment))
+    for refused in (wrong, nobody):
+        assert refused.status == 2
+        assert len([line for line in refused.said.splitlines() if "MLFLOW_TRACKING_PASSWORD" in line]) == 1, refused.said
+        assert "Traceback" not in refused.said
+    assert secret not in wrong.said
+    assert not runs(tmp_path)
+    assert_nowhere(secret, server.folder, *tmp_path.glob("*"))
+
+
+def test_a_run_whose_password_is_taken_back_goes_on(server: MlflowServer, experiment: str, tmp_path: Path) -> None:
+    secret = secrets.token_hex(16)
+    with FaultyProxy(server.port, authorization=basic("ann", secret)) as proxy, ThreadPoolExecutor(1) as pool:
+        ours = account("ann", secret)
+        ended = pool.submit(execute, training(tmp_path, proxy.uri, experiment, "recipe.epochs=60", **ours))
+        until(lambda: begun(tmp_path, 1) or ended.done(), ended)
+        assert not ended.done(), ended.result().said
+        proxy.authorization = basic("ann", "another")
+        assert ended.result().status == 0, ended.result().said
+        assert len(why := [line for line in ended.result().said.splitlines() if "401" in line]) == 1, why
+        assert "dks sync" in why[0]
+        proxy.authorization = basic("ann", secret)
+        sync(tmp_path, **ours)
+        (run,) = runs(tmp_path)
+        check_mlflow(server.uri, run)
     assert_nowhere(secret, tmp_path, server.folder)
 
 
 @pytest.mark.usefixtures("basic_auth")
 def test_mlflows_own_access_control(experiment: str, tmp_path: Path) -> None:
-    secret, store = secrets.token_hex(16), f"sqlite:///{tmp_path / 'mlflow.db'}"
-    with MlflowServer(tmp_path / "server", store, authentication=("ann", secret)) as server:
-        here = tmp_path / "here"
-        here.mkdir()
-        known = {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": secret}
-        wrong = {**known, "MLFLOW_TRACKING_PASSWORD": f"not-{secret}"}
-        commands = {
-            "known": training(here, server.uri, experiment, "seed=1", **known),
-            "wrong": training(here, server.uri, experiment, "seed=2", "runs_dir=elsewhere", **wrong),
-        }
-        with watching_command_lines(secret) as seen:
-            ended = side_by_side(commands)
+    secret, store, here = secrets.token_hex(16), f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "here"
+    with (
+        MlflowServer(tmp_path / "server", store, authentication=("ann", secret)) as server,
+        watching_command_lines(secret) as seen,
+    ):
+        known = execute(training(here, server.uri, experiment, **account("ann", secret)))
+        assert (known.status, secret in known.said) == (0, False), known.said
+        check_nothing_is_left(here, **account("ann", secret))
+        assert execute(training(here, server.uri, experiment, "seed=1", **account("ann", f"not-{secret}"))).status == 2
         assert not seen
-        for name, each in ended.items():
-            assert each.status == 0, (name, each.said)
-            assert secret not in each.said
-        assert "401" in ended["wrong"].said
         (run,) = runs(here)
     check_mlflow(store, run)
     assert_nowhere(secret, here, server.artifacts)
+
+
+def account(user: str, password: str) -> dict[str, str]:
+    return {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
+
+
+def basic(user: str, password: str) -> str:
+    """What HTTP's header of basic authentication says."""
+    return f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"
 
 
 @contextmanager
@@ -397,17 +427,15 @@ def test_a_certificate_must_be_trusted(server: MlflowServer, experiment: str, tm
         trusting = {"MLFLOW_TRACKING_SERVER_CERT_PATH": str(certificate.path)}
         ended = side_by_side(
             {
-                "trusted": training(tmp_path, proxy.uri, experiment, "seed=1", **trusting),
-                "untrusted": training(tmp_path, proxy.uri, experiment, "seed=2", "runs_dir=elsewhere"),
+                "trusted": training(tmp_path / "trusted", proxy.uri, experiment, **trusting),
+                "untrusted": training(tmp_path / "untrusted", proxy.uri, experiment),
+                "unverified": training(tmp_path / "unverified", proxy.uri, experiment, MLFLOW_TRACKING_INSECURE_TLS="true"),
             }
         )
-        for name, each in ended.items():
-            assert each.status == 0, (name, each.said)
-        lines = ended["untrusted"].said.splitlines()
-        assert len(why := [line for line in lines if "MLFLOW_TRACKING_SERVER_CERT_PATH" in line]) == 1, why
-        (sent,) = runs(tmp_path)
-        check_mlflow(server.uri, sent)
-        (unsent,) = (RunFolder(path) for path in (tmp_path / "elsewhere").glob("*"))
-        assert epochs(unsent) == 2
-        sync(tmp_path, "runs_dir=elsewhere", **trusting)
-        check_mlflow(server.uri, unsent)
+    assert ended["trusted"].status == 0, ended["trusted"].said
+    (run,) = runs(tmp_path / "trusted")
+    check_mlflow(server.uri, run)
+    for kind in ("untrusted", "unverified"):
+        assert ended[kind].status == 2
+        assert len([line for line in ended[kind].said.splitlines() if "MLFLOW_TRACKING_SERVER_CERT_PATH" in line]) == 1
+        assert not runs(tmp_path / kind), "it is told before anything runs"

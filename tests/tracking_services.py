@@ -263,7 +263,7 @@ class FaultyProxy:
         self.upstream, (self.port,) = upstream, free_ports(1)
         self.uri = f"{'http' if tls is None else 'https'}://127.0.0.1:{self.port}"
         self.counts: collections.Counter[str] = collections.Counter()
-        self._random, self._authorization, self._tls = random.Random(seed), authorization, tls
+        self.authorization, self._random, self._tls = authorization, random.Random(seed), tls
         self._kind, self._seconds, self._probability = "pass", 0.0, 1.0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -382,7 +382,7 @@ class FaultyProxy:
     def _allowed(self, request: bytes) -> bool:
         lines = request.partition(b"\r\n\r\n")[0].split(b"\r\n")
         given = [line.partition(b":")[2].strip().decode() for line in lines if line.lower().startswith(b"authorization:")]
-        return self._authorization is None or given == [self._authorization]
+        return self.authorization is None or given == [self.authorization]
 
     async def _pause(self) -> None:
         if self._kind == "delay":
