@@ -71,8 +71,9 @@ def test_the_main_job_from_nothing_to_its_table_and_into_mlflow(in_folder: Path)
             (entry.epoch, entry.metrics["test/top1_error"]) for entry in journal
         ]
         assert run.data.params["aux_design.kind"] == "blocks"
-        assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
-            *("config.yaml", "record.json", "metrics.jsonl", "run.log")
+        assert {file.path for file in client.list_artifacts(run.info.run_id)} - {"code.diff"} == {  # there while code changes
+            *("config.yaml", "record.json", "metrics.jsonl", "environment.json", "model.txt", "confusion.csv", "run.log"),
+            *("curves.png", "confusion.png"),
         }
 
     status, again, err = train(in_folder, *MAIN_JOB.split(), "recipe.epochs=1")

@@ -350,9 +350,7 @@ def assert_same(one: RunFolder, other: RunFolder) -> None:
     weights, others = load_file(one.weights_file), load_file(other.weights_file)
     assert weights.keys() == others.keys()
     assert all(torch.equal(weights[name], others[name]) for name in weights)
-    metrics = [
-        [reproducible(entry.metrics) for entry in folder.journal.read()] for folder in (one, other)
-    ]
+    metrics = [[reproducible(entry.metrics) for entry in folder.journal.read()] for folder in (one, other)]
     assert metrics[0] == metrics[1]
 
 
