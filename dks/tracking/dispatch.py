@@ -49,7 +49,7 @@ class Store:
 
     def failed(self, error: Exception) -> None:
         self.problem = reason(error)
-        self.quiet_until = time.monotonic() + min(LONGEST_PAUSE, FIRST_PAUSE * 2**self.failures)
+        self.quiet_until = time.monotonic() + min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self.failures, 10))
         self.failures += 1
 
 
