@@ -494,3 +494,10 @@ def test_what_fails_at_the_end_is_tried_again_until_time_is_up(here: Path, monke
     assert work.finish(30) == []
     check(run)
     assert status(run) == "FINISHED"
+
+
+def test_a_store_may_be_gone_for_days() -> None:
+    gone = dispatch.Store(Tracking(uri="sqlite:///mlflow.db"))
+    for _ in range(5000):
+        gone.failed(ConnectionError("nobody is there"))
+    assert gone.quiet_until - time.monotonic() <= dispatch.LONGEST_PAUSE
