@@ -325,18 +325,29 @@ def test_a_token_or_a_password_from_the_environment_opens_the_door_and_is_writte
     assert_nowhere(secret, tmp_path, server.folder)
 
 
-def test_a_wrong_password_is_told_before_anything_runs(server: MlflowServer, experiment: str, tmp_path: Path) -> None:
+def test_a_wrong_password_stops_no_run(server: MlflowServer, experiment: str, tmp_path: Path) -> None:
     secret = secrets.token_hex(16)
     with FaultyProxy(server.port, authorization=basic("ann", secret)) as proxy:
-        wrong = execute(training(tmp_path, proxy.uri, experiment, **account("ann", f"not-{secret}")))
-        nobody = execute(training(tmp_path, proxy.uri, experiment))
-    for refused in (wrong, nobody):
-        assert refused.status == 2
-        assert len([line for line in refused.said.splitlines() if "MLFLOW_TRACKING_PASSWORD" in line]) == 1, refused.said
-        assert "Traceback" not in refused.said
-    assert secret not in wrong.said
-    assert not runs(tmp_path)
-    assert_nowhere(secret, server.folder, *tmp_path.glob("*"))
+        commands = {
+            "wrong": training(tmp_path, proxy.uri, experiment, "seed=1", **account("ann", f"not-{secret}")),
+            "none": training(tmp_path, proxy.uri, experiment, "seed=2"),
+        }
+        for each in side_by_side(commands).values():
+            assert (each.status, secret in each.said) == (0, False), each.said
+            check_said(each, "401", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+        sync(tmp_path, **account("ann", secret))
+        for run in runs(tmp_path):
+            check_mlflow(server.uri, run)
+    assert_nowhere(secret, tmp_path, server.folder)
+
+
+def check_said(ended: Ended, *parts: str) -> None:
+    """It is told before the runs begin, and what to do at the end: a line each, and nothing else."""
+    lines = [line for line in ended.said.splitlines() if line.startswith("tracking:")]
+    assert len(lines) == 2, ended.said
+    assert all(part in lines[0] for part in parts), lines
+    assert all("dks sync" in line for line in lines), lines
+    assert "Traceback" not in ended.said
 
 
 def test_a_run_whose_password_is_taken_back_goes_on(server: MlflowServer, experiment: str, tmp_path: Path) -> None:
@@ -367,9 +378,11 @@ def test_mlflows_own_access_control(experiment: str, tmp_path: Path) -> None:
         known = execute(training(here, server.uri, experiment, **account("ann", secret)))
         assert (known.status, secret in known.said) == (0, False), known.said
         check_nothing_is_left(here, **account("ann", secret))
-        assert execute(training(here, server.uri, experiment, "seed=1", **account("ann", f"not-{secret}"))).status == 2
-        assert not seen
         (run,) = runs(here)
+        wrong = execute(training(here, server.uri, experiment, "seed=1", **account("ann", f"not-{secret}")))
+        assert (wrong.status, secret in wrong.said) == (0, False), wrong.said
+        check_said(wrong, "401")
+        assert not seen
     check_mlflow(store, run)
     assert_nowhere(secret, here, server.artifacts)
 
@@ -432,10 +445,12 @@ def test_a_certificate_must_be_trusted(server: MlflowServer, experiment: str, tm
                 "unverified": training(tmp_path / "unverified", proxy.uri, experiment, MLFLOW_TRACKING_INSECURE_TLS="true"),
             }
         )
-    assert ended["trusted"].status == 0, ended["trusted"].said
-    (run,) = runs(tmp_path / "trusted")
-    check_mlflow(server.uri, run)
-    for kind in ("untrusted", "unverified"):
-        assert ended[kind].status == 2
-        assert len([line for line in ended[kind].said.splitlines() if "MLFLOW_TRACKING_SERVER_CERT_PATH" in line]) == 1
-        assert not runs(tmp_path / kind), "it is told before anything runs"
+        for kind in ("trusted", "untrusted"):
+            assert ended[kind].status == 0, ended[kind].said
+        check_said(ended["untrusted"], "certificate", "MLFLOW_TRACKING_SERVER_CERT_PATH")
+        sync(tmp_path / "untrusted", **trusting)
+        for kind in ("trusted", "untrusted"):
+            (run,) = runs(tmp_path / kind)
+            check_mlflow(server.uri, run)
+    assert ended["unverified"].status == 2, "passwords would go to whoever answers"
+    assert not runs(tmp_path / "unverified")
