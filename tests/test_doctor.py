@@ -24,7 +24,6 @@ from PIL import Image
 from rich.console import Console
 from slurm_cluster import Cluster, free_ports
 from test_data import no_label, write_cifar, write_parquet
-from test_sources import postgresql  # noqa: F401  (a fixture)
 
 from dks.config.errors import RequestError
 from dks.config.schema import Data, Tracking, TrackingKind
@@ -460,7 +459,7 @@ def test_a_damaged_store_is_red(store: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_store_in_postgresql_is_looked_at_as_well(postgresql: str) -> None:  # noqa: F811
+def test_a_store_in_postgresql_is_looked_at_as_well(postgresql: str) -> None:
     from mlflow import MlflowClient
     from sqlalchemy import create_engine, text
 
