@@ -214,11 +214,11 @@ def test_a_server_that_is_killed_starts_again_with_what_it_held(
 @pytest.mark.usefixtures("basic_auth")
 def test_a_server_asks_for_a_password(tmp_path: Path) -> None:
     store, api = f"sqlite:///{tmp_path / 'mlflow.db'}", "api/2.0/mlflow/experiments/get?experiment_id=0"
-    with MlflowServer(tmp_path / "server", store, authentication=("ann", "long enough")) as server:
+    with MlflowServer(tmp_path / "server", store, authentication=("ann", "long enough for it")) as server:
         with pytest.raises(urllib.error.HTTPError, match="401") as denied:
             ask(f"{server.uri}/{api}")
         denied.value.close()
-        known = b64encode(b"ann:long enough").decode()
+        known = b64encode(b"ann:long enough for it").decode()
         assert "Default" in ask(f"{server.uri}/{api}", Authorization=f"Basic {known}")
 
 

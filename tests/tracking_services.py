@@ -20,6 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -211,7 +212,8 @@ class MlflowServer:
         if self._process is None:
             return
         group, self._process = self._process, None
-        os.killpg(group.pid, how)
+        with suppress(ProcessLookupError):  # it could not start
+            os.killpg(group.pid, how)
         group.wait(60)
 
 
