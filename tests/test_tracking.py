@@ -501,3 +501,12 @@ def test_a_store_may_be_gone_for_days() -> None:
     for _ in range(5000):
         gone.failed(ConnectionError("nobody is there"))
     assert gone.quiet_until - time.monotonic() <= dispatch.LONGEST_PAUSE
+
+
+def test_a_store_is_that_of_the_current_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store.open_client("sqlite:///mlflow.db").get_experiment_by_name("dks") is not None
+    (here / "other").mkdir()
+    monkeypatch.chdir(here / "other")
+    with closing(sqlite3.connect("mlflow.db")):
+        assert store.prepare(Tracking(uri="sqlite:///mlflow.db")) == "1"
+    assert (here / "other" / "mlflow.db").stat().st_size > 0

@@ -102,6 +102,8 @@ def open_client(uri: str) -> MlflowClient:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
+    if uri.startswith(SQLITE):  # MLflow keeps stores open by their URIs, wherever the current folder has come to be
+        uri = f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
     return MlflowClient(tracking_uri=uri)
 
 
