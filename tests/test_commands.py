@@ -175,6 +175,7 @@ def test_ctrl_c_leaves_a_killed_run_and_the_next_call_goes_on(in_folder: Path) -
     assert [point.step for point in points] == [entry.epoch for entry in folder.journal.read()], "no gap and no repeat"
 
 
+@pytest.mark.slow
 def test_two_processes_that_want_the_same_cell_run_it_once(in_folder: Path) -> None:
     arguments = [str(ROOT / "train.py"), *TINY, "recipe.epochs=25", "data.train_images=640", "tracking=off"]
     processes = [start(arguments, in_folder) for _ in range(2)]

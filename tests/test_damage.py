@@ -272,7 +272,7 @@ def a_folder(path: Path) -> None:
 
 DAMAGES = (
     cut,
-    a_folder,
+    pytest.param(a_folder, marks=pytest.mark.slow),
     pytest.param(emptied, marks=pytest.mark.slow),
     pytest.param(randomised, marks=pytest.mark.slow),
     pytest.param(not_utf8, marks=pytest.mark.slow),

@@ -111,6 +111,7 @@ def test_two_processes_have_the_loss_the_gradient_and_the_errors_of_one(tmp_path
     assert two["some"] == pytest.approx(one["some"], rel=1e-6, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_sweep_under_torchrun_leaves_one_record_a_cell_and_one_table(tmp_path: Path) -> None:
     train = str(ROOT / "train.py")
     arguments = ["-m", "aux=ours,shallow", *TINY, "data.test_images=33", "tracking=off"]

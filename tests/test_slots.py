@@ -280,6 +280,7 @@ def test_two_workers_share_the_cells_and_the_cores(tmp_path: Path) -> None:
     assert "Traceback" in bad[0].log_file.read_text()
 
 
+@pytest.mark.slow
 def test_a_cell_with_all_the_cores_runs_alone(tmp_path: Path) -> None:
     cells = launched(tmp_path, ("threads=2",), ("seed=1", "threads=2"), ("seed=2", "threads=1"))
     run_in_slots([cell.path for cell in cells], Layout(slots=2, threads=1, cores=2), log_display(3))
@@ -288,6 +289,7 @@ def test_a_cell_with_all_the_cores_runs_alone(tmp_path: Path) -> None:
     assert all(one.ended is not None and one.ended <= two.started for one, two in pairwise(attempts))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_takes_only_its_own_cell_with_it(tmp_path: Path) -> None:
     """It is tried again once, goes on where it was, and its worker is killed once more."""
     long, short, last = launched(tmp_path, LONG, ("seed=1",), ("seed=2",), retries=1)
