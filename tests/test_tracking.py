@@ -510,3 +510,15 @@ def test_a_store_is_that_of_the_current_folder(here: Path, monkeypatch: pytest.M
     with closing(sqlite3.connect("mlflow.db")):
         assert store.prepare(Tracking(uri="sqlite:///mlflow.db")) == "1"
     assert (here / "other" / "mlflow.db").stat().st_size > 0
+
+
+def test_a_process_that_cannot_be_started_stops_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused() -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(sender, "_start", refused)
+    run = queued(here, *tracked())
+    assert run_cell(run.path).value == "done"
+    assert "Cannot allocate memory); dks sync sends the rest" in " ".join(capsys.readouterr().err.split())

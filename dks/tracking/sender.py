@@ -80,7 +80,7 @@ class Sender:
             patience: seconds that the process has for the rest.
         """
         if self._process is None:
-            return []
+            return [self._loss()] if self._broken else []
         self._tell({"finish": patience})
         try:
             with suppress(OSError):  # what could not be written is lost with the process
@@ -94,9 +94,12 @@ class Sender:
             answer, _ = self._process.communicate(timeout=patience + GRACE)
             problems: list[str] = json.loads(answer)["problems"]
         except (subprocess.TimeoutExpired, ValueError, KeyError):
-            problems = [f"MLflow has not got everything: {self._broken or 'the process that sends does not answer'}"]
-            problems[0] += "; dks sync sends the rest"
+            return [self._loss()]
         return problems
+
+    def _loss(self) -> str:
+        what = self._broken or "the process that sends does not answer"
+        return f"MLflow has not got everything: {what}; dks sync sends the rest"
 
     def _tell(self, command: dict[str, Any]) -> None:
         try:
