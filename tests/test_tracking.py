@@ -522,3 +522,34 @@ def test_a_process_that_cannot_be_started_stops_nothing(
     run = queued(here, *tracked())
     assert run_cell(run.path).value == "done"
     assert "Cannot allocate memory); dks sync sends the rest" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("said", "short"),
+    [
+        (
+            "API request to http://h:9/api/2.0/x failed with exception HTTPConnectionPool(host='h', port=9): Max retries "
+            "exceeded with url: /api/2.0/x (Caused by NewConnectionError(\"HTTPConnection(host='h', port=9): Failed to "
+            'establish a new connection: [Errno 111] Connection refused"))',
+            "Connection refused",
+        ),
+        (
+            "API request to https://h/api failed with exception HTTPSConnectionPool(host='h', port=443): Max retries exceeded "
+            "with url: /api (Caused by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate "
+            "verify failed: self-signed certificate (_ssl.c:1006)')))",
+            "certificate verify failed: self-signed certificate",
+        ),
+        (
+            "API request to endpoint /api/2.0/x failed with error code 401 != 200. Response body: 'You are not authenticated.'",
+            "HTTP 401: You are not authenticated.",
+        ),
+        (
+            "API request to http://h/api failed with exception HTTPConnectionPool(host='h', port=80): Read timed out. "
+            "(read timeout=10)",
+            "Read timed out",
+        ),
+        ("database is locked", "database is locked"),
+    ],
+)
+def test_what_goes_wrong_with_a_request_is_said_in_few_words(said: str, short: str) -> None:
+    assert store.reason(RuntimeError(said)) == short

@@ -17,6 +17,7 @@ from rich.markup import escape
 from dks.config.errors import RequestError
 from dks.config.methods import method_of
 from dks.config.schema import TrackingKind
+from dks.config.secrets import without_password
 from dks.sweeps import manifest
 from dks.sweeps.command_line import command_line
 from dks.sweeps.launches import LaunchFolder
@@ -111,7 +112,8 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
         try:
             prepare(first.tracking)
         except Unavailable as silence:
-            display.say(f"[yellow]tracking[/]: {escape(str(silence))}; the runs do without, and dks sync sends them later")
+            line = f"{without_password(str(first.tracking.uri))}: {silence}; the runs do without, and dks sync sends them later"
+            display.say(f"[yellow]tracking[/]: {escape(line)}")
     launch = _begin(sweep, launches, launcher, policy)
     try:
         with sending(first.tracking) as sender:

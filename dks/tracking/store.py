@@ -125,11 +125,33 @@ def reason(error: BaseException) -> str:
     """What went wrong with a store, in one line without secrets."""
     original = getattr(error, "orig", None) or error  # SQLAlchemy adds the statement and its values
     lines = str(original).strip().splitlines()
-    text = without_password(lines[0] if lines else type(error).__name__)
+    text = _essence(without_password(lines[0] if lines else type(error).__name__))
     for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
         if secret := os.environ.get(name):
             text = text.replace(secret, "...")
     return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+# What matters in what MLflow's client says of a request: the server's own words, or why it could not be reached.
+_ESSENCES = (
+    r"failed with error code (?P<status>\d+) .*?Response body: '(?P<words>[^']*)",
+    r"\[Errno -?\d+\] (?P<words>[^'\")\]]+)",
+    r"(?P<words>certificate verify failed: [^(]+?) \(",
+    r"(?P<words>[Rr]ead timed out)",
+    r"(?P<words>[Cc]onnection to \S+ timed out)",
+    r"Caused by \w+\((?P<words>[^)]+)",
+)
+
+
+def _essence(text: str) -> str:
+    """The end of a long story of a request; any other text as it is."""
+    if not text.startswith("API request to"):
+        return text
+    for pattern in _ESSENCES:
+        if found := re.search(pattern, text):
+            parts = found.groupdict()
+            return f"HTTP {parts['status']}: {parts['words']}" if parts.get("status") else parts["words"]
+    return text
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -190,13 +212,13 @@ def _explained(tracking: Tracking) -> Iterator[None]:
         if tracking.kind is not TrackingKind.server:
             raise RequestError(f"tracking.uri={uri} cannot be opened: {reason(error)}; or choose tracking=off") from error
         if not is_refusal(error):
-            raise Unavailable(f"{uri} does not answer: {reason(error)}") from error
+            raise Unavailable(f"it does not answer ({reason(error)})") from error
         advice = {
             401: "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
             403: "the account may not, or the server does not know itself by this name (mlflow server --allowed-hosts)",
             404: "no MLflow server is there",
         }.get(status_of(error) or 0, "name the certificate of your own authority in MLFLOW_TRACKING_SERVER_CERT_PATH")
-        raise Unavailable(f"{uri} refuses: {reason(error)}; {advice}") from error
+        raise Unavailable(f"it refuses ({reason(error)}): {advice}") from error
 
 
 @contextmanager
