@@ -123,7 +123,9 @@ def schema(uri: str) -> Schema | None:
 
 def reason(error: BaseException) -> str:
     """What went wrong with a store, in one line without secrets."""
-    original = getattr(error, "orig", None) or error  # SQLAlchemy adds the statement and its values
+    # SQLAlchemy adds remarks, the statement and its values to what the database says.
+    originals = [getattr(cause, "orig", None) for cause in _causes(error)]
+    original = next((each for each in originals if each is not None), error)
     lines = str(original).strip().splitlines()
     text = _essence(without_password(lines[0] if lines else type(error).__name__))
     for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
