@@ -105,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time what tracking costs a run.")
     parser.add_argument("--epochs", type=int, default=30, metavar="N")
     parser.add_argument(
-        "--images", type=int, default=4096, metavar="N", help="of an epoch; 4,096 take about a second on one core"
+        "--images", type=int, default=3072, metavar="N", help="of an epoch, which should take a second"
     )
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
     parser.add_argument("--json", action="store_true", help="for programs")
