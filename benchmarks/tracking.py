@@ -104,9 +104,7 @@ def timed(work: Callable[[], object]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time what tracking costs a run.")
     parser.add_argument("--epochs", type=int, default=30, metavar="N")
-    parser.add_argument(
-        "--images", type=int, default=3072, metavar="N", help="of an epoch, which should take a second"
-    )
+    parser.add_argument("--images", type=int, default=3072, metavar="N", help="of an epoch, which should take a second")
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args()
