@@ -95,10 +95,7 @@ def status(results_dir: str, name: str, scheduler: Scheduler | None = None) -> S
         RequestError: the sweep was not begun in `results_dir`.
     """
     sweep, scheduler = manifest.read(results_dir, name), scheduler or Scheduler()
-    standings = close_dead(survey(sweep.runs_dir, sweep.cell_ids, scheduler))
-    for standing in standings.values():
-        _note_end(standing)
-    return SweepStatus(sweep, standings)
+    return SweepStatus(sweep, close_dead(survey(sweep.runs_dir, sweep.cell_ids, scheduler)))
 
 
 def wait(look: Callable[[], SweepStatus], every: float, console: Console) -> SweepStatus:
@@ -149,14 +146,6 @@ def _withdraw(standing: Standing) -> bool:
     """Mark a cell that has not begun as killed."""
     error = {"type": "Cancelled", "message": "withdrawn before it began"}
     return standing.folder.close(Status.killed, error, {Status.queued})
-
-
-def _note_end(standing: Standing) -> None:
-    """Write down how a job ended that could not do so itself: the scheduler forgets it soon."""
-    if standing.job is None or standing.record is None or standing.state not in (State.failed, State.killed):
-        return
-    error = {"type": "JobEnded", "message": f"job {standing.job_id} ended: {standing.job}"}
-    standing.folder.close(Status(standing.state.value), error, {Status.queued, Status.running})
 
 
 _COLOURS = {State.running: "green", State.failed: "red", State.lost: "red", State.killed: "yellow"}

@@ -118,7 +118,9 @@ def sync(
 
 
 def close_dead(standings: Mapping[str, Standing]) -> dict[str, Standing]:
-    """The same, with the records of runs completed whose process died on this machine without a word."""
+    """The same, with the records completed of runs that could not do so themselves: their process died on this machine without
+    a word, or their job ended, which the scheduler forgets soon.
+    """
     return {cell_id: _closed(standing) for cell_id, standing in standings.items()}
 
 
@@ -203,11 +205,15 @@ def _runs(client: MlflowClient, experiment: str) -> dict[str, Any]:
 
 def _closed(standing: Standing) -> Standing:
     record = standing.record
-    if standing.state is not State.killed or record is None or record.status is not Status.running:
+    if record is None or standing.state not in (State.failed, State.killed):
         return standing
-    error = {"type": "Died", "message": "its process ended without a word"}
-    standing.folder.close(Status.killed, error, {Status.running})
-    return replace(standing, record=standing.folder.read_record())
+    if standing.job is not None:
+        error = {"type": "JobEnded", "message": f"job {standing.job_id} ended: {standing.job}"}
+        closed = standing.folder.close(Status(standing.state.value), error, {Status.queued, Status.running})
+    else:
+        error = {"type": "Died", "message": "its process ended without a word"}
+        closed = record.status is Status.running and standing.folder.close(Status.killed, error, {Status.running})
+    return replace(standing, record=standing.folder.read_record()) if closed else standing
 
 
 def _count(runs: int | Sequence[object]) -> str:
