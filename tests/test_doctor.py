@@ -353,10 +353,10 @@ def test_the_file_system_is_that_of_the_innermost_mount(tmp_path: Path) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text(
         "22 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n"
-        "23 22 0:40 / /home rw shared:2 - nfs4 server:/home rw\n"
-        "24 23 0:41 / /home/my\\040data rw - lustre x:/y rw\n"
+        "23 22 0:40 / /net rw shared:2 - nfs4 server:/net rw\n"
+        "24 23 0:41 / /net/my\\040data rw - lustre x:/y rw\n"
     )
-    places = {"/tmp": "ext4", "/home/me": "nfs4", "/home/my data/runs": "lustre", "/homes": "ext4"}
+    places = {"/var": "ext4", "/net/me": "nfs4", "/net/my data/runs": "lustre", "/nets": "ext4"}
     assert {place: storage.filesystem(Path(place), mounts) for place in places} == places
 
 
