@@ -553,3 +553,27 @@ def test_a_process_that_cannot_be_started_stops_nothing(
 )
 def test_what_goes_wrong_with_a_request_is_said_in_few_words(said: str, short: str) -> None:
     assert store.reason(RuntimeError(said)) == short
+
+
+def test_a_store_that_fails_twice_running_is_not_asked_for_every_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [died(here, f"seed={seed}") for seed in range(4)]
+    asked = []
+
+    def silent(self: shipment.Shipment, **options: Any) -> int:
+        asked.append(self.folder.cell_id)
+        raise ConnectionError("nobody is there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shipment.Shipment, "send", silent)
+        report = sync("runs")
+    assert len(asked) == 2
+    assert [run.problem for run in report.runs] == ["nobody is there"] * len(runs)
+    assert not sync("runs").failed
+
+
+def test_a_damaged_configuration_keeps_no_dead_run_from_being_listed(here: Path) -> None:
+    run = died(here)
+    standings = close_dead(survey("runs", [run.cell_id]))
+    run.config_file.write_text("{")
+    (problem,) = tell_dead(standings)
+    assert "config.yaml cannot be read" in problem

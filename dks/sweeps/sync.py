@@ -132,7 +132,11 @@ def tell_dead(standings: Mapping[str, Standing]) -> list[str]:
         note = Note.read(standing.folder) if standing.state in DEAD else None
         if note is None or note.status != RUNNING:
             continue
-        tracking = standing.folder.read_config().tracking
+        try:
+            tracking = standing.folder.read_config().tracking
+        except RequestError as error:
+            problems.append(str(error))
+            continue
         if tracking.uri == note.uri:
             sent = stores.setdefault((note.uri, tracking.experiment), _Target(tracking, bulk=False)).send(standing, None)
             problems += [sent.problem] if sent.problem else []
@@ -140,7 +144,7 @@ def tell_dead(standings: Mapping[str, Standing]) -> list[str]:
 
 
 class _Target:
-    """A store that runs are sent to; after it has failed it is not asked again."""
+    """A store that runs are sent to; after it could not be opened, or has failed twice running, it is not asked again."""
 
     def __init__(self, tracking: Tracking, bulk: bool = True) -> None:
         """With `bulk`, all runs are asked for at once."""
@@ -150,6 +154,7 @@ class _Target:
         self._experiment = ""
         self._known: dict[str, Any] = {}
         self._problem: str | None = None
+        self._failures = 0  # since it last took something
 
     def send(self, standing: Standing, draw: Draw | None) -> Sent:
         cell_id, folder = standing.folder.cell_id, standing.folder
@@ -162,9 +167,11 @@ class _Target:
         except DeletedRun as error:
             return Sent(cell_id, self.name, problem=f"it was deleted in MLflow; {error}")
         except Exception as error:  # of as many kinds as there are stores and networks
-            if self._client is None:
+            self._failures += 1
+            if self._client is None or self._failures > 1:
                 self._problem = self._problem or reason(error)
             return Sent(cell_id, self.name, problem=reason(error))
+        self._failures = 0
         assert after is not None, "it was sent"
         told = before is None or (before.run_id, before.status, before.ended) != (after.run_id, after.status, after.ended)
         return Sent(cell_id, self.name, points, after.status, told)
