@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from dks.config.schema import Tracking
 from dks.config.secrets import without_password
 from dks.doctor.check import Finding, Level, green, grey, one_line, red, yellow
 from dks.doctor.machine import SKEW, WRONG
-from dks.tracking.store import SQLITE, reason, schema
+from dks.tracking.store import SQLITE, read_sqlite, reason, schema
 
 CONNECT, ANSWER = 3.0, 4.0  # seconds for a connection, and for an answer
 EXPIRES = 14  # days before a certificate's end from which on there is a warning
@@ -123,16 +124,11 @@ def _content(uri: str, name: str, experiment: str) -> Iterator[Finding]:
 
 
 def _connection(uri: str) -> Any:
-    import sqlite3
-
     from sqlalchemy import create_engine
     from sqlalchemy.pool import NullPool
 
     if uri.startswith(SQLITE):
-        place = f"file:{quote(str(Path(uri.removeprefix(SQLITE)).absolute()))}?mode=ro"
-        return create_engine(
-            "sqlite://", creator=lambda: sqlite3.connect(place, uri=True, timeout=CONNECT), poolclass=NullPool
-        ).connect()
+        return create_engine("sqlite://", creator=partial(read_sqlite, uri, CONNECT), poolclass=NullPool).connect()
     waits = {"connect_timeout": round(ANSWER)} if uri.startswith(("postgresql", "mysql")) else {}
     return create_engine(uri, poolclass=NullPool, connect_args=waits).connect()
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from dks.config.errors import RequestError
 from dks.config.secrets import without_password
 from dks.tables.mlflow_store import PARAMS, TAGS, Point, StoredData, StoredRun, chunks, no_experiment, restored
+from dks.tracking.store import SQLITE, read_sqlite
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -127,12 +127,7 @@ def _engine(uri: str, name: str) -> Engine:
         file = Path(url.database or "")
         if not file.is_file():
             raise RequestError(f"{name}: there is no file {file}")
-        place = f"file:{quote(str(file.absolute()))}?mode=ro"  # else SQLite makes the file that it does not find
-
-        def connect() -> sqlite3.Connection:
-            return sqlite3.connect(place, uri=True, timeout=20)
-
-        return create_engine("sqlite://", creator=connect, poolclass=NullPool)
+        return create_engine("sqlite://", creator=partial(read_sqlite, f"{SQLITE}{file.absolute()}"), poolclass=NullPool)
     try:
         return create_engine(url, poolclass=NullPool)
     except (ModuleNotFoundError, NoSuchModuleError) as error:

@@ -187,7 +187,7 @@ def _experiment(client: MlflowClient, name: str) -> str:
 
 def _known_experiment(uri: str, name: str) -> str | None:
     """The id of an experiment in an SQLite store whose schema fits; None where there is none yet."""
-    with closing(_read_sqlite(uri)) as store:
+    with closing(read_sqlite(uri)) as store:
         query = "SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = ?"
         found = store.execute(query, (name,)).fetchone()
     if found is not None and found[1] != "active":
@@ -266,16 +266,21 @@ def _versions_sqlite(uri: str) -> list[str] | None:
     file = Path(uri.removeprefix(SQLITE))
     if not file.exists() or not file.stat().st_size:
         return None
-    with closing(_read_sqlite(uri)) as store:
+    with closing(read_sqlite(uri)) as store:
         tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if "alembic_version" in tables:
             return [version for (version,) in store.execute("SELECT version_num FROM alembic_version")]
         return [] if "experiments" in tables else None
 
 
-def _read_sqlite(uri: str) -> sqlite3.Connection:
+def read_sqlite(uri: str, timeout: float = 20.0) -> sqlite3.Connection:
+    """A connection that can only read, so that SQLite does not make the file it does not find.
+
+    Args:
+        timeout: seconds to wait for whoever writes.
+    """
     place = quote(str(Path(uri.removeprefix(SQLITE)).absolute()))
-    return sqlite3.connect(f"file:{place}?mode=ro", uri=True, timeout=20)
+    return sqlite3.connect(f"file:{place}?mode=ro", uri=True, timeout=timeout)
 
 
 def _versions(uri: str) -> list[str] | None:
