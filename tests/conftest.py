@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
 from slurm_cluster import cluster  # noqa: F401  (a fixture)
 from tracking_services import basic_auth, postgresql, postgresql_server  # noqa: F401  (fixtures)
 
@@ -110,6 +111,21 @@ def reproducible(metrics: Mapping[str, float]) -> dict[str, float]:
         for name, value in metrics.items()
         if name != "train/images_per_second" and not name.startswith(("time/", "system/"))
     }
+
+
+def outcome_of(folder: RunFolder) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, dict[str, float]]]]:
+    """All that must be the same in every run of a cell: the weights, and the journal without what a clock said."""
+    entries = [(entry.epoch, entry.step, reproducible(entry.metrics)) for entry in folder.journal.read()]
+    return load_file(folder.weights_file), entries
+
+
+def assert_same_result(one: RunFolder, other: RunFolder) -> None:
+    """Two finished runs of a cell came out the same, to the last bit."""
+    (weights, entries), (others, other_entries) = outcome_of(one), outcome_of(other)
+    assert entries == other_entries
+    assert weights.keys() == others.keys()
+    assert [name for name in weights if not torch.equal(weights[name], others[name])] == []
+    assert one.confusion_file.read_text() == other.confusion_file.read_text()
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import finished_run, queued, raise_at, reproducible, train
+from conftest import assert_same_result, finished_run, queued, raise_at, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from dks import cli
 from dks.config.errors import RequestError
@@ -346,15 +344,6 @@ def look(dks_here: Command, folder: RunFolder) -> str:
     return said
 
 
-def assert_same(one: RunFolder, other: RunFolder) -> None:
-    """The same weights, and the same metrics but for what a clock said."""
-    weights, others = load_file(one.weights_file), load_file(other.weights_file)
-    assert weights.keys() == others.keys()
-    assert all(torch.equal(weights[name], others[name]) for name in weights)
-    metrics = [[reproducible(entry.metrics) for entry in folder.journal.read()] for folder in (one, other)]
-    assert metrics[0] == metrics[1]
-
-
 @pytest.mark.parametrize("harm", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_a_run_whose_files_were_damaged_goes_on_with_the_same_command(
@@ -376,7 +365,7 @@ def test_a_run_whose_files_were_damaged_goes_on_with_the_same_command(
     assert (record.status, record.label, record.choices["data"]) == (Status.done, "seed=1", "synthetic")
     assert cell_id(folder.read_config()) == folder.cell_id
     assert not folder.checkpoints.exists()
-    assert_same(folder, second_run(made["finished"]))
+    assert_same_result(folder, second_run(made["finished"]))
 
 
 @pytest.mark.parametrize("harm", DAMAGES)
@@ -447,7 +436,7 @@ def test_a_file_that_may_not_be_read_is_no_damaged_one(made: dict[str, Path], dk
     assert not list(folder.path.rglob("*damaged*"))
     status, _, err = dks_here("train", *SWEEP)
     assert status == 0, err
-    assert_same(folder, second_run(made["finished"]))
+    assert_same_result(folder, second_run(made["finished"]))
 
 
 # --- files of a sweep
@@ -498,7 +487,7 @@ def test_a_launch_whose_file_was_damaged_stops_nobody(
     status, _, err = dks_here("train", *SWEEP)
     assert status == 0, err
     assert "Traceback" not in err
-    assert_same(folder, second_run(made["finished"]))
+    assert_same_result(folder, second_run(made["finished"]))
 
 
 @pytest.mark.slow

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import ROOT, TINY, queued, reproducible, train
-from safetensors.torch import load_file
+from conftest import ROOT, TINY, assert_same_result, queued, train
 from tracking_services import assert_holds_journal, mlflow_client
 
 from dks.config.schema import Tracking
@@ -30,19 +28,6 @@ from dks.training.run import Outcome, run_cell
 EPOCHS = 3
 RECORD = ".record.json"  # the draft of a record; its name goes on with the number of the process
 SMALL = ("recipe.batch_size=16", f"recipe.epochs={EPOCHS}")
-
-
-def outcome_of(folder: RunFolder) -> tuple[dict[str, torch.Tensor], list[Any]]:
-    """The weights, and the journal without what a clock said."""
-    entries = [(each.epoch, each.step, reproducible(each.metrics)) for each in folder.journal.read()]
-    return load_file(folder.weights_file), entries
-
-
-def assert_same(one: RunFolder, other: RunFolder) -> None:
-    (weights, entries), (others, other_entries) = outcome_of(one), outcome_of(other)
-    assert entries == other_entries
-    assert weights.keys() == others.keys()
-    assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 def drafts(folder: RunFolder) -> list[Path]:
@@ -126,7 +111,7 @@ def test_a_full_disk_fails_the_run_with_one_line_and_the_same_call_goes_on(
     assert look_up(str(tmp_path / "runs"), folder.cell_id)[0] is State.killed, "not even the record could be written"
     assert queued(tmp_path, *SMALL).path == folder.path
     assert run_cell(folder.path) is Outcome.done
-    assert_same(straight, folder)
+    assert_same_result(straight, folder)
 
 
 def test_the_record_says_why_where_there_is_room_for_it(
@@ -150,7 +135,7 @@ def test_the_record_says_why_where_there_is_room_for_it(
     assert (record.status, record.error["type"]) == (Status.failed, "DiskFull")
     assert record.error["message"].startswith(f"{folder.checkpoints / 'last.pt'} cannot be written: the disk at ")
     assert run_cell(folder.path) is Outcome.done
-    assert_same(straight, folder)
+    assert_same_result(straight, folder)
 
 
 @pytest.mark.parametrize("number", [28, 122])
@@ -296,7 +281,7 @@ class TestRealDisk:
         small_disk.make_room()
         if outcome is Outcome.failed:
             assert run_cell(folder.path) is Outcome.done
-        assert_same(straight, folder)
+        assert_same_result(straight, folder)
 
     def test_a_command_on_a_full_disk_ends_with_one_line_and_the_same_command_goes_on(
         self, small_disk: SmallDisk, tmp_path: Path

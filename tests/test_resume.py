@@ -20,10 +20,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, TINY, queued, reproducible, start
+from conftest import ROOT, TINY, assert_same_result, queued, start
 from PIL import Image
-from safetensors.torch import load_file
-from torch import Tensor
 
 from dks.config.schema import Augmentation, Data
 from dks.data.batches import Normalise, TrainingBatches
@@ -66,18 +64,9 @@ def record_of(folder: RunFolder) -> Record:
     return record
 
 
-def outcome_of(folder: RunFolder) -> tuple[dict[str, Tensor], list[tuple[int, int, dict[str, float]]]]:
-    """All that must be the same: the weights, and the journal without what a clock said."""
-    entries = [(entry.epoch, entry.step, reproducible(entry.metrics)) for entry in folder.journal.read()]
-    return load_file(folder.weights_file), entries
-
-
 def assert_same(one: RunFolder, other: RunFolder) -> None:
-    (weights, entries), (others, other_entries) = outcome_of(one), outcome_of(other)
-    assert entries == other_entries
-    assert weights.keys() == others.keys()
-    assert [name for name in weights if not torch.equal(weights[name], others[name])] == []
-    assert one.confusion_file.read_text() == other.confusion_file.read_text()
+    """The same result, and the same of it in the records."""
+    assert_same_result(one, other)
     assert record_of(one).final.keys() == record_of(other).final.keys()
     assert record_of(one).status is record_of(other).status is Status.done
     assert not one.checkpoints.exists() and not other.checkpoints.exists()
