@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder
 
 from dks import data
 from dks.config.errors import RequestError
-from dks.config.schema import Augmentation, Data
+from dks.config.schema import Augmentation, Compute, Data
 from dks.data.batches import Normalise, TestBatches, channel_statistics, evaluation_batches
 from dks.data.holdout import hold_out
 from dks.data.images import ImageFiles
@@ -23,6 +23,7 @@ from dks.data.streaming import StreamedTest
 from dks.models.network import SupervisedNetwork
 from dks.sweeps.ledger import look_up
 from dks.terminal import Display
+from dks.training.arithmetic import choose_operations
 from dks.training.environment import pick_device
 from dks.training.metrics import evaluate, suffix
 from dks.weights import file_network, fingerprint, run_network
@@ -92,7 +93,7 @@ def evaluate_run(
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(record.attempts[0].threads if record.attempts else threads)
-        metrics = _tested(network, batches, where)
+        metrics = _tested(network, batches, where, config.compute)
     finally:
         torch.set_num_threads(threads)
     subject = {"cell_id": cell_id, "data": str(config.data.name)}
@@ -141,12 +142,16 @@ def evaluate_file(
         "images": str(folder.root),
         "protocol": protocol.value,
     }
-    return Evaluation(subject, len(files), network.classifiers, _tested(network, batches, where))
+    return Evaluation(subject, len(files), network.classifiers, _tested(network, batches, where, Compute()))
 
 
-def _tested(network: SupervisedNetwork, batches: TestBatches | StreamedTest, device: torch.device) -> dict[str, float]:
+def _tested(
+    network: SupervisedNetwork, batches: TestBatches | StreamedTest, device: torch.device, compute: Compute
+) -> dict[str, float]:
+    choose_operations(compute)
     network.to(device).to(memory_format=torch.channels_last)
-    return evaluate(network, Display.current().track(_read(batches), len(batches), "testing"), device)
+    watched = Display.current().track(_read(batches), len(batches), "testing")
+    return evaluate(network, watched, device, precision=compute.precision)
 
 
 def _read(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -136,7 +136,7 @@ def test_flops_agree_with_the_counter_run_over_the_whole_network(backbone: tuple
     with FlopCounterMode(display=False) as counter:
         logits = network.train()(image)
         forward = counter.get_total_flops()
-        Objective(given, None)(image, logits, label).total.backward()
+        Objective(given, None)(logits, label).total.backward()
     counted = flops(given)
     assert (counted.forward, counted.step) == (forward, counter.get_total_flops())
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -251,8 +251,8 @@ def test_a_probe_takes_a_teacher_along_and_fetches_nothing(monkeypatch: pytest.M
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
     built: list[torch.nn.Module | None] = []
-    objective = probing.Objective
-    monkeypatch.setattr(probing, "Objective", lambda given, teacher: built.append(teacher) or objective(given, teacher))
+    step = probing.Step
+    monkeypatch.setattr(probing, "Step", lambda *given: built.append(given[3]) or step(*given))
     monkeypatch.setattr(probing, "convolution_rate", lambda *_: 1e12)  # whatever else this machine does now
     data = (*SYNTHETIC, "data.num_classes=1000", "recipe.batch_size=8")
     assert probe(config("backbone=resnet8", "method=kd_c1", "teacher=resnet50", *data), 1.0, threads=1) is not None

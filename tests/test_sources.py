@@ -523,7 +523,7 @@ def test_reading_imports_neither_torch_nor_mlflow(filled: tuple[Path, str, dict[
 def test_a_run_knows_the_operations_of_its_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dks.forecast import flops
 
-    run = finished_run(tmp_path, "data.holdout=16", "deterministic=true")
+    run = finished_run(tmp_path, "data.holdout=16", "compute=deterministic")
     record = run.read_record()
     assert record is not None
     assert record.cost["training_flops"] == flops.flops(run.read_config()).step * (64 - 16) * 2 > 0

@@ -36,6 +36,7 @@ SCHEMA_VERSION = 1
 EXECUTION_ONLY = frozenset(
     {
         "backbone.activation_checkpointing",
+        "compute.cuda_graphs",
         "data.download",
         "data.name",
         "data.root",

@@ -78,6 +78,14 @@ class TrackingKind(str, Enum):
     server = "server"  # an MLflow server
 
 
+class Precision(str, Enum):
+    """What convolutions and matrix products compute in; weights, losses and batch normalisation's statistics are float32."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"  # the range of float32, 8 bits of mantissa
+    fp16 = "fp16"  # 11 bits of mantissa; the loss is scaled so that small gradients do not vanish
+
+
 @dataclass
 class Stage:
     """One stage of a branch; its first block halves the resolution."""
@@ -231,6 +239,21 @@ class Tracking:
 
 
 @dataclass
+class Compute:
+    """How the arithmetic of a run is done: what is not as in `compute=standard` is told beneath every table."""
+
+    precision: Precision = Precision.fp32
+    tf32: bool = False  # CUDA: products of float32 with 11 bits of mantissa, on tensor cores
+    compile: bool = False  # torch.compile: some minutes before the first step; the CPU needs a C++ compiler for it
+    # CUDA: only operations that give the same bits every time, which a run that is to go on exactly needs; they are slower, and
+    # a network that has none for some layer is refused. On the CPU all operations are of that kind.
+    deterministic: bool = False
+    cuda_graphs: bool = (
+        False  # CUDA: record a step once and replay it, which spares small networks the launching of each kernel
+    )
+
+
+@dataclass
 class Config:
     """One training run. `seed` and everything that can change a result make up the identity of its cell."""
 
@@ -243,11 +266,9 @@ class Config:
     label_noise: LabelNoise = field(default_factory=LabelNoise)
     data: Data = field(default_factory=Data)
     recipe: Recipe = field(default_factory=Recipe)
+    compute: Compute = field(default_factory=Compute)
     tracking: Tracking = field(default_factory=Tracking)
     seed: int = 0  # of the initial weights, the order of the images, the augmentation and the label noise
-    # CUDA: only operations that give the same bits every time, which a run that is to go on exactly needs; they are slower, and
-    # a network that has none for some layer is refused. On the CPU all operations are of that kind.
-    deterministic: bool = False
     device: str = "auto"  # auto (cuda where there is one), cpu, cuda, cuda:1, ...
     threads: int | None = None  # CPU threads of torch; None: all cores
     eval_batch_size: int = 500  # images a step in evaluation

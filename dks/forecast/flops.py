@@ -78,7 +78,7 @@ def _count(config: Config, size: tuple[int, int]) -> Flops:
     def step() -> Iterator[None]:
         logits = network.train()(image)
         yield
-        objective(image, logits, label).total.backward()
+        objective(logits, label, objective.teach(image)).total.backward()
 
     forward, whole = folded.count(step)
     plain = network.strip().eval()

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.optim import SGD
 
 from dks.config.schema import Config
 from dks.data.batches import Batch, Normalise, evaluation_batches, training_batches
@@ -27,7 +26,7 @@ from dks.training.environment import available_threads, pick_device
 from dks.training.finite import FiniteGuard
 from dks.training.memory import MIB, PeakMemory
 from dks.training.metrics import Tally, evaluate, training_losses
-from dks.training.objective import Objective
+from dks.training.step import Step
 
 FLOAT = 4  # bytes of a float32
 FEWEST = 4  # images in a step from which a larger step can be judged
@@ -116,12 +115,8 @@ class _Prober:
         teacher = untrained_teacher(config)
         if teacher is not None:
             teacher = teacher.to(device).to(memory_format=torch.channels_last)
-        self.objective = Objective(config, teacher)
         self._normalise = Normalise([0.5] * 3, [0.25] * 3, device)
-        recipe = config.recipe
-        self.optimizer = SGD(
-            self.network.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
-        )
+        self.step = Step(config, self.network, device, teacher)
 
     def measure(self, budget: float, rate: float) -> Probe | None:
         """Args:
@@ -178,12 +173,10 @@ class _Prober:
         self._wait()
         begun = time.perf_counter()
         for step, batch in zip(range(steps), _endless(batches.epoch), strict=False):
-            logits = self.network(batch.images)
-            loss = self.objective(batch.images, logits, batch.labels)
+            outputs = self.step.forward(batch)
+            logits, loss = outputs
             guard.check(1, step, loss, batch.weight)
-            self.optimizer.zero_grad()
-            loss.total.backward()
-            self.optimizer.step()
+            self.step.update(outputs, batch)
             tally.add_losses(training_losses(loss), len(batch.labels))
             tally.add_errors(logits, batch.labels, top=(1,))
         self._wait()
@@ -202,7 +195,7 @@ class _Prober:
         while len(took) < 2 or (len(took) < 5 and time.perf_counter() + took[-1] < end):
             self._wait()
             begun = time.perf_counter()
-            evaluate(self.network, batches, self.device)
+            evaluate(self.network, batches, self.device, precision=self.config.compute.precision)
             took.append((time.perf_counter() - begun) / count)
         return statistics.median(took[1:])  # the first one wakes everything up
 

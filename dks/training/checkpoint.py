@@ -43,7 +43,7 @@ class State:
 
     progress: Progress
     network: dict[str, Tensor]
-    optimizer: dict[str, Any]
+    step: dict[str, Any]  # of the optimiser and of the scaling of the loss
     processes: list[dict[str, Any]]  # of each process by its rank: random generators, sums of the epoch under way
     seconds: float  # spent in the epoch under way
     metrics: dict[str, float]  # of the training of a whole epoch whose evaluation is to follow; else none

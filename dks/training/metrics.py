@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dks.config.schema import Precision
 from dks.losses import Loss
 from dks.models.network import SupervisedNetwork
+from dks.training.arithmetic import autocast
 from dks.training.confusion import Confusion
 from dks.world import ALONE, World
 
@@ -94,6 +96,7 @@ def evaluate(
     world: World = ALONE,
     prefix: str = "test",
     confusion: Confusion | None = None,
+    precision: Precision = Precision.fp32,
 ) -> dict[str, float]:
     """The losses and errors of every classifier over the images of all processes, by the names of the journal.
 
@@ -102,13 +105,15 @@ def evaluate(
         batches: normalised images (N, 3, H, W) and labels (N,) of this process, on any device.
         prefix: what the names begin with.
         confusion: counts what is taken for what, if given.
+        precision: that the network computes in.
     """
     tally = Tally()
     network.eval()
     world.synchronise(network)
     for images, labels in batches:
         labels = labels.to(device, non_blocking=True)
-        logits = network(images.to(device, non_blocking=True))
+        with autocast(precision, device):
+            logits = network(images.to(device, non_blocking=True))
         tally.add_losses(test_losses(logits, labels), len(labels))
         predictions = tally.add_errors(logits, labels, top=(1, 5))
         if confusion is not None:

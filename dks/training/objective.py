@@ -24,12 +24,24 @@ class Objective:
         self.synergy = SynergyLoss(config.matching_strategy.name, config.loss.alpha, config.loss.beta, config.loss.form)
         self.distillation = DistillationLoss(kd.students, kd.temperature, kd.weight, kd.scale_by_t2)
 
-    def __call__(self, images: Tensor, logits: dict[str, Tensor], labels: Tensor) -> Loss:
-        """The loss of one batch; the teacher sees the very images that the network saw, once."""
-        loss: Loss = self.synergy(logits, labels)
+    def teach(self, images: Tensor) -> Tensor | None:
+        """What the teacher says, (N, K), to the very images that the network sees; None without a teacher."""
         if self.teacher is None:
-            return loss
+            return None
         with torch.no_grad():
-            taught = self.teacher(images)
+            taught: Tensor = self.teacher(images)
+        return taught
+
+    def __call__(self, logits: dict[str, Tensor], labels: Tensor, taught: Tensor | None = None) -> Loss:
+        """The loss of one batch.
+
+        Args:
+            logits: classifier -> (N, K).
+            labels: (N,), class indices.
+            taught: as `teach` gives it.
+        """
+        loss: Loss = self.synergy(logits, labels)
+        if taught is None:
+            return loss
         distilled = self.distillation(logits, taught)
         return Loss(loss.total + distilled, {**loss.parts, "loss_kd": distilled})

@@ -36,6 +36,7 @@ from dks.tracking.journal import Entry, now, sync_folder
 from dks.tracking.record import Attempt, Record, RunFolder, Status, results_of, write_atomically
 from dks.tracking.sender import NoSender, Sender, sending
 from dks.training import checkpoint
+from dks.training.arithmetic import choose_operations
 from dks.training.confusion import to_csv
 from dks.training.environment import (
     available_threads,
@@ -208,8 +209,10 @@ def _trainer(
     system: Callable[[], dict[str, float]] = dict,
 ) -> Trainer:
     """Data, network and teacher of a configuration, ready to train; the same on every process."""
-    _choose_operations(config.deterministic)
+    choose_operations(config.compute)
     device = pick_device(config.device, world.local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what names no device of its own, such as an event, is to be on this one
     train, val, test, changed = _data(config)
     for name, images in (("held-out", val), ("test", test)):
         if images is not None and len(images) < world.size:
@@ -222,12 +225,6 @@ def _trainer(
     if teacher is not None:
         teacher = teacher.to(device).to(memory_format=torch.channels_last)
     return Trainer(config, network, train, test, changed, device, folder, observers, interruption, teacher, world, val, system)
-
-
-def _choose_operations(deterministic: bool) -> None:
-    """Only those that give the same bits every time, or whichever are fast."""
-    torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.deterministic = deterministic
 
 
 def _data(config: Config) -> tuple[Images, Images | None, Images, Tensor]:

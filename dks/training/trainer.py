@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
 
 from dks.config.schema import Config
 from dks.data.batches import Batch, Normalise, TestBatches, channel_statistics, evaluation_batches, training_batches
@@ -23,9 +22,9 @@ from dks.training.confusion import Confusion
 from dks.training.finite import FiniteGuard
 from dks.training.interruption import Interrupted, Interruption
 from dks.training.metrics import Tally, evaluate, training_losses
-from dks.training.objective import Objective
 from dks.training.phases import Phases
 from dks.training.schedule import is_milestone, learning_rate
+from dks.training.step import Step
 from dks.world import ALONE, World
 
 if TYPE_CHECKING:
@@ -85,6 +84,7 @@ class Trainer:
         recipe = config.recipe
         normalise = Normalise(*channel_statistics(config, train), device)
         self.recipe, self.network, self.device, self.folder = recipe, network, device, folder
+        self.precision = config.compute.precision
         self.observers, self.interruption, self.world, self.system = observers, interruption, world, system
         self.train_batches = training_batches(config, train, normalise, device, world)
         self.evaluations = {
@@ -93,10 +93,7 @@ class Trainer:
             if images is not None
         }
         self.train_images, self.changed_labels = len(train), changed_labels
-        self.objective = Objective(config, teacher)
-        self.optimizer: Optimizer = SGD(
-            network.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
-        )
+        self.step = Step(config, network, device, teacher, world)
         self.guard = FiniteGuard(world)
         self.progress = self.saved = Progress()  # where this run is, and where its newest checkpoint is
         self.tally, self.seconds, self.phases = Tally(), 0.0, Phases(device)  # of the epoch under way
@@ -106,7 +103,6 @@ class Trainer:
         self.classes = config.data.num_classes
         self.side = train.images.shape[-2:] if isinstance(train, ImageSet) else (config.data.image_size or 1,) * 2
         self.entries = folder.journal.read() if world.is_main else []
-        self.replica = world.replicate(network)
         self._restore(self.side)
 
     def fit(self) -> list[Entry]:
@@ -132,10 +128,10 @@ class Trainer:
         """The epoch under way, from where it stands."""
         finished, started = self.progress.epoch, time.perf_counter() - self.seconds
         lr = learning_rate(self.recipe, finished)
-        for group in self.optimizer.param_groups:
+        for group in self.step.optimizer.param_groups:
             group["lr"] = lr
         if self.recipe.reset_momentum and self.progress.batch == 0 and is_milestone(self.recipe, finished):
-            self.optimizer.state.clear()
+            self.step.optimizer.state.clear()
         self.network.train()
         self.phases.begin()
         for batch in self.train_batches.epoch(finished + 1, first=self.progress.batch):
@@ -156,16 +152,14 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         self.progress = replace(self.progress, step=self.progress.step + 1, batch=self.progress.batch + 1)
-        logits = self.replica(batch.images)
-        loss = self.objective(batch.images, logits, batch.labels)
+        outputs = self.step.forward(batch)
+        logits, loss = outputs
         self.guard.check(self.progress.epoch + 1, self.progress.step, loss, batch.weight)
         if batch.weight:
             self.tally.add_losses(training_losses(loss), len(batch.labels))
             self.tally.add_errors(logits, batch.labels, top=(1,))
         self.phases.end("forward")
-        self.optimizer.zero_grad()
-        (loss.total * batch.weight).backward()
-        self.optimizer.step()
+        self.step.update(outputs, batch)
         self.phases.end("backward")
         for observer in self.observers:
             observer.stepped(len(batch.labels) * self.world.size)
@@ -189,7 +183,7 @@ class Trainer:
         last = prefix == "test" and self.progress.epoch == self.recipe.epochs
         confusion = Confusion(self.classes) if last else None
         batches = self._until_asked(self.evaluations[prefix])
-        metrics = evaluate(self.network, batches, self.device, self.world, prefix, confusion)
+        metrics = evaluate(self.network, batches, self.device, self.world, prefix, confusion, self.precision)
         if confusion is not None:
             self.confusion = confusion.read(self.world)
         return metrics
@@ -221,7 +215,7 @@ class Trainer:
             state = checkpoint.State(
                 progress=self.progress,
                 network=self.network.state_dict(),
-                optimizer=self.optimizer.state_dict(),
+                step=self.step.state_dict(),
                 processes=processes,
                 seconds=self.seconds,
                 metrics=self.metrics,
@@ -249,7 +243,7 @@ class Trainer:
             self.seconds, self.metrics = state.seconds, state.metrics
             self.phases = Phases(self.device, state.phases)
             self.network.load_state_dict(state.network)
-            self.optimizer.load_state_dict(state.optimizer)
+            self.step.load_state_dict(state.step)
             rank, size = self.world.rank, self.world.size
             self.tally = Tally.restored([each["tally"] for each in state.processes[rank::size]], self.device)
             if rank < len(state.processes):
@@ -268,5 +262,4 @@ class Trainer:
         """
         images = torch.zeros(2, 3, *side, device=self.device).to(memory_format=torch.channels_last)
         labels = torch.zeros(2, dtype=torch.int64, device=self.device)
-        self.objective(images, self.replica(images), labels).total.backward()
-        self.optimizer.zero_grad()
+        self.step.rehearse(images, labels)
