@@ -270,6 +270,12 @@ def run(
         show(what, results)
 
 
+def say(line: str) -> None:
+    """Tell whoever looks at the terminal what is being measured."""
+    if sys.stderr.isatty():
+        print(line, file=sys.stderr, flush=True)
+
+
 def show(title: str, results: Sequence[Result]) -> None:
     """A table on standard output; without frames where that is no terminal."""
     from rich import box

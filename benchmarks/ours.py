@@ -1,0 +1,46 @@
+"""Our training step and evaluation, with the parts that a run has, but without its folder."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from dks.config.schema import Config
+from dks.data.batches import Batch
+from dks.data.images import ImageSet
+from dks.models import build_network
+from dks.tracking.record import RunFolder
+from dks.training.interruption import Interruption
+from dks.training.metrics import evaluate
+from dks.training.trainer import Trainer
+
+
+class Ours:
+    """As `plain_loop.PlainLoop`."""
+
+    def __init__(self, config: Config, train: ImageSet, test: ImageSet, device: torch.device) -> None:
+        network = build_network(config).to(device).to(memory_format=torch.channels_last)
+        folder = RunFolder(Path(tempfile.gettempdir()) / "no run")  # nothing is read there, and nothing written
+        self.trainer = Trainer(config, network, train, test, torch.empty(0), device, folder, [], Interruption())
+        self._batches = self._endless()
+
+    def steps(self, count: int) -> float:
+        """Take that many steps, without end over the training set; returns the mean loss since the first one."""
+        self.trainer.network.train()
+        for _ in range(count):
+            self.trainer._step(next(self._batches))
+        self.trainer.guard.flush()
+        return self.trainer.tally.read("train")["train/loss"]  # waits for the device
+
+    def evaluate(self) -> float:
+        """The top-1 error of c1 on the test set, percent."""
+        trainer = self.trainer
+        return evaluate(trainer.network, trainer.evaluations["test"], trainer.device)["test/top1_error"]
+
+    def _endless(self) -> Iterator[Batch]:
+        for number in itertools.count(1):
+            yield from self.trainer.train_batches.epoch(number)

@@ -1,0 +1,100 @@
+"""Training steps: each network of the paper, ours against the plain loop.
+
+    python benchmarks/step.py [--networks resnet32,wrn28_10] [--methods dks] [--precision fp32,bf16] [--device cuda]
+
+A step is everything from the images in memory to the new weights and the loss that is read, augmentation included; evaluation,
+journal and checkpoints are not (`epoch.py` has them). Both ways train the same network with the same recipe and batch size, on
+random images of the network's own size. On a GPU the batch is the recipe's; on a CPU that of a large network is smaller, so
+that a step takes seconds and not minutes. The limit is a large matrix product in the same precision, measured before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from functools import partial
+
+import torch
+from matrix_product import limit
+from measure import Bound, Result, in_turn, run, say, seconds_of
+from ours import Ours
+from plain_loop import PlainLoop
+from workload import METHODS, NETWORKS, add_choices, batch_size, configuration, random_images
+
+from dks.forecast.flops import flops
+
+# (device, network, method, precision) -> how many times as fast as the plain loop
+WANTED = {
+    ("cpu", "resnet32", "dks", "fp32"): 1.4,
+    ("cpu", "resnet32", "dks", "bf16"): 2.3,
+    ("cuda", "resnet32", "dks", "bf16"): 4.0,
+    ("cuda", "wrn28_10", "dks", "bf16"): 2.0,
+}
+NOT_SLOWER = 1.0  # any other network, with dks in fp32
+MOST = 1.5e11  # floating-point operations of a step on a CPU
+SECONDS = 2.0  # that the steps of a round take, about, and one step at least; with --short a quarter
+
+
+def measure(options: argparse.Namespace) -> list[Result]:
+    if options.short:
+        options.networks, options.methods = options.networks[:1], options.methods[-1:]
+    found = []
+    for network in options.networks:
+        for method in options.methods:
+            say(f"{network} {method}")
+            found.append(measure_one(network, method, options))
+    return found
+
+
+def measure_one(network: str, method: str, options: argparse.Namespace) -> Result:
+    """All ways to train one network."""
+    device = torch.device(options.device)
+    operations = flops(configuration(network, method)).step / 1e9
+    batch = options.batch or batch_size(configuration(network, method), math.inf if device.type == "cuda" else MOST)
+    overrides = (f"recipe.batch_size={batch}", f"device={options.device}")
+    config = configuration(network, method, *overrides)
+    train, test = random_images(config, 4 * batch), random_images(config, batch)
+    trained = {"plain": PlainLoop(config, train, test, device)}
+    trained |= {
+        precision: Ours(configuration(network, method, *overrides), train, test, device) for precision in options.precision
+    }
+    steps = {way: count_steps(each, SECONDS / (4 if options.short else 1)) for way, each in trained.items()}
+    seconds = in_turn({way: partial(each.steps, steps[way]) for way, each in trained.items()}, options.repeats)
+    rates = {way: [steps[way] * batch / each for each in found] for way, found in seconds.items()}
+    figures = {}
+    for way, found in rates.items():
+        reached = operations * statistics.median(found)
+        figures[way] = {"GFLOP/s": reached, "% of the limit": 100 * reached / limit("fp32" if way == "plain" else way, device)}
+    return Result(
+        f"{network} {method}, batch {batch}",
+        "images/s",
+        rates,
+        "plain",
+        more_is_better=True,
+        figures=figures,
+        wanted={way: bounds for way in options.precision if (bounds := wanted(device.type, network, method, way))},
+        note=f"{operations * batch:,.1f} GFLOP a step of {network} {method}",
+    )
+
+
+def count_steps(trained: PlainLoop | Ours, seconds: float) -> int:
+    """Steps that take about so long, after one that wakes everything up."""
+    trained.steps(1)
+    return max(1, round(seconds / seconds_of(lambda: trained.steps(1))))
+
+
+def wanted(device: str, network: str, method: str, precision: str) -> list[Bound]:
+    least = WANTED.get((device, network, method, precision))
+    if least is None and (method, precision) == ("dks", "fp32"):
+        least = NOT_SLOWER
+    return [] if least is None else [Bound("ratio", at_least=least)]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_choices(parser, networks=NETWORKS, methods=METHODS, precision=("fp32", "bf16"))
+    parser.add_argument("--batch", type=int, metavar="N", help="images a step")
+
+
+if __name__ == "__main__":
+    run(__doc__, measure, add_options)
