@@ -284,7 +284,8 @@ def show(title: str, results: Sequence[Result]) -> None:
 
     to_terminal = sys.stdout.isatty()
     console = Console(highlight=False, width=None if to_terminal else 200)
-    table = Table(title=title, title_justify="left", box=box.ROUNDED if to_terminal else None, pad_edge=False)
+    console.print(f"{title}\n")
+    table = Table(box=box.ROUNDED if to_terminal else None, pad_edge=False)
     lines = [line for result in results for line in rows(result)]
     used = [column for column in range(len(HEAD)) if any(line[column] for line in lines)]
     for column in used:

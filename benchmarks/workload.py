@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import measure  # noqa: F401  (puts the checkout on sys.path)
 import torch
@@ -25,15 +25,37 @@ METHODS = ("baseline", "ds", "dks")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
+def as_typed(network: str, method: str, sizes: Mapping[str, int] | None = None) -> list[str]:
+    """What one types behind `dks train`: CIFAR-100 or ImageNet, but for the images themselves.
+
+    Args:
+        sizes: "images" and "test-images" of the sets, and "epochs".
+    """
+    side, classes = (224, 1000) if network in IMAGENET else (32, 100)
+    typed = [
+        "tracking=off",
+        f"backbone={network}",
+        f"method={method}",
+        "data=synthetic",
+        f"data.image_size={side}",
+        f"data.num_classes={classes}",
+    ]
+    keys = {"images": "data.train_images", "test-images": "data.test_images", "epochs": "recipe.epochs"}
+    return [*typed, *(f"{keys[name]}={value}" for name, value in (sizes or {}).items())]
+
+
 def configuration(network: str, method: str, *overrides: str) -> Config:
-    """That of `python train.py`, on CIFAR-100 or ImageNet but for the images themselves.
+    """The resolved configuration of a run.
 
     Raises:
         RequestError: an override is wrong.
     """
-    side, classes = (224, 1000) if network in IMAGENET else (32, 100)
-    data = ("data=synthetic", f"data.image_size={side}", f"data.num_classes={classes}")
-    return resolve(compose_here([f"backbone={network}", f"method={method}", *data, "tracking=off", *overrides]))
+    return resolve(compose_here([*as_typed(network, method), *overrides]))
+
+
+def in_precision(precision: str) -> tuple[str, ...]:
+    """The overrides that it takes."""
+    return () if precision == "fp32" else (f"compute.precision={precision}",)
 
 
 def random_images(config: Config, count: int) -> ImageSet:
