@@ -75,6 +75,8 @@ class Spread:
         return cls(statistics.median(values), tenths[0], tenths[-1])
 
     def __str__(self) -> str:
+        if self.low == self.high:
+            return number(self.median)
         return f"{number(self.median)} ({number(self.low)} to {number(self.high)})"
 
 
@@ -249,10 +251,11 @@ def run(
     parser.add_argument("--short", action="store_true", help="smaller, a minute at most")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("--save", action="store_true", help="keep the results in benchmarks/results/")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     if add_options is not None:
         add_options(parser)
     options = parser.parse_args(arguments)
+    options.device = _device(options.device)
     options.repeats = options.repeats or (3 if options.short else repeats)
     if options.save and (options.short or not (FOLDER.parent / "pyproject.toml").exists()):
         parser.error("--save: what is kept is measured in a checkout, and without --short")
@@ -306,6 +309,13 @@ def keep(path: Path, found: Mapping[str, Any]) -> None:
     runs = [earlier for earlier in runs if earlier["results"]] + [found]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_compact(json.dumps({"runs": runs}, indent=1)) + "\n", encoding="utf-8")
+
+
+def _device(name: str) -> str:
+    """Which one "auto" is."""
+    from dks.training.environment import pick_device
+
+    return str(pick_device(name))
 
 
 def _compact(text: str) -> str:

@@ -1,4 +1,6 @@
-"""How long 10,000 cells take from overrides to identities: `python benchmarks/planning.py [--data digits] [--json]`.
+"""Planning a large sweep: 10,000 cells from overrides to identities, in one plan and with Hydra for every cell.
+
+    python benchmarks/planning.py [--cells 10000] [--data digits]
 
 The cells are branch designs x matching strategies x learning rates x seeds. "Hydra for every cell" is `compose` and `resolve`
 called afresh for each, measured on a sample spread over all cells and scaled up. "One plan" is what `dks sweep plan` does: one
@@ -9,18 +11,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import platform
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout that this file is part of
+from measure import Result, in_turn, run
 
 from dks.config.compose import Composed, from_hydra, register_schema
 from dks.config.composer import Composer
@@ -54,67 +51,54 @@ def identities(config: Config) -> tuple[str, str, str]:
     return cell_id(config), config_id(config), config_id(baseline_of(config))
 
 
-def timed(work: Callable[[Any], Any], items: Iterable[Any]) -> tuple[float, list[Any]]:
-    """Seconds for all items, and what came out."""
-    started = time.perf_counter()
-    results = [work(item) for item in items]
-    return time.perf_counter() - started, results
+def hydra_for_every_cell(cells: Sequence[tuple[str, ...]], kept: dict[tuple[str, ...], Any]) -> None:
+    """Keeps the identities."""
+    for cell in cells:
+        kept[cell] = identities(resolve(through_hydra(cell)))
 
 
-def measure(cells: list[tuple[str, ...]], sample: int) -> dict[str, dict[str, float]]:
-    """Way -> part -> seconds for all cells.
+def one_plan(cells: Sequence[tuple[str, ...]], kept: dict[tuple[str, ...], Any]) -> None:
+    """Keeps the identities; also finds that none of the cells has been begun."""
+    from dks.sweeps.ledger import survey
 
+    composer, resolver = Composer(through_hydra), Resolver()
+    for cell in cells:
+        kept[cell] = identities(resolver(composer(cell)))
+    with tempfile.TemporaryDirectory() as folder:
+        survey(folder, [first for first, _, _ in kept.values()])
+
+
+def measure(options: argparse.Namespace) -> list[Result]:
+    """
     Raises:
         AssertionError: both ways disagree about a cell of the sample.
     """
-    through_hydra(cells[0])  # imports
-    identities(resolve(through_hydra(cells[0])))
-    few = cells[:: max(1, len(cells) // sample)]
-    factor = len(cells) / len(few)
-    plain, ours = {}, {}
-    plain["compose"], composed = timed(through_hydra, few)
-    plain["resolve"], resolved = timed(resolve, composed)
-    plain["identities"], expected = timed(identities, resolved)
-    plain = {part: seconds * factor for part, seconds in plain.items()}
-    ours["compose"], composed = timed(Composer(through_hydra), cells)
-    ours["resolve"], resolved = timed(Resolver(), composed)
-    ours["identities"], found = timed(identities, resolved)
-    assert [found[cells.index(cell)] for cell in few] == expected, "both ways must name the same cells"
-    ours["look up, none begun"] = look_up_missing([first for first, _, _ in found])
-    return {"hydra for every cell": plain, "one plan": ours}
-
-
-def look_up_missing(cell_ids: list[str]) -> float:
-    """Seconds to find that none of these cells has been begun."""
-    from dks.sweeps.ledger import survey
-
-    with tempfile.TemporaryDirectory() as folder:
-        return timed(lambda cells: survey(folder, cells), [cell_ids])[0]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Time the planning of a sweep.")
-    parser.add_argument("--data", default="synthetic", choices=("synthetic", "digits"))
-    parser.add_argument("--cells", type=int, default=10_000, metavar="N")
-    parser.add_argument("--sample", type=int, default=40, metavar="N", help="cells that Hydra composes one by one")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    options = parser.parse_args()
     register_schema()
+    count = options.cells or (1_000 if options.short else 10_000)
     with initialize_config_dir(str(declarations("conf")), version_base="1.3"):
-        cells = grid(options.cells, options.data)
-        seconds = measure(cells, options.sample)
-    if options.json:
-        about = {"data": options.data, "cells": len(cells), "choices": CHOICES, "sample": options.sample}
-        about["machine"] = f"{platform.machine()}, Python {platform.python_version()}"
-        print(json.dumps({**about, "seconds": seconds}, indent=1))
-        return
-    print(f"{len(cells)} cells, data={options.data}, {CHOICES} combinations of choices; seconds")
-    for way, parts in seconds.items():
-        scaled = f" (scaled from {options.sample} cells)" if way.startswith("hydra") else ""
-        print(f"{way}{scaled}: {sum(parts.values()):.1f}")
-        for part, each in parts.items():
-            print(f"  {part:<20} {each:8.2f}")
+        cells = grid(count, options.data)
+        few = cells[:: max(1, len(cells) // options.sample)]
+        plain, ours = dict[tuple[str, ...], Any](), dict[tuple[str, ...], Any]()
+        hydra_for_every_cell(cells[:1], {})  # imports
+        ways: dict[str, Callable[[], None]] = {
+            "hydra for every cell": partial(hydra_for_every_cell, few, plain),
+            "one plan": partial(one_plan, cells, ours),
+        }
+        seconds = in_turn(ways, options.repeats)
+    assert all(ours[cell] == plain[cell] for cell in few), "both ways must name the same cells"
+    seconds["hydra for every cell"] = [each * len(cells) / len(few) for each in seconds["hydra for every cell"]]
+    name = f"{len(cells):,} cells, data={options.data}"
+    note = f"{CHOICES} combinations of choices; Hydra for every cell is scaled up from {len(few)} cells"
+    return [Result(name, "s", seconds, "hydra for every cell", note=note)]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", default="synthetic", choices=("synthetic", "digits"), help="(default: synthetic)")
+    parser.add_argument("--cells", type=int, metavar="N", help="(default: 10000, with --short 1000)")
+    parser.add_argument(
+        "--sample", type=int, default=40, metavar="N", help="cells that Hydra composes one by one (default: 40)"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, add_options)

@@ -1,10 +1,11 @@
-"""How long thousands of runs take to be read: `python benchmarks/reading.py [--runs N] [--epochs N] [--json]`.
+"""Reading thousands of runs: our two sources, and `dks table`, against `mlflow.search_runs`.
+
+    python benchmarks/reading.py [--runs 10000] [--epochs 200]
 
 Made-up runs are written as a sweep leaves them, once as folders and once in an MLflow store (MLflow makes the SQLite file, SQL
-fills it), and then read: by `mlflow.search_runs`, by our two sources, and by the whole command `dks table`. Every reading is a
-process of its own; the first one of a source finds nothing kept, and the later one finds what the first has kept. Seconds of a
-call leave imports out; those of a command are from its start to its end. 10,000 runs take 9 GB and some minutes to write; they
-lie in a temporary folder and are removed at the end.
+fills it), and then read. Every reading is a process of its own; the first one of a source finds nothing kept, and the later one
+finds what the first has kept. Seconds of a call leave imports out; those of a command are from its start to its end. 10,000
+runs take 9 GB and some minutes to write; they lie in a temporary folder and are removed at the end.
 """
 
 from __future__ import annotations
@@ -15,11 +16,8 @@ import hashlib
 import itertools
 import json
 import math
-import os
-import platform
 import random
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +26,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout that this file is part of
+from measure import Bound, Result, run, say, seconds_of
+from runs import program
 
 from dks.config.identity import flatten
 from dks.config.schema import Config
@@ -37,7 +36,6 @@ from dks.sweeps.manifest import Manifest, ManifestCell
 from dks.tracking.journal import Entry
 from dks.tracking.record import Attempt, Record, RunFolder, Status
 
-ROOT = Path(__file__).resolve().parent.parent
 DESIGNS = ("ours", "shallow", "narrow", "ap_2fc", "ap_conv_2fc")
 STRATEGIES = ("none", "topdown", "bottomup", "bidir")
 SEEDS = 5
@@ -256,20 +254,13 @@ def _few() -> list[str]:
 
 def call(name: str, folder: Path) -> float:
     """Seconds of one of the calls."""
-    done = _run([sys.executable, __file__, "--call", name], folder)
-    return float(done.stdout.split()[-1])
+    return float(program([__file__, "--call", name], folder, XDG_CACHE_HOME=str(folder / "cache")).split()[-1])
 
 
 def command(folder: Path, *arguments: str) -> float:
     """Seconds of `dks table`, imports and all."""
-    started = time.perf_counter()
-    _run([sys.executable, "-m", "dks", "table", *arguments], folder)
-    return time.perf_counter() - started
-
-
-def _run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
-    return subprocess.run(arguments, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    typed = ["-m", "dks", "table", *arguments]
+    return seconds_of(lambda: program(typed, folder, XDG_CACHE_HOME=str(folder / "cache")))
 
 
 def forget(folder: Path) -> None:
@@ -278,53 +269,68 @@ def forget(folder: Path) -> None:
         path.unlink()
 
 
-def measure(folder: Path, with_commands: bool) -> dict[str, float]:
-    """What was measured -> seconds."""
+def read_all(folder: Path) -> dict[str, float]:
+    """Way -> seconds, of one round."""
+    forget(folder)
     seconds = {"mlflow.search_runs": call("search_runs", folder)}
-    for name, function in (("MLflow store", "store"), ("run folders", "folders")):
+    for name, function in (("the store", "store"), ("the folders", "folders")):
         seconds[f"{name}, first"] = call(function, folder)
         seconds[f"{name}, later"] = call(function, folder)
-    seconds[f"MLflow store, curves of {FEW}"] = call("store_curves", folder)
-    seconds[f"run folders, curves of {FEW}"] = call("folder_curves", folder)
-    if with_commands:
-        for sweep, store in itertools.product(("all", "few"), (False, True)):
-            forget(folder)
-            arguments = [sweep, *(["--store", STORE] if store else [])]
-            for when in ("first", "later"):
-                seconds[f"dks table {' '.join(arguments)}, {when}"] = command(folder, *arguments)
-            seconds[f"dks table {' '.join(arguments)} --format csv, later"] = command(folder, *arguments, "--format", "csv")
     return seconds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Time the reading of many runs.")
-    parser.add_argument("--runs", type=int, default=10_000, metavar="N")
-    parser.add_argument("--epochs", type=int, default=200, metavar="N")
-    parser.add_argument("--no-commands", action="store_true", help="leave out `dks table`")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument("--call", choices=CALLS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.call:
-        assert CALLS[options.call]() > 0, "nothing was read"
-        return
+def read_curves(folder: Path) -> dict[str, float]:
+    return {"the store": call("store_curves", folder), "the folders": call("folder_curves", folder)}
+
+
+def make_table(folder: Path, *arguments: str) -> dict[str, float]:
+    """Seconds of `dks table ARGUMENTS`, for both sources."""
+    seconds = {}
+    for name, store in (("the store", ["--store", STORE]), ("the folders", [])):
+        forget(folder)
+        for when in ("first", "later"):
+            seconds[f"{name}, {when}"] = command(folder, *arguments, *store)
+    return seconds
+
+
+def measure(options: argparse.Namespace) -> list[Result]:
+    runs, epochs = options.runs or (200 if options.short else 10_000), options.epochs or (20 if options.short else 200)
+    parts: dict[str, Callable[[Path], dict[str, float]]] = {"all runs": read_all, f"curves of {FEW} runs": read_curves}
+    for arguments in () if options.no_commands else (("all",), ("few",), ("all", "--format", "csv")):
+        parts[f"dks table {' '.join(arguments)}"] = lambda folder, typed=arguments: make_table(folder, *typed)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        started = time.perf_counter()
-        write(folder, options.runs, options.epochs)
-        written = time.perf_counter() - started
+        say("runs are written")
+        write(folder, runs, epochs)
         size = (folder / "mlflow.db").stat().st_size
-        seconds = measure(folder, not options.no_commands)
-    about = {"runs": options.runs, "epochs": options.epochs, "metrics": len(METRICS), "store_bytes": size}
-    if options.json:
-        about["machine"] = f"{platform.machine()}, Python {platform.python_version()}"
-        print(json.dumps({**about, "seconds": seconds}, indent=1))
-        return
-    points = f"{options.runs} runs x {options.epochs} epochs x {len(METRICS)} metrics"
-    print(f"{points}; store {size / 1e9:.2f} GB, written in {written:.0f} s")
-    print(f"{'':<50} {'seconds':>8}  search_runs / this")
-    for name, each in seconds.items():
-        print(f"{name:<50} {each:8.2f}  {seconds['mlflow.search_runs'] / each:8.1f}")
+        rounds = []
+        for number in range(options.repeats):
+            say(f"round {number + 1}")
+            rounds.append({name: part(folder) for name, part in parts.items()})
+    note = f"{runs:,} runs x {epochs} epochs x {len(METRICS)} metrics, a store of {size / 1e9:.2f} GB"
+    found = []
+    for name in parts:
+        values = {way: [each[name][way] for each in rounds] for way in rounds[0][name]}
+        against = "mlflow.search_runs" if name == "all runs" else None
+        found.append(Result(name, "s", values, against, wanted=wanted(name, values), note=note))
+    return found
+
+
+def wanted(name: str, values: dict[str, list[float]]) -> dict[str, list[Bound]]:
+    """A table in less than 2 seconds from what is kept."""
+    if name != "dks table all":
+        return {}
+    return {way: [Bound("median", at_most=2.0)] for way in values if way.endswith("later")}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", type=int, metavar="N", help="(default: 10000, with --short 200)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of a run (default: 200, with --short 20)")
+    parser.add_argument("--no-commands", action="store_true", help="leave out `dks table`")
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--call"]:
+        assert CALLS[sys.argv[2]]() > 0, "nothing was read"
+    else:
+        run(__doc__, measure, add_options)
