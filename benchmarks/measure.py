@@ -235,6 +235,7 @@ def run(
     measure: Callable[[argparse.Namespace], list[Result]],
     add_options: Callable[[argparse.ArgumentParser], object] | None = None,
     repeats: int = 5,
+    short_repeats: int = 3,
     arguments: Sequence[str] | None = None,
 ) -> None:
     """The main function of a script: read its options, measure, and show or keep the results.
@@ -242,12 +243,12 @@ def run(
     Args:
         about: the script's docstring; its first line is the description.
         add_options: those of its own, beside the common ones.
-        repeats: rounds, if nothing else is said.
+        repeats, short_repeats: rounds, if nothing else is said.
     """
     name = Path(sys.argv[0]).stem
     what = (about or "").strip().splitlines()[0]
     parser = argparse.ArgumentParser(description=what)
-    parser.add_argument("--repeats", type=int, metavar="N", help=f"rounds (default: {repeats}, with --short 3)")
+    parser.add_argument("--repeats", type=int, metavar="N", help=f"rounds (default: {repeats}, with --short {short_repeats})")
     parser.add_argument("--short", action="store_true", help="smaller, a minute at most")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("--save", action="store_true", help="keep the results in benchmarks/results/")
@@ -256,7 +257,7 @@ def run(
         add_options(parser)
     options = parser.parse_args(arguments)
     options.device = _device(options.device)
-    options.repeats = options.repeats or (3 if options.short else repeats)
+    options.repeats = options.repeats or (short_repeats if options.short else repeats)
     if options.save and (options.short or not (FOLDER.parent / "pyproject.toml").exists()):
         parser.error("--save: what is kept is measured in a checkout, and without --short")
     results = measure(options)

@@ -20,7 +20,7 @@ from matrix_product import limit
 from measure import Bound, Result, in_turn, run, say, seconds_of
 from ours import Ours
 from plain_loop import PlainLoop
-from workload import METHODS, NETWORKS, add_choices, batch_size, configuration, random_images
+from workload import METHODS, NETWORKS, add_choices, batch_size, configuration, in_precision, random_images
 
 from dks.forecast.flops import flops
 
@@ -49,32 +49,28 @@ def measure(options: argparse.Namespace) -> list[Result]:
 
 def measure_one(network: str, method: str, options: argparse.Namespace) -> Result:
     """All ways to train one network."""
-    device = torch.device(options.device)
-    operations = flops(configuration(network, method)).step / 1e9
-    batch = options.batch or batch_size(configuration(network, method), math.inf if device.type == "cuda" else MOST)
+    device, config = torch.device(options.device), configuration(network, method)
+    batch = options.batch or batch_size(config, math.inf if device.type == "cuda" else MOST)
     overrides = (f"recipe.batch_size={batch}", f"device={options.device}")
     config = configuration(network, method, *overrides)
-    train, test = random_images(config, 4 * batch), random_images(config, batch)
-    trained = {"plain": PlainLoop(config, train, test, device)}
-    trained |= {
-        precision: Ours(configuration(network, method, *overrides), train, test, device) for precision in options.precision
-    }
-    steps = {way: count_steps(each, SECONDS / (4 if options.short else 1)) for way, each in trained.items()}
-    seconds = in_turn({way: partial(each.steps, steps[way]) for way, each in trained.items()}, options.repeats)
+    train, test = random_images(config, 16 * batch), random_images(config, batch)
+    ways: dict[str, PlainLoop | Ours] = {"plain": PlainLoop(config, train, test, device)}
+    for precision in options.precision:
+        ways[precision] = Ours(configuration(network, method, *overrides, *in_precision(precision)), train, test, device)
+    steps = {way: count_steps(each, SECONDS / (4 if options.short else 1)) for way, each in ways.items()}
+    seconds = in_turn({way: partial(each.steps, steps[way]) for way, each in ways.items()}, options.repeats)
     rates = {way: [steps[way] * batch / each for each in found] for way, found in seconds.items()}
-    figures = {}
-    for way, found in rates.items():
-        reached = operations * statistics.median(found)
-        figures[way] = {"GFLOP/s": reached, "% of the limit": 100 * reached / limit("fp32" if way == "plain" else way, device)}
+    operations = flops(config).step / 1e9
+    reached = {way: operations * statistics.median(found) for way, found in rates.items()}
+    limits = {way: limit("fp32" if way == "plain" else way, device) for way in ways}
     return Result(
         f"{network} {method}, batch {batch}",
         "images/s",
         rates,
         "plain",
         more_is_better=True,
-        figures=figures,
+        figures={way: {"GFLOP/s": reached[way], "% of the limit": 100 * reached[way] / limits[way]} for way in ways},
         wanted={way: bounds for way in options.precision if (bounds := wanted(device.type, network, method, way))},
-        note=f"{operations * batch:,.1f} GFLOP a step of {network} {method}",
     )
 
 

@@ -98,4 +98,4 @@ def measure(options: argparse.Namespace) -> list[Result]:
 
 
 if __name__ == "__main__":
-    run(__doc__, measure, repeats=41)
+    run(__doc__, measure, repeats=41, short_repeats=11)
