@@ -16,7 +16,7 @@ from pathlib import Path
 
 from measure import Result, in_turn, run, say
 from runs import epoch_ends, plain_epochs, train
-from workload import METHODS, PRECISIONS, add_choices, as_typed, in_precision
+from workload import METHODS, USUAL, add_choices, as_typed, in_precision
 
 
 def measure(options: argparse.Namespace) -> list[Result]:
@@ -47,7 +47,7 @@ def measure_one(network: str, method: str, options: argparse.Namespace) -> Resul
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add_choices(parser, networks=("resnet32",), methods=METHODS[-1:], precision=PRECISIONS[:2])
+    add_choices(parser, networks=("resnet32",), methods=METHODS[-1:], precision=USUAL)
     parser.add_argument("--images", type=int, metavar="N", help="of the training set (default: 1024, with --short 128)")
 
 

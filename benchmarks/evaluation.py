@@ -15,7 +15,7 @@ import torch
 from measure import Result, in_turn, run, say
 from ours import Ours
 from plain_loop import PlainLoop
-from workload import METHODS, PRECISIONS, add_choices, configuration, in_precision, random_images
+from workload import METHODS, USUAL, add_choices, configuration, in_precision, random_images
 
 
 def measure(options: argparse.Namespace) -> list[Result]:
@@ -39,7 +39,7 @@ def measure_one(network: str, method: str, options: argparse.Namespace) -> Resul
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add_choices(parser, networks=("resnet32",), methods=METHODS[-1:], precision=PRECISIONS[:2])
+    add_choices(parser, networks=("resnet32",), methods=METHODS[-1:], precision=USUAL)
     parser.add_argument("--images", type=int, metavar="N", help="of the test set (default: 2000, with --short 200)")
 
 

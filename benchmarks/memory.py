@@ -19,7 +19,7 @@ from measure import Result, in_turn, run, say
 from ours import Ours
 from plain_loop import PlainLoop
 from runs import program
-from workload import METHODS, NETWORKS, PRECISIONS, add_choices, batch_size, configuration, in_precision, random_images
+from workload import METHODS, NETWORKS, USUAL, add_choices, batch_size, configuration, in_precision, random_images
 
 from dks.training.memory import PeakMemory
 
@@ -60,7 +60,7 @@ def measure_one(network: str, method: str, options: argparse.Namespace) -> Resul
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add_choices(parser, networks=NETWORKS, methods=METHODS[-1:], precision=PRECISIONS[:2])
+    add_choices(parser, networks=NETWORKS, methods=METHODS[-1:], precision=USUAL)
     parser.add_argument("--batch", type=int, metavar="N", help="images a step")
 
 

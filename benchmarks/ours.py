@@ -14,8 +14,8 @@ from dks.data.batches import Batch
 from dks.data.images import ImageSet
 from dks.models import build_network
 from dks.tracking.record import RunFolder
+from dks.training.arithmetic import choose_operations
 from dks.training.interruption import Interruption
-from dks.training.metrics import evaluate
 from dks.training.trainer import Trainer
 
 
@@ -23,6 +23,7 @@ class Ours:
     """As `plain_loop.PlainLoop`."""
 
     def __init__(self, config: Config, train: ImageSet, test: ImageSet, device: torch.device) -> None:
+        self.compute = config.compute
         network = build_network(config).to(device).to(memory_format=torch.channels_last)
         folder = RunFolder(Path(tempfile.gettempdir()) / "no run")  # nothing is read there, and nothing written
         self.trainer = Trainer(config, network, train, test, torch.empty(0), device, folder, [], Interruption())
@@ -30,6 +31,7 @@ class Ours:
 
     def steps(self, count: int) -> float:
         """Take that many steps, without end over the training set; returns the mean loss since the first one."""
+        choose_operations(self.compute)
         self.trainer.network.train()
         for _ in range(count):
             self.trainer._step(next(self._batches))
@@ -38,8 +40,8 @@ class Ours:
 
     def evaluate(self) -> float:
         """The top-1 error of c1 on the test set, percent."""
-        trainer = self.trainer
-        return evaluate(trainer.network, trainer.evaluations["test"], trainer.device)["test/top1_error"]
+        choose_operations(self.compute)
+        return self.trainer._evaluated("test")["test/top1_error"]
 
     def _endless(self) -> Iterator[Batch]:
         for number in itertools.count(1):

@@ -15,7 +15,7 @@ import torch
 from measure import Bound, Result, in_turn, run, seconds_of
 from ours import Ours
 from plain_loop import loader
-from workload import PRECISIONS, add_choices, configuration, in_precision, random_images
+from workload import USUAL, add_choices, configuration, in_precision, random_images
 
 
 def measure(options: argparse.Namespace) -> list[Result]:
@@ -64,7 +64,7 @@ def wait(device: torch.device) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, metavar="N", help="of the training set (default: 20000, with --short 4000)")
-    add_choices(parser, precision=PRECISIONS[:2])
+    add_choices(parser, precision=USUAL)
 
 
 if __name__ == "__main__":

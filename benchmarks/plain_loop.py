@@ -67,6 +67,13 @@ def dks_loss(logits: dict[str, Tensor], labels: Tensor, matched: bool) -> Tensor
     return loss
 
 
+def choose_defaults() -> None:
+    """Torch's own, where ours in the same process has chosen otherwise."""
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = True
+
+
 class PlainLoop:
     """A network and how it is trained.
 
@@ -89,17 +96,20 @@ class PlainLoop:
 
     def steps(self, count: int) -> float:
         """Take that many steps, without end over the training set; returns the mean loss."""
+        choose_defaults()
         self.network.train()
         return sum(self._step(*next(self._batches)) for _ in range(count)) / count
 
     def epoch(self) -> float:
         """One epoch of training; returns the mean loss."""
+        choose_defaults()
         self.network.train()
         return sum(self._step(images, labels) for images, labels in self.train_loader) / len(self.train_loader)
 
     @torch.no_grad()
     def evaluate(self) -> float:
         """The top-1 error of c1 on the test set, percent."""
+        choose_defaults()
         self.network.eval()
         wrong = total = 0
         for images, labels in self.test_loader:

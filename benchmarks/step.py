@@ -20,7 +20,7 @@ from matrix_product import limit
 from measure import Bound, Result, in_turn, run, say, seconds_of
 from ours import Ours
 from plain_loop import PlainLoop
-from workload import METHODS, NETWORKS, add_choices, batch_size, configuration, in_precision, random_images
+from workload import METHODS, NETWORKS, USUAL, add_choices, batch_size, configuration, in_precision, random_images
 
 from dks.forecast.flops import flops
 
@@ -62,7 +62,8 @@ def measure_one(network: str, method: str, options: argparse.Namespace) -> Resul
     rates = {way: [steps[way] * batch / each for each in found] for way, found in seconds.items()}
     operations = flops(config).step / 1e9
     reached = {way: operations * statistics.median(found) for way, found in rates.items()}
-    limits = {way: limit("fp32" if way == "plain" else way, device) for way in ways}
+    plainly = "tf32" if device.type == "cuda" else "fp32"  # what torch's own defaults mean for a convolution
+    limits = {way: limit(plainly if way == "plain" else way, device) for way in ways}
     return Result(
         f"{network} {method}, batch {batch}",
         "images/s",
@@ -88,7 +89,7 @@ def wanted(device: str, network: str, method: str, precision: str) -> list[Bound
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    add_choices(parser, networks=NETWORKS, methods=METHODS, precision=("fp32", "bf16"))
+    add_choices(parser, networks=NETWORKS, methods=METHODS, precision=USUAL)
     parser.add_argument("--batch", type=int, metavar="N", help="images a step")
 
 

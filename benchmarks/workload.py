@@ -22,7 +22,8 @@ CIFAR = (
 IMAGENET = ("resnet18", "resnet50", "resnet152")
 NETWORKS = CIFAR + IMAGENET
 METHODS = ("baseline", "ds", "dks")
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+USUAL = ("fp32", "bf16")
 
 
 def as_typed(network: str, method: str, sizes: Mapping[str, int] | None = None) -> list[str]:
@@ -54,8 +55,10 @@ def configuration(network: str, method: str, *overrides: str) -> Config:
 
 
 def in_precision(precision: str) -> tuple[str, ...]:
-    """The overrides that it takes."""
-    return () if precision == "fp32" else (f"compute.precision={precision}",)
+    """What one types for it: fp32 is the default, the others are `compute=fast`, which may do more."""
+    if precision == "fp32":
+        return ("compute=standard",)
+    return ("compute=fast", f"compute.precision={'fp32' if precision == 'tf32' else precision}")
 
 
 def random_images(config: Config, count: int) -> ImageSet:
