@@ -122,6 +122,7 @@ def table_of(
                 "seed": run.seed,
                 "method": run.labels.get("method", run.method),
                 "state": run.state,
+                "computed": "",
                 "left_out": "" if run.state != "done" or all(map(math.isfinite, values.values())) else "result not finite",
                 **{f"over_{over.value}": None for over in Over},
                 **values,

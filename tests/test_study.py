@@ -11,6 +11,7 @@ from conftest import TINY, composed, config, train
 
 from dks import cli
 from dks.config.errors import RequestError
+from dks.config.methods import computed_with
 from dks.sweeps.differences import differences
 from dks.tables.model import Epoch
 from dks.tables.study import Study
@@ -40,6 +41,15 @@ def test_what_cannot_change_a_result_the_seed_and_what_is_excepted_is_no_differe
     with pytest.raises(RequestError):
         config(*taught)  # no such run: what is compared are real configurations
     assert lines([*paper, "loss.beta=2"], paper, "loss.beta") == []
+
+
+def test_how_a_run_computes_is_no_difference_from_the_paper_but_said_of_its_cell() -> None:
+    paper = ["data=synthetic", "backbone=resnet20"]
+    assert lines([*paper, "compute=fast"], paper) == []
+    assert computed_with(config(*paper)) == ""
+    assert computed_with(config(*paper, "compute=fast")) == "precision=bf16 tf32=true"
+    assert computed_with(config(*paper, "compute.cuda_graphs=true")) == "", "it changes no result"
+    assert computed_with(config(*paper, "compute=deterministic", "compute.compile=true")) == "compile=true deterministic=true"
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from dks.tables.paper import PaperNumber, PaperRow, PaperTable
 from dks.tables.sheet import caption, sheets
 
 GOLDEN = Path(__file__).parent / "golden"
-AXES_OF_NOTHING = {"seed", "state", "value", "five", "method", "left_out"}
+AXES_OF_NOTHING = {"seed", "state", "value", "five", "method", "left_out", "computed"}
 
 
 def frame(*runs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -43,6 +43,7 @@ def frame(*runs: dict[str, Any]) -> list[dict[str, Any]]:
                 "state": "done",
                 "left_out": "",
                 "method": method,
+                "computed": "",
                 "top1": run.get("value", math.nan),
                 "top5": run.get("five", math.nan),
                 **run,
@@ -307,6 +308,21 @@ def test_a_run_in_another_setting_is_never_beside_the_papers_figure() -> None:
     differs["r|dks"].append("data=digits (paper: cifar100)")
     mixed = make(runs, ["net", "method", "seed"], paper=paper(baseline="29.97,0.33"), differs=differs)
     assert "not the paper's setting in r dks: data=digits (paper: cifar100)" in sheets(mixed)[0].notes
+
+
+def test_how_numbers_were_computed_stands_beneath_them_unless_it_is_the_standard_way() -> None:
+    fast = "precision=bf16 tf32=true"
+    runs = [{"net": "r", "method": m, "value": v} for m, v in (("baseline", 10.0), ("dks", 8.0))]
+    axes = ["net", "method"]
+    assert not any("computed" in note for note in sheets(make(runs, axes))[0].notes)
+    everywhere = make([{**run, "computed": fast} for run in runs], axes)
+    assert f"computed with {fast}" in sheets(everywhere)[0].notes
+    mixed = make([runs[0], {**runs[1], "computed": fast}], axes)
+    notes = sheets(mixed)[0].notes
+    assert f"computed with {fast}: r dks" in notes and "computed in the standard way, float32: the others" in notes
+    lines = render.comma_separated(mixed).splitlines()
+    column = lines[0].split(",").index("computed")
+    assert [line.split(",")[column] for line in lines[1:]] == ["", fast]
 
 
 def test_cells_set_aside_are_told_beneath_the_table() -> None:

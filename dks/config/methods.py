@@ -1,12 +1,14 @@
-"""The paper's name for what a configuration trains."""
+"""What tables call a configuration: the paper's name for what it trains, and how it computes."""
 
 from __future__ import annotations
 
 import dataclasses
 
+from dks.config.identity import is_execution_only
 from dks.config.schema import (
     AuxDesign,
     AuxPositions,
+    Compute,
     Config,
     DesignKind,
     KdTeacher,
@@ -48,6 +50,13 @@ def ds_of(config: Config) -> Config | None:
         return None
     loss = LossTerms(alpha=config.loss.alpha)  # the weight and the form of matching mean nothing without it
     return dataclasses.replace(config, matching_strategy=MatchingStrategy(), kd_teacher=KdTeacher(), loss=loss)
+
+
+def computed_with(config: Config) -> str:
+    """What can change a result and is not as in `compute=standard`, for example "precision=bf16 tf32=true"; "" for nothing."""
+    given, standard = vars(config.compute), vars(Compute())
+    changed = [key for key in given if given[key] != standard[key] and not is_execution_only(f"compute.{key}")]
+    return " ".join(f"{key}={str(getattr(given[key], 'value', given[key])).lower()}" for key in changed)
 
 
 def baseline_of(config: Config) -> Config:

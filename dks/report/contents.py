@@ -165,4 +165,5 @@ def _facts(cell: TableCell, epoch: Epoch) -> list[tuple[str, str]]:
         if number.difference is not None:
             facts.append((f"{what}, ours less the paper's", fixed(number.difference, signed=True)))
         facts += [(f"{what}, gain over {OVER[over]}", fixed(gain, signed=True)) for over, gain in number.gains.items()]
-    return [*facts, ("runs that count", f"{cell.n} of {cell.wanted}")]
+    computed = [("computed with", cell.computed)] if cell.computed else []
+    return [*facts, *computed, ("runs that count", f"{cell.n} of {cell.wanted}")]

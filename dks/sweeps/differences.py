@@ -22,7 +22,7 @@ def differences(
     but: Collection[str] = (),
 ) -> list[str]:
     """One line for each group with another choice, and for each key that differs within the same choice; in the order of the
-    schema.
+    schema. How a configuration computes is left out, for the paper does not say it; tables tell it of every cell.
 
     Args:
         choices: group -> name, of `config`; `reference_choices` those of `reference`.
@@ -30,7 +30,11 @@ def differences(
     """
     lines = []
     ours, theirs = _leaves(config), _leaves(reference)
-    left = [key for key in ours if key not in _NEVER and key not in but and not is_execution_only(key)]
+    left = [
+        key
+        for key in ours
+        if key not in _NEVER and key not in but and not key.startswith("compute.") and not is_execution_only(key)
+    ]
     keys = [key for key in left if ours.get(key) != theirs.get(key)]
     for key in keys:
         group = key.partition(".")[0]

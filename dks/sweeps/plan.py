@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from dks.config.compose import Compose, Composed
 from dks.config.errors import RequestError
 from dks.config.identity import cell_id, config_id
-from dks.config.methods import baseline_of, classifiers_of, ds_of, method_of
+from dks.config.methods import baseline_of, classifiers_of, computed_with, ds_of, method_of
 from dks.config.names import long_name
 from dks.config.schema import Config
 from dks.config.validation import Resolver
@@ -123,6 +123,7 @@ def _manifest_cell(cell: Cell) -> ManifestCell:
         seed=cell.config.seed,
         method=method_of(cell.config),
         overrides=list(cell.point.overrides),
+        computed=computed_with(cell.config),
     )
 
 

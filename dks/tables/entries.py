@@ -24,9 +24,10 @@ NON_FINITE, UNFINISHED = "result not finite", "epochs missing"
 def entries(sweep: Manifest, runs: pd.DataFrame, metrics: Sequence[Metric], epoch: Epoch, by_classifier: bool) -> list[Entry]:
     """One row a point of the sweep, or a classifier of it.
 
-    Keys: the labels of the axes; `cell_id`, `config_id`, `seed`, `method`; `entry_id` (the configuration, or one classifier
-    of it) and `over_<Over>` (the entry that it is compared with, None: none); `state`; `left_out` (why a finished run does not
-    count, "": it does); and one a metric, by its name, in percent, NaN unless the run is done.
+    Keys: the labels of the axes; `cell_id`, `config_id`, `seed`, `method`; `computed` (what is not as in `compute=standard`);
+    `entry_id` (the configuration, or one classifier of it) and `over_<Over>` (the entry that it is compared with, None: none);
+    `state`; `left_out` (why a finished run does not count, "": it does); and one a metric, by its name, in percent, NaN unless
+    the run is done.
 
     Args:
         runs: as a `dks.tables.source.Source` gives them.
@@ -62,6 +63,7 @@ def _rows(
             "config_id": cell.config_id,
             "seed": cell.seed,
             "method": cell.method,
+            "computed": cell.computed,
             "entry_id": f"{cell.config_id}/{classifier}" if by_classifier else cell.config_id,
             f"over_{Over.baseline.value}": None if by_classifier else cell.baseline_id,
             f"over_{Over.ds.value}": None if by_classifier else cell.ds_id,
@@ -81,6 +83,7 @@ def _pending(labels: Mapping[str, str], metrics: Sequence[Metric], by_classifier
         "config_id": "",
         "seed": int(labels.get("seed", 0)),
         "method": labels.get("method", ""),
+        "computed": "",
         "entry_id": "",
         **{f"over_{over.value}": None for over in Over},
         "state": State.missing.value,

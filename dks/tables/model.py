@@ -104,6 +104,7 @@ class TableCell:
     config_id: str
     method: str
     differs: tuple[str, ...] = ()  # how its setting differs from the paper's
+    computed: str = ""  # what is not as in compute=standard
     is_best: bool = False  # lowest mean for its task and network among configurations with all their runs
 
     @property
@@ -306,6 +307,7 @@ def _cell(runs: Sequence[Entry], metrics: Sequence[Metric], differs: tuple[str, 
         config_id=runs[0]["config_id"],
         method=runs[0]["method"],
         differs=differs,
+        computed=runs[0]["computed"],
     )
 
 

@@ -28,6 +28,7 @@ def provenance(study: Study, table: Table) -> dict[str, Any]:
                 "config_id": cell.config_id,
                 "method": cell.method,
                 "differs_from_the_paper": list(cell.differs),
+                "computed_with": cell.computed,
                 "numbers": {
                     number.metric.value: {"mean": number.mean, "sd": number.sd, "n": cell.n, "values": list(number.values)}
                     for number in cell.numbers

@@ -202,7 +202,18 @@ def comma_separated(table: Table) -> str:
     writer.writerow(
         [*table.row_axes, *table.column_axes, "metric", "epoch", "mean", "sd", "n", "wanted", "low", "high"]
         + [f"{what}_over_{over.value}" for over in overs for what in ("gain", "gain_low", "gain_high", "p", "p_holm", "g")]
-        + ["paper_mean", "paper_sd", "paper_gain", "difference", "not_done", "left_out", "differs", "config_id", "cell_ids"]
+        + [
+            "paper_mean",
+            "paper_sd",
+            "paper_gain",
+            "difference",
+            "not_done",
+            "left_out",
+            "differs",
+            "computed",
+            "config_id",
+            "cell_ids",
+        ]
     )
     for place, cell in table.cells.items():
         for number in cell.numbers:
@@ -215,7 +226,7 @@ def comma_separated(table: Table) -> str:
                 values.insert(len(values) - 1, test.p_holm if test else None)
             paper = number.paper
             values += [paper.mean, paper.sd, paper.gain] if paper else [None] * 3
-            values += [number.difference, _counts(cell.states), _counts(cell.left_out), "; ".join(cell.differs)]
+            values += [number.difference, _counts(cell.states), _counts(cell.left_out), "; ".join(cell.differs), cell.computed]
             writer.writerow(map(_written, [*values, cell.config_id, " ".join(cell.cell_ids)]))
     return out.getvalue()
 

@@ -214,8 +214,24 @@ def _notes(table: Table) -> Iterator[str]:
         yield f"of {sum(table.states.values())} runs {told}"
     for reason, count in table.left_out.items():
         yield f"left out: {count} finished {'run' if count == 1 else 'runs'} ({reason})"
+    yield from _arithmetic(table)
     yield from _differences(table)
     yield from table.undecided
+
+
+def _arithmetic(table: Table) -> Iterator[str]:
+    """How the numbers were computed, where that is not the standard way."""
+    ways: dict[str, list[Place]] = {}
+    for place, cell in table.cells.items():
+        ways.setdefault(cell.computed, []).append(place)
+    for way, places in ways.items():
+        if way and len(ways) == 1:
+            yield f"computed with {way}"
+        elif way:
+            where = ", ".join(" ".join((*row, *column)) for row, column in places)
+            yield f"computed with {way}: {where}"
+    if "" in ways and len(ways) > 1:
+        yield "computed in the standard way, float32: the others"
 
 
 def _differences(table: Table) -> Iterator[str]:
