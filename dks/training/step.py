@@ -46,6 +46,7 @@ class Step:
         world: World = ALONE,
     ) -> None:
         recipe, compute = config.recipe, config.compute
+        self.network = network
         self.precision, self.device, self.batch_size = compute.precision, device, recipe.batch_size
         self.objective = Objective(config, teacher)
         self.optimizer = SGD(
