@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from dks.config.schema import Config
-from dks.data.batches import Batch
 from dks.data.images import ImageSet
 from dks.models import build_network
 from dks.tracking.record import RunFolder
@@ -27,7 +25,7 @@ class Ours:
         network = build_network(config).to(device).to(memory_format=torch.channels_last)
         folder = RunFolder(Path(tempfile.gettempdir()) / "no run")  # nothing is read there, and nothing written
         self.trainer = Trainer(config, network, train, test, torch.empty(0), device, folder, [], Interruption())
-        self._batches = self._endless()
+        self._batches = itertools.chain.from_iterable(map(self.trainer.train_batches.epoch, itertools.count(1)))
 
     def steps(self, count: int) -> float:
         """Take that many steps, without end over the training set; returns the mean loss since the first one."""
@@ -42,7 +40,3 @@ class Ours:
         """The top-1 error of c1 on the test set, percent."""
         choose_operations(self.compute)
         return self.trainer._evaluated("test")["test/top1_error"]
-
-    def _endless(self) -> Iterator[Batch]:
-        for number in itertools.count(1):
-            yield from self.trainer.train_batches.epoch(number)

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from measure import Bound, Result, in_turn, run
 from runs import epoch_ends, plain_epochs, train
-from workload import NETWORKS, PRECISIONS, as_typed, in_precision
+from workload import PRECISIONS, as_typed, in_precision
+
+from dks.config.files import choices
 
 
 def trained_until(when: float, ends: Sequence[float]) -> float:
@@ -42,7 +44,8 @@ def together(runs: Sequence[Sequence[float]]) -> float:
 
 
 def measure(options: argparse.Namespace) -> list[Result]:
-    network, images, epochs = options.network, options.images or (128 if options.short else 512), 3 if options.short else 6
+    network, images = options.network, options.images or (128 if options.short else 512)
+    epochs = options.epochs or (3 if options.short else 6)
     sizes = {"images": images, "test-images": images // 4, "epochs": epochs}
     typed = [*as_typed(network, "dks", sizes), *in_precision(options.precision), f"device={options.device}"]
     seeds = ",".join(str(seed) for seed in range(1, options.slots + 1))
@@ -63,10 +66,13 @@ def measure(options: argparse.Namespace) -> list[Result]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--network", choices=NETWORKS, default="resnet32", metavar="NAME", help="(default: resnet32)")
+    parser.add_argument(
+        "--network", choices=choices("backbone"), default="resnet32", metavar="NAME", help="(default: resnet32)"
+    )
     parser.add_argument("--slots", type=int, default=2, metavar="N", help="cells at a time (default: 2)")
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of the cells (default: bf16)")
     parser.add_argument("--images", type=int, metavar="N", help="of an epoch (default: 512, with --short 128)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of a cell (default: 6, with --short 3)")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from workload import USUAL, add_choices, configuration, in_precision, random_ima
 
 
 def measure(options: argparse.Namespace) -> list[Result]:
-    device, batch = torch.device(options.device), 64
+    device, batch = torch.device(options.device), options.batch
     config = configuration("resnet32", "dks", f"recipe.batch_size={batch}", f"device={options.device}")
     images = random_images(config, options.images or (4_000 if options.short else 20_000))
     trained = Ours(config, images, images.subset(torch.arange(batch)), device)
@@ -64,6 +64,7 @@ def wait(device: torch.device) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, metavar="N", help="of the training set (default: 20000, with --short 4000)")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images a step (default: 64)")
     add_choices(parser, precision=USUAL)
 
 

@@ -8,9 +8,9 @@ prints the seconds of each epoch, its evaluation included. The network and the r
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-from workload import METHODS, NETWORKS, configuration, random_images
+from workload import METHODS, configuration, random_images
 
+from dks.config.files import choices
 from dks.config.schema import Config
 from dks.data.images import ImageSet
 from dks.models import build_network
@@ -92,7 +93,7 @@ class PlainLoop:
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
         )
-        self._batches = self._endless()
+        self._batches = itertools.chain.from_iterable(itertools.repeat(self.train_loader))  # without end
 
     def steps(self, count: int) -> float:
         """Take that many steps, without end over the training set; returns the mean loss."""
@@ -126,14 +127,10 @@ class PlainLoop:
         self.optimizer.step()
         return loss.item()
 
-    def _endless(self) -> Iterator[tuple[Tensor, Tensor]]:
-        while True:
-            yield from self.train_loader
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train plainly on random images; print the seconds of each epoch as JSON.")
-    parser.add_argument("network", choices=NETWORKS)
+    parser.add_argument("network", choices=choices("backbone"), metavar="NETWORK", help="as backbone=NETWORK")
     parser.add_argument("--method", choices=METHODS, default="dks")
     parser.add_argument("--images", type=int, default=2048, metavar="N", help="for training (default: 2048)")
     parser.add_argument("--test-images", type=int, default=512, metavar="N", help="(default: 512)")

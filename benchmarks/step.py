@@ -33,15 +33,14 @@ WANTED = {
 }
 NOT_SLOWER = 1.0  # any other network, with dks in fp32
 MOST = 1.5e11  # floating-point operations of a step on a CPU
-SECONDS = 2.0  # that the steps of a round take, about, and one step at least; with --short a quarter
 
 
 def measure(options: argparse.Namespace) -> list[Result]:
-    if options.short:
-        options.networks, options.methods = options.networks[:1], options.methods[-1:]
+    all_of_them = (options.networks, options.methods) == (NETWORKS, METHODS)
+    networks, methods = (("resnet32",), ("dks",)) if options.short and all_of_them else (options.networks, options.methods)
     found = []
-    for network in options.networks:
-        for method in options.methods:
+    for network in networks:
+        for method in methods:
             say(f"{network} {method}")
             found.append(measure_one(network, method, options))
     return found
@@ -57,7 +56,7 @@ def measure_one(network: str, method: str, options: argparse.Namespace) -> Resul
     ways: dict[str, PlainLoop | Ours] = {"plain": PlainLoop(config, train, test, device)}
     for precision in options.precision:
         ways[precision] = Ours(configuration(network, method, *overrides, *in_precision(precision)), train, test, device)
-    steps = {way: count_steps(each, SECONDS / (4 if options.short else 1)) for way, each in ways.items()}
+    steps = {way: count_steps(each, options.seconds or (0.5 if options.short else 2.0)) for way, each in ways.items()}
     seconds = in_turn({way: partial(each.steps, steps[way]) for way, each in ways.items()}, options.repeats)
     rates = {way: [steps[way] * batch / each for each in found] for way, found in seconds.items()}
     operations = flops(config).step / 1e9
@@ -90,7 +89,9 @@ def wanted(device: str, network: str, method: str, precision: str) -> list[Bound
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_choices(parser, networks=NETWORKS, methods=METHODS, precision=USUAL)
-    parser.add_argument("--batch", type=int, metavar="N", help="images a step")
+    parser.add_argument("--batch", type=int, metavar="N", help="images a step (default: the recipe's, on a CPU fewer)")
+    least = "that the steps of a round take, about, and one step at least (default: 2, with --short 0.5)"
+    parser.add_argument("--seconds", type=float, metavar="S", help=least)
 
 
 if __name__ == "__main__":

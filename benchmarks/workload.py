@@ -10,6 +10,7 @@ import measure  # noqa: F401  (puts the checkout on sys.path)
 import torch
 
 from dks.config.compose import compose_here
+from dks.config.files import choices
 from dks.config.schema import Config
 from dks.config.validation import resolve
 from dks.data.images import ImageSet
@@ -78,9 +79,9 @@ def batch_size(config: Config, most: float) -> int:
 
 def add_choices(parser: argparse.ArgumentParser, **defaults: Sequence[str]) -> None:
     """Options that take several names with commas between them: networks, methods or precision, with these defaults."""
-    known = {"networks": NETWORKS, "methods": METHODS, "precision": PRECISIONS}
+    known = {"networks": choices("backbone"), "methods": METHODS, "precision": PRECISIONS}
     for name, default in defaults.items():
-        shown = f"any of {','.join(known[name])} (default: {','.join(default)})"
+        shown = f"any of {', '.join(known[name])} (default: {', '.join(default)})"
         parser.add_argument(f"--{name}", type=_some_of(known[name]), default=tuple(default), metavar="NAME,...", help=shown)
 
 

@@ -23,7 +23,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_all_declarations_and_all_code(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder, kind in (("conf", "yaml"), ("sweeps", "yaml"), ("analysis/paper", "csv")):
+    for folder, kind in (("conf", "yaml"), ("sweeps", "yaml"), ("analysis/paper", "csv"), ("benchmarks", "py")):
         files = [path.relative_to(ROOT) for path in (ROOT / folder).rglob(f"*.{kind}")]
         assert files
         assert {f"dks/share/{path.as_posix()}" for path in files} <= names
@@ -36,7 +36,7 @@ def test_the_wheel_holds_all_declarations_and_all_code(wheel: Path) -> None:
     }
     assert code <= names
     assert {"dks/report/page.html", "dks/report/page.css"} <= code
-    assert not [name for name in names if name.startswith(("tests", "benchmarks", "analysis"))]
+    assert not [name for name in names if name.startswith(("tests", "benchmarks", "analysis")) or "__pycache__" in name]
 
 
 def test_the_installed_wheel_works_in_any_folder(wheel: Path, tmp_path: Path) -> None:
@@ -56,6 +56,8 @@ def test_the_installed_wheel_works_in_any_folder(wheel: Path, tmp_path: Path) ->
     assert "c3" in run(arguments)
     assert [path.name for path in elsewhere.iterdir()] == ["runs"]
     assert "| baseline | none | missing | 31.06/11.13 |" in run("table table4 --format md"), "the paper's numbers are in it"
+    assert "\nmatrix_product  The limit of this machine" in run("bench --list")
+    assert "large matrix product  bf16" in run("bench matrix_product --device cpu")
 
 
 def test_the_readme_begins_with_the_two_commands_of_a_newcomer() -> None:
