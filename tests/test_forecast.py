@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import config
-from torch.utils.flop_counter import FlopCounterMode
 
 from dks.config.identity import cell_id, config_id
 from dks.config.schema import Config, Data
@@ -115,6 +114,26 @@ def test_a_step_of_resnet32_with_branches_is_about_three_forward_passes() -> Non
     assert counted.step == pytest.approx(3 * counted.forward, rel=0.01)
 
 
+def test_a_step_of_mobilenet_whose_convolutions_see_one_channel_each_is_about_three_forward_passes() -> None:
+    counted = flops(config("backbone=mobilenet", "method=baseline", "data=synthetic", "data.num_classes=100"))
+    assert counted.step == pytest.approx(3 * counted.forward, rel=0.01)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("layer", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+def test_the_gradients_of_a_convolution_cost_what_it_costs_itself_however_its_channels_are_grouped(
+    layer: type[torch.nn.Conv2d], groups: int
+) -> None:
+    convolution = layer(8, 16, 3, stride=2, padding=1, groups=groups, bias=False).to("meta")
+    with counting.counter() as counter:
+        output = convolution(torch.empty(4, 8, 6, 6, device="meta", requires_grad=True))
+        forward = counter.get_total_flops()
+        output.sum().backward()
+    positions = 6 * 6 if layer is torch.nn.ConvTranspose2d else 3 * 3
+    assert forward == 2 * 4 * positions * 9 * 8 * 16 // groups
+    assert counter.get_total_flops() == 3 * forward
+
+
 @pytest.mark.parametrize("checkpointing", ["true", "false"])
 @pytest.mark.parametrize(
     "backbone",
@@ -133,13 +152,13 @@ def test_flops_agree_with_the_counter_run_over_the_whole_network(backbone: tuple
     with torch.device("meta"):
         network = build_network(given, initialise=False)
         image, label = torch.empty(1, 3, *(image_size(given.data) or ())), torch.zeros(1, dtype=torch.int64)
-    with FlopCounterMode(display=False) as counter:
+    with counting.counter() as counter:
         logits = network.train()(image)
         forward = counter.get_total_flops()
         Objective(given, None)(logits, label).total.backward()
     counted = flops(given)
     assert (counted.forward, counted.step) == (forward, counter.get_total_flops())
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), counting.counter() as counter:
         network.strip().eval()(image)
     assert counted.inference == counter.get_total_flops()
 
