@@ -90,7 +90,7 @@ def test_a_branch_is_convolutions_of_stride_2_that_double_the_channels() -> None
         "c3": [(128, 256, 2), (256, 512, 2)],
         "c4": [(64, 128, 2), (128, 256, 2), (256, 512, 2)],
     }
-    assert str(net.branches["c2"].get_submodule("stage1.relu")) == "ReLU()"
+    assert str(net.branches["c2"].get_submodule("stage1.relu")) == "ReLU(inplace=True)"
     assert net.branches["c4"].get_submodule("head.fc").in_features == 512
 
 

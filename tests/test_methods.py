@@ -85,7 +85,7 @@ def test_reflected_padding_shows_the_image_mirrored_at_its_border() -> None:
 
 def test_momentum_is_lost_at_each_drop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two epochs of one step, the drop between them: the optimiser then begins without state."""
-    from dks.training import trainer
+    from dks.training import step
 
     seen = []
 
@@ -94,7 +94,7 @@ def test_momentum_is_lost_at_each_drop(tmp_path: Path, monkeypatch: pytest.Monke
             seen.append(len(self.state))
             return super().step(closure)
 
-    monkeypatch.setattr(trainer, "SGD", Watched)
+    monkeypatch.setattr(step, "SGD", Watched)
     finished_run(tmp_path / "kept", "recipe.milestones=[1]")
     finished_run(tmp_path / "lost", "recipe.milestones=[1]", "recipe.reset_momentum=true")
     assert seen[0] == seen[2] == seen[3] == 0

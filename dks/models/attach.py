@@ -171,6 +171,8 @@ def _branch(classifier: str, layer: str, features: Tensor, final: tuple[int, int
         convolution = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
         channels *= 2
-        stages[f"stage{number}"] = nn.Sequential(OrderedDict(conv=convolution, bn=nn.BatchNorm2d(channels), relu=nn.ReLU()))
+        stages[f"stage{number}"] = nn.Sequential(
+            OrderedDict(conv=convolution, bn=nn.BatchNorm2d(channels), relu=nn.ReLU(inplace=True))
+        )
     stages["head"] = pooled_head(channels, num_classes)
     return nn.Sequential(stages).to(features.device, features.dtype)

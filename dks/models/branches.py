@@ -45,7 +45,7 @@ def _fully_connected(design: AuxDesign, channels: int, num_classes: int) -> nn.M
     if design.conv_channels is not None:
         layers["conv"] = nn.Conv2d(channels, design.conv_channels, 1, bias=False)
         layers["bn"] = nn.BatchNorm2d(design.conv_channels)
-        layers["relu"] = nn.ReLU()
+        layers["relu"] = nn.ReLU(inplace=True)
         channels = design.conv_channels
     layers["flatten"] = nn.Flatten()
     layers["fc1"] = nn.Linear(channels * design.pool**2, design.hidden)

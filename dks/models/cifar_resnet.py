@@ -36,13 +36,13 @@ class BasicBlock(nn.Module):
         self.new_channels = width - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
         # ceil_mode agrees with a padded stride-2 convolution on odd sizes.
         shortcut = F.avg_pool2d(x, 2, ceil_mode=True) if self.stride == 2 else x
         if self.new_channels:
             shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels))
-        return F.relu(out + shortcut)
+        return F.relu(out.add_(shortcut), inplace=True)
 
 
 def stage(config: Backbone, in_channels: int, spec: Stage, stride: int) -> tuple[nn.Module, int]:
@@ -64,7 +64,9 @@ def backbone(config: Backbone, num_classes: int) -> nn.Module:
     blocks = (config.depth - 2) // 6
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         stem=nn.Sequential(
-            OrderedDict(conv=nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False), bn=nn.BatchNorm2d(WIDTHS[0]), relu=nn.ReLU())
+            OrderedDict(
+                conv=nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False), bn=nn.BatchNorm2d(WIDTHS[0]), relu=nn.ReLU(inplace=True)
+            )
         )
     )
     channels = WIDTHS[0]

@@ -29,7 +29,7 @@ class DenseLayer(nn.Module):
         self.conv = nn.Conv2d(in_channels, growth, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, self.conv(F.relu(self.bn(x)))], dim=1)
+        return torch.cat([x, self.conv(F.relu(self.bn(x), inplace=True))], dim=1)
 
 
 def transition(channels: int) -> nn.Module:
@@ -37,7 +37,7 @@ def transition(channels: int) -> nn.Module:
     return nn.Sequential(
         OrderedDict(
             bn=nn.BatchNorm2d(channels),
-            relu=nn.ReLU(),
+            relu=nn.ReLU(inplace=True),
             conv=nn.Conv2d(channels, channels, 1, bias=False),
             pool=nn.AvgPool2d(2, ceil_mode=True),  # an odd border is averaged over the pixels it has
         )

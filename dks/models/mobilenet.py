@@ -32,8 +32,8 @@ class SeparableBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.depthwise(x)))
-        return F.relu(self.bn2(self.pointwise(out)))
+        out = F.relu(self.bn1(self.depthwise(x)), inplace=True)
+        return F.relu(self.bn2(self.pointwise(out)), inplace=True)
 
 
 def stage(config: Backbone, in_channels: int, spec: Stage, stride: int) -> tuple[nn.Module, int]:
@@ -51,7 +51,11 @@ def backbone(config: Backbone, num_classes: int) -> nn.Module:
         raise RequestError(f"backbone.depth={config.depth} must be {DEPTH} for a MobileNet, which has no other")
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         stem=nn.Sequential(
-            OrderedDict(conv=nn.Conv2d(3, STEM_WIDTH, 3, padding=1, bias=False), bn=nn.BatchNorm2d(STEM_WIDTH), relu=nn.ReLU())
+            OrderedDict(
+                conv=nn.Conv2d(3, STEM_WIDTH, 3, padding=1, bias=False),
+                bn=nn.BatchNorm2d(STEM_WIDTH),
+                relu=nn.ReLU(inplace=True),
+            )
         )
     )
     channels = STEM_WIDTH

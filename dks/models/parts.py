@@ -19,7 +19,7 @@ def activated_head(in_channels: int, num_classes: int) -> nn.Module:
     return nn.Sequential(
         OrderedDict(
             bn=nn.BatchNorm2d(in_channels),
-            relu=nn.ReLU(),
+            relu=nn.ReLU(inplace=True),
             pool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
             fc=nn.Linear(in_channels, num_classes),

@@ -36,9 +36,9 @@ class PreActivationBlock(nn.Module):
         self.shortcut = None if same_shape else nn.Conv2d(in_channels, width, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        activated = F.relu(self.bn1(x))
-        out: Tensor = self.conv2(self.dropout(F.relu(self.bn2(self.conv1(activated)))))
-        return out + (x if self.shortcut is None else self.shortcut(activated))
+        activated = F.relu(self.bn1(x), inplace=True)
+        out: Tensor = self.conv2(self.dropout(F.relu(self.bn2(self.conv1(activated)), inplace=True)))
+        return out.add_(x if self.shortcut is None else self.shortcut(activated))
 
 
 def stage(config: Backbone, in_channels: int, spec: Stage, stride: int) -> tuple[nn.Module, int]:
