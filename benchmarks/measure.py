@@ -212,13 +212,22 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Of the code that was measured, with "-dirty" where files differ from it; those in `results` do not count."""
+    """Of the code that was measured, with "-dirty" where files differ from it; the results themselves do not count."""
     git = ["git", "-C", str(FOLDER.parent)]
     try:
         if not (FOLDER.parent / ".git").exists():
             return None  # an installed package may lie inside somebody else's repository
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, check=True, text=True).stdout.strip()
-        changed = [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"]
+        changed = [
+            *git,
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            ".",
+            ":!benchmarks/results",
+            ":!docs/performance.md",
+        ]
         return f"{head}-dirty" if subprocess.run(changed, capture_output=True, check=True).stdout else head
     except (OSError, subprocess.SubprocessError):
         return None
@@ -313,10 +322,15 @@ def keep(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def _device(name: str) -> str:
-    """Which one "auto" is."""
+    """Which one "auto" is; one of several GPUs becomes the current one."""
+    import torch
+
     from dks.training.environment import pick_device
 
-    return str(pick_device(name))
+    device = pick_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return str(device)
 
 
 def _compact(text: str) -> str:

@@ -5,14 +5,16 @@
 A step is everything from the images in memory to the new weights and the loss that is read, augmentation included; evaluation,
 journal and checkpoints are not (`epoch.py` has them). Both ways train the same network with the same recipe and batch size, on
 random images of the network's own size. On a GPU the batch is the recipe's; on a CPU that of a large network is smaller, so
-that a step takes seconds and not minutes. The limit is a large matrix product in the same precision, measured before.
+that a step takes seconds and not minutes. The limit is a large matrix product in the same precision, measured beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import math
-import statistics
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -38,12 +40,12 @@ MOST = 1.5e11  # floating-point operations of a step on a CPU
 def measure(options: argparse.Namespace) -> list[Result]:
     all_of_them = (options.networks, options.methods) == (NETWORKS, METHODS)
     networks, methods = (("resnet32",), ("dks",)) if options.short and all_of_them else (options.networks, options.methods)
-    found = []
-    for network in networks:
-        for method in methods:
-            say(f"{network} {method}")
-            found.append(measure_one(network, method, options))
-    return found
+    device, found = torch.device(options.device), dict[tuple[str, str], Result]()
+    for network, method in itertools.product(networks, methods):
+        say(f"{network} {method}")
+        found[network, method] = measure_one(network, method, options)
+        limits = {way: limit(precision_of(way, device), device) for way in found[network, method].values}
+    return [with_limits(result, flops(configuration(*what)).step / 1e9, limits) for what, result in found.items()]
 
 
 def measure_one(network: str, method: str, options: argparse.Namespace) -> Result:
@@ -59,19 +61,28 @@ def measure_one(network: str, method: str, options: argparse.Namespace) -> Resul
     steps = {way: count_steps(each, options.seconds or (0.5 if options.short else 2.0)) for way, each in ways.items()}
     seconds = in_turn({way: partial(each.steps, steps[way]) for way, each in ways.items()}, options.repeats)
     rates = {way: [steps[way] * batch / each for each in found] for way, found in seconds.items()}
-    operations = flops(config).step / 1e9
-    reached = {way: operations * statistics.median(found) for way, found in rates.items()}
-    plainly = "tf32" if device.type == "cuda" else "fp32"  # what torch's own defaults mean for a convolution
-    limits = {way: limit(plainly if way == "plain" else way, device) for way in ways}
-    return Result(
-        f"{network} {method}, batch {batch}",
-        "images/s",
-        rates,
-        "plain",
-        more_is_better=True,
-        figures={way: {"GFLOP/s": reached[way], "% of the limit": 100 * reached[way] / limits[way]} for way in ways},
-        wanted={way: bounds for way in options.precision if (bounds := wanted(device.type, network, method, way))},
-    )
+    # A batch of another size is another measurement.
+    bounds = {} if options.batch else {way: wanted(device.type, network, method, way) for way in options.precision}
+    return Result(f"{network} {method}, batch {batch}", "images/s", rates, "plain", more_is_better=True, wanted=bounds)
+
+
+def with_limits(result: Result, operations: float, limits: Mapping[str, float]) -> Result:
+    """The same, and how fast it is in GFLOP/s.
+
+    Args:
+        operations: GFLOP an image.
+        limits: way -> GFLOP/s.
+    """
+    reached = {way: operations * result.spread(way).median for way in result.values}
+    figures = {way: {"GFLOP/s": reached[way], "% of the limit": 100 * reached[way] / limits[way]} for way in reached}
+    return dataclasses.replace(result, figures=figures)
+
+
+def precision_of(way: str, device: torch.device) -> str:
+    """What a way computes in; torch's own defaults mean TF32 for a convolution on a GPU."""
+    if way != "plain":
+        return way
+    return "tf32" if device.type == "cuda" else "fp32"
 
 
 def count_steps(trained: PlainLoop | Ours, seconds: float) -> int:

@@ -135,8 +135,8 @@ def _far_from_the_limit(found: list[dict[str, Any]]) -> list[str]:
     for result in (result for each in found for result in each["results"]):
         reached = [(way, each.get("figures", {})) for way, each in result["ways"].items()]
         parts = [
-            f"{figures[LIMIT]:.0f} % {way} ({figures['GFLOP/s']:,.0f} GFLOP/s)" for way, figures in reached if LIMIT in figures
+            f"{way} {figures[LIMIT]:.0f} % ({figures['GFLOP/s']:,.0f} GFLOP/s)" for way, figures in reached if LIMIT in figures
         ]
         if parts:
-            lines.append(f"{result['name']}: {', '.join(parts)} of a large matrix product's speed on this machine")
+            lines.append(f"{result['name']}, of the speed of a large matrix product here: {', '.join(parts)}")
     return lines
