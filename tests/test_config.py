@@ -195,6 +195,17 @@ def test_one_plan_looks_at_each_data_set_and_each_teacher_once(monkeypatch: pyte
     assert checked == ["a" * 12, "b" * 12]
 
 
+def test_compilation_needs_a_compiler_here_or_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(RequestError, match=r"compute\.compile=true needs a C\+\+ compiler"):
+        resolve(composed("compute.compile=true"))
+    planner = Resolver(absent_ok=True)
+    assert planner(composed("compute.compile=true")).compute.compile
+    assert [line for line in planner.absent if "compiler" in line]
+    assert not config().compute.compile
+
+
 def test_what_is_wrong_with_data_is_said_of_every_cell(tmp_path: Path) -> None:
     resolver = Resolver()
     for seed in (1, 2):

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from dks.config.schema import (
     Augmentation,
     AuxDesign,
     Backbone,
+    Compute,
     Config,
     Data,
     DesignKind,
@@ -62,6 +64,7 @@ class Resolver:
         if config.tracking.kind is TrackingKind.server:
             config.tracking.uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
         problems = [*_method_problems(composed), *_config_problems(config), *self._device_problems(config.device)]
+        problems += self._compiler_problems(config.compute)
         try:
             data = self._described(config.data)
             config.data = dataclasses.replace(
@@ -97,6 +100,18 @@ class Resolver:
                 problems = ()
             self._devices[device] = problems
         return self._devices[device]
+
+    def _compiler_problems(self, compute: Compute) -> tuple[str, ...]:
+        wanted = (os.environ.get("CXX"), "g++", "clang++", "c++")
+        if not compute.compile or any(shutil.which(name) for name in wanted if name):
+            return ()
+        problem = (
+            "compute.compile=true needs a C++ compiler, and none is found; install g++, set CXX, or drop it"
+        )
+        if not self.absent_ok:
+            return (problem,)
+        self.absent = list(dict.fromkeys([*self.absent, problem]))  # the machine that runs it may have one
+        return ()
 
     def _teacher_problems(self, config: Config) -> Iterator[str]:
         """What is wrong with the teacher, if there is to be one; notes the content of its file in the configuration."""
