@@ -23,13 +23,13 @@ TINY = {
     "pipeline": ["--images", "32", "--batch", "4", "--precision", "fp32"],
     "planning": ["--cells", "20", "--sample", "2"],
     "step": ["--networks", "resnet8", "--methods", "dks", "--batch", "2", "--seconds", "0.01"],
-    "stripped": [],
 }
 TINY_PROGRAMS = {
     "epoch": ["--networks", "resnet8", "--images", "8", "--precision", "fp32"],
     "memory": ["--networks", "resnet8", "--batch", "2", "--precision", "fp32"],
     "packing": ["--network", "resnet8", "--images", "32", "--epochs", "40"],
     "reading": ["--runs", "20", "--epochs", "2"],
+    "stripped": [],  # it sets how its process keeps memory
     "tracking": ["--epochs", "2"],
 }
 
