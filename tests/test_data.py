@@ -20,10 +20,13 @@ from torchvision.transforms import v2
 from dks import data
 from dks.config.errors import RequestError
 from dks.config.identity import cell_id
-from dks.config.schema import Data, LabelNoise, NoiseKind
+from dks.config.schema import Data, LabelNoise, NoiseKind, PadMode
 from dks.data.batches import Normalise, TestBatches, TrainingBatches
+from dks.data.holdout import hold_out
 from dks.data.images import ImageSet
 from dks.data.label_noise import corrupt
+from dks.data.seeds import generator
+from dks.world import World
 
 CPU = torch.device("cpu")
 AS_STORED = Normalise([0.0, 0.0, 0.0], [1 / 255] * 3, CPU)  # leaves pixel values as they are
@@ -279,6 +282,95 @@ def test_images_are_normalised_by_channel_after_padding() -> None:
     black = (-torch.tensor(mean) / torch.tensor(std))[:, None]
     corners = torch.cat([batch.images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]] for batch in padded.epoch(1)])
     assert torch.isclose(corners, black, atol=1e-5).all(dim=1).any()
+
+
+def plain_batch(
+    images: torch.Tensor, order: list[int], corners: list[list[int]], mirrored: list[bool], pad: int, mode: PadMode
+) -> torch.Tensor:
+    """The crops of a batch, one image after another, each padded, cut and mirrored by numpy."""
+    height, width = images.shape[-2:]
+    crops = []
+    for index, (top, left), mirror in zip(order, corners, mirrored, strict=True):
+        around = ((0, 0), (pad, pad), (pad, pad))
+        padded = np.pad(images[index].numpy(), around, "reflect" if mode is PadMode.reflect else "constant")
+        window = padded[:, top : top + height, left : left + width]
+        crops.append(window[:, :, ::-1] if mirror else window)
+    return torch.from_numpy(np.stack(crops).copy())
+
+
+@pytest.mark.parametrize("resident", [False, True], ids=["padded by the batch", "padded as a whole"])
+@pytest.mark.parametrize("mode", PadMode)
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=["planes", "pixels"])
+@pytest.mark.parametrize("held_out", [0, 30])
+def test_batches_are_bitwise_those_cut_out_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, resident: bool, mode: PadMode, form: torch.memory_format, held_out: int
+) -> None:
+    """As they always were: order, windows and mirrors from the generator of the epoch, in this order of drawing."""
+    monkeypatch.setattr("dks.data.batches._fits", lambda size, device: resident)  # as on a GPU
+    draw = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (101, 3, 7, 9), dtype=torch.uint8, generator=draw)
+    whole = ImageSet(pixels.contiguous(memory_format=form), torch.arange(101))
+    kept, val = hold_out(whole, held_out, seed=2)
+    assert isinstance(kept, ImageSet)
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
+    normalise = Normalise(mean, std, CPU)
+    scale = torch.tensor(std)[:, None, None]
+    factor, offset = 1 / (255 * scale), -torch.tensor(mean)[:, None, None] / scale
+    for flip in (True, False):
+        loader = TrainingBatches(kept, 16, 5, 3, flip, normalise, CPU, mode)
+        draws = generator(5, "epoch", 2)
+        order = torch.randperm(len(kept), generator=draws)
+        y, x = torch.randint(0, 7, (2, len(kept)), generator=draws)
+        mirrored = torch.rand(len(kept), generator=draws) < 0.5
+        for step, batch in enumerate(loader.epoch(2)):
+            part = slice(16 * step, 16 * step + 16)
+            corners = torch.stack([y[part], x[part]], dim=1).tolist()
+            mirrors = mirrored[part].tolist() if flip else [False] * len(corners)
+            cut = plain_batch(kept.images, order[part].tolist(), corners, mirrors, 3, mode)
+            assert torch.equal(batch.images, cut.float() * factor + offset)
+            assert torch.equal(batch.labels, kept.labels[order[part]])
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    for part in (kept, val):
+        if isinstance(part, ImageSet):
+            tested = TestBatches(part, 16, normalise, CPU)
+            assert torch.equal(torch.cat([images for images, _ in tested]), part.images.float() * factor + offset)
+            assert torch.equal(torch.cat([labels for _, labels in tested]), part.labels)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("fits", [True, False], ids=["on the device", "copied while the last batch is computed with"])
+def test_batches_on_a_gpu_are_those_on_the_cpu(monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
+    monkeypatch.setattr("dks.data.batches._fits", lambda size, device: fits and device.type == "cuda")
+    images = ImageSet(torch.randint(0, 256, (500, 3, 8, 8), dtype=torch.uint8), torch.arange(500))
+
+    def epoch(device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        normalise = Normalise([0.4, 0.5, 0.6], [0.2, 0.3, 0.25], device)
+        trained = TrainingBatches(images, 16, 5, 3, True, normalise, device).epoch(2)
+        tested = TestBatches(images, 30, normalise, device)
+        return [*((batch.images, batch.labels) for batch in trained), *tested]
+
+    for ours, expected in zip(epoch(torch.device("cuda")), epoch(CPU), strict=True):
+        assert all(one.is_cuda and torch.equal(one.cpu(), other) for one, other in zip(ours, expected, strict=True))
+
+
+def test_batches_and_parts_of_a_set_share_its_pixels() -> None:
+    """Where it computes on the CPU: what is mapped from a file stays there."""
+    pixels = torch.randint(0, 256, (50, 8, 8, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    kept, val = hold_out(ImageSet(pixels, torch.arange(50)), 10, seed=0)
+    assert isinstance(kept, ImageSet) and isinstance(val, ImageSet)
+    training, tested = batches(kept, pad=2, flip=True), TestBatches(val, 5, AS_STORED, CPU, World(1, 2))
+    for stored in (kept.stored, val.stored, training.pixels, tested.part.stored):
+        assert stored.data_ptr() == pixels.data_ptr()
+
+
+def test_statistics_and_sizes_do_not_depend_on_how_pixels_lie_in_memory() -> None:
+    planes = torch.randint(0, 256, (5000, 3, 5, 6), dtype=torch.uint8)
+    one, other = (ImageSet(each, torch.arange(5000)) for each in (planes, planes.contiguous(memory_format=torch.channels_last)))
+    assert one.statistics() == other.statistics()
+    assert torch.equal(one.resized(9).images, other.resized(9).images)
+    mean, std = one.subset(torch.arange(7)).statistics()
+    assert mean == pytest.approx((planes[:7] / 255).mean(dim=(0, 2, 3)).tolist())
+    assert std == pytest.approx((planes[:7] / 255).std(dim=(0, 2, 3), unbiased=False).tolist(), rel=1e-5)
 
 
 # --- label noise

@@ -17,9 +17,7 @@ from dks.config.errors import RequestError
 from dks.config.files import choices, load_choice
 from dks.config.identity import cell_id
 from dks.config.methods import method_of
-from dks.config.schema import Backbone, PadMode, Recipe, Schedule
-from dks.data.batches import Normalise, TrainingBatches
-from dks.data.images import ImageSet
+from dks.config.schema import Backbone, Recipe, Schedule
 from dks.models import build_network
 from dks.models.teacher import load_teacher
 from dks.tracking.record import Status
@@ -72,15 +70,6 @@ def test_the_quirks_of_the_wrn_code() -> None:
     assert scales.min() >= 0
     assert scales.max() < 1
     assert float(scales.mean()) == pytest.approx(0.5, abs=0.05)
-
-
-def test_reflected_padding_shows_the_image_mirrored_at_its_border() -> None:
-    images = ImageSet(torch.randint(0, 256, (5, 3, 6, 7), dtype=torch.uint8), torch.arange(5))
-    cpu = torch.device("cpu")
-    plain = Normalise([0.0] * 3, [1 / 255] * 3, cpu)
-    batches = TrainingBatches(images, 5, 0, 3, False, plain, cpu, PadMode.reflect)
-    expected = nn.functional.pad(images.images.float(), (3, 3, 3, 3), mode="reflect")
-    assert torch.equal(batches.padded.float(), expected)
 
 
 def test_momentum_is_lost_at_each_drop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dks.config.schema import Config, PadMode
 from dks.data.images import Images, ImageSet
+from dks.data.prefetch import on_device
 from dks.data.seeds import generator
 from dks.world import ALONE, World
 
@@ -41,13 +42,23 @@ class Normalise:
 
     def __init__(self, mean: list[float], std: list[float], device: torch.device) -> None:
         scale = torch.tensor(std, device=device)[:, None, None]
-        self.factor = 1 / (255 * scale)  # (3, 1, 1)
-        self.offset = -torch.tensor(mean, device=device)[:, None, None] / scale
+        self._factor = 1 / (255 * scale)  # (3, 1, 1)
+        self._offset = -torch.tensor(mean, device=device)[:, None, None] / scale
+        self._rows: dict[int, tuple[Tensor, Tensor]] = {}  # width -> both for a row of pixels
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) -> float32 (N, 3, H, W), channels last in memory."""
         floats = images.to(torch.float32, memory_format=torch.channels_last)
-        return floats.mul_(self.factor).add_(self.offset)
+        factor, offset = self._row(images.shape[3])
+        return floats.mul_(factor).add_(offset)
+
+    def _row(self, width: int) -> tuple[Tensor, Tensor]:
+        """(3, 1, W), channels last: a vector as long as a row of an image is multiplied much faster than one of three."""
+        if width not in self._rows:
+            wide = (each.expand(3, 1, width).permute(1, 2, 0).contiguous() for each in (self._factor, self._offset))
+            factor, offset = (each.permute(2, 0, 1) for each in wide)
+            self._rows[width] = factor, offset
+        return self._rows[width]
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,9 @@ class TrainingBatches:
 
     Each image is padded by `pad` pixels, a random window of the original size is cut out, and with `flip` it is mirrored with
     probability 0.5: the distribution of torchvision's `RandomCrop(size, padding=pad)` and `RandomHorizontalFlip()`.
+
+    On a GPU the padded set stays on the device if it fits. Elsewhere the pixels stay where they are, shared by all processes
+    that map them, and the images of a batch are padded when they are cut out, which takes no longer.
     """
 
     def __init__(
@@ -78,40 +92,69 @@ class TrainingBatches:
         pad_mode: PadMode = PadMode.zero,
         world: World = ALONE,
     ) -> None:
-        self.side = data.images.shape[-2:]
-        self.padded = _padded(data.images, pad, pad_mode).to(device)
-        self.labels = data.labels.to(device)
-        self.batch_size, self.seed, self.pad, self.flip = batch_size, seed, pad, flip
+        self.data, self.batch_size, self.seed, self.flip = data, batch_size, seed, flip
+        self.pad, self.pad_mode = pad, pad_mode
         self.normalise, self.device, self.world = normalise, device, world
-        # A view: windows[i, :, y, x] is the window of image i whose upper left corner is at (y, x).
-        self.windows = self.padded.unfold(2, self.side[0], 1).unfold(3, self.side[1], 1)
+        self.side = height, width = data.stored.shape[-2:]
+        self.wide, self.area = width + 2 * pad, (width + 2 * pad) * (height + 2 * pad)  # of a padded image
+        self.pixels = data.stored.permute(0, 2, 3, 1).contiguous()  # (M, H, W, 3); no copy where they lie like that
+        self.resident = _fits(3 * len(self.pixels) * self.area, device)
+        if self.resident:
+            self.pixels = _padded(self.pixels.to(device), pad, pad_mode)
+        rows, columns = torch.arange(height)[:, None] * self.wide, torch.arange(width)
+        # Where the pixels of a window are, from its upper left corner on: of the window as it is, and mirrored.
+        self.window = torch.stack([rows + columns, rows + columns.flip(0)]).flatten(1).to(self.pixels.device)  # (2, H*W)
 
     def __len__(self) -> int:
         """Steps an epoch."""
-        return math.ceil(len(self.labels) / self.batch_size)
+        return math.ceil(len(self.data) / self.batch_size)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """This process's part of the batches of one epoch, on the device, without the `first` ones."""
-        draw, count = generator(self.seed, "epoch", epoch), len(self.labels)
+        plan = self._plan(epoch)
+        parts = [self.world.shard(rows) for rows in plan.split(self.batch_size)[first:]]
+        cut = (self._cut(*part.unbind(dim=1)) for part, _ in parts)
+        for (images, labels), (_, weight) in zip(on_device(cut, self.device), parts, strict=True):
+            yield Batch(self.normalise(images), labels, weight)
+
+    def _plan(self, epoch: int) -> Tensor:
+        """Of every image of the epoch: number among the pixels, the corner of its window, 1 if it is mirrored, and its label.
+
+        Returns:
+            (N, 4), int64, where the pixels are; a column is contiguous.
+        """
+        draw, count = generator(self.seed, "epoch", epoch), len(self.data)
         order = torch.randperm(count, generator=draw)
         y, x = torch.randint(0, 2 * self.pad + 1, (2, count), generator=draw)
-        mirror = torch.rand(count, generator=draw) < 0.5
-        plan = torch.stack([order, y, x, mirror.long()], dim=1).to(self.device)  # (images, 4)
-        for rows in plan.split(self.batch_size)[first:]:
-            part, weight = self.world.shard(rows)
-            index, top, left, mirrored = part.unbind(dim=1)
-            images = self.windows[index, :, top, left]
-            if self.flip:
-                images = torch.where(mirrored.bool()[:, None, None, None], images.flip(3), images)
-            yield Batch(self.normalise(images), self.labels[index], weight)
+        mirrored = torch.rand(count, generator=draw) < 0.5
+        numbers = order if self.data.rows is None else self.data.rows[order]
+        corners = y * self.wide + x + (numbers * self.area if self.resident else 0)
+        plan = torch.stack([numbers, corners, mirrored.long() * self.flip, self.data.labels[order]])
+        return (plan.pin_memory() if self.pixels.is_cuda else plan).to(self.pixels.device, non_blocking=True).T
+
+    def _cut(self, numbers: Tensor, corners: Tensor, mirrored: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The images of a batch, uint8 (N, 3, H, W), channels last in memory, and their labels (N,)."""
+        pixels = self.pixels
+        if not self.resident:
+            pixels = _padded(pixels.index_select(0, numbers), self.pad, self.pad_mode)
+            corners = corners + self.area * torch.arange(len(corners))
+        places = self.window.index_select(0, mirrored).add_(corners[:, None]).flatten()
+        images = pixels.view(-1, 3).index_select(0, places).view(-1, *self.side, 3)
+        return images.permute(0, 3, 1, 2), labels
+
+
+def _fits(size: int, device: torch.device) -> bool:
+    """Is there room for so many bytes on a GPU? Half of what is free is left to the network. On the CPU they are there already."""
+    return device.type == "cuda" and 2 * size <= torch.cuda.mem_get_info(device)[0]
 
 
 def _padded(images: Tensor, pad: int, mode: PadMode) -> Tensor:
+    """(N, H, W, 3) -> (N, H + 2 * pad, W + 2 * pad, 3)"""
     if mode is PadMode.zero:
-        return F.pad(images, (pad, pad, pad, pad))
-    # Indexed, for F.pad reflects no integers, and a float copy of the set would be large.
-    rows, columns = (_reflected(side, pad) for side in images.shape[-2:])
-    return images[:, :, rows][:, :, :, columns]
+        return F.pad(images, (0, 0, pad, pad, pad, pad))
+    # Indexed, for F.pad reflects no integers.
+    rows, columns = (_reflected(side, pad).to(images.device) for side in images.shape[1:3])
+    return images[:, rows][:, :, columns]
 
 
 def _reflected(side: int, pad: int) -> Tensor:
@@ -128,15 +171,18 @@ class TestBatches:
     def __init__(
         self, data: ImageSet, batch_size: int, normalise: Normalise, device: torch.device, world: World = ALONE
     ) -> None:
-        mine = slice(world.rank, None, world.size)
-        self.images, self.labels = data.images[mine].to(device), data.labels[mine].to(device)
-        self.batch_size, self.normalise = batch_size, normalise
+        self.batch_size, self.normalise, self.device = batch_size, normalise, device
+        self.part = data.subset(torch.arange(world.rank, len(data), world.size))
+        if _fits(len(self.part) * data.stored[0].numel(), device):
+            self.part = ImageSet(self.part.images.to(device), self.part.labels.to(device))
 
     def __len__(self) -> int:
-        return math.ceil(len(self.labels) / self.batch_size)
+        return math.ceil(len(self.part) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True):
+        batches = torch.arange(len(self.part), device=self.part.stored.device).split(self.batch_size)
+        parts = (self.part.subset(rows) for rows in batches)
+        for images, labels in on_device(((part.images, part.labels) for part in parts), self.device):
             yield self.normalise(images), labels
 
 

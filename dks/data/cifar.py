@@ -45,7 +45,7 @@ def load(data: Data) -> tuple[ImageSet, ImageSet]:
 
 def _read(data: Data, train: bool) -> ImageSet:
     files = _dataset(data.source)(str(data.root), train=train, download=data.download)
-    images = torch.from_numpy(files.data).permute(0, 3, 1, 2).contiguous()
+    images = torch.from_numpy(files.data).permute(0, 3, 1, 2)
     return ImageSet(images, torch.tensor(files.targets, dtype=torch.int64))
 
 

@@ -106,4 +106,4 @@ def _decoded(files: ImageFiles, side: int | None) -> ImageSet:
         images.append(np.asarray(image))
         if images[-1].shape != images[0].shape:
             raise ValueError(f"{path} has another size than the images before; set data.image_size")
-    return ImageSet(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), files.labels)
+    return ImageSet(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), files.labels)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CHUNK = 4096  # images that there are as floats at a time, which take four times the memory and more
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -35,39 +37,56 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Decoded images and their labels."""
+    """Decoded images and their labels. A part of a set shares the pixels of the whole."""
 
-    images: Tensor  # (N, 3, H, W), uint8
+    stored: Tensor  # (M, 3, H, W), uint8, not to be written to; those that were decoded are channels last in memory
     labels: Tensor  # (N,), int64
+    rows: Tensor | None = None  # (N,) which of the stored images these are; None: all
 
     def __post_init__(self) -> None:
-        assert self.images.dtype == torch.uint8 and self.images.shape[1] == 3, (self.images.dtype, self.images.shape)
-        assert self.labels.dtype == torch.int64 and len(self.labels) == len(self.images), (self.labels.dtype, len(self))
+        assert self.stored.dtype == torch.uint8 and self.stored.shape[1] == 3, (self.stored.dtype, self.stored.shape)
+        count = len(self.stored) if self.rows is None else len(self.rows)
+        assert self.labels.dtype == torch.int64 and len(self.labels) == count, (self.labels.dtype, count)
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def images(self) -> Tensor:
+        """(N, 3, H, W), uint8; a copy for a part of a set."""
+        return self.stored if self.rows is None else _taken(self.stored, self.rows)
+
     def subset(self, indices: Tensor) -> ImageSet:
         """Those images, in that order; `indices` (M,)."""
-        return ImageSet(self.images[indices], self.labels[indices])
+        return ImageSet(self.stored, self.labels[indices], indices if self.rows is None else self.rows[indices])
 
     def resized(self, side: int) -> ImageSet:
         """The same images as squares of `side` pixels (bilinear, antialiased)."""
-        if self.images.shape[2:] == (side, side):
+        if self.stored.shape[2:] == (side, side):
             return self
-        smooth = F.interpolate(self.images.float(), size=(side, side), mode="bilinear", antialias=True)
-        return ImageSet(smooth.round().clamp(0, 255).to(torch.uint8), self.labels)
+        return ImageSet(torch.cat([_resized(chunk, side) for chunk in self.images.split(CHUNK)]), self.labels)
 
     def statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over all pixels, for images in [0, 1]."""
         total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-        for chunk in self.images.split(4096):  # bounds the memory for the float copy
-            pixels = chunk.double() / 255
+        for rows in torch.arange(len(self)).split(CHUNK):
+            # One order in memory, for the last bits of a sum depend on it.
+            pixels = self.subset(rows).images.contiguous().double() / 255
             total += pixels.sum(dim=(0, 2, 3))
             squares += pixels.square().sum(dim=(0, 2, 3))
-        mean = total / (self.images.numel() / 3)
-        variance = squares / (self.images.numel() / 3) - mean.square()
+        count = len(self) * self.stored[0, 0].numel()
+        mean, variance = total / count, squares / count - (total / count).square()
         return mean.tolist(), variance.clamp(min=0).sqrt().tolist()
+
+
+def _taken(images: Tensor, rows: Tensor) -> Tensor:
+    """`images[rows]`, channels last in memory, where a copy is fastest."""
+    return images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+
+
+def _resized(images: Tensor, side: int) -> Tensor:
+    smooth = F.interpolate(images.contiguous().float(), size=(side, side), mode="bilinear", antialias=True)
+    return smooth.round().clamp(0, 255).to(torch.uint8)
 
 
 Images = ImageSet | ImageFiles

@@ -82,7 +82,7 @@ def _read(root: Path, split: str, side: int | None) -> ImageSet:
                     f"{path}, row {number}: {image.size[0]}x{image.size[1]} pixels, others have "
                     f"{images[0].shape[1]}x{images[0].shape[0]}; set data.image_size"
                 )
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return ImageSet(pixels, torch.from_numpy(np.concatenate(labels).astype(np.int64)))
 
 

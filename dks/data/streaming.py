@@ -20,6 +20,7 @@ from torchvision.transforms import InterpolationMode, v2
 from dks.config.schema import Augmentation, Data
 from dks.data.batches import Batch, Normalise
 from dks.data.images import ImageFiles
+from dks.data.prefetch import on_device
 from dks.data.seeds import generator
 from dks.training.interruption import Interruption
 from dks.world import ALONE, World
@@ -67,7 +68,7 @@ class StreamedTraining:
         self.files, self.batch_size, self.seed, self.world = files, batch_size, seed, world
         self._plan = _Plan()
         self._loader = _loader(files, training_transform(data), seed, self._plan, data.workers, device)
-        self._to = _ToDevice(normalise, device)
+        self.normalise, self.device = normalise, device
 
     def __len__(self) -> int:
         """Steps an epoch."""
@@ -78,8 +79,8 @@ class StreamedTraining:
         order = torch.randperm(len(self.files), generator=generator(self.seed, "epoch", epoch))
         parts = [self.world.shard(batch) for batch in order.split(self.batch_size)[first:]]
         self._plan.batches = [[(epoch, index) for index in part.tolist()] for part, _ in parts]
-        for (pixels, labels), (_, weight) in zip(self._loader, parts, strict=True):
-            yield Batch(*self._to(pixels, labels), weight)
+        for (pixels, labels), (_, weight) in zip(on_device(self._loader, self.device), parts, strict=True):
+            yield Batch(self.normalise(pixels), labels, weight)
 
 
 class StreamedTest:
@@ -91,14 +92,14 @@ class StreamedTest:
         mine = torch.arange(world.rank, len(files), world.size)
         plan = _Plan([[(0, index) for index in part.tolist()] for part in mine.split(batch_size)])
         self._loader = _loader(files, evaluation_transform(data), 0, plan, data.workers, device)
-        self._to, self._steps = _ToDevice(normalise, device), len(plan.batches)
+        self.normalise, self.device, self._steps = normalise, device, len(plan.batches)
 
     def __len__(self) -> int:
         return self._steps
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for pixels, labels in self._loader:
-            yield self._to(pixels, labels)
+        for pixels, labels in on_device(self._loader, self.device):
+            yield self.normalise(pixels), labels
 
 
 class _Plan:
@@ -129,14 +130,6 @@ class _Decoded(Dataset[tuple[Tensor, int]]):
             # The CPU's generator only: that of a GPU belongs to the network.
             torch.default_generator.manual_seed(generator(self.seed, "image", epoch, index).initial_seed())
             return self.transform(image), int(self.files.labels[index])
-
-
-class _ToDevice:
-    def __init__(self, normalise: Normalise, device: torch.device) -> None:
-        self.normalise, self.device = normalise, device
-
-    def __call__(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.normalise(pixels.to(self.device, non_blocking=True)), labels.to(self.device, non_blocking=True)
 
 
 def _loader(
