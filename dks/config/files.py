@@ -1,4 +1,4 @@
-"""Where the declarations are, and single choices read from them without Hydra."""
+"""Where the declarations and this user's cache are, and single choices read without Hydra."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def declarations(name: str) -> Path:
     """`conf`, `sweeps`, `analysis` or `constraints.txt`: inside an installed wheel, or beside the package in a checkout."""
     shipped = _PACKAGE / "share" / name
     return shipped if shipped.exists() else _PACKAGE.parent / name
+
+
+def cache_folder() -> Path:
+    """This user's folder for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dks"
 
 
 def python_path(given: str = "") -> str:

@@ -37,6 +37,7 @@ EXECUTION_ONLY = frozenset(
     {
         "backbone.activation_checkpointing",
         "compute.cuda_graphs",
+        "data.cache_gib",
         "data.download",
         "data.name",
         "data.root",

@@ -203,6 +203,7 @@ class Data:
     test_images: int | None = None  # source=synthetic: size of the test set, images
     holdout: int = 0  # training images kept out of training and used for choices made before the test; drawn by the seed
     fingerprint: str | None = None  # of the files' content, filled in when the configuration is resolved
+    cache_gib: float = 10.0  # the most that decoded images may take in this user's cache; 0: none are kept there
 
 
 @dataclass

@@ -284,6 +284,8 @@ def _data_problems(data: Data) -> Iterator[str]:
         yield f"data.workers={data.workers} must be at least 0, or null for one a core"
     if data.pad < 0:
         yield f"data.pad={data.pad} must be at least 0"
+    if not (math.isfinite(data.cache_gib) and data.cache_gib >= 0):
+        yield f"data.cache_gib={data.cache_gib} must be a finite number of at least 0, in GiB; 0 keeps no decoded images"
     if data.holdout < 0:
         yield f"data.holdout={data.holdout} must be at least 0, the number of training images to keep out of training"
     for key in ("num_classes", "image_size", "train_images", "test_images"):

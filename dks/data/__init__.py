@@ -7,7 +7,8 @@ import dataclasses
 from dks.config.errors import RequestError
 from dks.config.identity import canonical_json
 from dks.config.schema import Data
-from dks.data.images import Facts, Images, ImageSet
+from dks.data import decoded
+from dks.data.images import Facts, Images
 from dks.data.registry import AbsentError, source
 
 
@@ -53,9 +54,7 @@ def load(data: Data) -> tuple[Images, Images]:
     """The whole training set and the test set of a resolved configuration."""
     key = canonical_json(dataclasses.asdict(dataclasses.replace(data, holdout=0)))  # the images are the same
     if key not in _loaded:
-        train, test = source(data.source).load(data)
-        if data.image_size is not None and isinstance(train, ImageSet):
-            train, test = train.resized(data.image_size), test.resized(data.image_size)
+        images = decoded.load(data)
         _loaded.clear()
-        _loaded[key] = train, test
+        _loaded[key] = images
     return _loaded[key]

@@ -144,7 +144,7 @@ class TrainingBatches:
 
 
 def _fits(size: int, device: torch.device) -> bool:
-    """Is there room for so many bytes on a GPU? Half of what is free is left to the network. On the CPU they are there already."""
+    """Is there room for so many bytes on a GPU, half of what is free being left to the network? On the CPU they are there."""
     return device.type == "cuda" and 2 * size <= torch.cuda.mem_get_info(device)[0]
 
 

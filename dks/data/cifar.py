@@ -34,6 +34,12 @@ def expected(data: Data) -> Facts:
     return Facts(labels=CLASSES[data.source], name=data.source)
 
 
+def files(data: Data) -> list[Path]:
+    """What `load` reads, where it is there."""
+    folder = Path(data.root or "") / _dataset(data.source).base_folder
+    return sorted(path for path in folder.glob("*") if path.is_file())
+
+
 def load(data: Data) -> tuple[ImageSet, ImageSet]:
     """50,000 training and 10,000 test images of 32x32 pixels.
 

@@ -50,6 +50,14 @@ def expected(data: Data) -> Facts | None:
     return IMAGENET if data.source == "imagenet" else None
 
 
+def files(data: Data) -> list[Path]:
+    """What `load` decodes; inspect says what is raised."""
+    if data.augmentation is not Augmentation.pad_crop:
+        return []
+    folders = (Path(data.root or "") / split for split in ("train", "val"))
+    return [path for folder in folders for name in class_names(folder) for path in images_in(folder / name)]
+
+
 def load(data: Data) -> tuple[Images, Images]:
     """Training and test set: decoded in memory for `pad_crop`, else as lists of files.
 

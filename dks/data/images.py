@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 4096  # images that there are as floats at a time, which take four times the memory and more
+CHUNK = 4096  # images that are resized at a time, as floats, which take four times the memory and more
+EXACT = 256  # bytes whose squares float32 sums without rounding, in whatever order: 256 * 255^2 < 2^24
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,17 @@ class ImageSet:
         return ImageSet(torch.cat([_resized(chunk, side) for chunk in self.images.split(CHUNK)]), self.labels)
 
     def statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel over all pixels, for images in [0, 1]."""
-        total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-        for rows in torch.arange(len(self)).split(CHUNK):
-            # One order in memory, for the last bits of a sum depend on it.
-            pixels = self.subset(rows).images.contiguous().double() / 255
-            total += pixels.sum(dim=(0, 2, 3))
-            squares += pixels.square().sum(dim=(0, 2, 3))
+        """Mean and standard deviation of each channel over all pixels, for images in [0, 1], the same bits in any order."""
+        total = torch.zeros(self.stored[0].numel(), dtype=torch.float64)
+        squares = total.clone()
+        for rows in torch.arange(len(self)).split(EXACT):
+            pixels = self.subset(rows).images.permute(0, 2, 3, 1).flatten(1).float()
+            total += pixels.sum(dim=0)
+            squares += pixels.square_().sum(dim=0)
         count = len(self) * self.stored[0, 0].numel()
-        mean, variance = total / count, squares / count - (total / count).square()
-        return mean.tolist(), variance.clamp(min=0).sqrt().tolist()
+        total, squares = (each.view(-1, 3).sum(dim=0) / count for each in (total, squares))
+        mean = total / 255
+        return mean.tolist(), (squares / 255**2 - mean.square()).clamp(min=0).sqrt().tolist()
 
 
 def _taken(images: Tensor, rows: Tensor) -> Tensor:

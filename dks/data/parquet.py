@@ -47,6 +47,11 @@ def inspect(data: Data) -> Facts:
     return Facts(labels=largest + 1, name=root.resolve().name, fingerprint=digest.hexdigest()[:16])
 
 
+def files(data: Data) -> list[Path]:
+    """What `load` decodes; a RequestError if a split is missing."""
+    return [path for split in SPLITS for path in _files(Path(data.root or ""), split)]
+
+
 def load(data: Data) -> tuple[ImageSet, ImageSet]:
     """The training and the test set, decoded; images of several sizes need `data.image_size`.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from dks.config.files import cache_folder
 from dks.config.identity import canonical_json
 from dks.config.schema import Config
 from dks.forecast.flops import Flops, flops, network_key
@@ -33,7 +33,7 @@ class Cache(Generic[T]):
 
     def __init__(self, file: str, parse: Callable[[dict[str, Any]], T]) -> None:
         """`parse` makes a value of an entry; it raises TypeError, KeyError or ValueError for what is none."""
-        self.path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dks" / file
+        self.path = cache_folder() / file
         self._parse = parse
         self._entries = self._read()
         self._new: dict[str, dict[str, Any]] = {}
