@@ -425,6 +425,17 @@ def test_earlier_runs_under_other_conditions_do_not_count(
     assert forecast([given], tmp_path).lines[0].source is Source.probe
 
 
+def test_a_network_in_another_precision_is_another_speed(tmp_path: Path, probed: list[Config]) -> None:
+    cells = [config("backbone=resnet8", f"compute.precision={way}", *SYNTHETIC) for way in ("fp32", "bf16")]
+    finished(tmp_path, cells[0], images_per_second=1000.0)
+    told = forecast(cells, tmp_path, budget_seconds=5)
+    assert [(line.network, line.source) for line in told.lines] == [
+        ("resnet8 ours c2 c3, 10 classes", Source.earlier),
+        ("resnet8 ours c2 c3, 10 classes, precision=bf16", Source.probe),
+    ]
+    assert [each.compute.precision.value for each in probed] == ["bf16"]
+
+
 def test_damaged_records_are_passed_over(tmp_path: Path, probed: list[Config]) -> None:
     given = config("backbone=resnet8", *SYNTHETIC)
     (tmp_path / "0123456789ab").mkdir()

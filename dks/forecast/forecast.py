@@ -19,7 +19,7 @@ from dks.config.errors import RequestError
 from dks.config.schema import Config
 from dks.data.sizes import image_size, images
 from dks.forecast.cache import FlopsCache
-from dks.forecast.flops import Flops, network_key
+from dks.forecast.flops import Flops
 from dks.forecast.probe import is_busy
 from dks.forecast.speeds import Key, Machine, Source, Speed, Work, device_model, is_cuda, speeds_of
 from dks.forecast.text import network_label, text
@@ -171,8 +171,9 @@ def _works(cells: Sequence[Config], done_epochs: Sequence[int], slots: int, proc
         # Thousands of cells differ in a seed or in a weight: this text is made for each of them, all else once.
         alike = repr(
             (
-                *(config.backbone, config.aux_design, config.aux_positions, config.data, config.device, config.threads),
-                *(kd.kind, kd.backbone, kd.fingerprint, kd.cell, recipe.batch_size, recipe.epochs, done),
+                *(config.backbone, config.aux_design, config.aux_positions, config.data),
+                *(config.compute, config.device, config.threads, recipe.batch_size, recipe.epochs, done),
+                *(kd.kind, kd.backbone, kd.fingerprint, kd.cell),
             )
         )
         if alike not in found:
@@ -196,7 +197,7 @@ def _work(config: Config, done: int, slots: int, processes: int, cache: FlopsCac
     except (RequestError, RuntimeError) as error:  # an image too small for the network, for one
         work.problem = str(error).partition("\n")[0]
         return work
-    work.key = Key(network_key(config), config.recipe.batch_size, machine)
+    work.key = Key.of(config, machine)
     return work
 
 

@@ -68,7 +68,12 @@ class Key:
 
     network: str
     batch_size: int
+    compute: str  # precision and the like
     machine: Machine
+
+    @classmethod
+    def of(cls, config: Config, machine: Machine) -> Key:
+        return cls(network_key(config), config.recipe.batch_size, canonical_json(config.compute), machine)
 
 
 @dataclass
@@ -158,7 +163,9 @@ def _place(machine: Machine) -> str:
 
 
 def _digest(key: Key) -> str:
-    return hashlib.sha256(canonical_json([key.network, key.batch_size, _place(key.machine)]).encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical_json([key.network, key.batch_size, key.compute, _place(key.machine)]).encode()).hexdigest()[
+        :16
+    ]
 
 
 def _probe(work: Work, seconds: float) -> Probe | None:
@@ -234,7 +241,7 @@ def _earlier(runs_dir: Path, works: Sequence[Work]) -> dict[Key, list[_Seen]]:
                 configs[record.config_id] = folder.read_config()
             config = configs[record.config_id]
             assert config is not None
-            key = Key(network_key(config), config.recipe.batch_size, _machine_of(record))
+            key = Key.of(config, _machine_of(record))
             seen = _seen(record, config) if key in wanted else None
             if seen is not None:
                 found.setdefault(key, []).append(seen)

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dks.config.files import choices, load_choice
+from dks.config.methods import computed_with
 from dks.config.schema import AuxDesign, Backbone, Config, DesignKind, TeacherKind
 from dks.forecast.speeds import Source
 
@@ -106,13 +107,13 @@ def _number(value: float) -> str:
 
 
 def network_label(config: Config) -> str:
-    """The network and what it carries in training, for people: "resnet32 ours c2 c3, 100 classes"."""
+    """The network, what it carries in training and how it computes, for people: "resnet32 ours c2 c3, 100 classes"."""
     design, positions = config.aux_design, config.aux_positions
     words = [_backbone_name(config.backbone)]
     if design.kind is not DesignKind.none:
         words += [_design_name(repr(design)) or design.kind.value, *positions.at, *(["alone"] if positions.alone else [])]
     words += ["+ teacher"] if config.kd_teacher.kind is not TeacherKind.none else []
-    return f"{' '.join(words)}, {config.data.num_classes} classes"
+    return ", ".join(filter(None, [" ".join(words), f"{config.data.num_classes} classes", computed_with(config)]))
 
 
 def _backbone_name(backbone: Backbone) -> str:
