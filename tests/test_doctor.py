@@ -30,6 +30,7 @@ from dks.config.schema import Data, Tracking, TrackingKind
 from dks.doctor import images, machine, packages, slurm, storage, tracking
 from dks.doctor.check import Check, Finding, Level, examine, green, red, yellow
 from dks.doctor.text import Page
+from dks.training import control_groups
 
 Found = dict[str, Finding]
 
@@ -217,14 +218,25 @@ def test_the_limits_of_control_groups_are_read_in_both_versions(tmp_path: Path) 
     (two / "user" / "job" / "cpu.max").write_text("max 100000\n")
     groups = tmp_path / "groups"
     groups.write_text("0::/user/job\n")
-    assert machine.cpu_quota(two, groups) == 1.5
+    for place, most, current in (("", "max", "700"), ("user", "900", "500"), ("user/job", "500", "300")):
+        (two / place / "memory.max").write_text(f"{most}\n")
+        (two / place / "memory.current").write_text(f"{current}\n")
+        (two / place / "memory.stat").write_text("anon 1\ninactive_file 50\n")
+    assert control_groups.cpu_quota(two, groups) == 1.5
+    assert control_groups.free_memory(two, groups) == 250
     one = tmp_path / "one" / "cpu" / "docker"
     one.mkdir(parents=True)
     (one / "cpu.cfs_quota_us").write_text("50000\n")
     (one / "cpu.cfs_period_us").write_text("100000\n")
-    groups.write_text("3:cpu:/docker\n0::/\n")
-    assert machine.cpu_quota(tmp_path / "one", groups) == 0.5
-    assert machine.cpu_quota(tmp_path, tmp_path / "none") is None
+    memory = tmp_path / "one" / "memory" / "docker"
+    memory.mkdir(parents=True)
+    for name, value in (("limit_in_bytes", "700"), ("usage_in_bytes", "200"), ("stat", "total_inactive_file 20")):
+        (memory / f"memory.{name}").write_text(f"{value}\n")
+    groups.write_text("3:cpu:/docker\n4:memory:/docker\n0::/\n")
+    assert control_groups.cpu_quota(tmp_path / "one", groups) == 0.5
+    assert control_groups.free_memory(tmp_path / "one", groups) == 520
+    for limit in (control_groups.cpu_quota, control_groups.free_memory):
+        assert limit(tmp_path, tmp_path / "none") is None
 
 
 def test_a_clock_behind_the_newest_run_is_noticed(tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def test_a_network_that_may_not_fit_into_memory_is_not_built(monkeypatch: pytest
     given = config("backbone=resnet8", *SYNTHETIC)
     needed = 3 * 4 * flops(given).training_parameters
     monkeypatch.setattr(probing, "build_network", lambda *_, **__: pytest.fail("it was built"))
-    monkeypatch.setattr(probing, "_free_memory", lambda _: 2 * needed - 1)
+    monkeypatch.setattr(probing, "free_memory", lambda _: 2 * needed - 1)
     assert probe(given, 1.0, threads=1) is None
 
 

@@ -289,6 +289,15 @@ def test_a_cell_with_all_the_cores_runs_alone(tmp_path: Path) -> None:
     assert all(one.ended is not None and one.ended <= two.started for one, two in pairwise(attempts))
 
 
+def test_a_cell_that_goes_on_keeps_its_threads_however_the_machine_is_divided(tmp_path: Path) -> None:
+    (cell,) = launched(tmp_path, ("threads=null",))
+    record = record_of(cell)
+    record.attempts.append(Attempt(started="2026-01-02T03:04:05.000+00:00", host="here", pid=1, device="cpu", threads=2))
+    cell.write_record(record)
+    run_in_slots([cell.path], Layout(slots=2, threads=1, cores=2), log_display(1))
+    assert [attempt.threads for attempt in record_of(cell).attempts] == [2, 2]
+
+
 @pytest.mark.slow
 def test_a_worker_that_is_killed_takes_only_its_own_cell_with_it(tmp_path: Path) -> None:
     """It is tried again once, goes on where it was, and its worker is killed once more."""

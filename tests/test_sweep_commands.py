@@ -55,6 +55,24 @@ def plan(dks: Dks, name: str, *overrides: str) -> dict[str, Any]:
     return found
 
 
+def test_a_plan_says_how_many_cells_run_at_a_time_and_why(sweeps: Path, dks: Dks, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dks.forecast import packing
+
+    (sweeps / "mine.yaml").write_text("title: Seeds\ngrids:\n- {seed: 1..5}\n")
+    given = (*TINY[:-1], "tracking=off", "hydra.launcher.slots=auto")
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert plan(dks, "mine", *given)["slots"] == "slots=auto: decided by a measurement when the sweep runs"
+    assert plan(dks, "mine", *given[:-1])["slots"] is None
+    trials = (packing.Trial(1, 4, 100.0), packing.Trial(2, 2, 300.0), packing.Trial(4, 1, 150.0))
+    monkeypatch.setattr(packing, "_tried", lambda work, division: packing.Packing(trials, 200.0, False))
+    status, out, err = dks("sweep", "plan", "mine", "--probe", "0.001", *given)
+    assert status == 0, err
+    assert "slots=auto: 2 cells, each with 2 threads, 300 images/s (1 cell with 4 threads 100, 4 cells, each with 1" in out
+    assert "with 2 at a time" in out
+    status, _, err = dks("sweep", "plan", "mine", *given[:-1], "hydra.launcher.slots=some")
+    assert (status, "hydra.launcher.slots=some: it must be a whole number" in err) == (2, True)
+
+
 def test_a_value_is_chosen_on_held_out_images_and_then_trained_on_all(sweeps: Path, dks: Dks, in_folder: Path) -> None:
     (sweeps / "mine.yaml").write_text(
         "title: A choice\ntable: {rows: [method]}\ngrids:\n"

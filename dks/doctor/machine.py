@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dks.doctor.check import Finding, green, grey, one_line, red, yellow
+from dks.training.control_groups import cpu_quota
 
 if TYPE_CHECKING:
     import torch
@@ -211,45 +212,6 @@ def threads(configured: int | None) -> Iterator[Finding]:
         )
     else:
         yield green("threads", text)
-
-
-def cpu_quota(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> float | None:
-    """The cores' worth of time that control groups allow this process; None: no limit, or nothing is known."""
-    limits: list[float] = []
-    try:
-        lines = groups.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers == "":  # version 2
-            limits += _along(root, group, _quota_2)
-        elif "cpu" in controllers.split(","):
-            limits += _along(root / controllers, group, _quota_1) or _along(root / "cpu", group, _quota_1)
-    return min(limits, default=None)
-
-
-def _along(root: Path, group: str, quota: Callable[[Path], float | None]) -> list[float]:
-    """The limits of a group and of all groups around it. Inside a container the group's own path may not be there."""
-    folder = root / group.strip("/")
-    places = [place for place in (folder, *folder.parents) if place == root or root in place.parents]
-    return [limit for place in places if (limit := quota(place)) is not None]
-
-
-def _quota_2(folder: Path) -> float | None:
-    try:
-        most, period = (folder / "cpu.max").read_text(encoding="ascii").split()
-        return None if most == "max" else int(most) / int(period)
-    except (OSError, ValueError):
-        return None
-
-
-def _quota_1(folder: Path) -> float | None:
-    try:
-        most, period = (int((folder / f"cpu.cfs_{name}_us").read_text(encoding="ascii")) for name in ("quota", "period"))
-        return most / period if most > 0 else None
-    except (OSError, ValueError):
-        return None
 
 
 def clock(runs_dir: Path) -> Iterator[Finding]:

@@ -39,7 +39,7 @@ def network_key(config: Config) -> str:
 @dataclass(frozen=True)
 class Flops:
     """Floating-point operations of one image, a multiplication and an addition being two, as `torch.utils.flop_counter` counts
-    them: those of convolutions and matrix products. Parameters are counted beside them.
+    them: those of convolutions and matrix products. Parameters and activations are counted beside them.
     """
 
     inference: int  # the plain network, stripped of its branches
@@ -47,6 +47,7 @@ class Flops:
     step: int  # one training step: forward, backward, what activation checkpointing computes again, and the teacher's forward
     parameters: int  # of the plain network
     training_parameters: int  # of the network in training
+    activations: int  # bytes that forward keeps for backward in float32; without batch normalisation's, some half of all
 
 
 _counted: dict[str, Flops] = {}
@@ -82,7 +83,7 @@ def _count(config: Config, size: tuple[int, int]) -> Flops:
         yield
         objective(logits, label, objective.teach(image)).total.backward()
 
-    forward, whole = folded.count(step)
+    forward, whole, activations = folded.count(step)
     plain = network.strip().eval()
 
     def infer() -> Iterator[None]:
@@ -90,7 +91,7 @@ def _count(config: Config, size: tuple[int, int]) -> Flops:
             plain(image)
         yield
 
-    return Flops(folded.count(infer)[0], forward, whole, parameters, all_parameters)
+    return Flops(folded.count(infer)[0], forward, whole, parameters, all_parameters, activations)
 
 
 def _parameters(module: nn.Module) -> int:
@@ -135,8 +136,10 @@ class _Folded:
         layer.extend(kept)
         return [block for block in kept if any(block is run for run, more in self.runs if more)]
 
-    def count(self, work: Callable[[], Iterator[None]]) -> tuple[int, int]:
-        """The operations of the work up to where it pauses, and of all of it, for the unfolded network."""
+    def count(self, work: Callable[[], Iterator[None]]) -> tuple[int, int, int]:
+        """For the unfolded network the operations of the work up to where it pauses, those of all of it, and the bytes that it
+        keeps while it pauses.
+        """
         runs = [(block, more) for block, more in self.runs if more]
         inputs: dict[nn.Module, Tensor] = {}
 
@@ -144,14 +147,14 @@ class _Folded:
             inputs.setdefault(block, given[0].detach())
 
         hooks = [block.register_forward_pre_hook(note) for block, _ in runs]
-        first, whole = _counted_in(work)
+        first, whole, kept = _counted_in(work)
         for hook in hooks:
             hook.remove()
         for block, more in runs:
             if block in inputs:
-                part, all_of_it = _counted_in(partial(_alone, block, inputs[block]))
-                first, whole = first + more * part, whole + more * all_of_it
-        return first, whole
+                part, all_of_it, own = _counted_in(partial(_alone, block, inputs[block]))
+                first, whole, kept = first + more * part, whole + more * all_of_it, kept + more * own
+        return first, whole, kept
 
 
 def _alone(block: nn.Module, given: Tensor) -> Iterator[None]:
@@ -187,13 +190,21 @@ def _backward_of_convolution(
     return 2 * batch * math.prod(positions) * math.prod(weight) * gradients
 
 
-def _counted_in(work: Callable[[], Iterator[None]]) -> tuple[int, int]:
+def _counted_in(work: Callable[[], Iterator[None]]) -> tuple[int, int, int]:
+    kept: dict[int, Tensor] = {}  # by their memory, and held: the number of one that is gone is given to another
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
     with counter() as counting:
         pausing = work()
-        next(pausing)
-        first = counting.get_total_flops()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            next(pausing)
+        first, size = counting.get_total_flops(), sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
         next(pausing, None)
-    return first, counting.get_total_flops()
+    return first, counting.get_total_flops(), size
 
 
 def untrained_teacher(config: Config) -> nn.Module | None:

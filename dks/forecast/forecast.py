@@ -148,22 +148,23 @@ def forecast(
         done_epochs: for each cell, whole epochs that earlier attempts have trained; empty: none.
     """
     slots = max(1, min(slots, len(cells)))
-    works = _works(cells, done_epochs or [0] * len(cells), slots, processes)
-    keyed = {work.key: work for work in works if work.key is not None}
+    alike = works(cells, done_epochs or [0] * len(cells), slots, processes)
+    keyed = {work.key: work for work in alike if work.key is not None}
     busy = is_busy()
     speeds = speeds_of(list(keyed.values()), Path(runs_dir), budget_seconds)
     single: list[Range] = [Range(0, 0, 0)] * len(cells)
-    for work in works:
+    for work in alike:
         if work.key is not None:
             for index in work.cells:
                 single[index] = _seconds(work, speeds[work.key])
-    devices = torch.cuda.device_count() if any(is_cuda(work.machine) for work in works) else slots
+    devices = torch.cuda.device_count() if any(is_cuda(work.machine) for work in alike) else slots
     measured = any(speed.source is not Source.earlier for speed in speeds.values())
     wall = _wall(single, slots, devices)
-    return Forecast(_lines(works, speeds), wall, slots, processes, _machines(works), measured and busy)
+    return Forecast(_lines(alike, speeds), wall, slots, processes, _machines(alike), measured and busy)
 
 
-def _works(cells: Sequence[Config], done_epochs: Sequence[int], slots: int, processes: int) -> list[Work]:
+def works(cells: Sequence[Config], done_epochs: Sequence[int], slots: int, processes: int) -> list[Work]:
+    """These cells, those together that take the same; slots, processes and done_epochs as in `forecast`, none left out."""
     found: dict[str, Work] = {}
     cache = FlopsCache()
     for index, (config, done) in enumerate(zip(cells, done_epochs, strict=True)):
@@ -213,13 +214,14 @@ def _wall(cells: Sequence[Range], slots: int, devices: int) -> Range:
     Cells that share a GPU slow each other down, at worst as if they came one after another.
     """
     return Range(
-        _makespan([cell.low for cell in cells], slots),
-        _makespan([cell.estimate for cell in cells], slots),
-        _makespan([cell.high for cell in cells], max(1, min(slots, devices))),
+        makespan([cell.low for cell in cells], slots),
+        makespan([cell.estimate for cell in cells], slots),
+        makespan([cell.high for cell in cells], max(1, min(slots, devices))),
     )
 
 
-def _makespan(seconds: Sequence[float], slots: int) -> float:
+def makespan(seconds: Sequence[float], slots: int) -> float:
+    """Seconds until all cells are over that take so many each, so many at a time."""
     free = [0.0] * slots  # when each slot is free
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)

@@ -9,9 +9,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -24,7 +22,7 @@ from dks.forecast.flops import Flops, flops, untrained_teacher
 from dks.models import build_network
 from dks.training.environment import available_threads, pick_device
 from dks.training.finite import FiniteGuard
-from dks.training.memory import MIB, PeakMemory
+from dks.training.memory import MIB, PeakMemory, free_memory
 from dks.training.metrics import Tally, evaluate, training_losses
 from dks.training.step import Step
 
@@ -73,7 +71,7 @@ def probe(
     threads = threads or config.threads or max(1, available_threads() // processes)
     rate = convolution_rate(device, threads)
     # Weights, gradients and momentum; activations come on top.
-    needed, free = 3 * FLOAT * counted.training_parameters, _free_memory(device)
+    needed, free = 3 * FLOAT * counted.training_parameters, free_memory(device)
     if free is not None and needed > free / 2:
         return None
     if FEWEST * counted.step > RATE_REACHED * rate * STEP_SHARE * seconds:
@@ -82,7 +80,7 @@ def probe(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             torch.set_num_threads(threads)
-            return _Prober(config, size, device, batch_size, counted).measure(seconds, rate)
+            return Prober(config, size, device, batch_size, counted).measure(seconds, rate)
         except torch.cuda.OutOfMemoryError:
             return None
         finally:
@@ -92,18 +90,7 @@ def probe(
                 torch.cuda.empty_cache()
 
 
-def _free_memory(device: torch.device) -> int | None:
-    """Bytes."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
-class _Prober:
+class Prober:
     """The parts of a run, and how long they take."""
 
     def __init__(self, config: Config, size: tuple[int, int], device: torch.device, batch_size: int, counted: Flops) -> None:
@@ -125,13 +112,13 @@ class _Prober:
         """
         end = time.perf_counter() + budget
         count = _at_most(self.batch_size, 0.1 * budget * rate / self.flops.step)
-        took = self._train(count)  # the first step wakes everything up
+        took = self.train(count)  # the first step wakes everything up
         if count < self.batch_size and took < 0.5 * budget:
             count = _at_most(self.batch_size, count * STEP_SHARE * (end - time.perf_counter()) / took)
-            took = self._train(count)
+            took = self.train(count)
         if count < min(self.batch_size, FEWEST):
             return None
-        smaller = self._train(count // 2) if count < self.batch_size else 0.0
+        smaller = self.train(count // 2) if count < self.batch_size else 0.0
         steps = self._train_until(end - 0.25 * budget, count, took)
         memory = self.memory.mib()
         median = statistics.median(steps)
@@ -143,12 +130,13 @@ class _Prober:
             steps=len(steps),
             batch_size=count,
             scaled=count < self.batch_size,
-            peak_memory_mib=self._whole_memory(memory, count),
+            peak_memory_mib=self.whole_memory(memory, count),
             flops_per_second=self.flops.step * self.batch_size / whole,
             busy=self.busy,
         )
 
-    def _whole_memory(self, mib: float | None, count: int) -> float | None:
+    def whole_memory(self, mib: float | None, count: int) -> float | None:
+        """MiB that training with whole batches takes if steps of `count` images take `mib`; None if these tell too little."""
         if mib is None or count == self.batch_size:
             return mib
         if count < self.batch_size / 2:
@@ -159,12 +147,12 @@ class _Prober:
     def _train_until(self, end: float, count: int, took: float) -> list[float]:
         """Seconds of a step, measured once or more; short steps are measured several at a time."""
         together = max(1, math.ceil(0.02 / took))
-        steps = [self._train(count, together)]
+        steps = [self.train(count, together)]
         while len(steps) < 50 and time.perf_counter() + together * steps[-1] < end:
-            steps.append(self._train(count, together))
+            steps.append(self.train(count, together))
         return steps
 
-    def _train(self, count: int, steps: int = 1) -> float:
+    def train(self, count: int, steps: int = 1) -> float:
         """Mean seconds of steps of `count` images as the trainer takes them, the making of their batches included."""
         data = self._images(min(steps, 4) * count)
         batches = training_batches(_with_batch(self.config, count), data, self._normalise, self.device)

@@ -101,6 +101,12 @@ class Work:
         """That each of these cells has left."""
         return self.epochs * math.ceil(self.trained / self.config.recipe.batch_size)
 
+    @property
+    def operations(self) -> float:
+        """In the training that each of these cells has left."""
+        assert self.flops is not None
+        return float(self.flops.step) * self.trained * self.epochs
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -119,12 +125,12 @@ def speeds_of(works: list[Work], runs_dir: Path, budget: float) -> dict[Key, Spe
     cache = ProbeCache()
     rates: dict[Machine, list[float]] = {}  # operations a second that networks reach
     for machine in {work.machine for work in works}:
-        rates[machine] = [cached.flops_per_second for cached in cache.of_machine(_place(machine))]
+        rates[machine] = [cached.flops_per_second for cached in cache.of_machine(place(machine))]
     for work in works:
         if work.key in speeds:
             rates[work.machine].append(_rate(work, speeds[work.key]))
     # The most expensive networks first: they decide the total.
-    left = sorted((work for work in works if work.key not in speeds), key=lambda work: -_operations(work))
+    left = sorted((work for work in works if work.key not in speeds), key=lambda work: -work.operations * len(work.cells))
     end = time.perf_counter() + budget
     for number, work in enumerate(left):
         assert work.key is not None
@@ -135,7 +141,7 @@ def speeds_of(works: list[Work], runs_dir: Path, budget: float) -> dict[Key, Spe
             # Those that are far too large for a probe say so at once, and leave their share to the others.
             measured = _probe(work, max(LEAST_PROBE, remaining / (len(left) - number)))
             if measured is not None and not measured.busy:
-                cache.put(name, _place(work.machine), measured)
+                cache.put(name, place(work.machine), measured)
         if measured is not None:
             speeds[work.key] = _from_probe(measured)
             rates[work.machine].append(measured.flops_per_second)
@@ -152,18 +158,13 @@ def device_model(device: str) -> str:
     return device.partition("(")[2].rstrip(")") or device
 
 
-def _operations(work: Work) -> float:
-    assert work.flops is not None
-    return float(work.flops.step) * work.trained * work.epochs * len(work.cells)
-
-
-def _place(machine: Machine) -> str:
+def place(machine: Machine) -> str:
     """This machine and what runs on it, for the cache."""
     return canonical_json([host() if machine.device == "cpu" else "", torch.__version__, asdict(machine)])
 
 
 def _digest(key: Key) -> str:
-    return hashlib.sha256(canonical_json([key.network, key.batch_size, key.compute, _place(key.machine)]).encode()).hexdigest()[
+    return hashlib.sha256(canonical_json([key.network, key.batch_size, key.compute, place(key.machine)]).encode()).hexdigest()[
         :16
     ]
 

@@ -387,14 +387,14 @@ def _single(cell: Cell) -> str:
     return f"{elsewhere.get(cell.state, 'running')} cell {cell.cell_id}"
 
 
-def plan_text(sweep: Plan, forecast: Forecast | None = None) -> str:
-    """What would run: one line a cell, then the summary and the forecast."""
+def plan_text(sweep: Plan, forecast: Forecast | None = None, slots: str | None = None) -> str:
+    """What would run: one line a cell, then the summary, why so many cells at a time, and the forecast."""
     lines = [f"{cell.cell_id}  {cell.state.value:<8} {' '.join(cell.point.overrides)}".rstrip() for cell in sweep.cells]
     lines += [summary(sweep), *(f"not here: {line}" for line in sweep.absent)]
-    return "\n".join([*lines, *([str(forecast)] if forecast else [])])
+    return "\n".join([*lines, *([slots] if slots else []), *([str(forecast)] if forecast else [])])
 
 
-def plan_json(sweep: Plan, forecast: Forecast | None = None) -> str:
+def plan_json(sweep: Plan, forecast: Forecast | None = None, slots: str | None = None) -> str:
     """What would run, for programs."""
     cells = [
         {
@@ -415,6 +415,7 @@ def plan_json(sweep: Plan, forecast: Forecast | None = None) -> str:
             "saved_runs": sweep.saved,
             "undecided": [str(each) for each in sweep.undecided],
             "absent": list(sweep.absent),
+            "slots": slots,
             "forecast": forecast.to_dict() if forecast else None,
         },
         indent=1,

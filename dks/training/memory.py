@@ -8,7 +8,25 @@ from pathlib import Path
 
 import torch
 
+from dks.training import control_groups
+
 MIB = 2**20
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a process may still take, on a GPU of its memory; None: the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    known = [each for each in (_available(), control_groups.free_memory()) if each is not None]
+    return min(known, default=None)
+
+
+def _available() -> int | None:
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 class PeakMemory:

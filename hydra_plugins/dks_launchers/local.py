@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
@@ -16,6 +16,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
+    from dks.config.schema import Config
+    from dks.forecast.packing import Choice
     from dks.sweeps.slots import Layout
 
 
@@ -24,10 +26,11 @@ class LocalLauncher(Launcher):
 
     detached = False  # returns when the cells are over
 
-    def __init__(self, slots: int | None, slots_per_gpu: int) -> None:
+    def __init__(self, slots: Any, slots_per_gpu: int) -> None:
         """`slots` and `slots_per_gpu` as in `LocalOptions`."""
         self.slots, self.slots_per_gpu = slots, slots_per_gpu
         self.device = "auto"
+        self._chosen: Choice | None = None  # with slots=auto
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra; the cells' configurations are frozen in their folders."""
@@ -35,9 +38,30 @@ class LocalLauncher(Launcher):
 
     def check(self) -> None:
         """Raises a RequestError if an option is wrong; called before anything is written."""
+        from dks.config.errors import RequestError
         from dks.sweeps.slots import lay_out
 
-        lay_out(1, 1, (), self.slots, self.slots_per_gpu)
+        if not (self.slots in (None, "auto") or type(self.slots) is int):
+            raise RequestError(f"hydra.launcher.slots={self.slots}: it must be a whole number of at least 1, auto, or null")
+        lay_out(1, 1, (), None if self.slots == "auto" else self.slots, self.slots_per_gpu)
+
+    def choose(self, cells: "Sequence[Config]", done_epochs: Sequence[int], measure: bool = True) -> str | None:
+        """With slots=auto decide how many of these cells run at a time; returns a line that says so, and why.
+
+        Args:
+            done_epochs: for each cell, whole epochs that earlier attempts have trained.
+            measure: try it out, unless that was done in the last days.
+        """
+        if self.slots != "auto" or len(cells) < 2 or _together():
+            return None
+        from dks.forecast.packing import Division, choose
+        from dks.sweeps.slots import Layout, environment
+        from dks.training.environment import available_threads
+
+        cores, (gpus, numbered) = available_threads(), self._gpus({cell.device for cell in cells})
+        variables = environment(os.environ, Layout(1, cores, cores, gpus), 0)
+        self._chosen = choose(cells, done_epochs, Division(cores, len(gpus) or int(numbered), variables), measure)
+        return str(self._chosen)
 
     def slots_for(self, cells: int) -> int:
         """How many of that many cells would run at a time."""
@@ -70,8 +94,7 @@ class LocalLauncher(Launcher):
         from dks.terminal import Display
 
         layout = self._layout(len(folders), devices)
-        together = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun's processes train every cell together
-        if not together and (len(folders) > 1 or self.slots not in (None, 1)):
+        if not _together() and (len(folders) > 1 or self.slots not in (None, "auto", 1)):
             display = Display.current()
             assert isinstance(display, Display), "a worker launches nothing"
             return run_in_slots(folders, layout, display)
@@ -84,14 +107,27 @@ class LocalLauncher(Launcher):
         return errors
 
     def _layout(self, cells: int, devices: set[str]) -> "Layout":
-        from dks.sweeps.slots import lay_out, visible_gpus
+        from dks.sweeps.slots import lay_out
         from dks.training.environment import available_threads
 
-        # A GPU with a number, such as cuda:1, is the user's choice and shared by all; otherwise GPUs are dealt out.
+        gpus, numbered = self._gpus(devices)
+        slots, a_gpu = (None if self.slots == "auto" else self.slots), self.slots_per_gpu
+        if self._chosen is not None and self._chosen.cells is not None:
+            slots, a_gpu = (None, self._chosen.cells) if gpus else (self._chosen.cells, a_gpu)
+        slots = a_gpu if numbered and slots is None else slots
+        return lay_out(cells, available_threads(), gpus, slots, a_gpu)
+
+    def _gpus(self, devices: set[str]) -> tuple[tuple[str, ...], bool]:
+        """The GPUs to deal out, and whether all cells share one: one with a number, such as cuda:1, is the user's choice."""
+        from dks.sweeps.slots import visible_gpus
+
         numbered = any(":" in device for device in devices)
-        gpus = visible_gpus() if not numbered and devices & {"auto", "cuda"} else ()
-        slots = self.slots_per_gpu if numbered and self.slots is None else self.slots
-        return lay_out(cells, available_threads(), gpus, slots, self.slots_per_gpu)
+        return (visible_gpus() if not numbered and devices & {"auto", "cuda"} else ()), numbered
+
+
+def _together() -> bool:
+    """Do torchrun's processes train every cell together?"""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @dataclass
@@ -99,8 +135,8 @@ class LocalOptions:
     """What can be set with `hydra.launcher.KEY=value`."""
 
     _target_: str = f"{__name__}.{LocalLauncher.__name__}"
-    slots: int | None = None  # cells at a time; None: one for every core, or with GPUs slots_per_gpu for each
-    slots_per_gpu: int = 1  # cells that share a GPU
+    slots: Any = None  # cells at a time; None: one for every core, or with GPUs slots_per_gpu for each; auto: what is fastest
+    slots_per_gpu: int = 1  # cells that share a GPU, unless slots=auto decides that as well
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalOptions, provider="dks")

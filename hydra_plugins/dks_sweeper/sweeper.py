@@ -80,15 +80,15 @@ class DksSweeper(Sweeper):
 
             found = plan(grid, compose, absent_ok=True)
             new = found.launches(policy.only)
+            self._check()
+            why = self._choose(new, measure=self.probe > 0)
             slots = getattr(self.launcher, "slots_for", lambda cells: 1)(len(new))  # the local launcher has it
             done = [cell.done_epochs for cell in new]
             configs = [cell.config for cell in new]
             cost = forecast(configs, new[0].config.runs_dir, self.probe, slots, done_epochs=done) if new else None
-            print((plan_json if self.show == "json" else plan_text)(found, cost))
+            print((plan_json if self.show == "json" else plan_text)(found, cost, why))
             return
-        check = getattr(self.launcher, "check", None)  # our own launchers have it
-        if check is not None:
-            check()
+        self._check()
         if status := engine.execute(lambda: plan(grid, compose, absent_ok=True), self, policy):
             raise SystemExit(status)
 
@@ -105,10 +105,15 @@ class DksSweeper(Sweeper):
 
     def launch(self, cells: list[Cell]) -> list[Exception]:
         """Called by the engine: run these cells, or hand them over; the errors of those that could not even begin."""
+        from rich.markup import escape
+
         from dks.config.files import python_path
+        from dks.terminal import Display
 
         assert self.launcher is not None
         os.environ["PYTHONPATH"] = python_path(os.environ.get("PYTHONPATH", ""))  # for whatever the launcher starts
+        if (why := self._choose(cells)) is not None:
+            Display.current().say(escape(why))
         # Quoted: a cell's name may look like a number.
         jobs = [
             [*cell.point.overrides, f"hydra.sweep.dir='{cell.config.runs_dir}'", f"hydra.sweep.subdir='{cell.cell_id}'"]
@@ -117,6 +122,17 @@ class DksSweeper(Sweeper):
         returned = self.launcher.launch(jobs, initial_job_idx=0)
         # A run that fails says so in its record and returns; what is raised here went wrong before there was a run.
         return [job._return_value for job in returned if isinstance(job._return_value, Exception)]
+
+    def _check(self) -> None:
+        getattr(self.launcher, "check", lambda: None)()  # our own launchers have it
+
+    def _choose(self, cells: list[Cell], measure: bool = True) -> str | None:
+        """Have the local launcher decide how many of these cells run at a time, if it is to; why it is so many."""
+        choose = getattr(self.launcher, "choose", None)
+        if choose is None:
+            return None
+        line: str | None = choose([cell.config for cell in cells], [cell.done_epochs for cell in cells], measure)
+        return line
 
     def _compose(self, overrides: Sequence[str]) -> Composed:
         from dks.config.compose import HYDRA_ERRORS, explain, from_hydra
