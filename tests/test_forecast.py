@@ -100,6 +100,25 @@ def test_flops_of_a_convolutional_network_are_those_computed_by_hand() -> None:
     assert plain.step == 3 * forward - stem
 
 
+def test_activations_are_what_the_convolutions_and_activation_functions_keep() -> None:
+    def kept(*overrides: str) -> int:
+        return flops(config("backbone=resnet8", "method=baseline", *SYNTHETIC, *overrides)).activations
+
+    image, stages, features = 3 * 64, 16 * 64 + 2 * (16 * 64 + 32 * 16 + 64 * 4), 64
+    assert kept() == pytest.approx(4 * (image + stages + features), rel=0.15)
+    assert kept("data.image_size=16") == pytest.approx(4 * kept(), rel=0.12)
+    assert kept("backbone.activation_checkpointing=true") < 0.7 * kept()
+
+
+def test_activations_of_folded_blocks_are_those_of_all() -> None:
+    """Beyond the blocks that differ, each of ResNet-1202's takes what each of ResNet-110's does."""
+    shallow, deep = (
+        flops(config(f"backbone={name}", "method=baseline", "backbone.activation_checkpointing=false", *SYNTHETIC)).activations
+        for name in ("resnet110", "resnet1202")
+    )
+    assert deep - shallow == pytest.approx((1202 - 110) / (110 - 2) * shallow, rel=0.1)
+
+
 def test_flops_of_resnet18_are_twice_its_published_multiplications_and_additions() -> None:
     given = config("backbone=resnet18", "data=synthetic", "data.image_size=224", "data.num_classes=1000")
     counted = flops(given)

@@ -163,7 +163,7 @@ def _alone(block: nn.Module, given: Tensor) -> Iterator[None]:
             block(given)
         yield
         return
-    output = block(given.requires_grad_())
+    output = block(given.requires_grad_().clone())  # what begins with a ReLU in place may not change a leaf
     yield
     output.sum().backward()
 
