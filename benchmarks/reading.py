@@ -111,7 +111,8 @@ def write(folder: Path, count: int, epochs: int) -> None:
     """The folders of the runs, the store that tells the same, and two sweeps: `all`, and `few` of their first cells."""
     from mlflow import MlflowClient
 
-    from dks.config.compose import compose_here, to_yaml
+    from dks.config.compose import compose_here
+    from dks.config.frozen import to_yaml
     from dks.config.validation import resolve
 
     base = resolve(compose_here(["data=synthetic", "backbone=resnet20", "recipe.lr=0.1", "seed=0"]))

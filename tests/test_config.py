@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import composed, config
+from omegaconf import OmegaConf
 
-from dks.config.compose import config_from, to_yaml
+from dks.config.compose import config_from
 from dks.config.errors import RequestError
 from dks.config.files import choices, declarations
+from dks.config.frozen import from_yaml, to_yaml
 from dks.config.identity import cell_id
 from dks.config.methods import method_of
-from dks.config.schema import Strategy
+from dks.config.schema import Config, Strategy
 from dks.config.validation import Resolver, resolve
 
 GROUPS = sorted(path.name for path in declarations("conf").iterdir() if path.is_dir() and path.name != "hydra")
@@ -22,13 +26,49 @@ GROUPS = sorted(path.name for path in declarations("conf").iterdir() if path.is_
 def test_every_choice_composes_into_the_typed_config(group: str, choice: str) -> None:
     found = composed(f"{group}={choice}")
     assert found.choices[group] == choice
-    assert config_from(_reloaded(to_yaml(found.config))) == found.config
+    text = to_yaml(found.config)
+    assert text == OmegaConf.to_yaml(OmegaConf.structured(found.config)), "as OmegaConf writes it"
+    assert repr(from_yaml(text)) == repr(found.config), "the same values, and of the same types"
 
 
-def _reloaded(text: str) -> object:
-    from omegaconf import OmegaConf
+def test_configurations_that_are_read_share_nothing() -> None:
+    text = to_yaml(config())
+    one, other = from_yaml(text), from_yaml(text)
+    one.aux_positions.at.append("c4")
+    one.recipe.epochs = 99
+    assert other == from_yaml(text) == config()
 
-    return OmegaConf.create(text)
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("seed: 0\n", ""),  # defaults stand for what is missing
+        ("  lr: 0.1\n", "  lr: 1e-3\n"),
+        ("  lr: 0.1\n", "  lr: ${seed}\n"),
+        ("seed: 0\n", "loss: {alpha: 2}\nseed: 0\n"),
+        ("seed: 0\n", "seed: 0\n# a remark\n"),
+        ("seed: 0\n", "seed: 0\nsede: 1\n"),
+        ("seed: 0\n", "seed: zero\n"),
+        ("  epochs: 15\n", "  epochs: ???\n"),
+        ("seed: 0\n", "seed: 0\n- 1\n"),
+        ("seed: 0\n", "seed: [0\n"),
+        ("recipe:\n", "recipe: null\nrecipe:\n"),
+    ],
+)
+def test_a_changed_file_means_what_omegaconf_says(old: str, new: str) -> None:
+    """A configuration is read part by part; that must not be seen."""
+    text = to_yaml(config())
+    assert old in text
+    changed = text.replace(old, new)
+
+    def outcome(read: Callable[[], Config]) -> str:
+        try:
+            return repr(read())
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+    expected = outcome(lambda: config_from(OmegaConf.load(io.StringIO(changed))))
+    assert outcome(lambda: from_yaml(changed)) == expected
 
 
 def test_no_config_file_can_run_anything() -> None:

@@ -112,11 +112,6 @@ def _schema() -> DictConfig:
     return cast(DictConfig, OmegaConf.structured(Config))
 
 
-def to_yaml(config: Config) -> str:
-    """The text of `config.yaml`: every field, in the order of the schema."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
 def explain(error: BaseException) -> str:
     """One line for a user from an error of Hydra or OmegaConf: what is wrong, and the choices where there are some."""
     text = str(error)

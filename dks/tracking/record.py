@@ -30,11 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from dks.config.compose import config_from, to_yaml
 from dks.config.errors import RequestError
+from dks.config.frozen import from_yaml, to_yaml
 from dks.config.identity import SCHEMA_VERSION, cell_id, config_id
 from dks.config.methods import method_of
 from dks.config.schema import Config
@@ -152,7 +151,7 @@ class RunFolder:
             RequestError: it is missing or damaged.
         """
         try:
-            return config_from(OmegaConf.load(self.config_file))
+            return from_yaml(self.config_file.read_text(encoding="utf-8"))
         except (OSError, ValueError, YAMLError, RequestError) as error:
             reason = " ".join(str(error).split())
             raise RequestError(
