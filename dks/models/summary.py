@@ -16,12 +16,23 @@ Row = tuple[str, str, str, str]  # path, type, output, parameters
 _HEAD: Row = ("layer", "type", "output", "parameters")
 
 
+# The cells of a sweep share few networks.
+_told: dict[str, str] = {}
+
+
 def summary(config: Config, size: Sequence[int]) -> str:
     """The network of a resolved configuration, its branches included, for images of this height and width.
 
-    It is built anew on the meta device, which computes nothing and draws no random numbers. Of equal blocks that follow one
-    another only the first is told in full.
+    It is built anew on the meta device, which computes nothing and draws no random numbers; once in a process. Of equal blocks
+    that follow one another only the first is told in full.
     """
+    key = repr((config.backbone, config.aux_design, config.aux_positions, config.data.num_classes, *size))
+    if key not in _told:
+        _told[key] = _tell(config, size)
+    return _told[key]
+
+
+def _tell(config: Config, size: Sequence[int]) -> str:
     with torch.device("meta"):
         network = build_network(config, initialise=False)
         images = torch.empty(1, 3, *size)

@@ -159,9 +159,10 @@ def _execute(
             world.share((str(folder.path), threads))
             trainer = _trainer(folder, config, world, [display, pulse], interruption, system.means)
             _write_model(folder, config, trainer.side)
-            record.changed_labels = trainer.changed_labels.tolist() or None
-            attempt.first_epoch = len(trainer.entries) + 1
-            folder.write_record(record)
+            changed_labels, first_epoch = trainer.changed_labels.tolist() or None, len(trainer.entries) + 1
+            if (changed_labels, first_epoch) != (record.changed_labels, attempt.first_epoch):
+                record.changed_labels, attempt.first_epoch = changed_labels, first_epoch
+                folder.write_record(record)
             entries = trainer.fit()
         write_atomically(folder.confusion_file, to_csv(trainer.confusion))
         _save_weights(folder, trainer.network)
