@@ -16,6 +16,7 @@ from dks.tables import render
 from dks.tables.model import Epoch, Metric, Over, Shape, Table, TableCell, build
 from dks.tables.paper import PaperNumber, PaperRow, PaperTable
 from dks.tables.sheet import caption, sheets
+from dks.tables.statistics import compare, interval
 
 GOLDEN = Path(__file__).parent / "golden"
 AXES_OF_NOTHING = {"seed", "state", "value", "five", "method", "left_out", "computed"}
@@ -87,6 +88,20 @@ def test_mean_and_sample_standard_deviation_over_seeds() -> None:
     low, high = number.interval  # type: ignore[misc]
     half = 2.7764451 * number.sd / math.sqrt(5)  # type: ignore[operator]  # the 97.5 % quantile of t with 4 degrees of freedom
     assert (low, high) == pytest.approx((number.mean - half, number.mean + half))
+
+
+@pytest.mark.filterwarnings("ignore:Precision loss")  # SciPy, of the sample that does not vary
+@pytest.mark.parametrize("sample", [[29.9, 30.1, 30.6], [30.0, 30.0, 30.0, 30.0], [31.0, 29.0]])
+def test_differences_are_those_of_scipy(sample: list[float]) -> None:
+    from scipy import stats
+
+    other = [31.2, 30.8, 31.5, 30.1, 31.0]
+    (found,) = compare([(sample, other)])
+    test = stats.ttest_ind(sample, other, equal_var=False)
+    assert found is not None
+    assert found.p == pytest.approx(test.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert interval(other) == pytest.approx(stats.t.interval(0.95, 4, statistics.fmean(other), stats.sem(other)))
 
 
 def test_a_failed_or_missing_run_is_said_and_not_averaged_away() -> None:
