@@ -21,6 +21,7 @@ from dks import data
 from dks.config.errors import RequestError
 from dks.config.identity import cell_id
 from dks.config.schema import Data, LabelNoise, NoiseKind, PadMode
+from dks.data import digits
 from dks.data.batches import Normalise, TestBatches, TrainingBatches
 from dks.data.holdout import hold_out
 from dks.data.images import ImageSet
@@ -43,6 +44,14 @@ def test_digits_are_split_by_class_and_have_three_equal_channels() -> None:
         assert (test.labels == digit).sum() == -(-whole // 5)
     # Fixed: these very images are the test set, in this order.
     assert hashlib.sha256(test.images.numpy().tobytes()).hexdigest()[:16] == "130ca9796ceaab65"
+
+
+def test_digits_are_those_of_scikit_learn_wherever_it_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = digits.load(Data(source="digits"))
+    monkeypatch.setattr(digits, "FILE", Path("elsewhere.csv.gz"))  # then scikit-learn reads them itself
+    for ours, theirs in zip(found, digits.load(Data(source="digits")), strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
 
 
 def write_cifar(root: Path, classes: int) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -213,7 +212,9 @@ def untrained_teacher(config: Config) -> nn.Module | None:
     if kd.kind is TeacherKind.none:
         return None
     if kd.kind is TeacherKind.torchvision:
-        teacher: nn.Module = torchvision.models.get_model(str(kd.backbone), weights=None)
+        from torchvision.models import get_model
+
+        teacher: nn.Module = get_model(str(kd.backbone), weights=None)
     elif kd.cell is not None:
         trained = RunFolder(Path(config.runs_dir) / kd.cell).read_config()
         teacher = build_network(trained, initialise=False).strip()

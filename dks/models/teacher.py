@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torchvision
 from torch import nn
 
 from dks.config.errors import RequestError
@@ -23,7 +22,9 @@ def load_teacher(config: Config) -> nn.Module | None:
         return None
     if kd.kind is TeacherKind.torchvision:
         check_teacher(config)
-        teacher: nn.Module = torchvision.models.get_model(str(kd.backbone), weights="IMAGENET1K_V1")
+        from torchvision.models import get_model  # it takes a while, and few runs have need of it
+
+        teacher: nn.Module = get_model(str(kd.backbone), weights="IMAGENET1K_V1")
     elif kd.cell is not None:
         teacher = _from_run(kd.cell, config.runs_dir, classes)
     else:
@@ -45,8 +46,11 @@ def check_teacher(config: Config) -> None:
             f"torchvision's teachers tell {IMAGENET_CLASSES} classes apart, the data has {classes}; choose teacher=checkpoint "
             "with a network trained on this data"
         )
-    elif kd.backbone not in torchvision.models.list_models():
-        raise RequestError(f"kd_teacher.backbone={kd.backbone} is no model of torchvision; choose for example resnet50")
+    else:
+        from torchvision.models import list_models
+
+        if kd.backbone not in list_models():
+            raise RequestError(f"kd_teacher.backbone={kd.backbone} is no model of torchvision; choose for example resnet50")
 
 
 def _from_run(cell: str, runs_dir: str, classes: int) -> nn.Module:
