@@ -81,8 +81,7 @@ class Refusing:
         (checkpoint.DRAFT, 1, "checkpoints/last.pt"),
         (checkpoint.DRAFT, 3, "checkpoints/last.pt"),
         (".weights.safetensors", 1, "weights.safetensors"),
-        (RECORD, 2, "record.json"),  # in the middle of the attempt
-        (RECORD, 3, "record.json"),  # when all is done but this
+        (RECORD, 2, "record.json"),  # when all is done but this
     ],
 )
 def test_a_full_disk_fails_the_run_with_one_line_and_the_same_call_goes_on(

@@ -11,12 +11,15 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, config, queued, raise_at
+from conftest import ROOT, TINY, config, queued, raise_at
+from filelock import FileLock
+from slurm_cluster import free_ports
 
 from dks.cli import main
 from dks.config.errors import RequestError
@@ -32,6 +35,8 @@ from dks.tracking.sender import Sender, sending, sent_elsewhere
 from dks.tracking.shipment import Note
 from dks.training.interruption import Interrupted
 from dks.training.run import run_cell
+
+RunHere = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -388,10 +393,13 @@ def test_the_newest_schema_is_the_one_that_mlflow_makes(here: Path) -> None:
     assert store.schema("sqlite:///none.db") is None
 
 
-def test_a_store_that_is_there_is_prepared_without_mlflow(here: Path) -> None:
+def test_a_store_that_is_there_is_looked_at_and_prepared_without_mlflow(here: Path) -> None:
     code = (
-        "import sys; from dks.config.schema import Tracking; from dks.tracking.store import prepare\n"
-        "assert prepare(Tracking(uri='sqlite:///mlflow.db')) == '1'\n"
+        "import sys; from dks.config.schema import Tracking; from dks.tracking.store import look, prepare\n"
+        "assert look(Tracking(uri='sqlite:///none.db')) is None\n"
+        "assert look(Tracking(uri='sqlite:///mlflow.db', experiment='new')) is None\n"
+        "tracking = Tracking(uri='sqlite:///mlflow.db')\n"
+        "assert look(tracking) == prepare(tracking) == '1'\n"
         "assert 'mlflow' not in sys.modules"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -405,7 +413,61 @@ def test_an_experiment_that_was_deleted_is_not_used(here: Path) -> None:
         store.prepare(Tracking(uri=uri()))
 
 
+def test_a_store_that_somebody_is_making_keeps_nobody_waiting(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "LOOK", 0.1)
+    with FileLock(".mlflow.db.lock"):
+        assert store.look(Tracking(uri=uri())) is None
+    assert store.look(Tracking(uri=uri())) == "1"
+
+
+SPOILT = {
+    "UPDATE alembic_version SET version_num = '89d4b8295536'": "mlflow db upgrade sqlite:///mlflow.db",
+    "UPDATE experiments SET lifecycle_stage = 'deleted'": "mlflow experiments restore -x 1",
+    None: "sqlite:///mlflow.db cannot be opened: file is not a database",
+}
+
+
+@pytest.mark.parametrize(("change", "problem"), SPOILT.items())
+def test_a_store_that_cannot_be_used_is_refused_before_anything_runs(
+    here: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch, change: str | None, problem: str
+) -> None:
+    monkeypatch.setattr(sender, "_start", lambda: pytest.fail("there is nothing to send"))
+    if change is None:
+        Path("mlflow.db").write_text("garbage")
+    else:
+        with closing(sqlite3.connect("mlflow.db")) as connection, connection:
+            connection.execute(change)
+    for arguments in ([*TINY], ["-m", *TINY, "seed=1,2"]):
+        code, _, err = run_here(*arguments, tracking="local")
+        assert code == 2
+        assert problem in err
+        assert not Path("runs").exists() and not Path("results", "launches").exists()
+
+
 # --- the process that sends
+
+
+def test_a_fresh_store_is_made_by_the_process_that_sends_and_the_one_that_trains_never_imports_mlflow(in_folder: Path) -> None:
+    code = (
+        "import atexit, sys; from pathlib import Path; from dks.cli import train\n"
+        "atexit.register(lambda: Path('imported').write_text(' '.join({'torch', 'mlflow', 'sklearn'} & set(sys.modules))))\n"
+        f"train({[*TINY]!r})"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "tracking:" not in done.stderr
+    assert Path("imported").read_text() == "torch"
+    (path,) = Path("runs").iterdir()
+    check(RunFolder(path))
+    assert status(RunFolder(path)) == "FINISHED"
+
+
+def test_what_a_server_says_is_heard_before_anything_runs() -> None:
+    (port,) = free_ports(1)
+    tracking = Tracking(TrackingKind.server, f"http://127.0.0.1:{port}")
+    with sending(tracking) as process:
+        assert process.open(tracking) == "it does not answer (Connection refused)"
 
 
 def test_a_run_is_sent_by_a_process_of_its_own(here: Path) -> None:

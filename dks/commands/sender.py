@@ -9,10 +9,10 @@ import signal
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dks.tracking.dispatch import Dispatch
-from dks.tracking.record import RunFolder
+if TYPE_CHECKING:
+    from dks.tracking.record import RunFolder
 
 # Seconds for the rest where whoever began the runs has gone without a word.
 ORPHANED = 30.0
@@ -23,7 +23,9 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # a scheduler signals all processes of a job; the runs say when they are over
     with suppress(OSError, AttributeError):
-        os.nice(10)  # training comes first
+        os.nice(10)  # training comes first, and so do the imports of the process that trains
+    from dks.tracking.dispatch import Dispatch
+
     commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(commands,), daemon=True).start()
     dispatch, pause = Dispatch(draw), 0.05
@@ -31,12 +33,21 @@ def main() -> None:
         with suppress(queue.Empty):
             command = commands.get(timeout=pause)
             while True:
-                if "finish" in command:
-                    print(json.dumps({"problems": dispatch.finish(command["finish"])}), flush=True)
-                    return
-                dispatch.obey(command)
+                match command:
+                    case {"finish": patience}:
+                        _answer(problems=dispatch.finish(patience))
+                        return
+                    case {"open": values}:
+                        _answer(opened=dispatch.open(values))
+                    case _:
+                        dispatch.obey(command)
                 command = commands.get_nowait()
         pause = dispatch.work()
+
+
+def _answer(**values: Any) -> None:
+    with suppress(BrokenPipeError):  # nobody wants to know any more
+        print(json.dumps(values), flush=True)
 
 
 def _listen(commands: queue.SimpleQueue[dict[str, Any]]) -> None:

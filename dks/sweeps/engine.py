@@ -27,7 +27,6 @@ from dks.terminal import Display
 from dks.tracking.parents import status_of
 from dks.tracking.record import Record, RunFolder, Status
 from dks.tracking.sender import sending
-from dks.tracking.store import Unavailable, prepare
 
 
 class Launcher(Protocol):
@@ -106,19 +105,20 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy) -> int
 
 def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy) -> bool:
     """Set these cells going, and wait for them unless the launcher does not; False if it was interrupted."""
-    first, display = launches[0].config, Display(len(launches))
-    if first.tracking.kind is not TrackingKind.off:
-        display.say(f"tracking to {first.tracking.uri}")  # a new store takes some seconds
-        try:
-            prepare(first.tracking)
-        except Unavailable as silence:
-            line = f"{without_password(str(first.tracking.uri))}: {silence}; the runs do without, and dks sync sends them later"
-            display.say(f"[yellow]tracking[/]: {escape(line)}")
-    launch = _begin(sweep, launches, launcher, policy)
+    tracking, display = launches[0].config.tracking, Display(len(launches))
+    launch: LaunchFolder | None = None
     try:
-        with sending(first.tracking) as sender:
+        with sending(tracking) as sender:
+            if tracking.kind is not TrackingKind.off:
+                display.say(f"tracking to {tracking.uri}")
+                if silence := sender.open(tracking):
+                    line = (
+                        f"{without_password(str(tracking.uri))}: {silence}; the runs do without, and dks sync sends them later"
+                    )
+                    display.say(f"[yellow]tracking[/]: {escape(line)}")
+            launch = _begin(sweep, launches, launcher, policy)
             if sweep.axes:
-                sender.sweep(sweep.name, "RUNNING", first.tracking)
+                sender.sweep(sweep.name, "RUNNING", tracking)
             try:
                 with display:
                     for cell in launches:
@@ -127,7 +127,7 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
                         display.say(f"[red]error[/]: {escape(str(error))}")
             finally:
                 if sweep.axes and not launcher.detached:
-                    sender.sweep(sweep.name, _standing(sweep), first.tracking)
+                    sender.sweep(sweep.name, _standing(sweep), tracking)
     except KeyboardInterrupt:
         return False
     finally:

@@ -15,11 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dks.config.errors import RequestError
 from dks.config.schema import Tracking, TrackingKind
 from dks.tracking.parents import tell_sweep
 from dks.tracking.record import RunFolder
 from dks.tracking.shipment import DeletedRun, Draw, Shipment
-from dks.tracking.store import open_client, prepare, reason
+from dks.tracking.store import Unavailable, open_client, prepare, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -84,8 +85,20 @@ class Dispatch:
     problems: list[str] = field(default_factory=list)
     finishing: bool = False
 
+    def open(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Prepare the store with these settings. What is wrong is said as in `dks/tracking/sender.py`; it is tried again when
+        there is something to send.
+        """
+        try:
+            self._store(_tracking(values)).open()
+        except RequestError as error:
+            return {"refused": error.problems}
+        except Unavailable as error:
+            return {"silent": str(error)}
+        return {}
+
     def obey(self, command: dict[str, Any]) -> None:
-        """A command as in `dks/tracking/sender.py`, but `finish`."""
+        """A command as in `dks/tracking/sender.py`, but `open` and `finish`."""
         match command:
             case {"begin": path}:
                 self._begin(RunFolder(path))
@@ -93,8 +106,7 @@ class Dispatch:
                 if (run := self.runs.get(Path(path))) is not None:
                     run.over, run.due = True, 0.0
             case {"sweep": name, "status": status, "tracking": values}:
-                tracking = Tracking(**{**values, "kind": TrackingKind(values["kind"])})
-                self.sweeps[name] = Sweep(name, status, self._store(tracking))
+                self.sweeps[name] = Sweep(name, status, self._store(_tracking(values)))
 
     def work(self) -> float:
         """Send what is due; returns the seconds until something will be."""
@@ -192,6 +204,10 @@ class Dispatch:
                 count = "1 run" if len(left) == 1 else f"{len(left)} runs"
                 lines.append(f"{told}; {count} to be completed by: dks sync")
         return lines
+
+
+def _tracking(values: dict[str, Any]) -> Tracking:
+    return Tracking(**{**values, "kind": TrackingKind(values["kind"])})
 
 
 def _note(folder: RunFolder, line: str) -> None:

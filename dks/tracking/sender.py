@@ -1,17 +1,22 @@
 """The process that sends runs to MLflow while they go on, and how others talk to it.
 
 It reads what is to be sent from the folders of the runs, so the process that trains tells it of a run's beginning and its end,
-and of nothing between: an epoch costs it nothing, whatever the store does. MLflow is imported in that process only. Of the
+and of nothing between: an epoch costs it nothing, whatever the store does. MLflow is imported in that process only, while the
+other one imports torch. Of the
 processes that belong together, as a sweep's workers on one machine, one has a sender for all.
 
 `python -m dks.commands.sender` takes commands on standard input, one JSON object a line:
 
+{"open": {...}}                  this store will be used (a Tracking); it is made if it is not there
 {"begin": "<run folder>"}        its epochs are to be sent as they come
 {"end": "<run folder>"}          it ended; its record says how
 {"sweep": "<name>", "status": "RUNNING", "tracking": {...}}
 {"finish": 30.0}                 send the rest, for at most so many seconds, and leave
 
-When it leaves, it says in one JSON object on standard output what could not be sent: {"problems": ["<a line for a person>"]}.
+It answers on standard output, one JSON object a line:
+
+{"opened": {}}                   to "open"; or in it "refused": [why it cannot be used], or "silent": why it takes nothing now
+{"problems": ["<a line>"]}       to "finish": what could not be sent, for a person
 """
 
 from __future__ import annotations
@@ -20,8 +25,10 @@ import dataclasses
 import json
 import logging
 import os
+import selectors
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,12 +36,16 @@ from typing import Any
 
 from rich.markup import escape
 
+from dks.config.errors import RequestError
 from dks.config.files import python_path
 from dks.config.schema import Tracking, TrackingKind
 from dks.terminal import Display
+from dks.tracking.store import SQLITE, look
 
 log = logging.getLogger(__name__)
 
+# Seconds that the process has to start, and to hear from a server.
+OPENING = 60.0
 # Seconds after which a person wants to know what is waited for.
 AT_ONCE = 2.0
 # Seconds that the process may take beyond the time it has for the rest, to start and to leave.
@@ -43,6 +54,9 @@ GRACE = 15.0
 
 class NoSender:
     """Sends nothing: `tracking=off`, or another process has the sender."""
+
+    def open(self, tracking: Tracking) -> str | None:
+        """Nothing to do."""
 
     def begin(self, folder: Path) -> None:
         """Nothing to do."""
@@ -55,11 +69,34 @@ class NoSender:
 
 
 class Sender:
-    """The process, begun with the first command. Its methods return at once and raise nothing; only `finish` waits."""
+    """The process, begun with the first command. Its methods return at once and raise nothing, but for `open` and `finish`."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._broken: str | None = None
+        self._said = b""  # and not yet read
+
+    def open(self, tracking: Tracking) -> str | None:
+        """This store will be used. An SQLite store that is not there is made while the caller goes on; for what a server says,
+        and for what another database lacks, this waits.
+
+        Returns why it takes nothing now; None: nothing is known against it.
+
+        Raises:
+            RequestError: it cannot be used.
+        """
+        known = look(tracking)
+        self._tell({"open": dataclasses.asdict(tracking)})
+        if known is not None or str(tracking.uri).startswith(SQLITE) or self._process is None:
+            return None
+        try:
+            answer = self._answer("opened", OPENING)
+        except (OSError, ValueError) as error:
+            return f"the process that sends does not answer ({error})"
+        if "refused" in answer:
+            raise RequestError(*answer["refused"])
+        silent: str | None = answer.get("silent")
+        return silent
 
     def begin(self, folder: Path) -> None:
         """The epochs of this run are to be sent as they come."""
@@ -82,20 +119,49 @@ class Sender:
         if self._process is None:
             return [self._loss()] if self._broken else []
         self._tell({"finish": patience})
+        with suppress(OSError):  # what could not be written is lost with the process
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        self._process.stdin = None
         try:
-            with suppress(OSError):  # what could not be written is lost with the process
-                assert self._process.stdin is not None
-                self._process.stdin.close()
-            self._process.stdin = None
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(AT_ONCE)
-            if self._process.returncode is None:
+            try:
+                problems = self._answer("problems", AT_ONCE)
+            except TimeoutError:
                 Display.current().say(f"sending the rest to MLflow, {patience:.0f} s at most")
-            answer, _ = self._process.communicate(timeout=patience + GRACE)
-            problems: list[str] = json.loads(answer)["problems"]
-        except (subprocess.TimeoutExpired, ValueError, KeyError):
-            return [self._loss()]
-        return problems
+                problems = self._answer("problems", patience + GRACE)
+            self._process.wait(GRACE)
+        except (OSError, ValueError, subprocess.TimeoutExpired):  # TimeoutError is an OSError
+            self._process.poll()
+            problems = [self._loss()]
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        lines: list[str] = problems
+        return lines
+
+    def _answer(self, key: str, seconds: float) -> Any:
+        """What the process says under this key.
+
+        Raises:
+            TimeoutError: it has not said it in that time.
+            OSError, ValueError: it is gone, or says something else.
+        """
+        assert self._process is not None and self._process.stdout is not None
+        until = time.monotonic() + seconds
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while True:
+                line, end, rest = self._said.partition(b"\n")
+                if end:
+                    self._said = rest
+                    if key in (answer := json.loads(line)):
+                        return answer[key]
+                elif not selector.select(max(0.0, until - time.monotonic())):
+                    raise TimeoutError(f"not in {seconds:.0f} s")
+                else:
+                    got = os.read(self._process.stdout.fileno(), 1 << 16)
+                    if not got:
+                        raise BrokenPipeError("it is gone")
+                    self._said += got
 
     def _loss(self) -> str:
         what = self._broken or "the process that sends does not answer"

@@ -1,6 +1,7 @@
 """The MLflow store that runs are sent to: opened with short time-outs, created once, never migrated unasked.
 
-Whoever opens a store asks `prepare` first. Passwords and tokens come from the environment, as MLflow's client reads them
+Whoever opens a store asks `prepare` first; whoever only wants to know whether it can be used, and has no time for MLflow, asks
+`look`. Passwords and tokens come from the environment, as MLflow's client reads them
 (MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD); nothing here repeats them.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from dks.config.errors import RequestError
 from dks.config.schema import Tracking, TrackingKind
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 TIMEOUT = 10  # seconds that a server has for an answer; MLflow would wait two minutes, and ask seven times again
+LOOK = 1.0  # seconds that a look at an SQLite store waits for whoever makes it
 _CREATION = 0x646B73  # the advisory lock under which a database gets MLflow's tables: "dks" in ASCII
 
 
@@ -63,31 +65,63 @@ class Schema:
         )
 
 
-def prepare(tracking: Tracking) -> str:
-    """Create the store and the experiment, unless they are there; returns the experiment's id.
+def look(tracking: Tracking) -> str | None:
+    """The id of the experiment, as far as that is known without MLflow, whose import takes seconds; nothing is made.
 
-    Of many processes that do so at once, one creates and the others find. An SQLite store that is there is read without MLflow.
+    None: store or experiment are not there yet, somebody is making them, or only a server can tell.
 
     Raises:
         RequestError: the store cannot be used: no database, another schema, an experiment that was deleted.
+    """
+    if tracking.kind is TrackingKind.server:
+        _refuse_insecure()
+        return None
+    with _explained(tracking):
+        try:
+            with _alone(str(tracking.uri), LOOK):
+                return _known(tracking)
+        except Timeout:
+            return None
+
+
+def prepare(tracking: Tracking) -> str:
+    """Create the store and the experiment, unless they are there; returns the experiment's id.
+
+    Of many processes that do so at once, one creates and the others find. A database that is there is read without MLflow.
+
+    Raises:
+        RequestError: as `look`.
         Unavailable: a server does not answer, or refuses.
     """
     uri = str(tracking.uri)
     if tracking.kind is TrackingKind.server:
-        if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() == "true":
-            raise RequestError(
-                "MLFLOW_TRACKING_INSECURE_TLS=true would send passwords to whoever answers; unset it, and name the certificate "
-                "of your own authority in MLFLOW_TRACKING_SERVER_CERT_PATH"
-            )
+        _refuse_insecure()
         with _explained(tracking):
             return _experiment(open_client(uri), tracking.experiment)
     with _explained(tracking), _alone(uri):
-        found = schema(uri)
-        if found is not None and not found.fits:
-            raise RequestError(found.problem(uri))
-        if found is not None and uri.startswith(SQLITE) and (known := _known_experiment(uri, tracking.experiment)):
-            return known
-        return _experiment(open_client(uri), tracking.experiment)
+        return _known(tracking) or _experiment(open_client(uri), tracking.experiment)
+
+
+def _refuse_insecure() -> None:
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() == "true":
+        raise RequestError(
+            "MLFLOW_TRACKING_INSECURE_TLS=true would send passwords to whoever answers; unset it, and name the certificate "
+            "of your own authority in MLFLOW_TRACKING_SERVER_CERT_PATH"
+        )
+
+
+def _known(tracking: Tracking) -> str | None:
+    """The id of the experiment in a database; None where there is none yet."""
+    uri, name = str(tracking.uri), tracking.experiment
+    found = schema(uri)
+    if found is None:
+        return None
+    if not found.fits:
+        raise RequestError(found.problem(uri))
+    row = _experiment_sqlite(uri, name) if uri.startswith(SQLITE) else _experiment_row(uri, name)
+    if row is not None and row[1] != "active":
+        raise RequestError(_deleted(name, row[0]))
+    return None if row is None else str(row[0])
 
 
 def open_client(uri: str) -> MlflowClient:
@@ -185,16 +219,6 @@ def _experiment(client: MlflowClient, name: str) -> str:
     return str(found.experiment_id)
 
 
-def _known_experiment(uri: str, name: str) -> str | None:
-    """The id of an experiment in an SQLite store whose schema fits; None where there is none yet."""
-    with closing(read_sqlite(uri)) as store:
-        query = "SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = ?"
-        found = store.execute(query, (name,)).fetchone()
-    if found is not None and found[1] != "active":
-        raise RequestError(_deleted(name, found[0]))
-    return None if found is None else str(found[0])
-
-
 def _deleted(name: str, number: object) -> str:
     return (
         f"tracking.experiment={name} was deleted in MLflow; restore it with: mlflow experiments restore -x {number}, or name "
@@ -224,13 +248,20 @@ def _explained(tracking: Tracking) -> Iterator[None]:
 
 
 @contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Two processes that open a fresh store at once would both try to create its tables, and one would fail."""
+def _alone(uri: str, patience: float = -1) -> Iterator[None]:
+    """Two processes that open a fresh store at once would both try to create its tables, and one would fail.
+
+    Args:
+        patience: seconds to wait for who makes an SQLite store; negative: without end.
+
+    Raises:
+        Timeout: it took longer.
+    """
     if uri.startswith(SQLITE):
         path = Path(uri.removeprefix(SQLITE))
         if not path.parent.is_dir():
             raise RequestError(f"tracking.uri={uri}: there is no folder {path.parent}")
-        with FileLock(path.with_name(f".{path.name}.lock")):
+        with FileLock(path.with_name(f".{path.name}.lock"), timeout=patience):
             yield
     elif uri.startswith("postgresql"):
         from sqlalchemy import text
@@ -281,6 +312,19 @@ def read_sqlite(uri: str, timeout: float = 20.0) -> sqlite3.Connection:
     """
     place = quote(str(Path(uri.removeprefix(SQLITE)).absolute()))
     return sqlite3.connect(f"file:{place}?mode=ro", uri=True, timeout=timeout)
+
+
+def _experiment_sqlite(uri: str, name: str) -> Any:
+    with closing(read_sqlite(uri)) as store:
+        return store.execute("SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = ?", (name,)).fetchone()
+
+
+def _experiment_row(uri: str, name: str) -> Any:
+    from sqlalchemy import text
+
+    with _engine(uri).connect() as connection:
+        query = text("SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = :name")
+        return connection.execute(query, {"name": name}).fetchone()
 
 
 def _versions(uri: str) -> list[str] | None:
