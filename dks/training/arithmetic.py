@@ -11,7 +11,8 @@ _HALF = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
 def choose_operations(compute: Compute) -> None:
     """Have this process use only operations that give the same bits every time, or whichever are fastest."""
-    torch.use_deterministic_algorithms(compute.deterministic)
+    if torch.are_deterministic_algorithms_enabled() != compute.deterministic:  # to ask for it imports torch's compiler
+        torch.use_deterministic_algorithms(compute.deterministic)
     torch.backends.cudnn.deterministic = compute.deterministic
     torch.backends.cudnn.benchmark = not compute.deterministic  # tries the algorithms once for each shape
     torch.backends.cudnn.allow_tf32 = compute.tf32  # torch's own default differs between convolutions and products

@@ -60,7 +60,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     import psutil
 
     has_cuda = device.type == "cuda"  # a run on the CPU leaves the GPUs alone
-    packages = {each.metadata["Name"]: each.version for each in distributions() if each.metadata["Name"]}
+    packages = _packages()
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -77,6 +77,17 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version() if has_cuda else None,
         "packages": dict(sorted(packages.items(), key=lambda item: item[0].lower())),
     }
+
+
+def _packages() -> dict[str, str]:
+    """Name and version of every installed package; `importlib.metadata` would parse all that they say of themselves."""
+    found = {}
+    for each in distributions():
+        head = (each.read_text("METADATA") or each.read_text("PKG-INFO") or "").partition("\n\n")[0]
+        facts = dict(re.findall(r"^(Name|Version): *(.+?) *$", head, re.MULTILINE))
+        if facts.keys() == {"Name", "Version"}:
+            found[facts["Name"]] = facts["Version"]
+    return found
 
 
 def _distribution() -> str | None:
