@@ -153,6 +153,7 @@ class _Target:
         self._client: MlflowClient | None = None
         self._experiment = ""
         self._known: dict[str, Any] = {}
+        self._parents: dict[tuple[str, str], str] = {}
         self._problem: str | None = None
         self._failures = 0  # since it last took something
 
@@ -160,7 +161,7 @@ class _Target:
         cell_id, folder = standing.folder.cell_id, standing.folder
         try:
             client = self._open()
-            shipment = Shipment(folder, client, str(self.tracking.uri), self._experiment, draw, self._known)
+            shipment = Shipment(folder, client, str(self.tracking.uri), self._experiment, draw, self._known, self._parents)
             before = Note.read(folder)
             points = shipment.send(live=standing.state is State.running, dead=standing.state in DEAD, check=True)
             after = Note.read(folder)

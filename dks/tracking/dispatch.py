@@ -38,6 +38,7 @@ class Store:
     tracking: Tracking
     client: MlflowClient | None = None
     experiment: str = ""
+    parents: dict[tuple[str, str], str] = field(default_factory=dict)  # as `Shipment` has them
     failures: int = 0  # since it last took something
     problem: str = ""
     quiet_until: float = 0.0
@@ -178,7 +179,10 @@ class Dispatch:
         size = journal.stat().st_size if journal.exists() else 0
         live = not run.over and not (self.finishing and not run.folder.is_claimed())  # if nobody could say that it is over
         if run.over or self.finishing or size != run.size:
-            shipment = Shipment(run.folder, run.store.open(), str(run.store.tracking.uri), run.store.experiment, self.draw)
+            store = run.store
+            shipment = Shipment(
+                run.folder, store.open(), str(store.tracking.uri), store.experiment, self.draw, parents=store.parents
+            )
             try:
                 shipment.send(live)
             except DeletedRun as error:

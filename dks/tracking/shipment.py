@@ -29,13 +29,13 @@ from dks.tracking.record import Record, RunFolder, Status, write_atomically
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Param
 
 log = logging.getLogger(__name__)
 
 RUNNING = "RUNNING"
 STATUS = {Status.done: "FINISHED", Status.failed: "FAILED", Status.killed: "KILLED"}
-POINTS, PARAMS = 1000, 100  # that MLflow takes in one call
+POINTS, PARAMS = 800, 100  # in one call; MLflow takes 1000 of all kinds together, and 100 parameters
 _PARAM_LIMIT = 6000  # characters; MLflow cuts longer values without a word
 _NAME_LIMIT = 250  # characters; PostgreSQL refuses a run with a longer name, its column being so wide
 # What is kept beside the run's metrics, of those that are there.
@@ -91,6 +91,7 @@ class Shipment:
         experiment: its id.
         draw: makes the pictures that are kept beside a run that ended.
         known: runs of the store by their ids, as they were a moment ago; others are asked for.
+        parents: (experiment, sweep) -> the run of the sweep, kept for all shipments to this store.
     """
 
     def __init__(
@@ -101,9 +102,12 @@ class Shipment:
         experiment: str,
         draw: Draw | None = None,
         known: Mapping[str, Any] | None = None,
+        parents: dict[tuple[str, str], str] | None = None,
     ) -> None:
         self.folder, self.client, self.uri, self.experiment, self.draw = folder, client, uri, experiment, draw
         self.known = known or {}
+        self.parents = {} if parents is None else parents
+        self._parent_told: str | None = None  # in this shipment
 
     def send(self, live: bool, dead: bool = False, check: bool = False) -> int:
         """Send what is missing; returns the number of points, epochs times metrics.
@@ -121,14 +125,14 @@ class Shipment:
         if record is None or not record.attempts:
             return 0
         with alone(self.folder):
-            note = self._begun(record, check)
+            note, params = self._begun(record, check)
             entries, _ = self.folder.journal.read_from(0)
             if _has_diverged(note, entries):  # it began again where the store had more
                 self.client.delete_run(note.run_id)
-                note = self._create(record)
-            self._tell_attempts(note, record)
-            sent = self._send_epochs(note, entries)
-            if not live and record.status in STATUS and not _knows_end(note, record):
+                note, params = self._create(record)
+            ends = not live and record.status in STATUS and not _knows_end(note, record)
+            sent = self._send(note, record, [entry for entry in entries if entry.epoch > note.epoch], params, ends)
+            if ends:
                 self._tell_end(note, record)
             elif dead and record.status is Status.running and note.status == RUNNING:
                 self.client.set_terminated(note.run_id, STATUS[Status.killed], _last_sign(self.folder, record))
@@ -136,24 +140,23 @@ class Shipment:
                 note.write(self.folder)
             return sent
 
-    def _begun(self, record: Record, check: bool) -> Note:
-        """The run in the store: the one that is noted, the one with the record's `uid`, or a new one."""
+    def _begun(self, record: Record, check: bool) -> tuple[Note, list[Param]]:
+        """The run in the store: the one that is noted, the one with the record's `uid`, or a new one; and its configuration,
+        if it may not have it yet.
+        """
         note = Note.read(self.folder)
         if note is not None and note.uri == self.uri:
             if not check:
-                return note
+                return note, []
             if (run := self._run(note.run_id)) is not None:
                 if run.info.lifecycle_stage != "active":
                     raise DeletedRun(f"mlflow runs restore --run-id {note.run_id} brings it back")
-                return self._noted(run, note)
+                return self._noted(run, note), []
         condition = f"tags.`dks.uid` = '{record.uid}'"
         run_id = find_run(self.client, self.experiment, condition) if record.uid else None
         if run_id is None or (run := self._run(run_id)) is None:
             return self._create(record)
-        note = self._noted(run, Note(self.uri, run_id, self.experiment))
-        self._describe(run_id)
-        note.write(self.folder)
-        return note
+        return self._noted(run, Note(self.uri, run_id, self.experiment)), self._params()
 
     def _run(self, run_id: str) -> Any:
         """The run; None where the store has none, as one that was made anew."""
@@ -177,14 +180,14 @@ class Shipment:
         time = note.time if epoch == note.epoch and note.time else entries[epoch].time if epoch else None
         return dataclasses.replace(note, epoch=epoch, time=time, status=told, ended=note.ended if same else None)
 
-    def _create(self, record: Record) -> Note:
+    def _create(self, record: Record) -> tuple[Note, list[Param]]:
         tags = {
+            **self._attempt(record),
             "dks.cell_id": record.cell_id,
             "dks.config_id": record.config_id,
             "dks.method": record.method,
             "dks.role": "cell",
             "dks.seed": str(record.seed),
-            **({"dks.uid": record.uid} if record.uid else {}),
             "mlflow.source.name": record.command or "dks",
             "mlflow.source.type": "JOB" if record.attempts[-1].job else "LOCAL",
             **({} if record.sweep is None else {"dks.sweep": record.sweep}),
@@ -193,94 +196,99 @@ class Shipment:
             tags["mlflow.user"] = getuser()
         begun, name = milliseconds(record.attempts[0].started), record.label or record.cell_id
         run_id = self.client.create_run(self.experiment, begun, tags, name[:_NAME_LIMIT]).info.run_id
-        self._describe(run_id)
-        note = Note(self.uri, run_id, self.experiment)
-        note.write(self.folder)
-        return note
+        return Note(self.uri, run_id, self.experiment, attempts=len(record.attempts)), self._params()
 
-    def _describe(self, run_id: str) -> None:
+    def _params(self) -> list[Param]:
         """The configuration. Of a value that is too long for MLflow the beginning; the whole is in an artifact at the end."""
         from mlflow.entities import Param
 
         values = flatten(dataclasses.asdict(self.folder.read_config()))
-        params = [Param(key, _cut(str(value))) for key, value in values.items()]
-        for begin in range(0, len(params), PARAMS):
-            self.client.log_batch(run_id, params=params[begin : begin + PARAMS])
+        return [Param(key, _cut(str(value))) for key, value in values.items()]
 
-    def _tell_attempts(self, note: Note, record: Record) -> None:
-        """What may be another in each attempt, and that the run goes on."""
-        if note.attempts >= len(record.attempts):
-            return
+    def _send(self, note: Note, record: Record, entries: Sequence[Entry], params: list[Param], ends: bool) -> int:
+        """The configuration, what is another in each attempt, epochs and what is known at the end, in as few calls as they fit
+        into, for each takes a database several milliseconds.
+        """
         from mlflow.entities import RunTag
 
-        attempt, parent = record.attempts[-1], self._parent(record)
-        tags = {
+        news = self._attempt(record) if note.attempts < len(record.attempts) else {}
+        tags = [RunTag(key, value) for key, value in news.items()]
+        calls: list[tuple[list[Metric], Entry | None]]
+        calls = [([point for entry in batch for point in _points(entry)], batch[-1]) for batch in _batches(entries)]
+        summary = _summary(record) if ends else []
+        if calls and len(calls[-1][0]) + len(summary) <= POINTS:
+            calls[-1] = calls[-1][0] + summary, calls[-1][1]
+            summary = []
+        while len(params) > PARAMS:
+            self.client.log_batch(note.run_id, params=params[:PARAMS])
+            params = params[PARAMS:]
+        if summary or (not calls and (params or tags)):
+            calls.append((summary, None))
+        for points, last in calls:
+            self.client.log_batch(note.run_id, metrics=points, params=params, tags=tags)
+            if tags and note.status != RUNNING:
+                self.client.update_run(note.run_id, status=RUNNING)
+            if tags:
+                note.attempts, note.status, note.ended = len(record.attempts), RUNNING, None
+            if last is not None:
+                note.epoch, note.time = last.epoch, last.time
+            note.write(self.folder)
+            params, tags = [], []
+        return sum(len(entry.metrics) for entry in entries)
+
+    def _attempt(self, record: Record) -> dict[str, str]:
+        """What may be another in each attempt, as tags."""
+        attempt, self._parent_told = record.attempts[-1], self._parent(record)
+        return {
             **({"dks.uid": record.uid} if record.uid else {}),  # it may have been lost with a damaged record
             "dks.attempts": str(len(record.attempts)),
             "dks.device": attempt.device,
             "dks.git_commit": attempt.git_commit or "unknown",
             "mlflow.source.git.commit": (attempt.git_commit or "").removesuffix("-dirty"),
-            **({} if parent is None else {"mlflow.parentRunId": parent}),
+            **({} if self._parent_told is None else {"mlflow.parentRunId": self._parent_told}),
         }
-        self.client.log_batch(note.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        if note.status != RUNNING:
-            self.client.update_run(note.run_id, status=RUNNING)
-        note.attempts, note.status, note.ended = len(record.attempts), RUNNING, None
-        note.write(self.folder)
 
     def _parent(self, record: Record) -> str | None:
+        """The run of its sweep, as soon as there is one."""
         if record.sweep is None:
             return None
-        return find_run(self.client, self.experiment, sweep_condition(record.sweep))
-
-    def _send_epochs(self, note: Note, entries: Sequence[Entry]) -> int:
-        sent = 0
-        for batch in _batches([entry for entry in entries if entry.epoch > note.epoch]):
-            points = [point for entry in batch for point in _points(entry)]
-            self.client.log_batch(note.run_id, metrics=points)
-            note.epoch, note.time = batch[-1].epoch, batch[-1].time
-            note.write(self.folder)
-            sent += len(points)
-        return sent
+        key = self.experiment, record.sweep
+        if key not in self.parents and (found := find_run(self.client, self.experiment, sweep_condition(record.sweep))):
+            self.parents[key] = found
+        return self.parents.get(key)
 
     def _tell_end(self, note: Note, record: Record) -> None:
-        """What is known at the end: summaries, the status, files."""
-        from mlflow.entities import Metric
-
+        """How it ended, and files."""
         ended = record.attempts[-1].ended
         if ended is None:  # it failed before it could begin
             return
-        when = milliseconds(ended)
-        best = {name: value for name, value in record.best.items() if name != "epoch"}
-        points = [Metric(f"best/{name}", value, when, int(record.best["epoch"])) for name, value in best.items()]
-        points += [Metric(f"cost/{name}", value, when, 0) for name, value in record.cost.items()]
-        self.client.log_batch(note.run_id, metrics=points)
-        if (parent := self._parent(record)) is not None:  # it may not have been there before
+        if (parent := self._parent(record)) != self._parent_told:  # it may not have been there before
             self.client.set_tag(note.run_id, "mlflow.parentRunId", parent)
-        self.client.set_terminated(note.run_id, STATUS[record.status], when)
+        self.client.set_terminated(note.run_id, STATUS[record.status], milliseconds(ended))
         note.status = STATUS[record.status]
-        note.write(self.folder)
-        self._send_files(note.run_id, record)
-        note.ended = ended
-        note.write(self.folder)
+        try:
+            self._send_files(note.run_id, record)
+            note.ended = ended
+        finally:
+            note.write(self.folder)
 
     def _send_files(self, run_id: str, record: Record) -> None:
-        for name in ARTIFACTS:
-            if (path := self.folder.path / name).is_file():
-                self.client.log_artifact(run_id, str(path))
-        for key, value in flatten(dataclasses.asdict(self.folder.read_config())).items():
-            if _cut(str(value)) != str(value):
-                self.client.log_text(run_id, str(value), f"params/{key}.txt")
-        if self.draw is None or record.status is not Status.done:
-            return
+        """All in one call."""
         with tempfile.TemporaryDirectory() as place:
-            try:
-                pictures = self.draw(self.folder, Path(place))
-            except Exception:  # no run is kept back for a picture of it
-                log.warning("no picture of %s could be drawn", self.folder.path, exc_info=True)
-                return
-            for path in pictures:
-                self.client.log_artifact(run_id, str(path))
+            folder = Path(place)
+            for name in ARTIFACTS:
+                if (path := self.folder.path / name).is_file():
+                    (folder / name).symlink_to(path.absolute())
+            for key, value in flatten(dataclasses.asdict(self.folder.read_config())).items():
+                if _cut(str(value)) != str(value):
+                    (folder / "params").mkdir(exist_ok=True)
+                    (folder / "params" / f"{key}.txt").write_text(str(value), encoding="utf-8")
+            if self.draw is not None and record.status is Status.done:
+                try:
+                    self.draw(self.folder, folder)
+                except Exception:  # no run is kept back for a picture of it
+                    log.warning("no picture of %s could be drawn", self.folder.path, exc_info=True)
+            self.client.log_artifacts(run_id, place)
 
 
 @contextlib.contextmanager
@@ -341,6 +349,18 @@ def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
         batch.append(entry)
     if batch:
         yield batch
+
+
+def _summary(record: Record) -> list[Metric]:
+    """What is known at the end; nothing of a run that failed before it could begin."""
+    from mlflow.entities import Metric
+
+    if (ended := record.attempts[-1].ended) is None:
+        return []
+    when = milliseconds(ended)
+    best = {name: value for name, value in record.best.items() if name != "epoch"}
+    points = [Metric(f"best/{name}", value, when, int(record.best["epoch"])) for name, value in best.items()]
+    return points + [Metric(f"cost/{name}", value, when, 0) for name, value in record.cost.items()]
 
 
 def _points(entry: Entry) -> list[Metric]:
