@@ -70,7 +70,8 @@ def dks_loss(logits: dict[str, Tensor], labels: Tensor, matched: bool) -> Tensor
 
 def choose_defaults() -> None:
     """Torch's own, where ours in the same process has chosen otherwise."""
-    torch.use_deterministic_algorithms(False)
+    if torch.are_deterministic_algorithms_enabled():  # else it would import torch's compiler for nothing
+        torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = True
 

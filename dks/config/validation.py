@@ -105,9 +105,7 @@ class Resolver:
         wanted = (os.environ.get("CXX"), "g++", "clang++", "c++")
         if not compute.compile or any(shutil.which(name) for name in wanted if name):
             return ()
-        problem = (
-            "compute.compile=true needs a C++ compiler, and none is found; install g++, set CXX, or drop it"
-        )
+        problem = "compute.compile=true needs a C++ compiler, and none is found; install g++, set CXX, or drop it"
         if not self.absent_ok:
             return (problem,)
         self.absent = list(dict.fromkeys([*self.absent, problem]))  # the machine that runs it may have one
