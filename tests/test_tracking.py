@@ -538,6 +538,34 @@ def test_a_store_that_fails_is_asked_again_and_keeps_no_other_waiting(here: Path
     check(bad, "bad.db")
 
 
+def pictures(run: RunFolder) -> set[str]:
+    note = Note.read(run)
+    assert note is not None
+    return {file.path for file in client().list_artifacts(note.run_id)} & {"curves.png", "confusion.png"}
+
+
+def test_pictures_wait_until_all_else_is_sent_and_have_little_time_at_the_end(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dks.commands.sender import draw
+
+    runs = [execute(queued(here, *tracked(), f"seed={seed}")) for seed in (1, 2)]
+    work = Dispatch(draw)
+    for run in runs:
+        work.obey({"begin": str(run.path)})
+        work.obey({"end": str(run.path)})
+    work.work()
+    assert [status(run) for run in runs] == ["FINISHED", "FINISHED"]
+    assert not work.runs and sum(bool(pictures(run)) for run in runs) == 1, "one at a time, when nothing else is to be sent"
+    monkeypatch.setattr(dispatch, "PICTURES", 0.0)
+    assert work.finish(30) == ["the pictures of 1 run are left to: dks sync"]
+    assert sum(bool(pictures(run)) for run in runs) == 1
+    for run in runs:
+        assert sent(run, draw=draw).points == 0
+        assert pictures(run) == {"curves.png", "confusion.png"}
+        assert not sent(run, draw=draw).told, "once is enough"
+
+
 @pytest.mark.usefixtures("impatient")
 def test_what_fails_at_the_end_is_tried_again_until_time_is_up(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = execute(queued(here, *tracked()))

@@ -12,7 +12,7 @@ from dks.config.errors import RequestError
 from dks.figures.curves import limit
 from dks.figures.files import write
 from dks.figures.runs import Curve
-from dks.figures.style import DOUBLE, GREY, SINGLE, legends_below, looks, new_figure, settle, styled
+from dks.figures.style import DOUBLE, GREY, SINGLE, looks, new_figure, styled
 from dks.tracking.journal import Entry
 from dks.tracking.record import RunFolder
 
@@ -54,8 +54,10 @@ def curves(entries: Sequence[Entry], title: str) -> Figure:
     suffixes = sorted(name.removeprefix(_TEST_ERROR) for name in known if name.startswith(_TEST_ERROR))
     look_of = looks(suffixes)
     with styled():
-        figure = new_figure(title, DOUBLE, 2.5)
+        figure = new_figure(title, DOUBLE, 2.95, fitted=False)
         error, loss = figure.subplots(1, 2)
+        # The places are the same for every run. To look for the best ones takes four times as long as the drawing.
+        figure.subplots_adjust(left=0.075, right=0.99, bottom=0.29, top=0.98, wspace=0.2)
         drawn = []
         for suffix, look in look_of.items():
             for name, meaning in ((_TRAIN_ERROR, "training"), (_TEST_ERROR, "test")):
@@ -80,8 +82,10 @@ def curves(entries: Sequence[Entry], title: str) -> Figure:
         ]
         meanings = [name for name in _STYLES if whole or "whole" not in name]
         of_styles = [Line2D([], [], color=GREY, linestyle=_STYLES[name], label=name) for name in meanings]
-        legends_below(figure, [*of_classifiers, *of_styles])
-        settle(figure)
+        for handles, height in ((of_classifiers, 0.14), (of_styles, 0.07)):
+            figure.legend(
+                handles=handles, loc="upper center", ncols=len(handles), bbox_to_anchor=(0.5, height), borderaxespad=0
+            )
     return figure
 
 
@@ -106,8 +110,10 @@ def confusion(matrix: Sequence[Sequence[int]], title: str) -> Figure:
     few = len(matrix) <= FEW_CLASSES
     share = [[100 * images / max(sum(row), 1) for images in row] for row in matrix]
     with styled():
-        figure = new_figure(title, SINGLE if few else DOUBLE, 0.87 * (SINGLE if few else DOUBLE))
+        size = SINGLE if few else DOUBLE
+        figure = new_figure(title, size, 0.87 * size, fitted=False)
         axes = figure.subplots()
+        figure.subplots_adjust(left=0.13 if few else 0.075, right=0.86 if few else 0.93, bottom=0.13 if few else 0.07, top=0.98)
         # By the square root, so that rare mistakes are seen beside what is right.
         image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
         figure.colorbar(image, label="images of the class (%)", ticks=[0, 1, 5, 20, 50, 100], fraction=0.045, pad=0.02)
@@ -124,7 +130,6 @@ def confusion(matrix: Sequence[Sequence[int]], title: str) -> Figure:
                         colour = "white" if share[true][predicted] > 30 else "black"
                         size = 7 if len(matrix) <= 10 and images < 1000 else 4
                         axes.text(predicted, true, str(images), color=colour, ha="center", va="center", fontsize=size)
-        settle(figure)
     return figure
 
 

@@ -91,12 +91,16 @@ def styled() -> Iterator[None]:
         yield
 
 
-def new_figure(title: str, width: float, height: float) -> Figure:
-    """An empty figure of so many inches, known to no window and no notebook; inside of `styled`."""
+def new_figure(title: str, width: float, height: float, fitted: bool = True) -> Figure:
+    """An empty figure of so many inches, known to no window and no notebook; inside of `styled`.
+
+    Args:
+        fitted: axes are moved so that all their letters have room, by `settle`.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained" if fitted else None)
     FigureCanvasAgg(figure)
     figure.set_label(title)
     return figure

@@ -161,9 +161,10 @@ class _Target:
         cell_id, folder = standing.folder.cell_id, standing.folder
         try:
             client = self._open()
-            shipment = Shipment(folder, client, str(self.tracking.uri), self._experiment, draw, self._known, self._parents)
+            shipment = Shipment(folder, client, str(self.tracking.uri), self._experiment, self._known, self._parents)
             before = Note.read(folder)
             points = shipment.send(live=standing.state is State.running, dead=standing.state in DEAD, check=True)
+            pictured = draw is not None and shipment.picture(draw)
             after = Note.read(folder)
         except DeletedRun as error:
             return Sent(cell_id, self.name, problem=f"it was deleted in MLflow; {error}")
@@ -175,7 +176,7 @@ class _Target:
         self._failures = 0
         assert after is not None, "it was sent"
         told = before is None or (before.run_id, before.status, before.ended) != (after.run_id, after.status, after.ended)
-        return Sent(cell_id, self.name, points, after.status, told)
+        return Sent(cell_id, self.name, points, after.status, told or pictured)
 
     def tell_sweep(self, sweep: str, standings: Mapping[str, Standing]) -> None:
         """The parent is there before its cells are sent, and stands as they do."""

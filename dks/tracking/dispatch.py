@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EVERY = 5.0  # seconds between two looks at a journal
+PICTURES = 5.0  # seconds that pictures may take at the end; a quarter of a second each
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds that a failing store is left alone
 
 
@@ -83,6 +85,7 @@ class Dispatch:
     runs: dict[Path, Run] = field(default_factory=dict)  # in the order in which they get their turn
     sweeps: dict[str, Sweep] = field(default_factory=dict)
     stores: dict[tuple[str, str], Store] = field(default_factory=dict)
+    unpictured: deque[Run] = field(default_factory=deque)  # sent, but for the pictures, which wait until all else is sent
     problems: list[str] = field(default_factory=list)
     finishing: bool = False
 
@@ -117,8 +120,12 @@ class Dispatch:
         for path, run in list(self.runs.items()):
             if run.due <= now and not self._attempt(run.store, partial(self._send, run)) and path in self.runs:
                 self.runs[path] = self.runs.pop(path)  # the others have their turn before it
+        if not any(run.over and run.due <= time.monotonic() for run in self.runs.values()) and not self.finishing:
+            self._picture()
         times = [max(run.due, run.store.quiet_until) for run in self.runs.values()]
-        times += [sweep.store.quiet_until for sweep in self.sweeps.values()]
+        times += [sweep.store.quiet_until for sweep in self.sweeps.values()] + [
+            run.store.quiet_until for run in self.unpictured
+        ]
         return max(0.05, min([EVERY, *(each - time.monotonic() for each in times)]))
 
     def finish(self, patience: float) -> list[str]:
@@ -141,8 +148,35 @@ class Dispatch:
             silent = []
             stores = [run.store for run in self.runs.values()] + [sweep.store for sweep in self.sweeps.values()]
             if all(store.quiet_until == math.inf for store in stores) or time.monotonic() + pause > until:
+                self._picture_until(min(until, time.monotonic() + PICTURES))
                 return self._left()
             time.sleep(pause)
+
+    def _picture_until(self, until: float) -> None:
+        """Draw as many of the pictures that are left as there is time for."""
+        while self.unpictured and time.monotonic() < until and self._picture():
+            pass
+        if self.unpictured:
+            count = "1 run are" if len(self.unpictured) == 1 else f"{len(self.unpictured)} runs are"
+            self.problems.append(f"the pictures of {count} left to: dks sync")
+
+    def _picture(self) -> bool:
+        """Send the pictures of one run; False where there is none to be drawn, or its store does not take them."""
+        if self.draw is None or not self.unpictured:
+            return False
+        run = self.unpictured[0]
+        if not self._attempt(run.store, lambda: self._drawn(run)):
+            return False
+        self.unpictured.popleft()
+        return True
+
+    def _drawn(self, run: Run) -> None:
+        assert self.draw is not None
+        self._shipment(run).picture(self.draw)
+
+    def _shipment(self, run: Run) -> Shipment:
+        store = run.store
+        return Shipment(run.folder, store.open(), str(store.tracking.uri), store.experiment, parents=store.parents)
 
     def _begin(self, folder: RunFolder) -> None:
         try:
@@ -179,18 +213,16 @@ class Dispatch:
         size = journal.stat().st_size if journal.exists() else 0
         live = not run.over and not (self.finishing and not run.folder.is_claimed())  # if nobody could say that it is over
         if run.over or self.finishing or size != run.size:
-            store = run.store
-            shipment = Shipment(
-                run.folder, store.open(), str(store.tracking.uri), store.experiment, self.draw, parents=store.parents
-            )
             try:
-                shipment.send(live)
+                self._shipment(run).send(live)
             except DeletedRun as error:
                 self.problems.append(f"the run of cell {run.folder.cell_id} was deleted in MLflow; {error}")
                 run.over = True
         run.size, run.due = size, time.monotonic() + EVERY
         if run.over or self.finishing:
             del self.runs[run.folder.path]
+            if self.draw is not None:
+                self.unpictured.append(run)
 
     def _tell(self, sweep: Sweep) -> None:
         tell_sweep(sweep.store.open(), sweep.store.experiment, sweep.name, sweep.status)

@@ -65,6 +65,7 @@ class Note:
     attempts: int = 0  # that the store has been told of
     status: str = RUNNING  # as the store was told
     ended: str | None = None  # when the attempt ended whose end the store was told
+    pictured: str | None = None  # when the attempt ended of which the store has pictures
 
     @classmethod
     def read(cls, folder: RunFolder) -> Note | None:
@@ -89,7 +90,6 @@ class Shipment:
 
     Args:
         experiment: its id.
-        draw: makes the pictures that are kept beside a run that ended.
         known: runs of the store by their ids, as they were a moment ago; others are asked for.
         parents: (experiment, sweep) -> the run of the sweep, kept for all shipments to this store.
     """
@@ -100,11 +100,10 @@ class Shipment:
         client: MlflowClient,
         uri: str,
         experiment: str,
-        draw: Draw | None = None,
         known: Mapping[str, Any] | None = None,
         parents: dict[tuple[str, str], str] | None = None,
     ) -> None:
-        self.folder, self.client, self.uri, self.experiment, self.draw = folder, client, uri, experiment, draw
+        self.folder, self.client, self.uri, self.experiment = folder, client, uri, experiment
         self.known = known or {}
         self.parents = {} if parents is None else parents
         self._parent_told: str | None = None  # in this shipment
@@ -139,6 +138,29 @@ class Shipment:
                 note.status = STATUS[Status.killed]
                 note.write(self.folder)
             return sent
+
+    def picture(self, draw: Draw) -> bool:
+        """Send pictures of the run, if it is done, all else was sent and the store has none; returns whether it did.
+
+        Raises:
+            Exception: of many kinds: the store did not take them; call again.
+        """
+        record, note = self.folder.read_record(), Note.read(self.folder)
+        if record is None or record.status is not Status.done or note is None or note.uri != self.uri:
+            return False
+        if not _knows_end(note, record) or note.pictured == note.ended:
+            return False
+        with alone(self.folder), tempfile.TemporaryDirectory() as place:
+            try:
+                drawn = draw(self.folder, Path(place))
+            except Exception:  # a run can do without a picture of it
+                log.warning("no picture of %s could be drawn", self.folder.path, exc_info=True)
+                drawn = []
+            if drawn:
+                self.client.log_artifacts(note.run_id, place)
+            note.pictured = note.ended
+            note.write(self.folder)
+        return bool(drawn)
 
     def _begun(self, record: Record, check: bool) -> tuple[Note, list[Param]]:
         """The run in the store: the one that is noted, the one with the record's `uid`, or a new one; and its configuration,
@@ -178,7 +200,8 @@ class Shipment:
         told = run.info.status
         same = note.status == told
         time = note.time if epoch == note.epoch and note.time else entries[epoch].time if epoch else None
-        return dataclasses.replace(note, epoch=epoch, time=time, status=told, ended=note.ended if same else None)
+        ended, pictured = (note.ended, note.pictured) if same else (None, None)
+        return dataclasses.replace(note, epoch=epoch, time=time, status=told, ended=ended, pictured=pictured)
 
     def _create(self, record: Record) -> tuple[Note, list[Param]]:
         tags = {
@@ -267,12 +290,12 @@ class Shipment:
         self.client.set_terminated(note.run_id, STATUS[record.status], milliseconds(ended))
         note.status = STATUS[record.status]
         try:
-            self._send_files(note.run_id, record)
+            self._send_files(note.run_id)
             note.ended = ended
         finally:
             note.write(self.folder)
 
-    def _send_files(self, run_id: str, record: Record) -> None:
+    def _send_files(self, run_id: str) -> None:
         """All in one call."""
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
@@ -283,11 +306,6 @@ class Shipment:
                 if _cut(str(value)) != str(value):
                     (folder / "params").mkdir(exist_ok=True)
                     (folder / "params" / f"{key}.txt").write_text(str(value), encoding="utf-8")
-            if self.draw is not None and record.status is Status.done:
-                try:
-                    self.draw(self.folder, folder)
-                except Exception:  # no run is kept back for a picture of it
-                    log.warning("no picture of %s could be drawn", self.folder.path, exc_info=True)
             self.client.log_artifacts(run_id, place)
 
 
