@@ -68,4 +68,4 @@ if __name__ == "__main__":
         _, _, network, method, way, device, *overrides = sys.argv
         print(peak(way, overrides, network, method, torch.device(device)))
     else:
-        run(__doc__, measure, add_options, repeats=3)
+        run(__doc__, measure, add_options, repeats=3, short_repeats=1)

@@ -77,7 +77,7 @@ def measure(options: argparse.Namespace) -> list[Result]:
     count = options.cells or (1_000 if options.short else 10_000)
     with initialize_config_dir(str(declarations("conf")), version_base="1.3"):
         cells = grid(count, options.data)
-        few = cells[:: max(1, len(cells) // options.sample)]
+        few = cells[:: max(1, len(cells) // (options.sample or (10 if options.short else 40)))]
         plain, ours = dict[tuple[str, ...], Any](), dict[tuple[str, ...], Any]()
         hydra_for_every_cell(cells[:1], {})  # imports
         ways: dict[str, Callable[[], None]] = {
@@ -95,10 +95,9 @@ def measure(options: argparse.Namespace) -> list[Result]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default="synthetic", choices=("synthetic", "digits"), help="(default: synthetic)")
     parser.add_argument("--cells", type=int, metavar="N", help="(default: 10000, with --short 1000)")
-    parser.add_argument(
-        "--sample", type=int, default=40, metavar="N", help="cells that Hydra composes one by one (default: 40)"
-    )
+    shown = "cells that Hydra composes one by one (default: 40, with --short 10)"
+    parser.add_argument("--sample", type=int, metavar="N", help=shown)
 
 
 if __name__ == "__main__":
-    run(__doc__, measure, add_options)
+    run(__doc__, measure, add_options, short_repeats=2)

@@ -334,4 +334,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--call"]:
         assert CALLS[sys.argv[2]]() > 0, "nothing was read"
     else:
-        run(__doc__, measure, add_options)
+        run(__doc__, measure, add_options, short_repeats=1)

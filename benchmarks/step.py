@@ -44,8 +44,9 @@ def measure(options: argparse.Namespace) -> list[Result]:
     for network, method in itertools.product(networks, methods):
         say(f"{network} {method}")
         found[network, method] = measure_one(network, method, options)
-        limits = {way: limit(precision_of(way, device), device) for way in found[network, method].values}
-    return [with_limits(result, flops(configuration(*what)).step / 1e9, limits) for what, result in found.items()]
+        used = {precision_of(way, device) for way in found[network, method].values}
+        limits = {precision: limit(precision, device) for precision in used}
+    return [with_limits(result, flops(configuration(*what)).step / 1e9, limits, device) for what, result in found.items()]
 
 
 def measure_one(network: str, method: str, options: argparse.Namespace) -> Result:
@@ -66,15 +67,17 @@ def measure_one(network: str, method: str, options: argparse.Namespace) -> Resul
     return Result(f"{network} {method}, batch {batch}", "images/s", rates, "plain", more_is_better=True, wanted=bounds)
 
 
-def with_limits(result: Result, operations: float, limits: Mapping[str, float]) -> Result:
+def with_limits(result: Result, operations: float, limits: Mapping[str, float], device: torch.device) -> Result:
     """The same, and how fast it is in GFLOP/s.
 
     Args:
         operations: GFLOP an image.
-        limits: way -> GFLOP/s.
+        limits: precision -> GFLOP/s.
     """
-    reached = {way: operations * result.spread(way).median for way in result.values}
-    figures = {way: {"GFLOP/s": reached[way], "% of the limit": 100 * reached[way] / limits[way]} for way in reached}
+    figures = {}
+    for way in result.values:
+        reached = operations * result.spread(way).median
+        figures[way] = {"GFLOP/s": reached, "% of the limit": 100 * reached / limits[precision_of(way, device)]}
     return dataclasses.replace(result, figures=figures)
 
 

@@ -111,4 +111,4 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    run(__doc__, measure, add_options)
+    run(__doc__, measure, add_options, short_repeats=1)

@@ -156,16 +156,26 @@ def test_a_step_says_how_far_it_is_from_the_limit_and_an_unknown_network_is_one_
     measure: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = str(BENCHMARKS / "step.py")
-    typed = ["--short", "--repeats", "1", "--device", "cpu", "--networks", "resnet8", "--methods", "dks", "--seconds", "0.01"]
+    typed = ["--short", "--repeats", "1", "--device", "cpu", *TINY["step"], "--precision", "fp32"]
     monkeypatch.setattr(sys, "argv", [script, *typed])
     runpy.run_path(script, run_name="__main__")
     out = capsys.readouterr().out
-    assert "resnet8 dks, batch 64" in out and "% of the limit" in out and "ratio at least 1: " in out
+    assert "resnet8 dks, batch 2" in out and "% of the limit" in out
     monkeypatch.setattr(sys, "argv", [script, "--networks", "resnet33"])
     with pytest.raises(SystemExit) as left:
         runpy.run_path(script, run_name="__main__")
     assert left.value.code == 2
     assert "resnet33: choose from densenet100_12, " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_is_wanted_of_a_step_depends_on_network_method_precision_and_device(measure: ModuleType) -> None:
+    wanted, at_least = __import__("step").wanted, lambda ratio: [measure.Bound("ratio", at_least=ratio)]
+    assert wanted("cpu", "resnet32", "dks", "fp32") == at_least(1.4) and wanted("cpu", "resnet32", "dks", "bf16") == at_least(
+        2.3
+    )
+    assert wanted("cuda", "resnet32", "dks", "bf16") == at_least(4) and wanted("cuda", "wrn28_10", "dks", "bf16") == at_least(2)
+    assert wanted("cpu", "mobilenet", "dks", "fp32") == at_least(1), "not slower"
+    assert wanted("cpu", "mobilenet", "ds", "fp32") == wanted("cpu", "mobilenet", "dks", "bf16") == []
 
 
 def test_ours_and_the_plain_loop_train_alike(measure: ModuleType) -> None:
@@ -271,7 +281,7 @@ def test_dks_bench_runs_one_after_another_and_tells_the_distance_to_the_limit(
     assert [line.split("  ")[0] for line in err.splitlines()] == ["[1/2] running", "[2/2] walking"]
     lines = [line.rstrip() for line in out.splitlines()]
     assert "How long running takes." in lines
-    assert "running of all  ours   100 images/s  2 times better  less than wanted" in lines
+    assert "running of all  ours   100 images/s  2 times better  not as wanted" in lines
     assert "walking of all  ours   100 images/s  2 times better  as wanted" in lines
     assert lines[-1] == "walking of all, of the speed of a large matrix product here: ours 40 % (80 GFLOP/s)"
 

@@ -124,8 +124,10 @@ def _show(found: Mapping[str, Any]) -> None:
         for way, each in result["ways"].items():
             ratio = f"{each['ratio']['median']:.3g} times better" if "ratio" in each else ""
             bounds = each.get("wanted", ())
-            wanted = "" if not bounds else "as wanted" if all(bound["met"] for bound in bounds) else "less than wanted"
-            table.add_row(result["name"], way, f"{each['median']:,.4g} {result['unit']}", ratio, wanted)
+            wanted = "" if not bounds else "as wanted" if all(bound["met"] for bound in bounds) else "not as wanted"
+            median = each["median"]
+            value = f"{median:,.0f}" if median >= 1000 else f"{median:.4g}"
+            table.add_row(result["name"], way, f"{value} {result['unit']}", ratio, wanted)
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(f"[bold]{found['what']}[/]", table, "", sep="\n")
 
 
