@@ -175,6 +175,7 @@ def test_what_is_wanted_of_a_step_depends_on_network_method_precision_and_device
     )
     assert wanted("cuda", "resnet32", "dks", "bf16") == at_least(4) and wanted("cuda", "wrn28_10", "dks", "bf16") == at_least(2)
     assert wanted("cpu", "mobilenet", "dks", "fp32") == at_least(1), "not slower"
+    assert wanted("cuda", "mobilenet", "dks", "bf16") == at_least(1) and wanted("cuda", "resnet32", "dks", "fp32") == []
     assert wanted("cpu", "mobilenet", "ds", "fp32") == wanted("cpu", "mobilenet", "dks", "bf16") == []
 
 
