@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
@@ -53,6 +55,8 @@ class Policy:
     only: frozenset[State] | None = None  # launch only cells in one of these states; None: whatever is to run
 
 
+# Cells that are queued at a time.
+QUEUING = 8
 # What `dks sweep retry` launches again.
 UNSUCCESSFUL = frozenset({State.failed, State.killed, State.lost})
 
@@ -70,9 +74,15 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy) -> int
     Raises:
         RequestError: data is missing; nothing was launched.
     """
-    sweep, begun, interrupted = make(), set[str](), False
+    sweep = make()
     if sweep.absent and sweep.launches(policy.only) and not launcher.detached:
         raise RequestError(*sweep.absent)  # where cells run elsewhere, it may be there
+    with sending(sweep.cells[0].config.tracking):  # the rest of the runs is sent while the table is made
+        return _execute(sweep, make, launcher, policy)
+
+
+def _execute(sweep: Plan, make: Callable[[], Plan], launcher: Launcher, policy: Policy) -> int:
+    begun, interrupted = set[str](), False
     while True:
         launches = [cell for cell in sweep.launches(policy.only) if cell.cell_id not in begun]
         say = Display().say
@@ -121,8 +131,8 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
                 sender.sweep(sweep.name, "RUNNING", tracking)
             try:
                 with display:
-                    for cell in launches:
-                        queue(cell, launch)
+                    with ThreadPoolExecutor(QUEUING) as threads:  # most of the time is waiting for the disk
+                        list(threads.map(partial(queue, launch=launch), launches))
                     for error in launcher.launch(launches):
                         display.say(f"[red]error[/]: {escape(str(error))}")
             finally:
