@@ -74,15 +74,9 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy) -> int
     Raises:
         RequestError: data is missing; nothing was launched.
     """
-    sweep = make()
+    sweep, begun, interrupted = make(), set[str](), False
     if sweep.absent and sweep.launches(policy.only) and not launcher.detached:
         raise RequestError(*sweep.absent)  # where cells run elsewhere, it may be there
-    with sending(sweep.cells[0].config.tracking):  # the rest of the runs is sent while the table is made
-        return _execute(sweep, make, launcher, policy)
-
-
-def _execute(sweep: Plan, make: Callable[[], Plan], launcher: Launcher, policy: Policy) -> int:
-    begun, interrupted = set[str](), False
     while True:
         launches = [cell for cell in sweep.launches(policy.only) if cell.cell_id not in begun]
         say = Display().say
