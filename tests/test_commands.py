@@ -248,12 +248,3 @@ def test_help_shows_groups_and_examples(in_folder: Path) -> None:
     assert "aux_design: ap_2fc, ap_conv_2fc, narrow, none, ours, shallow" in out
     assert MAIN_JOB in out
     assert not list(in_folder.iterdir())
-
-
-def test_help_comes_without_torch_or_mlflow(in_folder: Path) -> None:
-    code = "import sys; from dks.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    code += "heavy = {'torch', 'mlflow', 'pandas', 'hydra'} & set(sys.modules); assert not heavy, heavy"
-    process = start(["-c", code], in_folder)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert "dks train -m" in out

@@ -7,8 +7,6 @@ import sysconfig
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from omegaconf import OmegaConf
-
 from dks.config.errors import RequestError
 
 T = TypeVar("T")
@@ -48,6 +46,8 @@ def load_choice(group: str, name: str, schema: type[T]) -> T:
     Raises:
         RequestError: there is no such choice.
     """
+    from omegaconf import OmegaConf
+
     if name not in choices(group):
         raise RequestError(f"{group}={name}: no such choice; choose from {', '.join(choices(group))}")
     values: Any = OmegaConf.load(declarations("conf") / group / f"{name}.yaml")
