@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 200  # that a picture can show
 FEW_CLASSES = 20  # up to which there is room for numbers
+SCREEN = 150  # dots an inch: they are looked at in MLflow, and a figure for print is another one
 _TEST_ERROR, _TRAIN_ERROR, _TEST_LOSS = "test/top1_error", "train/top1_error", "test/loss"
 # What is minimised, and its part that is the cross-entropy of c1, as a test loss is.
 _WHOLE_LOSS, _OWN_LOSS = "train/loss", "train/loss_ce"
@@ -54,7 +55,7 @@ def curves(entries: Sequence[Entry], title: str) -> Figure:
     suffixes = sorted(name.removeprefix(_TEST_ERROR) for name in known if name.startswith(_TEST_ERROR))
     look_of = looks(suffixes)
     with styled():
-        figure = new_figure(title, DOUBLE, 2.95, fitted=False)
+        figure = new_figure(title, DOUBLE, 2.95, fitted=False, dpi=SCREEN)
         error, loss = figure.subplots(1, 2)
         # The places are the same for every run. To look for the best ones takes four times as long as the drawing.
         figure.subplots_adjust(left=0.075, right=0.99, bottom=0.29, top=0.98, wspace=0.2)
@@ -111,7 +112,7 @@ def confusion(matrix: Sequence[Sequence[int]], title: str) -> Figure:
     share = [[100 * images / max(sum(row), 1) for images in row] for row in matrix]
     with styled():
         size = SINGLE if few else DOUBLE
-        figure = new_figure(title, size, 0.87 * size, fitted=False)
+        figure = new_figure(title, size, 0.87 * size, fitted=False, dpi=2 * SCREEN if few else SCREEN)
         axes = figure.subplots()
         figure.subplots_adjust(left=0.13 if few else 0.075, right=0.86 if few else 0.93, bottom=0.13 if few else 0.07, top=0.98)
         # By the square root, so that rare mistakes are seen beside what is right.

@@ -91,7 +91,7 @@ def styled() -> Iterator[None]:
         yield
 
 
-def new_figure(title: str, width: float, height: float, fitted: bool = True) -> Figure:
+def new_figure(title: str, width: float, height: float, fitted: bool = True, dpi: int = DPI) -> Figure:
     """An empty figure of so many inches, known to no window and no notebook; inside of `styled`.
 
     Args:
@@ -100,7 +100,7 @@ def new_figure(title: str, width: float, height: float, fitted: bool = True) -> 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained" if fitted else None)
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained" if fitted else None)
     FigureCanvasAgg(figure)
     figure.set_label(title)
     return figure

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EVERY = 5.0  # seconds between two looks at a journal
-PICTURES = 5.0  # seconds that pictures may take at the end; a quarter of a second each
+PICTURES = 2.0  # seconds that pictures may take at the end; a fifth of a second each
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds that a failing store is left alone
 
 
