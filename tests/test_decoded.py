@@ -227,8 +227,11 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
 
 
 @pytest.mark.parametrize("succeeds", [True, False])
-def test_others_wait_for_the_one_that_decodes(tmp_path: Path, cache: Path, decodings: list[Data], succeeds: bool) -> None:
+def test_others_wait_for_the_one_that_decodes(
+    tmp_path: Path, cache: Path, decodings: list[Data], succeeds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where it dies without a file, whoever has waited decodes for itself."""
+    monkeypatch.setenv("TERM", "xterm")  # a bar is drawn on a terminal that can move its cursor
     wanted = parquet(tmp_path / "flowers")
     fresh = decoded.load(wanted)
     file, content = the_file(cache), the_file(cache).read_bytes()
