@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EVERY = 5.0  # seconds between two looks at a journal
-PICTURES = 2.0  # seconds that pictures may take at the end; a fifth of a second each
+FIRST = 1.0  # seconds until the first one: a run that is over sooner is sent in one piece
+PICTURES = 5.0  # seconds that pictures may take at the end; some hundredths of a second each
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds that a failing store is left alone
 
 
@@ -185,7 +186,7 @@ class Dispatch:
             self.problems.append(f"{folder.path} cannot be sent: {reason(error)}")
             return
         if tracking.kind is not TrackingKind.off:
-            self.runs[folder.path] = Run(folder, self._store(tracking))
+            self.runs[folder.path] = Run(folder, self._store(tracking), due=time.monotonic() + FIRST)
 
     def _store(self, tracking: Tracking) -> Store:
         return self.stores.setdefault((str(tracking.uri), tracking.experiment), Store(tracking))
