@@ -1,7 +1,7 @@
 """Several cells at a time on this machine, in persistent worker processes (`dks/sweeps/worker.py`).
 
-A worker imports torch once and then runs cell after cell. The pool hands the cells out, shows what the workers say, and cleans
-up after a worker that dies.
+Torch is imported once, by the process that the workers are forked from (`dks/sweeps/nursery.py`), and a worker runs cell after
+cell. The pool hands the cells out, shows what the workers say, and cleans up after a worker that dies.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import json
 import os
 import selectors
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -22,6 +20,7 @@ from typing import Any
 
 from dks.config.errors import RequestError
 from dks.config.files import python_path
+from dks.sweeps.nursery import Nursery, nursed
 from dks.sweeps.worker import launch_of, open_log
 from dks.terminal import CountView, Display, RunView
 from dks.tracking import sender
@@ -91,33 +90,26 @@ def run_in_slots(folders: Sequence[Path], layout: Layout, display: Display) -> d
         KeyboardInterrupt: Ctrl-C came a second time. The workers were killed at once.
         RuntimeError: no worker process could be started.
     """
-    return _Pool(folders, layout, display).run()
+    with nursed() as nursery:
+        return _Pool(folders, layout, display, nursery).run()
 
 
 class _Worker:
     """A worker process and the cell it works on."""
 
-    def __init__(self, layout: Layout, slot: int, output: Path) -> None:
+    def __init__(self, nursery: Nursery, layout: Layout, slot: int, output: Path) -> None:
         """Start it; what it prints before its first cell goes into the file `output`."""
-        listen, tell = os.pipe()
+        self.nursery = nursery
+        (receive, self._orders), (self.events, tell) = os.pipe(), os.pipe()
         try:
             with open_log(output) as file:
-                self._process = subprocess.Popen(
-                    # -P: a module in the current folder must not take the place of one of Python's own.
-                    [sys.executable, "-P", "-m", "dks.sweeps.worker", str(tell)],
-                    stdin=subprocess.PIPE,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    env=environment(os.environ, layout, slot),
-                    pass_fds=(tell,),
-                    start_new_session=True,  # Ctrl-C in the terminal reaches only this process
-                )
+                self._child = nursery.bear(environment(os.environ, layout, slot), (receive, file.fileno(), tell))
         finally:
+            os.close(receive)
             os.close(tell)
-        self.events = listen
-        os.set_blocking(listen, False)
+        os.set_blocking(self.events, False)
         self.slot = slot
-        self.ready = False  # torch is imported
+        self.ready = False  # it has said so
         self.leaving = False
         self.cell: RunFolder | None = None
         self.threads = 0  # of its cell
@@ -133,10 +125,8 @@ class _Worker:
     def begin(self, cell: RunFolder, threads: int) -> None:
         """Hand it a cell."""
         self.cell, self.threads = cell, threads
-        assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has just died, which will be noticed
-            self._process.stdin.write((json.dumps({"run": str(cell.path.absolute())}) + "\n").encode())
-            self._process.stdin.flush()
+            os.write(self._orders, (json.dumps({"run": str(cell.path.absolute())}) + "\n").encode())
 
     def read(self) -> list[dict[str, Any]]:
         """The messages that have come."""
@@ -148,7 +138,8 @@ class _Worker:
 
     def death(self) -> str | None:
         """How it ended; None while it lives."""
-        status = self._process.poll()
+        self.nursery.listen()
+        status = self._child.status
         if status is None:
             return None
         if status >= 0:
@@ -159,26 +150,22 @@ class _Worker:
     def stop(self) -> None:
         """Ask it to save its run and leave. One that has no run leaves at once."""
         self.leaving = True
-        self._process.terminate()
+        self.nursery.dismiss(self._child)
 
     def kill(self) -> None:
         """End it at once, and the processes that it started."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
+        self.nursery.kill(self._child, GRACE)
         if not self._closed:
             self._closed = True
+            os.close(self._orders)
             os.close(self.events)
 
 
 class _Pool:
     """The cells that wait, and the workers."""
 
-    def __init__(self, folders: Sequence[Path], layout: Layout, display: Display) -> None:
-        self.layout, self.display = layout, display
+    def __init__(self, folders: Sequence[Path], layout: Layout, display: Display, nursery: Nursery) -> None:
+        self.layout, self.display, self.nursery = layout, display, nursery
         self.waiting = deque(folders)
         self.workers: dict[int, _Worker] = {}  # by slot
         self.closed: set[int] = set()  # slots whose worker could not start
@@ -236,7 +223,7 @@ class _Pool:
                 return
             if worker is None:
                 assert slot is not None
-                worker = self.workers[slot] = _Worker(self.layout, slot, folder.log_file)
+                worker = self.workers[slot] = _Worker(self.nursery, self.layout, slot, folder.log_file)
                 self.selector.register(worker.events, selectors.EVENT_READ, worker)
             worker.begin(folder, threads)
             self.waiting.popleft()
@@ -349,9 +336,8 @@ class _Pool:
         """
         self.closed.add(slot)
         self.waiting.appendleft(folder.path)
-        printed = folder.log_file.read_text(encoding="utf-8", errors="replace") if folder.log_file.is_file() else ""
-        lines = printed.strip().splitlines()
-        what = f"a worker process {how} while it started" + (f": {lines[-1]}" if lines else "")
+        words = self.nursery.last_words()
+        what = f"a worker process {how} while it started" + (f": {words}" if words else "")
         if len(self.closed) == self.layout.slots:
             raise RuntimeError(what)
         self.display.say(f"[yellow]{self.layout.slots - len(self.closed)} slots are left[/]: {what}")

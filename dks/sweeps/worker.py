@@ -1,9 +1,10 @@
 """Runs cells: in this process for whoever calls `run_cells`, or in a worker process of the pool in `dks/sweeps/slots.py`.
 
-`python -m dks.sweeps.worker FD` takes commands on standard input, one JSON object a line: {"run": "<cell folder>"}. Everything
-it says goes through the pipe FD, one JSON object a line, and never through its output, where anybody may print:
+A worker process is forked by `dks/sweeps/nursery.py`. It takes commands on standard input, one JSON object a line:
+{"run": "<cell folder>"}. Everything it says goes through a pipe, one JSON object a line, and never through its output, where
+anybody may print:
 
-{"event": "ready"}                                           torch is imported, cells can come
+{"event": "ready"}                                           cells can come
 {"event": "run"}                                             the run of the cell begins
 {"event": "started", "epochs": 3, "images": 640, "finished": 0}
 {"event": "stepped", "images": 128}                          since the last one, some five times a second
@@ -229,12 +230,10 @@ class Commands:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def main() -> None:
-    """The life of a worker process."""
-    display, commands = RemoteDisplay(int(sys.argv[1])), Commands()
+def main(pipe: int) -> None:
+    """The life of a worker process, which talks through this pipe."""
+    display, commands = RemoteDisplay(pipe), Commands()
     faulthandler.enable()  # a crash in native code says where
-    import dks.training.run  # noqa: F401  (the heavy part, once for all cells)
-
     display.send("ready")
     with shown_by(display), sent_elsewhere():  # by the process that has the pool
         for folder in commands:
@@ -273,7 +272,3 @@ def _flush() -> None:
     with suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,8 @@ Hydra loads this module at each start, so everything heavy is imported when cell
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,17 @@ class LocalLauncher(Launcher):
         variables = environment(os.environ, Layout(1, cores, cores, gpus), 0)
         self._chosen = choose(cells, done_epochs, Division(cores, len(gpus) or int(numbered), variables), measure)
         return str(self._chosen)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Inside this context workers are at hand sooner: what they need is imported while cells are planned."""
+        if _together():
+            yield
+            return
+        from dks.sweeps.nursery import nursery
+
+        with nursery():
+            yield
 
     def slots_for(self, cells: int) -> int:
         """How many of that many cells would run at a time."""

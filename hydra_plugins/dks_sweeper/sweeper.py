@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from hydra.core.config_store import ConfigStore
@@ -89,7 +90,10 @@ class DksSweeper(Sweeper):
             print((plan_json if self.show == "json" else plan_text)(found, cost, why))
             return
         self._check()
-        if status := engine.execute(lambda: plan(grid, compose, absent_ok=True), self, policy):
+        several = bool(grid.axes or grid.parts)
+        with getattr(self.launcher, "ready", nullcontext)() if several else nullcontext():  # the local launcher has it
+            status = engine.execute(lambda: plan(grid, compose, absent_ok=True), self, policy)
+        if status:
             raise SystemExit(status)
 
     @property
