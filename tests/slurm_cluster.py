@@ -85,9 +85,8 @@ class Cluster:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        subprocess.run(["scancel", "--user=root"], check=False, capture_output=True, timeout=30)
         try:  # a job that outlives its slurmd would have nobody to end it
-            self.until(lambda: not self.command("squeue", "--noheader"), 60)
+            self.cancel_all()
         finally:
             self.stop()
 
@@ -104,6 +103,11 @@ class Cluster:
             del os.environ["SLURM_CONF"]
         else:
             os.environ["SLURM_CONF"] = self._before
+
+    def cancel_all(self) -> None:
+        """Cancel every job and wait until none is left."""
+        subprocess.run(["scancel", "--user=root"], check=False, capture_output=True, timeout=30)
+        self.until(lambda: not self.command("squeue", "--noheader"), 60)
 
     def command(self, *arguments: str) -> str:
         """The standard output of one of SLURM's commands."""

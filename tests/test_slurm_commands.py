@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SMALL = (*TINY, "tracking=off", "seed=1,2")
 SLURM = ("--launcher", "slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=10")
 LONG = ("recipe.epochs=4000", "data.train_images=640")
+
+
+@pytest.fixture(autouse=True)
+def no_jobs_left(cluster: Cluster) -> Iterator[None]:
+    """A test that fails leaves the cluster idle for the next one."""
+    yield
+    cluster.cancel_all()
 
 
 def dks(folder: Path, *arguments: str) -> tuple[int, str, str]:
@@ -78,6 +86,8 @@ def test_a_killed_worker_is_reported_as_failed_and_its_sibling_is_not(cluster: C
     )
     assert states(in_folder) == {"running": 2}
     first, second = records(in_folder).values()
+    second_journal = in_folder / "runs" / second["cell_id"] / "metrics.jsonl"
+    cluster.until(lambda: second_journal.exists() and second_journal.read_text(), 120)  # an epoch of it is over, so its speed is known
     os.kill(first["attempts"][-1]["pid"], signal.SIGKILL)
     cluster.until(lambda: states(in_folder) == {"running": 1, "failed": 1}, 60, lambda: states(in_folder))
     _, out, _ = dks(in_folder, "sweep", "status", "methods")
@@ -88,14 +98,13 @@ def test_a_killed_worker_is_reported_as_failed_and_its_sibling_is_not(cluster: C
     assert status == 0, err
     cluster.until(lambda: states(in_folder) == {"failed": 1, "killed": 1}, 60, lambda: states(in_folder))
     (name,) = [path.name for path in (in_folder / "results").iterdir()]
-    journal = in_folder / "runs" / second["cell_id"] / "metrics.jsonl"
-    epochs = len(journal.read_text().splitlines())
+    epochs = len(second_journal.read_text().splitlines())
     # Both go on with `retry`, which knows what the sweep was asked for.
     status, _, err = dks(in_folder, "sweep", "retry", name, *SLURM)
     assert status == 0, err
     assert "submitted 2 cells" in err
     cluster.until(lambda: states(in_folder).get("running") == 2, 120, lambda: states(in_folder))
-    cluster.until(lambda: len(journal.read_text().splitlines()) > epochs, 60)
+    cluster.until(lambda: len(second_journal.read_text().splitlines()) > epochs, 60)
     dks(in_folder, "sweep", "cancel", name)
     cluster.until(lambda: states(in_folder) == {"killed": 2}, 60, lambda: states(in_folder))
     goes_on = records(in_folder)[second["cell_id"]]
