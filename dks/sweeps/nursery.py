@@ -37,6 +37,7 @@ from importlib import import_module
 from dks.config.files import python_path
 
 FILES = 3  # that come with an order
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass
@@ -205,8 +206,8 @@ def _exists(pid: int) -> bool:
 
 def main() -> None:
     """Until the socket is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # a scheduler signals all processes of a job; workers decide for themselves
+    for number in SIGNALS:  # a scheduler sends them to all processes of a job; workers decide for themselves
+        signal.signal(number, lambda number, frame: None)
     _import()
     gc.collect()
     gc.freeze()  # what is there is shared with the workers, as long as nobody writes to it
@@ -267,16 +268,19 @@ def _fork(variables: Mapping[str, str], files: Sequence[int], others: Sequence[i
         files: standard input, output, and the pipe that it talks through.
         others: that it is not to have.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # what comes before the worker can obey is kept for it
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return pid
     status = 1
     try:
+        os.setsid()
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        for number in (*SIGNALS, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.setsid()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         receive, output, tell = files
         for place, file in enumerate((receive, output, output)):
             os.dup2(file, place)

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 EVERY = 5.0  # seconds between two looks at a journal
 FIRST = 1.0  # seconds until the first one: a run that is over sooner is sent in one piece
-PICTURES = 5.0  # seconds that pictures may take at the end; some hundredths of a second each
+PICTURES = 2.0  # seconds that pictures may take at the end; a fifth of a second each
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds that a failing store is left alone
 
 
