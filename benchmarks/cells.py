@@ -35,7 +35,7 @@ OVERHEAD = "seconds a cell"
 
 
 def available_threads() -> int:
-    from dks.training.environment import available_threads as threads  # torch is imported when it is needed
+    from dks.machine.environment import available_threads as threads  # torch is imported when it is needed
 
     return threads()
 

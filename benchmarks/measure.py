@@ -202,7 +202,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     """
     import torch
 
-    from dks.training.environment import environment
+    from dks.machine.environment import environment
 
     found = environment(torch.device(device))
     kept = ("cpu", "cores", "usable_cores", "memory_mib", "gpus", "driver", "python", "torch", "torchvision", "cuda", "cudnn")
@@ -325,7 +325,7 @@ def _device(name: str) -> str:
     """Which one "auto" is; one of several GPUs becomes the current one."""
     import torch
 
-    from dks.training.environment import pick_device
+    from dks.machine.environment import pick_device
 
     device = pick_device(name)
     if device.type == "cuda":

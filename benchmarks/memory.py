@@ -21,7 +21,7 @@ from plain_loop import PlainLoop
 from runs import program
 from workload import METHODS, NETWORKS, USUAL, add_choices, batch_size, configuration, in_precision, random_images
 
-from dks.training.memory import PeakMemory
+from dks.machine.memory import PeakMemory
 
 MOST = 1.5e11  # floating-point operations of a step on a CPU, as in step.py
 

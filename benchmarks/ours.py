@@ -10,10 +10,10 @@ import torch
 
 from dks.config.schema import Config
 from dks.data.images import ImageSet
+from dks.machine.interruption import Interruption
 from dks.models import build_network
 from dks.tracking.record import RunFolder
 from dks.training.arithmetic import choose_operations
-from dks.training.interruption import Interruption
 from dks.training.trainer import Trainer
 
 

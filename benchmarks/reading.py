@@ -113,7 +113,7 @@ def write(folder: Path, count: int, epochs: int) -> None:
 
     from dks.config.compose import compose_here
     from dks.config.frozen import to_yaml
-    from dks.config.validation import resolve
+    from dks.validation import resolve
 
     base = resolve(compose_here(["data=synthetic", "backbone=resnet20", "recipe.lr=0.1", "seed=0"]))
     text = to_yaml(base)

@@ -24,7 +24,7 @@ from ours import Ours
 from plain_loop import PlainLoop
 from workload import METHODS, NETWORKS, USUAL, add_choices, batch_size, configuration, in_precision, random_images
 
-from dks.forecast.flops import flops
+from dks.training.flops import flops
 
 # (device, network, method, precision) -> how many times as fast as the plain loop
 WANTED = {

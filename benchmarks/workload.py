@@ -12,9 +12,9 @@ import torch
 from dks.config.compose import compose_here
 from dks.config.files import choices
 from dks.config.schema import Config
-from dks.config.validation import resolve
 from dks.data.images import ImageSet
-from dks.forecast.flops import flops
+from dks.training.flops import flops
+from dks.validation import resolve
 
 CIFAR = (
     *("resnet32", "resnet110", "densenet40_12", "densenet100_12", "wrn28_4", "wrn28_10", "wrn28_10_dropout", "mobilenet"),

@@ -20,11 +20,11 @@ from dks.data.batches import Normalise, TestBatches, channel_statistics, evaluat
 from dks.data.holdout import hold_out
 from dks.data.images import ImageFiles
 from dks.data.streaming import StreamedTest
+from dks.ledger.states import look_up
+from dks.machine.environment import pick_device
 from dks.models.network import SupervisedNetwork
-from dks.sweeps.ledger import look_up
 from dks.terminal import Display
 from dks.training.arithmetic import choose_operations
-from dks.training.environment import pick_device
 from dks.training.metrics import evaluate, suffix
 from dks.weights import file_network, fingerprint, run_network
 

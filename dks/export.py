@@ -17,8 +17,8 @@ from dks.config.errors import RequestError
 from dks.config.schema import Config
 from dks.data.batches import channel_statistics
 from dks.data.images import ImageSet
+from dks.ledger.states import look_up
 from dks.models import build_network
-from dks.sweeps.ledger import look_up
 from dks.weights import load_into, load_state_dict, run_network
 
 TOLERANCE = 1e-5  # of reloaded logits, relative to the largest: other programs add up in another order

@@ -282,6 +282,11 @@ class RunView:
         return f"{duration(self.left)} left" if math.isfinite(self.left) else ""
 
 
+def say(line: str) -> None:
+    """A line (rich markup) on what shows the sweep under way, or on a new display where a run stands alone."""
+    Display.current().say(line)
+
+
 def outcome(record: Record) -> str:
     """How a run ended, in a few words (rich markup)."""
     took = duration(record.attempts[-1].seconds) if record.attempts else ""

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from dks.config.errors import RequestError
 from dks.config.files import load_choice
 from dks.config.schema import Backbone, Config, Data
+from dks.ledger.states import State, look_up
 from dks.models import build_network
 from dks.models.network import SupervisedNetwork
-from dks.sweeps.ledger import State, look_up
 from dks.tracking.record import RunFolder
 
 WRAPPERS = ("state_dict", "model", "network")  # where training scripts put the state dict beside other things

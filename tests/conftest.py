@@ -19,11 +19,11 @@ from tracking_services import basic_auth, postgresql, postgresql_server  # noqa:
 from dks.config.compose import Composed, from_hydra, register_schema
 from dks.config.files import declarations
 from dks.config.schema import Config
-from dks.config.validation import resolve
 from dks.sweeps import engine
 from dks.sweeps.grid import Grid, Point
 from dks.sweeps.plan import plan
 from dks.tracking.record import RunFolder
+from dks.validation import resolve
 
 # Tests compute in one thread: two that share a core with something else wait for each other.
 torch.set_num_threads(1)

@@ -23,9 +23,9 @@ from dks.config.schema import (
     Tracking,
     TrackingKind,
 )
-from dks.config.validation import resolve
 from dks.losses import SynergyLoss
 from dks.models import build_network
+from dks.validation import resolve
 
 # On the meta device: too large for a step on a CPU. The largest ones take long even there.
 GIANTS = {"resnet110", "resnet1202", "densenet100_12", "wrn28_4", "wrn28_10", "wrn28_10_dropout", "resnet50", "resnet152"}

@@ -17,7 +17,7 @@ from dks.config.frozen import from_yaml, to_yaml
 from dks.config.identity import cell_id
 from dks.config.methods import method_of
 from dks.config.schema import Config, Strategy
-from dks.config.validation import Resolver, resolve
+from dks.validation import Resolver, resolve
 
 GROUPS = sorted(path.name for path in declarations("conf").iterdir() if path.is_dir() and path.name != "hydra")
 
@@ -216,8 +216,8 @@ def test_in_a_sweep_every_bad_cell_is_named_and_nothing_is_launched(run_here, in
 
 
 def test_one_plan_looks_at_each_data_set_and_each_teacher_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dks import teacher
     from dks.data import synthetic
-    from dks.models import teacher
 
     inspected, checked = [], []
     inspect = synthetic.inspect

@@ -12,10 +12,10 @@ from test_step import batches
 
 from dks.config.schema import Config
 from dks.data.batches import Batch
+from dks.machine.interruption import Interrupted
 from dks.models import build_network
 from dks.tracking.record import RunFolder
 from dks.training.arithmetic import choose_operations
-from dks.training.interruption import Interrupted
 from dks.training.run import Outcome, run_cell
 from dks.training.step import Step
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from dks import cli
 from dks.config.errors import RequestError
 from dks.config.identity import cell_id
-from dks.sweeps.ledger import State, look_up
+from dks.ledger.states import State, look_up
+from dks.machine.interruption import Interrupted
 from dks.tracking import damage
 from dks.tracking.journal import Journal
 from dks.tracking.record import RunFolder, Status
-from dks.training.interruption import Interrupted
 from dks.training.run import Outcome, run_cell
 
 # --- the journal

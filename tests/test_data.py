@@ -27,7 +27,7 @@ from dks.data.holdout import hold_out
 from dks.data.images import ImageSet
 from dks.data.label_noise import corrupt
 from dks.data.seeds import generator
-from dks.world import World
+from dks.machine.world import World
 
 CPU = torch.device("cpu")
 AS_STORED = Normalise([0.0, 0.0, 0.0], [1 / 255] * 3, CPU)  # leaves pixel values as they are

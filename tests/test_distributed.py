@@ -15,7 +15,7 @@ from conftest import ROOT, TINY
 import dks
 from dks.data.batches import Normalise, TestBatches, TrainingBatches
 from dks.data.images import ImageSet
-from dks.world import World
+from dks.machine.world import World
 
 CPU = torch.device("cpu")
 
@@ -65,7 +65,7 @@ from dks.data.batches import Normalise, TestBatches, TrainingBatches
 from dks.data.images import ImageSet
 from dks.training.finite import FiniteGuard
 from dks.training.metrics import Tally, test_losses
-from dks.world import World
+from dks.machine.world import World
 
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)

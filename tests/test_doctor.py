@@ -30,7 +30,7 @@ from dks.config.schema import Data, Tracking, TrackingKind
 from dks.doctor import images, machine, packages, slurm, storage, tracking
 from dks.doctor.check import Check, Finding, Level, examine, green, red, yellow
 from dks.doctor.text import Page
-from dks.training import control_groups
+from dks.machine import control_groups
 
 Found = dict[str, Finding]
 

@@ -18,20 +18,20 @@ from dks.config.identity import cell_id, config_id
 from dks.config.schema import Config, Data
 from dks.data.sizes import image_size, images
 from dks.forecast import cache as caching
-from dks.forecast import flops as counting
 from dks.forecast import forecast as forecasting
 from dks.forecast import probe as probing
 from dks.forecast import speeds
 from dks.forecast.cache import ProbeCache
-from dks.forecast.flops import flops
 from dks.forecast.forecast import Range, forecast
 from dks.forecast.probe import Probe, convolution_rate, probe, whole_batch
 from dks.forecast.speeds import Source
 from dks.forecast.text import duration, memory, network_label, text
+from dks.machine.environment import host
+from dks.machine.memory import PeakMemory
 from dks.models import build_network
 from dks.tracking.record import Attempt, Record, RunFolder, Status
-from dks.training.environment import host
-from dks.training.memory import PeakMemory
+from dks.training import flops as counting
+from dks.training.flops import flops
 from dks.training.objective import Objective
 
 SYNTHETIC = ("data=synthetic", "data.image_size=8", "data.train_images=100", "data.test_images=50", "data.pad=1", "threads=1")

@@ -15,8 +15,8 @@ from conftest import ROOT, TINY, assert_same_result, queued, train
 from tracking_services import assert_holds_journal, mlflow_client
 
 from dks.config.schema import Tracking
+from dks.ledger.states import State, look_up
 from dks.sweeps import worker
-from dks.sweeps.ledger import State, look_up
 from dks.tracking import disk
 from dks.tracking.disk import DiskFull
 from dks.tracking.journal import Journal

@@ -10,13 +10,13 @@ from conftest import TINY, composed, config, queued
 
 from dks import data
 from dks.config.errors import RequestError
-from dks.config.validation import resolve
 from dks.data.batches import Normalise, channel_statistics, evaluation_batches
 from dks.data.holdout import hold_out
 from dks.data.images import ImageFiles, ImageSet
 from dks.tracking.record import RunFolder, Status
 from dks.training.metrics import evaluate
 from dks.training.run import Outcome, _data, run_cell
+from dks.validation import resolve
 from dks.weights import run_network
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from dks.config.identity import EXECUTION_ONLY, SCHEMA_VERSION, canonical, canon
 from dks.config.methods import baseline_of
 from dks.config.names import SHORT_NAMES
 from dks.config.schema import Config
-from dks.config.validation import Resolver
+from dks.validation import Resolver
 
 
 @pytest.fixture(scope="module")

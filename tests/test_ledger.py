@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from dks.config.errors import RequestError
+from dks.ledger.launches import Array, LaunchFolder
+from dks.ledger.scheduler import Job, Scheduler, SchedulerSilentError, Stage, read_accounts, read_queue
+from dks.ledger.states import SILENT, Signs, State, state_of, survey, to_launch
 from dks.sweeps import manifest, status
-from dks.sweeps.launches import Array, LaunchFolder
-from dks.sweeps.ledger import SILENT, Signs, State, state_of, survey, to_launch
 from dks.sweeps.manifest import Manifest, ManifestCell
-from dks.sweeps.scheduler import Job, Scheduler, SchedulerSilentError, Stage, read_accounts, read_queue
 from dks.tracking import heartbeat
 from dks.tracking.record import Attempt, Record, RunFolder, Status
 

@@ -20,12 +20,13 @@ from conftest import TINY, config, finished_run, queued, raise_at
 
 import dks
 from dks.data.batches import Batch, TrainingBatches
+from dks.machine import environment
+from dks.machine.interruption import Interrupted
 from dks.models.summary import parameters, summary
 from dks.sweeps.command_line import command_line
 from dks.tracking.record import RunFolder
-from dks.training import checkpoint, environment, metrics, system
+from dks.training import checkpoint, metrics, system
 from dks.training.confusion import Confusion, to_csv
-from dks.training.interruption import Interrupted
 from dks.training.objective import Objective
 from dks.training.phases import Phases
 from dks.training.run import Outcome, run_cell

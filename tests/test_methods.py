@@ -19,7 +19,7 @@ from dks.config.identity import cell_id
 from dks.config.methods import method_of
 from dks.config.schema import Backbone, Recipe, Schedule
 from dks.models import build_network
-from dks.models.teacher import load_teacher
+from dks.teacher import load_teacher
 from dks.tracking.record import Status
 from dks.training.schedule import is_milestone, learning_rate
 

@@ -167,7 +167,7 @@ assert folder.claim()
 record.status = Status.running
 record.attempts.append(Attempt(now(), "here", os.getpid(), "cpu", 1))
 folder.write_record(record)
-with sending(config.tracking) as sender:
+with sending(config.tracking, print) as sender:
     sender.begin(folder.path)
     for epoch in range(1, 101):
         folder.journal.append(epoch, epoch, {f"test/metric_{number}": epoch + number / 7 for number in range(12)})

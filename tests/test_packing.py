@@ -238,7 +238,7 @@ def test_data_that_is_not_there_leaves_it_undecided(tmp_path: Path) -> None:
 
 
 def task(*overrides: str) -> Task:
-    from dks.forecast.flops import flops
+    from dks.training.flops import flops
 
     given = config(*SMALL, "recipe.batch_size=16", "device=cpu", *overrides)
     return Task(given, (8, 8), 16, flops(given))

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dks.config.errors import RequestError
-from dks.sweeps.ledger import State, look_up
+from dks.ledger.states import State, look_up
 from dks.tracking import heartbeat
 from dks.tracking.journal import Entry, Journal
 from dks.tracking.record import Attempt, Record, RunFolder, Status

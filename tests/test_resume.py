@@ -27,11 +27,11 @@ from dks.config.schema import Augmentation, Data
 from dks.data.batches import Normalise, TrainingBatches
 from dks.data.images import ImageFiles, ImageSet
 from dks.data.streaming import StreamedTraining
+from dks.machine.interruption import Interrupted, Interruption
 from dks.tracking.journal import Journal
 from dks.tracking.record import Record, RunFolder, Status
 from dks.training import checkpoint, metrics
 from dks.training.checkpoint import NEWEST, PREVIOUS, Progress
-from dks.training.interruption import Interrupted, Interruption
 from dks.training.metrics import Tally
 from dks.training.run import Outcome, run_cell
 from dks.training.trainer import Trainer
@@ -602,7 +602,8 @@ SERVER = """
 import logging, mmap, os, struct, sys, time, traceback
 import torch
 from dks.tracking.journal import Journal
-from dks.training import checkpoint, interruption, trainer
+from dks.machine import interruption
+from dks.training import checkpoint, trainer
 from dks.training.run import run_cell
 
 torch.set_num_threads(1)

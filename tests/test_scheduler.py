@@ -11,9 +11,10 @@ from conftest import composed
 from hydra.errors import ConfigCompositionException
 
 from dks.config.errors import RequestError
-from dks.sweeps.launches import LaunchFolder
-from dks.sweeps.scheduler import Job, Scheduler, SchedulerSilentError, Stage, read_accounts, read_queue
-from dks.sweeps.slurm import Cells, Resources, array_name, arrays_of, recover, submit
+from dks.ledger.handover import array_name, recover
+from dks.ledger.launches import LaunchFolder
+from dks.ledger.scheduler import Job, Scheduler, SchedulerSilentError, Stage, read_accounts, read_queue
+from dks.sweeps.slurm import Cells, Resources, arrays_of, submit
 
 QUEUE = """\
 12_4|PENDING|JobArrayTaskLimit|
@@ -100,7 +101,7 @@ def test_a_controller_that_does_not_answer_concludes_nothing(commands: Path, mon
     """Whether it refuses or keeps one waiting: no job is called unknown."""
     a_command(commands, "squeue", "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1")
     assert Scheduler().jobs(["12_0"]) == {}
-    monkeypatch.setattr("dks.sweeps.scheduler.PATIENCE", 0.3)
+    monkeypatch.setattr("dks.ledger.scheduler.PATIENCE", 0.3)
     a_command(commands, "squeue", "exec sleep 20")
     assert Scheduler().jobs(["12_0"]) == {}
     with pytest.raises(SchedulerSilentError, match="does not answer"):

@@ -21,13 +21,13 @@ from rich.console import Console
 
 from dks.config.errors import RequestError
 from dks.config.files import python_path
+from dks.ledger.launches import LaunchFolder
+from dks.machine.interruption import Interrupted
 from dks.sweeps import slots
-from dks.sweeps.launches import LaunchFolder
 from dks.sweeps.slots import Layout, environment, lay_out, note_death, run_in_slots, visible_gpus
 from dks.sweeps.worker import RemoteDisplay, run_cells
 from dks.terminal import Display, shown_by
 from dks.tracking.record import Attempt, Record, RunFolder, Status
-from dks.training.interruption import Interrupted
 from tests.conftest import ROOT, queued, start
 
 EXPLODES = ("recipe.lr=1e30", "data.train_images=320")

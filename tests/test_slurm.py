@@ -18,11 +18,11 @@ from slurm_cluster import Cluster
 from test_resume import assert_same
 
 from dks.config.errors import RequestError
+from dks.ledger.launches import LaunchFolder
+from dks.ledger.scheduler import Job, Scheduler, Stage
 from dks.sweeps import engine
 from dks.sweeps.grid import Grid, Point
-from dks.sweeps.launches import LaunchFolder
 from dks.sweeps.plan import plan
-from dks.sweeps.scheduler import Job, Scheduler, Stage
 from dks.sweeps.slurm import Resources, log_file, recover, submit
 from dks.tracking.record import Record, RunFolder, Status
 
@@ -103,7 +103,7 @@ def test_nine_cells_are_submitted_at_once_and_run_three_at_a_time(cluster: Clust
     """The ids are on disk when `submit` returns; another process sees how the jobs do; all nine finish."""
     cells = Submitted(in_folder, seeds(9), parallel=3).submit()
     assert len(set(cells.ids)) == 9
-    ask = f"from dks.sweeps.scheduler import Scheduler; print(Scheduler().jobs({cells.ids!r}))"
+    ask = f"from dks.ledger.scheduler import Scheduler; print(Scheduler().jobs({cells.ids!r}))"
     seen = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
     assert seen.count("Stage.pending") + seen.count("Stage.running") == 9
     busiest = 0
@@ -251,7 +251,7 @@ DIES = """
 import os, sys
 from pathlib import Path
 from dks.sweeps import slurm
-from dks.sweeps.launches import LaunchFolder
+from dks.ledger.launches import LaunchFolder
 
 def dies(*arguments, submit=slurm._submit_held):
     submit(*arguments)

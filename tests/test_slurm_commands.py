@@ -87,7 +87,8 @@ def test_a_killed_worker_is_reported_as_failed_and_its_sibling_is_not(cluster: C
     assert states(in_folder) == {"running": 2}
     first, second = records(in_folder).values()
     second_journal = in_folder / "runs" / second["cell_id"] / "metrics.jsonl"
-    cluster.until(lambda: second_journal.exists() and second_journal.read_text(), 120)  # an epoch of it is over, so its speed is known
+    # Its speed is known once an epoch of it is over.
+    cluster.until(lambda: second_journal.exists() and second_journal.read_text(), 120)
     os.kill(first["attempts"][-1]["pid"], signal.SIGKILL)
     cluster.until(lambda: states(in_folder) == {"running": 1, "failed": 1}, 60, lambda: states(in_folder))
     _, out, _ = dks(in_folder, "sweep", "status", "methods")

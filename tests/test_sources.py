@@ -25,6 +25,7 @@ from tracking_services import MlflowServer, mlflow_client
 from dks.config.errors import RequestError
 from dks.config.schema import Tracking
 from dks.config.secrets import without_password
+from dks.machine.interruption import Interrupted
 from dks.sweeps.sync import sync
 from dks.tables import cache
 from dks.tables.mlflow_database import Database
@@ -37,7 +38,6 @@ from dks.tracking.record import RunFolder, Status
 from dks.tracking.sender import sent_elsewhere
 from dks.tracking.shipment import Shipment
 from dks.tracking.store import open_client, prepare
-from dks.training.interruption import Interrupted
 from dks.training.run import run_cell
 
 CURVES = ("test/top1_error", "train/loss", "test/loss")
@@ -521,7 +521,7 @@ def test_reading_imports_neither_torch_nor_mlflow(filled: tuple[Path, str, dict[
 
 
 def test_a_run_knows_the_operations_of_its_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dks.forecast import flops
+    from dks.training import flops
 
     run = finished_run(tmp_path, "data.holdout=16", "compute=deterministic")
     record = run.read_record()

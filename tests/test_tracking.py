@@ -25,7 +25,8 @@ from dks.cli import main
 from dks.config.errors import RequestError
 from dks.config.identity import flatten
 from dks.config.schema import Tracking, TrackingKind
-from dks.sweeps.ledger import survey
+from dks.ledger.states import survey
+from dks.machine.interruption import Interrupted
 from dks.sweeps.sync import Sent, close_dead, sync, tell_dead
 from dks.tracking import dispatch, sender, shipment, store
 from dks.tracking.dispatch import Dispatch
@@ -33,7 +34,6 @@ from dks.tracking.journal import now
 from dks.tracking.record import Attempt, RunFolder, Status
 from dks.tracking.sender import Sender, sending, sent_elsewhere
 from dks.tracking.shipment import Note
-from dks.training.interruption import Interrupted
 from dks.training.run import run_cell
 
 RunHere = Callable[..., tuple[int, str, str]]
@@ -466,7 +466,7 @@ def test_a_fresh_store_is_made_by_the_process_that_sends_and_the_one_that_trains
 def test_what_a_server_says_is_heard_before_anything_runs() -> None:
     (port,) = free_ports(1)
     tracking = Tracking(TrackingKind.server, f"http://127.0.0.1:{port}")
-    with sending(tracking) as process:
+    with sending(tracking, print) as process:
         assert process.open(tracking) == "it does not answer (Connection refused)"
 
 
@@ -499,10 +499,10 @@ def test_the_process_that_sends_may_die(
 
 def test_nothing_is_started_where_nothing_is_tracked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sender, "_start", lambda: pytest.fail("there is nothing to send"))
-    with sending(Tracking(TrackingKind.off)) as off, sending(Tracking(TrackingKind.off)):
+    with sending(Tracking(TrackingKind.off), print) as off, sending(Tracking(TrackingKind.off), print):
         off.begin(tmp_path)
         off.end(tmp_path)
-    with sent_elsewhere(), sending(Tracking(uri="sqlite:///mlflow.db")) as elsewhere:
+    with sent_elsewhere(), sending(Tracking(uri="sqlite:///mlflow.db"), print) as elsewhere:
         elsewhere.begin(tmp_path)
 
 

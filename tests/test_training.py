@@ -22,12 +22,12 @@ import dks
 from dks.config.files import load_choice
 from dks.config.schema import Recipe
 from dks.losses import Loss
+from dks.machine.interruption import Interrupted, Interruption
 from dks.tracking import heartbeat
 from dks.tracking.heartbeat import Pulse
 from dks.tracking.journal import Entry
 from dks.tracking.record import Record, RunFolder, Status
 from dks.training.finite import FiniteGuard, NonFiniteLoss
-from dks.training.interruption import Interrupted, Interruption
 from dks.training.metrics import Tally
 from dks.training.run import Outcome, run_cell
 from dks.training.schedule import learning_rate

@@ -31,7 +31,7 @@ def _leading() -> AbstractContextManager[None]:
     """Under torchrun, rank 0 tells the others when there is no more to do."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return nullcontext()
-    from dks.world import leading
+    from dks.machine.world import leading
 
     return leading()
 

@@ -176,6 +176,7 @@ def _wait(options: argparse.Namespace) -> int:
     from dks.sweeps.status import status, wait
     from dks.sweeps.sync import tell_dead
     from dks.tables.results import show, write_results
+    from dks.terminal import say
     from dks.tracking.sender import sending
 
     name = _begun(options).name
@@ -183,7 +184,7 @@ def _wait(options: argparse.Namespace) -> int:
     begun = next((each.folder for each in seen.standings.values() if each.record is not None), None)
     if begun is not None:
         tracking = begun.read_config().tracking
-        with sending(tracking) as sender:
+        with sending(tracking, say) as sender:
             sender.sweep(seen.sweep.name, "FAILED" if seen.exit_status else "FINISHED", tracking)
     for line in tell_dead(seen.standings):
         print(line, file=sys.stderr)
@@ -195,7 +196,7 @@ def _wait(options: argparse.Namespace) -> int:
 
 
 def _cancel(options: argparse.Namespace) -> int:
-    from dks.sweeps.scheduler import Scheduler
+    from dks.ledger.scheduler import Scheduler
     from dks.sweeps.status import cancel, status
 
     print(cancel(status(options.results_dir, _begun(options).name), Scheduler()))

@@ -73,7 +73,7 @@ def _cells(options: argparse.Namespace) -> set[str] | None:
 
 def _target(options: argparse.Namespace) -> Tracking | None:
     from dks.config.schema import Tracking, TrackingKind
-    from dks.config.validation import tracking_problems
+    from dks.validation import tracking_problems
 
     if options.store is None:
         return None

@@ -19,7 +19,7 @@ from dks.config.schema import Config, PadMode
 from dks.data.images import Images, ImageSet
 from dks.data.prefetch import on_device
 from dks.data.seeds import generator
-from dks.world import ALONE, World
+from dks.machine.world import ALONE, World
 
 if TYPE_CHECKING:
     from dks.data.streaming import StreamedTest, StreamedTraining

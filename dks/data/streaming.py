@@ -22,8 +22,8 @@ from dks.data.batches import Batch, Normalise
 from dks.data.images import ImageFiles
 from dks.data.prefetch import on_device
 from dks.data.seeds import generator
-from dks.training.interruption import Interruption
-from dks.world import ALONE, World
+from dks.machine.interruption import Interruption
+from dks.machine.world import ALONE, World
 
 Key = tuple[int, int]  # epoch and index of an image
 
@@ -135,7 +135,7 @@ class _Decoded(Dataset[tuple[Tensor, int]]):
 def _loader(
     files: ImageFiles, transform: v2.Transform, seed: int, plan: _Plan, workers: int | None, device: torch.device
 ) -> DataLoader[Any]:
-    from dks.training.environment import available_threads
+    from dks.machine.environment import available_threads
 
     count = available_threads() if workers is None else workers
     if count:

@@ -91,9 +91,9 @@ def _of_configuration(composed: Composed) -> list[tuple[str, list[Check]]]:
 def _configuration(composed: Composed) -> Iterator[Finding]:
     """Whether it would be accepted; what is wrong with the data is said of the data."""
     from dks.config.identity import cell_id
-    from dks.config.validation import Resolver
     from dks.data import describe
     from dks.doctor.check import green
+    from dks.validation import Resolver
 
     chosen = copy.deepcopy(composed)  # resolving fills in what the data says
     resolver, of_data = Resolver(absent_ok=True), tuple[str, ...]()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dks.doctor.check import Finding, green, grey, one_line, red, yellow
-from dks.training.control_groups import cpu_quota
+from dks.machine.control_groups import cpu_quota
 
 if TYPE_CHECKING:
     import torch
@@ -234,7 +234,7 @@ def clock(runs_dir: Path) -> Iterator[Finding]:
 def code() -> Iterator[Finding]:
     """The commit that records will name."""
     from dks import __version__
-    from dks.training.environment import git_commit
+    from dks.machine.environment import git_commit
 
     commit = git_commit()
     if commit is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib import metadata
 
 from dks.doctor.check import Finding, green, grey, one_line, red, yellow
-from dks.sweeps.scheduler import SchedulerSilentError, answer
+from dks.ledger.scheduler import SchedulerSilentError, answer
 
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "sacct")
 PATIENCE = 8.0  # seconds for one answer

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dks.sweeps.ledger import State
+from dks.ledger.states import State
 
 if TYPE_CHECKING:
     import pandas as pd

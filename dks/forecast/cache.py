@@ -18,9 +18,9 @@ import torch
 from dks.config.files import cache_folder
 from dks.config.identity import canonical_json
 from dks.config.schema import Config
-from dks.forecast.flops import Flops, flops, network_key
 from dks.forecast.probe import Probe
 from dks.tracking.record import write_atomically
+from dks.training.flops import Flops, flops, network_key
 
 ENTRY_AGE = 7 * 24 * 3600.0  # seconds for which what is in a cache is believed
 ENTRIES_KEPT = 500

@@ -24,8 +24,8 @@ from dks.forecast.speeds import Work, place
 from dks.forecast.text import memory, network_label
 from dks.forecast.trial import Task
 from dks.forecast.trials import PART, Trial, TrialError, Trials
+from dks.machine.memory import MIB, free_memory
 from dks.terminal import Display
-from dks.training.memory import MIB, free_memory
 
 LONGEST_STEP = 1.0  # seconds of a step, about; larger batches are cut
 MOST_A_GPU = 16  # cells

@@ -18,11 +18,11 @@ from dks.config.schema import Config
 from dks.data.batches import Batch, Normalise, evaluation_batches, training_batches
 from dks.data.images import ImageSet
 from dks.data.sizes import image_size
-from dks.forecast.flops import Flops, flops, untrained_teacher
+from dks.machine.environment import available_threads, pick_device
+from dks.machine.memory import MIB, PeakMemory, free_memory
 from dks.models import build_network
-from dks.training.environment import available_threads, pick_device
 from dks.training.finite import FiniteGuard
-from dks.training.memory import MIB, PeakMemory, free_memory
+from dks.training.flops import Flops, flops, untrained_teacher
 from dks.training.metrics import Tally, evaluate, training_losses
 from dks.training.step import Step
 

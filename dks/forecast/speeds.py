@@ -21,10 +21,10 @@ from dks.config.identity import canonical_json
 from dks.config.schema import Config
 from dks.data.sizes import images
 from dks.forecast.cache import ProbeCache
-from dks.forecast.flops import Flops, network_key
 from dks.forecast.probe import RATE_REACHED, Probe, convolution_rate, probe
+from dks.machine.environment import host, pick_device
 from dks.tracking.record import Record, RunFolder, Status
-from dks.training.environment import host, pick_device
+from dks.training.flops import Flops, network_key
 
 NEWEST = 2000  # records of earlier runs that are read at most, the newest first
 READING_SECONDS = 0.5  # that this may take

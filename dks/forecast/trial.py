@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from dks.config.schema import Config
-from dks.forecast.flops import Flops
 from dks.forecast.probe import Prober
+from dks.machine.environment import pick_device
+from dks.machine.memory import MIB, free_memory
 from dks.training.arithmetic import choose_operations
-from dks.training.environment import pick_device
-from dks.training.memory import MIB, free_memory
+from dks.training.flops import Flops
 
 LONG = 3.0  # seconds of a step that is not taken once more to be measured
 

@@ -17,10 +17,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 import dks
+from dks.ledger.states import State
 from dks.report import curves
 from dks.report.contents import cells, contents, label
 from dks.report.runs import Runs, collect, kind
-from dks.sweeps.ledger import State
 from dks.tables.model import Epoch, Place, Table, TableCell
 from dks.tables.sheet import Sheet, SheetCell, error_text, sheets
 from dks.tracking.record import write_atomically

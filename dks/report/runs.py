@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from dks.config.secrets import without_password
-from dks.sweeps.ledger import State
+from dks.ledger.states import State
 from dks.sweeps.manifest import Manifest
 from dks.tracking.record import Record, RunFolder
 

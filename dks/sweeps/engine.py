@@ -20,10 +20,10 @@ from dks.config.errors import RequestError
 from dks.config.methods import method_of
 from dks.config.schema import TrackingKind
 from dks.config.secrets import without_password
+from dks.ledger.launches import LaunchFolder
+from dks.ledger.states import State, look_up, survey_all, to_launch
 from dks.sweeps import manifest
 from dks.sweeps.command_line import command_line
-from dks.sweeps.launches import LaunchFolder
-from dks.sweeps.ledger import State, look_up, survey_all, to_launch
 from dks.sweeps.plan import Cell, Plan, summary
 from dks.terminal import Display
 from dks.tracking.parents import status_of
@@ -61,7 +61,7 @@ QUEUING = 8
 UNSUCCESSFUL = frozenset({State.failed, State.killed, State.lost})
 
 
-def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy) -> int:
+def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, present: Callable[[str, str], None]) -> int:
     """Run what is missing, then show the table, or for a single run its errors; returns the exit status.
 
     A failed cell does not stop the others, unless the policy says so. Ctrl-C stops all; what is there by then is shown, and the
@@ -70,6 +70,7 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy) -> int
 
     Args:
         make: plans the sweep, as things stand when it is called.
+        present: shows the table of a sweep, given `results_dir` and the sweep's name, and writes it there.
 
     Raises:
         RequestError: data is missing; nothing was launched.
@@ -95,7 +96,7 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy) -> int
     if launcher.detached and begun:
         say(_how_to_follow(sweep))
         return 0
-    _show(sweep)
+    _show(sweep, present)
     if interrupted:
         say("[yellow]interrupted[/]: the same command goes on from here")
         return 130
@@ -112,7 +113,7 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
     tracking, display = launches[0].config.tracking, Display(len(launches))
     launch: LaunchFolder | None = None
     try:
-        with sending(tracking) as sender:
+        with sending(tracking, display.say) as sender:
             if tracking.kind is not TrackingKind.off:
                 display.say(f"tracking to {tracking.uri}")
                 if silence := sender.open(tracking):
@@ -151,7 +152,7 @@ def _begin(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy
     """The launch on disk; a single run that is waited for needs none."""
     if not sweep.axes and not launcher.detached:
         return None
-    from dks.training.environment import git_commit
+    from dks.machine.environment import git_commit
 
     folders = [Path(cell.config.runs_dir) / cell.cell_id for cell in launches]
     results_dir = launches[0].config.results_dir
@@ -230,16 +231,10 @@ def _how_to_follow(sweep: Plan) -> str:
     return f"dks sweep status {sweep.name} shows how they do, wait and cancel do what they say{more}"
 
 
-def _show(sweep: Plan) -> None:
-    results_dir = sweep.cells[0].config.results_dir
+def _show(sweep: Plan, present: Callable[[str, str], None]) -> None:
     if sweep.axes:
-        from dks.tables.results import show, write_results
-
-        console = Console(stderr=True, highlight=False)
         for part in sweep.parts:
-            for table in write_results(results_dir, part.name):
-                show(table)
-            console.print(f"written to {Path(results_dir) / part.name}", soft_wrap=True)
+            present(sweep.cells[0].config.results_dir, part.name)
         return
     cell = sweep.cells[0]
     state, record = look_up(cell.config.runs_dir, cell.cell_id)

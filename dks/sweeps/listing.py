@@ -8,10 +8,10 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dks.config.errors import RequestError
+from dks.ledger.states import State, survey
 from dks.sweeps import manifest
 from dks.sweeps.files import names, read
 from dks.sweeps.grid import Grid
-from dks.sweeps.ledger import State, survey
 from dks.sweeps.request import grid_of
 from dks.tracking import damage
 

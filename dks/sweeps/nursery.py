@@ -218,7 +218,7 @@ def main() -> None:
 
 def _import() -> None:
     """What every run needs before its first step."""
-    for name in ("dks.training.run", "dks.forecast.flops", "torch._dynamo"):  # the last one by torch's optimisers
+    for name in ("dks.training.run", "dks.training.flops", "torch._dynamo"):  # the last one by torch's optimisers
         import_module(name)
 
 

@@ -16,14 +16,14 @@ from dks.config.identity import cell_id, config_id
 from dks.config.methods import baseline_of, classifiers_of, computed_with, ds_of, method_of
 from dks.config.names import long_name
 from dks.config.schema import Config
-from dks.config.validation import Resolver
+from dks.ledger.states import Standing, State, survey_all, to_launch
 from dks.sweeps.differences import differences
 from dks.sweeps.files import read
 from dks.sweeps.grid import Choice, Grid, Point
-from dks.sweeps.ledger import Standing, State, survey_all, to_launch
 from dks.sweeps.manifest import Manifest, ManifestCell
 from dks.sweeps.request import grid_of
 from dks.terminal import Display
+from dks.validation import Resolver
 
 if TYPE_CHECKING:
     from dks.forecast.forecast import Forecast

@@ -20,13 +20,13 @@ from typing import Any
 
 from dks.config.errors import RequestError
 from dks.config.files import python_path
+from dks.machine.interruption import Interruption
 from dks.sweeps.nursery import Nursery, nursed
 from dks.sweeps.worker import launch_of, open_log
 from dks.terminal import CountView, Display, RunView
 from dks.tracking import sender
 from dks.tracking.journal import Entry
 from dks.tracking.record import Record, RunFolder, Status
-from dks.training.interruption import Interruption
 
 # Seconds between two looks at which workers are alive.
 LOOK_EVERY = 0.2

@@ -26,17 +26,14 @@ from pathlib import Path
 from subprocess import SubprocessError
 from typing import Any
 
-from filelock import Timeout
-
 from dks.config.errors import RequestError
 from dks.config.files import python_path
-from dks.sweeps.launches import Array, LaunchFolder
-from dks.sweeps.scheduler import Scheduler, SchedulerSilentError
+from dks.ledger.handover import array_name, let_go, staging
+from dks.ledger.launches import Array, LaunchFolder
+from dks.ledger.scheduler import Scheduler, SchedulerSilentError
 
 # Seconds that a job waits for a cell whose former process, on a node that was lost, is still ending.
 STILL_ENDING = 120.0
-# Seconds after which a submission whose process died and which SLURM does not know has surely not arrived.
-ARRIVED = 120.0
 
 
 @dataclass
@@ -99,7 +96,7 @@ def submit(folders: Sequence[Path], launch: LaunchFolder, resources: Resources) 
             before = content.arrays[number - lanes].job if number >= lanes else None
             array.job = _submit_held(array, array_name(content.id, number), launch, resources, limit, before)
             launch.write(content)
-        _let_go(content.arrays, launch, scheduler)
+        let_go(content.arrays, launch, scheduler)
     except (RequestError, SchedulerSilentError) as error:
         with suppress(SchedulerSilentError):
             scheduler.cancel([array.job for array in content.arrays if array.job is not None])
@@ -115,45 +112,9 @@ def arrays_of(cells: Sequence[str], cells_per_job: int, most: int) -> list[Array
     return [Array(tasks[begin : begin + most]) for begin in range(0, len(tasks), most)]
 
 
-def array_name(launch_id: str, number: int) -> str:
-    """What SLURM calls an array of a launch."""
-    return f"dks-{launch_id}-{number}"
-
-
 def log_file(launch: LaunchFolder, job: str) -> Path:
     """What a job ("12", or "12_3" of an array) printed, and why it ended, as far as it could say so."""
     return launch.jobs_folder / f"{job}_0_log.out"
-
-
-def recover(launch: LaunchFolder, scheduler: Scheduler) -> bool:
-    """Finish a submission whose process died; did that change anything?
-
-    Arrays that SLURM knows get their ids and are let go. Those that never arrived lose their cells, which nobody will run.
-    """
-    if not _staging(launch).is_dir():
-        return False
-    try:
-        launch.lock.acquire(blocking=False)
-    except Timeout:  # the submitting process lives
-        return False
-    try:
-        content = launch.read()
-        names = scheduler.named(array_name(content.id, 0).removesuffix("0"))
-        for number, array in enumerate(content.arrays):
-            array.job = array.job or names.get(array_name(content.id, number))
-        submitted = [array for array in content.arrays if array.job is not None]
-        if len(submitted) < len(content.arrays):
-            if time.time() - _staging(launch).stat().st_mtime < ARRIVED:
-                return False
-            for array in content.arrays:
-                array.tasks = array.tasks if array.job is not None else []
-        launch.write(content)
-        _let_go(content.arrays, launch, scheduler)
-        return True
-    except (SchedulerSilentError, RequestError):
-        return False
-    finally:
-        launch.lock.release()
 
 
 def check(resources: Resources) -> None:
@@ -174,15 +135,10 @@ def check(resources: Resources) -> None:
         raise RequestError(*problems)
 
 
-def _staging(launch: LaunchFolder) -> Path:
-    """What jobs are to run lies here until their ids are known; the folder is there as long as a submission is not finished."""
-    return launch.jobs_folder / "staged"
-
-
 def _stage(array: Array, number: int, launch: LaunchFolder, resources: Resources) -> None:
     from submitit.core.utils import DelayedSubmission
 
-    folder = _staging(launch) / str(number)
+    folder = staging(launch) / str(number)
     folder.mkdir(parents=True)
     for task, cells in enumerate(array.tasks):
         submission = DelayedSubmission(Cells(cells))
@@ -242,23 +198,6 @@ def _try_out(script: str, partition: str | None) -> None:
         tried.check_returncode()
 
 
-def _let_go(arrays: Sequence[Array], launch: LaunchFolder, scheduler: Scheduler) -> None:
-    """Put what each job is to run where submitit looks for it, and release the jobs."""
-    from submitit.core.utils import JobPaths
-
-    staging = _staging(launch)
-    for number, array in enumerate(arrays):
-        for task in range(len(array.tasks)):
-            staged = staging / str(number) / f"{task}.pkl"
-            job = f"{array.job}_{task}" if len(array.tasks) > 1 else array.job  # as `Launch.jobs` has it
-            if staged.exists():
-                staged.replace(JobPaths(launch.jobs_folder, job).submitted_pickle)
-    scheduler.release([array.job for array in arrays if array.job is not None])
-    for folder in sorted(staging.rglob("*"), reverse=True):
-        folder.rmdir() if folder.is_dir() else folder.unlink()
-    staging.rmdir()
-
-
 def _importable() -> list[str]:
     """The shell line that lets the job import this package, if it needs one."""
     path = python_path()
@@ -313,7 +252,7 @@ class Cells:
         job = JobEnvironment()
         if job.num_tasks > 1:
             _describe_world(job)
-        from dks.training.interruption import Interrupted
+        from dks.machine.interruption import Interrupted
 
         try:
             if job.global_rank:
@@ -336,9 +275,9 @@ class Cells:
         return DelayedSubmission(self)
 
     def _run(self) -> None:
+        from dks.machine.world import leading
         from dks.sweeps.worker import run_cells
         from dks.tracking.record import RunFolder, Status
-        from dks.world import leading
 
         cells = [RunFolder(folder) for folder in self.folders]
         with leading():

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from dks.config.errors import RequestError
+from dks.ledger.launches import Launch, LaunchFolder
+from dks.ledger.scheduler import Scheduler, SchedulerSilentError
+from dks.ledger.states import Standing, State, survey
 from dks.sweeps import manifest
-from dks.sweeps.launches import Launch, LaunchFolder
-from dks.sweeps.ledger import Standing, State, survey
 from dks.sweeps.manifest import Manifest
-from dks.sweeps.scheduler import Scheduler, SchedulerSilentError
 from dks.sweeps.slurm import log_file
 from dks.sweeps.sync import close_dead
 from dks.terminal import duration

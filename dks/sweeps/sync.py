@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dks.config.errors import RequestError
 from dks.config.schema import Tracking, TrackingKind
 from dks.config.secrets import without_password
-from dks.sweeps.ledger import Standing, State, survey
+from dks.ledger.states import Standing, State, survey
 from dks.tracking.parents import status_of, tell_sweep
 from dks.tracking.record import RunFolder, Status
 from dks.tracking.shipment import RUNNING, DeletedRun, Draw, Note, Shipment

@@ -34,8 +34,8 @@ from typing import Any, BinaryIO, TypeVar
 
 from dks.config.errors import RequestError
 from dks.config.schema import Tracking, TrackingKind
-from dks.sweeps.launches import LaunchFolder
-from dks.terminal import Display, shown_by
+from dks.ledger.launches import LaunchFolder
+from dks.terminal import Display, say, shown_by
 from dks.tracking import damage
 from dks.tracking.journal import Entry
 from dks.tracking.record import Record, RunFolder
@@ -60,7 +60,7 @@ def run_cells(folders: Sequence[Path]) -> None:
         Exception: some cell could not even begin. It is the first such error, raised when all other cells are over.
     """
     errors = []
-    with sending(_tracking(folders)):
+    with sending(_tracking(folders), say):
         for path in folders:
             try:
                 _run_cell(RunFolder(path))

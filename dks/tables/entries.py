@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from dks.config.names import long_name
+from dks.ledger.states import State
 from dks.sweeps.files import CLASSIFIER, TRAINING
-from dks.sweeps.ledger import State
 from dks.sweeps.manifest import Manifest, ManifestCell
 from dks.tables.model import Entry, Epoch, Metric, Over
 

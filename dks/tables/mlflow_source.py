@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dks.config.secrets import without_password
-from dks.sweeps.ledger import State
+from dks.ledger.states import State
 from dks.tables.cache import RowCache
 from dks.tables.mlflow_database import Database
 from dks.tables.mlflow_server import Server

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Protocol
 
 from dks.config.errors import RequestError
-from dks.sweeps.ledger import State
+from dks.ledger.states import State
 
 STATES = {"FINISHED": State.done, "FAILED": State.failed, "KILLED": State.killed}  # and all others: running
 TAGS = tuple(

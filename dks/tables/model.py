@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from dks.config.names import long_name
-from dks.sweeps.ledger import State
+from dks.ledger.states import State
 from dks.tables.paper import PaperNumber, PaperRow, PaperTable
 from dks.tables.statistics import Difference, compare, holm, interval, sample_sd
 

@@ -16,7 +16,7 @@ import yaml
 
 from dks.config.errors import RequestError
 from dks.config.identity import flatten
-from dks.sweeps.ledger import State, survey
+from dks.ledger.states import State, survey
 from dks.tables.cache import RowCache
 from dks.tables.rows import TOP1, Row, best_epoch, histories_frame, numbers, runs_frame
 from dks.tracking.record import Record, RunFolder, Status

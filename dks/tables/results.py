@@ -34,6 +34,17 @@ def write_results(results_dir: str, name: str) -> list[Table]:
     return tables
 
 
+def present(results_dir: str, name: str) -> None:
+    """Write the table of a sweep that was begun in `results_dir`, as `write_results` does, print it, and say where it is.
+
+    Raises:
+        RequestError: there is no such sweep.
+    """
+    for table in write_results(results_dir, name):
+        show(table)
+    Console(stderr=True, highlight=False).print(f"written to {Path(results_dir) / name}", soft_wrap=True)
+
+
 def write(study: Study, tables: Sequence[Table], form: str, path: Path) -> list[Path]:
     """Write these tables in one of the formats of `dks.tables.render.TEXT_FORMATS` to a file, and beside it as JSON where each
     number comes from.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dks.sweeps.ledger import State
+from dks.ledger.states import State
 from dks.tables.model import Comparison, Epoch, Label, Number, Over, Place, Table, TableCell
 from dks.tables.statistics import CONFIDENCE, LEVEL
 

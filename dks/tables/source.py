@@ -18,7 +18,7 @@ class Source(Protocol):
     def runs(self, cell_ids: Collection[str] | None = None) -> pd.DataFrame:
         """One row a run, in the order of `cell_ids`, or of all runs there are; a cell that nobody began has no row.
 
-        Columns: `cell_id`, `config_id`, `seed`, `method`, `state` (a value of `dks.sweeps.ledger.State`), `epoch` (the last one
+        Columns: `cell_id`, `config_id`, `seed`, `method`, `state` (a value of `dks.ledger.states.State`), `epoch` (the last one
         with metrics, 0: none), `epochs` (asked for), `git_commit`, `data_fingerprint`, `device`, `started`, `mlflow_run_id`,
         `mlflow_experiment_id`, `place` (folder or URI of the run), `attempts`; and numbers, NaN where there is none:
         `final/<metric>` after the last epoch, `best/<metric>` and `best/epoch` in the one with the lowest top-1 test error,

@@ -84,7 +84,7 @@ class Record:
     overrides: list[str]  # as given on the command line, for this cell
     sweep: str | None = None
     command: str | None = None  # that queued it last, as it can be typed again, without passwords
-    launch: str | None = None  # folder of the launch that queued it last, see dks/sweeps/launches.py
+    launch: str | None = None  # folder of the launch that queued it last, see dks/ledger/launches.py
     status: Status = Status.queued
     attempts: list[Attempt] = field(default_factory=list)
     final: dict[str, float] = field(default_factory=dict)  # metrics of the last epoch, and "epoch"

@@ -2,8 +2,7 @@
 
 It reads what is to be sent from the folders of the runs, so the process that trains tells it of a run's beginning and its end,
 and of nothing between: an epoch costs it nothing, whatever the store does. MLflow is imported in that process only, while the
-other one imports torch. Of the
-processes that belong together, as a sweep's workers on one machine, one has a sender for all.
+other one imports torch. Of the processes that belong together, as a sweep's workers on one machine, one has a sender for all.
 
 `python -m dks.commands.sender` takes commands on standard input, one JSON object a line:
 
@@ -29,7 +28,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,6 @@ from rich.markup import escape
 from dks.config.errors import RequestError
 from dks.config.files import python_path
 from dks.config.schema import Tracking, TrackingKind
-from dks.terminal import Display
 from dks.tracking.store import SQLITE, look
 
 log = logging.getLogger(__name__)
@@ -71,7 +69,8 @@ class NoSender:
 class Sender:
     """The process, begun with the first command. Its methods return at once and raise nothing, but for `open` and `finish`."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
         self._process: subprocess.Popen[bytes] | None = None
         self._broken: str | None = None
         self._said = b""  # and not yet read
@@ -127,7 +126,7 @@ class Sender:
             try:
                 problems = self._answer("problems", AT_ONCE)
             except TimeoutError:
-                Display.current().say(f"sending the rest to MLflow, {patience:.0f} s at most")
+                self._say(f"sending the rest to MLflow, {patience:.0f} s at most")
                 problems = self._answer("problems", patience + GRACE)
             self._process.wait(GRACE)
         except (OSError, ValueError, subprocess.TimeoutExpired):  # TimeoutError is an OSError
@@ -187,18 +186,22 @@ def current() -> NoSender | Sender:
 
 
 @contextmanager
-def sending(tracking: Tracking) -> Iterator[NoSender | Sender]:
-    """A sender for all runs inside this context: the one of the context around it, if there is one."""
+def sending(tracking: Tracking, say: Callable[[str], None]) -> Iterator[NoSender | Sender]:
+    """A sender for all runs inside this context: the one of the context around it, if there is one.
+
+    Args:
+        say: shows a person a line.
+    """
     if _is_open() or tracking.kind is TrackingKind.off:
         yield current()
         return
-    sender = Sender()
+    sender = Sender(say)
     with _as_current(sender):
         try:
             yield sender
         finally:
             for line in sender.finish(tracking.drain_seconds):
-                Display.current().say(f"[yellow]tracking[/]: {escape(line)}")
+                say(f"[yellow]tracking[/]: {escape(line)}")
 
 
 @contextmanager

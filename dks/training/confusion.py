@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dks.world import ALONE, World
+from dks.machine.world import ALONE, World
 
 
 class Confusion:

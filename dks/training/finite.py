@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dks.losses import Loss
+from dks.machine.world import ALONE, World
 from dks.training.metrics import training_losses
-from dks.world import ALONE, World
 
 
 class NonFiniteLoss(ArithmeticError):

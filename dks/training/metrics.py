@@ -11,10 +11,10 @@ from torch import Tensor
 
 from dks.config.schema import Precision
 from dks.losses import Loss
+from dks.machine.world import ALONE, World
 from dks.models.network import SupervisedNetwork
 from dks.training.arithmetic import autocast
 from dks.training.confusion import Confusion
-from dks.world import ALONE, World
 
 
 class Tally:

@@ -25,20 +25,7 @@ from dks.data.holdout import hold_out
 from dks.data.images import Images
 from dks.data.label_noise import corrupt
 from dks.data.seeds import generator
-from dks.models import build_network
-from dks.models.summary import parameters, summary
-from dks.models.teacher import load_teacher
-from dks.terminal import Display
-from dks.tracking import damage
-from dks.tracking.disk import write_draft
-from dks.tracking.heartbeat import Pulse, slurm_job
-from dks.tracking.journal import Entry, now, sync_folder
-from dks.tracking.record import Attempt, Record, RunFolder, Status, results_of, write_atomically
-from dks.tracking.sender import NoSender, Sender, sending
-from dks.training import checkpoint
-from dks.training.arithmetic import choose_operations
-from dks.training.confusion import to_csv
-from dks.training.environment import (
+from dks.machine.environment import (
     available_threads,
     code_diff,
     device_name,
@@ -48,15 +35,28 @@ from dks.training.environment import (
     pick_device,
     versions,
 )
+from dks.machine.interruption import Interruption
+from dks.machine.memory import PeakMemory
+from dks.machine.world import Broken, World
+from dks.models import build_network
+from dks.models.summary import parameters, summary
+from dks.teacher import load_teacher
+from dks.terminal import Display, say
+from dks.tracking import damage
+from dks.tracking.disk import write_draft
+from dks.tracking.heartbeat import Pulse, slurm_job
+from dks.tracking.journal import Entry, now, sync_folder
+from dks.tracking.record import Attempt, Record, RunFolder, Status, results_of, write_atomically
+from dks.tracking.sender import NoSender, Sender, sending
+from dks.training import checkpoint
+from dks.training.arithmetic import choose_operations
+from dks.training.confusion import to_csv
 from dks.training.finite import NonFiniteLoss
-from dks.training.interruption import Interruption
-from dks.training.memory import PeakMemory
 from dks.training.system import SystemSampler
 from dks.training.trainer import Observer, Trainer
-from dks.world import Broken, World
 
 if TYPE_CHECKING:
-    from dks.forecast.flops import Flops
+    from dks.training.flops import Flops
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def run_cell(path: Path | str) -> Outcome:
             checkpoint.discard(folder.checkpoints)  # left where a process died right after the record was written
             return Outcome.already_done
         config = _own_config(folder)
-        with sending(config.tracking) as sender, Interruption() as interruption:
+        with sending(config.tracking, say) as sender, Interruption() as interruption:
             outcome = _execute(folder, config, record, interruption, sender)
             interruption.check()  # a signal that came after the last step still stops the sweep
         return outcome
@@ -290,7 +290,7 @@ def _write_model(folder: RunFolder, config: Config, size: Sequence[int]) -> None
 
 def _operations(config: Config) -> Flops | None:
     """Floating-point operations for each image; None where they are not known."""
-    from dks.forecast.flops import flops
+    from dks.training.flops import flops
 
     try:
         return flops(config)

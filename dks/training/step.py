@@ -11,11 +11,11 @@ from torch.optim import SGD
 from dks.config.schema import Config, Precision
 from dks.data.batches import Batch
 from dks.losses import Loss
+from dks.machine.world import ALONE, World
 from dks.models.network import SupervisedNetwork
 from dks.training.arithmetic import autocast
 from dks.training.graph import Graph
 from dks.training.objective import Objective
-from dks.world import ALONE, World
 
 
 class Outputs(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dks.training.memory import MIB
+from dks.machine.memory import MIB
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from dks.config.schema import Config
 from dks.data.batches import Batch, Normalise, TestBatches, channel_statistics, evaluation_batches, training_batches
 from dks.data.images import Images, ImageSet
+from dks.machine.interruption import Interrupted, Interruption
+from dks.machine.world import ALONE, World
 from dks.models.network import SupervisedNetwork
 from dks.tracking.journal import Entry
 from dks.tracking.record import RunFolder
@@ -20,12 +22,10 @@ from dks.training import checkpoint
 from dks.training.checkpoint import Progress
 from dks.training.confusion import Confusion
 from dks.training.finite import FiniteGuard
-from dks.training.interruption import Interrupted, Interruption
 from dks.training.metrics import Tally, evaluate, training_losses
 from dks.training.phases import Phases
 from dks.training.schedule import is_milestone, learning_rate
 from dks.training.step import Step
-from dks.world import ALONE, World
 
 if TYPE_CHECKING:
     from dks.data.streaming import StreamedTest

@@ -56,8 +56,8 @@ class LocalLauncher(Launcher):
         if self.slots != "auto" or len(cells) < 2 or _together():
             return None
         from dks.forecast.packing import Division, choose
+        from dks.machine.environment import available_threads
         from dks.sweeps.slots import Layout, environment
-        from dks.training.environment import available_threads
 
         cores, (gpus, numbered) = available_threads(), self._gpus({cell.device for cell in cells})
         variables = environment(os.environ, Layout(1, cores, cores, gpus), 0)
@@ -86,7 +86,7 @@ class LocalLauncher(Launcher):
             RequestError: an option is wrong.
             KeyboardInterrupt: a signal came; the runs under way have saved, the other cells stay queued.
         """
-        from dks.sweeps.launches import cell_folders
+        from dks.ledger.launches import cell_folders
 
         folders = cell_folders(job_overrides)
         given = {each.removeprefix("device=") for job in job_overrides for each in job if each.startswith("device=")}
@@ -119,8 +119,8 @@ class LocalLauncher(Launcher):
         return errors
 
     def _layout(self, cells: int, devices: set[str]) -> "Layout":
+        from dks.machine.environment import available_threads
         from dks.sweeps.slots import lay_out
-        from dks.training.environment import available_threads
 
         gpus, numbered = self._gpus(devices)
         slots, a_gpu = (None if self.slots == "auto" else self.slots), self.slots_per_gpu

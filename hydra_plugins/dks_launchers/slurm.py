@@ -45,7 +45,7 @@ class SlurmLauncher(Launcher):
         """
         from rich.console import Console
 
-        from dks.sweeps.launches import cell_folders
+        from dks.ledger.launches import cell_folders
         from dks.sweeps.slurm import submit
         from dks.sweeps.worker import launch_of
         from dks.tracking.record import RunFolder

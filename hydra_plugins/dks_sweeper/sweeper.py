@@ -92,7 +92,7 @@ class DksSweeper(Sweeper):
         self._check()
         several = bool(grid.axes or grid.parts)
         with getattr(self.launcher, "ready", nullcontext)() if several else nullcontext():  # the local launcher has it
-            status = engine.execute(lambda: plan(grid, compose, absent_ok=True), self, policy)
+            status = engine.execute(lambda: plan(grid, compose, absent_ok=True), self, policy, _present)
         if status:
             raise SystemExit(status)
 
@@ -164,3 +164,9 @@ ConfigStore.instance().store(
     },
     provider="dks",
 )
+
+
+def _present(results_dir: str, name: str) -> None:
+    from dks.tables.results import present  # pandas has time until the runs are over
+
+    present(results_dir, name)

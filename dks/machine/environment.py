@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from dks.training.memory import MIB
+from dks.machine.memory import MIB
 
 DIFF_LIMIT = 2**20  # bytes
 

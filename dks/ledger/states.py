@@ -12,9 +12,9 @@ from enum import Enum
 from pathlib import Path
 
 from dks.config.errors import RequestError
-from dks.sweeps.launches import Launch, LaunchFolder
-from dks.sweeps.scheduler import Job, Scheduler, Stage
-from dks.sweeps.slurm import recover
+from dks.ledger.handover import recover
+from dks.ledger.launches import Launch, LaunchFolder
+from dks.ledger.scheduler import Job, Scheduler, Stage
 from dks.tracking import heartbeat
 from dks.tracking.record import Record, RunFolder, Status
 

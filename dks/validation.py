@@ -344,7 +344,7 @@ def _teacher_fingerprint(config: Config) -> str | None:
     Raises:
         RequestError: there is no such teacher, or it does not fit the data.
     """
-    from dks.models.teacher import check_teacher
+    from dks.teacher import check_teacher
     from dks.weights import fingerprint
 
     kd = config.kd_teacher

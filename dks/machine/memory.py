@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dks.training import control_groups
+from dks.machine import control_groups
 
 MIB = 2**20
 

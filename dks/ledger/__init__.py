@@ -1,0 +1,1 @@
+"""Which cells exist already and how they stand: the launches on disk, what the scheduler says, and the state that follows."""

@@ -1,0 +1,1 @@
+"""What a process knows of the machine it is on: cores, memory, its limits, its signals, and the processes beside it."""
