@@ -135,6 +135,6 @@ def _code() -> str:
     """What the operations of a network depend on beside its configuration: the code that builds and counts it."""
     package = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256(torch.__version__.encode())
-    for path in (*sorted((package / "models").glob("*.py")), package / "forecast" / "flops.py"):
+    for path in (*sorted((package / "models").glob("*.py")), package / "training" / "flops.py"):
         digest.update(path.read_bytes())
     return digest.hexdigest()
