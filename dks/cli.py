@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from dks.commands import bench, doctor, reading, sweeps, tracking, weights
+from dks.commands import bench, doctor, extensions, reading, sweeps, tracking, weights
 from dks.commands.exit_status import DONE, FAILED, INTERRUPTED, WRONG_REQUEST
 from dks.commands.hydra_main import hydra_main
 from dks.tracking import damage
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     # Listed for --help; `main` hands everything behind `train` to Hydra.
     commands.add_parser("train", help="one run, or with -m a sweep and its table (as python train.py)")
-    for family in (sweeps, reading, weights, tracking, doctor, bench):
+    for family in (sweeps, reading, weights, tracking, extensions, doctor, bench):
         family.add(commands)
     return parser
 

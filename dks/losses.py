@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dks.config.extensions import find, is_offered
 from dks.config.schema import Strategy, SynergyForm
 
 SMOOTHING = 1e-8  # of the authors' code; below the resolution of float16, so probabilities are never smoothed in half precision
 
 
-def matching_pairs(strategy: Strategy | str, classifiers: Iterable[str]) -> list[tuple[str, str]]:
+Pairs = list[tuple[str, str]]
+
+
+def matching_pairs(
+    strategy: Strategy | str, classifiers: Iterable[str], options: Mapping[str, Any] | None = None
+) -> list[tuple[str, str]]:
     """The ordered pairs (m, n), "m teaches n", of a matching strategy (the set B of equation 4).
 
     Args:
-        strategy: none, topdown, bottomup or bidir.
+        strategy: none, topdown, bottomup or bidir, or the name of an extension.
         classifiers: names like "c1" (deepest), "c2", ...; a smaller number is a deeper classifier.
+        options: of an extension; None: its defaults.
 
     Raises:
         ValueError: no such strategy.
+        RequestError: the extension cannot be loaded, is of another version, or names other classifiers.
     """
-    strategy = Strategy(strategy)
-    order = sorted(classifiers, key=_depth)
+    return _matcher(strategy, options)(sorted(classifiers, key=_depth))
+
+
+def _matcher(strategy: Strategy | str, options: Mapping[str, Any] | None) -> Callable[[Sequence[str]], Pairs]:
+    """The pairs of a strategy as a function of the classifiers, from deep to shallow."""
+    if strategy not in list(Strategy) and (is_offered("matching_strategy", strategy) or "@" in strategy):
+        component = find("matching_strategy", strategy).component
+        return partial(component.value, options=component.filled_in(options or {}))
+    return partial(_own_pairs, Strategy(strategy))
+
+
+def _own_pairs(strategy: Strategy, order: Sequence[str]) -> Pairs:
     topdown = [(deep, shallow) for i, deep in enumerate(order) for shallow in order[i + 1 :]]
     bottomup = [(shallow, deep) for deep, shallow in topdown]
     return {
@@ -51,11 +71,12 @@ class SynergyLoss(nn.Module):
     gradient flows into m through the pair (m, n). Half-precision logits are raised to float32 first.
 
     Args:
-        strategy: the pairs B: none (deep supervision), topdown, bottomup or bidir.
+        strategy: the pairs B: none (deep supervision), topdown, bottomup, bidir, or the name of an extension.
         alpha: weight of each auxiliary classifier's cross-entropy (1 in the paper).
         beta: weight of each matched pair (1 in the paper).
         form: "cross_entropy" as in the paper, or "smoothed_kl" as in the authors' code: KL(f_m || f_n) with both sides
             smoothed, (p + 1e-8) / (1 + K 1e-8). Without the smoothing the two differ by the entropy of f_m, a constant.
+        options: of a strategy that is an extension; None: its defaults.
     """
 
     def __init__(
@@ -64,9 +85,11 @@ class SynergyLoss(nn.Module):
         alpha: float = 1.0,
         beta: float = 1.0,
         form: SynergyForm | str = SynergyForm.cross_entropy,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.strategy, self.alpha, self.beta, self.form = Strategy(strategy), alpha, beta, SynergyForm(form)
+        self.alpha, self.beta, self.form = alpha, beta, SynergyForm(form)
+        self._pairs = _matcher(strategy, options)
 
     def forward(self, logits: Mapping[str, Tensor], targets: Tensor) -> Loss:
         """The loss of a batch.
@@ -86,7 +109,7 @@ class SynergyLoss(nn.Module):
         parts = {"loss_ce": cross_entropy.pop("c1")}
         if cross_entropy:
             parts["loss_aux"] = self.alpha * torch.stack(list(cross_entropy.values())).sum()
-        if pairs := matching_pairs(self.strategy, logits):
+        if pairs := self._pairs(sorted(logits, key=_depth)):
             if self.form is SynergyForm.smoothed_kl:
                 parts["loss_synergy_kl"] = self.beta * _smoothed_kl(pairs, log_probs)
             else:

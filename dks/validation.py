@@ -7,11 +7,12 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from dks.config.compose import Composed
 from dks.config.errors import RequestError
+from dks.config.extensions import KINDS, find, refuse_own
 from dks.config.identity import canonical
 from dks.config.methods import method_of
 from dks.config.names import METHOD_GROUPS
@@ -61,6 +62,9 @@ class Resolver:
             RequestError: with one line for every problem found.
         """
         config = composed.config
+        settled = list(_settle(config))
+        if settled:
+            raise RequestError(*settled)
         if config.tracking.kind is TrackingKind.server:
             config.tracking.uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
         problems = [*_method_problems(composed), *_config_problems(config), *self._device_problems(config.device)]
@@ -138,6 +142,33 @@ def resolve(composed: Composed) -> Config:
     return Resolver()(composed)
 
 
+# The keys that may name extensions, by their kinds, and where the names of our own are.
+def _own_names() -> dict[str, Iterable[str]]:
+    from dks.data.registry import SOURCES
+    from dks.models.registry import FAMILIES
+
+    return {"backbone": FAMILIES, "aux_design": list(DesignKind), "matching_strategy": list(Strategy), "data": SOURCES}
+
+
+def _settle(config: Config) -> Iterator[str]:
+    """Give extensions their versions and the defaults of their options; what is wrong with them, a line each."""
+    for kind, own in _own_names().items():
+        part, key = KINDS[kind].split(".")
+        node = getattr(config, part)
+        name, given = getattr(node, key), node.options
+        try:
+            if name in own:
+                refuse_own(kind, name)
+                if given:
+                    yield f"{part}.options={dict(given)} are for extensions; {part}.{key}={name} has none, drop them"
+                continue
+            extension = find(kind, name, own)
+            node.options = extension.component.filled_in(given)
+            setattr(node, key, extension.reference)
+        except RequestError as error:
+            yield from error.problems
+
+
 def _found(remembered: T | RequestError) -> T:
     if isinstance(remembered, RequestError):
         raise RequestError(*remembered.problems)
@@ -153,22 +184,22 @@ def _method_problems(composed: Composed) -> Iterator[str]:
 
 def _config_problems(config: Config) -> Iterator[str]:
     design, positions, strategy = config.aux_design, config.aux_positions.at, config.matching_strategy.name
-    if strategy is not Strategy.none and design.kind is DesignKind.none:
+    if strategy != Strategy.none and design.kind == DesignKind.none:
         yield (
-            f"matching_strategy={strategy.value} has no auxiliary classifier to match, for aux_design is none; "
+            f"matching_strategy={strategy} has no auxiliary classifier to match, for aux_design is none; "
             "choose an aux_design (ours, narrow, ...) or matching_strategy=none"
         )
-    elif design.kind is DesignKind.none and positions:
+    elif design.kind == DesignKind.none and positions:
         yield (
             f"aux_positions={''.join(positions)} without branches, for aux_design is none; "
             "choose an aux_design (ours, narrow, ...) or aux_positions=none"
         )
-    elif design.kind is not DesignKind.none and not positions:
+    elif design.kind != DesignKind.none and not positions:
         yield "aux_positions=none leaves no place for the branches; choose aux_positions=c2c3, or aux_design=none"
     elif config.aux_positions.alone and len(positions) != 1:
         yield f"the path through one branch alone needs one position, not {positions}; choose positions=c2 or positions=c3"
-    elif config.aux_positions.alone and strategy is not Strategy.none:
-        yield f"matching_strategy={strategy.value} has nothing to match on a single path; choose matching_strategy=none"
+    elif config.aux_positions.alone and strategy != Strategy.none:
+        yield f"matching_strategy={strategy} has nothing to match on a single path; choose matching_strategy=none"
     for position in positions:
         if position not in config.backbone.branches:
             known = ", ".join(sorted(config.backbone.branches))

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from dks.config.errors import RequestError
+from dks.config.extensions import require
 from dks.config.files import load_choice
 from dks.config.schema import Backbone, Config, Data
 from dks.ledger.states import State, look_up
 from dks.models import build_network
 from dks.models.network import SupervisedNetwork
+from dks.tracking import damage
 from dks.tracking.record import RunFolder
 
 WRAPPERS = ("state_dict", "model", "network")  # where training scripts put the state dict beside other things
@@ -110,6 +112,8 @@ def run_network(runs_dir: Path | str, cell_id: str) -> tuple[Config, SupervisedN
         raise RequestError(f"run {cell_id} in {runs_dir} is {state.value}, not done: it has no trained weights yet")
     folder = RunFolder(Path(runs_dir) / cell_id)
     config = folder.read_config()
+    for file in require(config, [each for attempt in record.attempts for each in attempt.extensions]):
+        damage.report(file, f"is not what run {cell_id} was trained with, though its version is the same")
     config.backbone.activation_checkpointing = False  # of use in training only
     network = _unset(config)
     load_into(network, load_state_dict(folder.weights_file), str(folder.weights_file))

@@ -106,7 +106,7 @@ def test_a_recipe_asked_for_wins() -> None:
 def test_without_branches_nothing_is_matched() -> None:
     plain = config("aux=none")
     assert plain.aux_positions.at == []
-    assert plain.matching_strategy.name is Strategy.none
+    assert plain.matching_strategy.name == Strategy.none
 
 
 BAD = {
@@ -183,7 +183,7 @@ UNREADABLE = {
     "auxx=ours": "auxx: no such key; did you mean aux?",
     "recipe.epoch=3": "recipe.epoch: no such key; did you mean epochs?",
     "recipe.epochs=abc": "recipe.epochs: Value 'abc'",
-    "aux_design.kind=xx": "expected one of [none, blocks, fc]",
+    "aux_design.kind=xx": "no such kind; choose from blocks, fc, none",
     "seed=1,,2": "seed=1,,2:",
     "=3": "must be a string",
     "aux": "missing EQUAL",

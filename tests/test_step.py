@@ -31,7 +31,7 @@ class PlainLoop:
 
     def __init__(self, given: Config, network: nn.Module, half: torch.dtype | None = None) -> None:
         self.network, self.half, recipe = network, half, given.recipe
-        self.matched = given.matching_strategy.name is not Strategy.none
+        self.matched = given.matching_strategy.name != Strategy.none
         self.optimizer = torch.optim.SGD(
             network.parameters(),
             recipe.lr,

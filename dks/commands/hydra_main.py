@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -14,9 +15,13 @@ def hydra_main() -> int:
     import hydra
 
     from dks.config.compose import register_schema
+    from dks.config.extensions import catalogue
     from dks.config.files import declarations
 
     register_schema()
+    if "--shell-completion" not in sys.argv and "-sc" not in sys.argv:
+        for problem in catalogue().problems:
+            print(f"warning: {problem}", file=sys.stderr)
     if int(os.environ.get("RANK", "0")):  # under torchrun rank 0 plans and records, the others train along
         from dks.training.run import follow
 

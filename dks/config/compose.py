@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dks.config.errors import RequestError
+from dks.config.extensions import catalogue
 from dks.config.files import choices, declarations
 from dks.config.names import SHORT_NAMES
 from dks.config.schema import Config
@@ -89,6 +90,9 @@ def from_hydra(composed: DictConfig) -> Composed:
         ]
         if clashes:
             raise RequestError(*clashes)
+        for group, choice in chosen.items():
+            if choice is not None:
+                catalogue().refuse_twins(group, choice)
         return Composed(config_from(values), chosen, interpolated)
     except (OmegaConfBaseException, RequestError) as error:
         if interpolated:
@@ -122,7 +126,8 @@ def explain(error: BaseException) -> str:
         wanted = _first(r"Could not find '([^']+)'", text)
         if wanted and "/" in wanted:
             group, _, name = wanted.rpartition("/")
-            return f"{group}={name}: no such choice; choose from {', '.join(choices(group))}"
+            unlisted = "".join(f" ({problem})" for problem in catalogue().problems)
+            return f"{group}={name}: no such choice; choose from {', '.join(choices(group))}{unlisted}"
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         return explain(error.__cause__) if isinstance(error.__cause__, OmegaConfBaseException) else _one_line(text)
     if isinstance(error, OverrideParseException):

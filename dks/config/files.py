@@ -35,22 +35,34 @@ def python_path(given: str = "") -> str:
     return given if root == installed else os.pathsep.join([str(root), *(path for path in paths if path != str(root))])
 
 
-def choices(group: str) -> list[str]:
-    """The names one can write after `group=`, sorted."""
+def own_choices(group: str) -> list[str]:
+    """The names one can write after `group=` without any extension, sorted."""
     return sorted(path.stem for path in (declarations("conf") / group).glob("*.yaml"))
+
+
+def choices(group: str) -> list[str]:
+    """The names one can write after `group=`, sorted; none of the extensions among them is imported."""
+    from dks.config.extensions import catalogue  # which needs this module
+
+    return sorted({*own_choices(group), *catalogue().names(group)})
 
 
 def load_choice(group: str, name: str, schema: type[T]) -> T:
     """The dataclass that `group=name` would give, read from its file alone.
 
     Raises:
-        RequestError: there is no such choice.
+        RequestError: there is no such choice, or it is that of an extension which cannot be loaded.
     """
     from omegaconf import OmegaConf
 
+    from dks.config.extensions import catalogue, generated
+
     if name not in choices(group):
         raise RequestError(f"{group}={name}: no such choice; choose from {', '.join(choices(group))}")
-    values: Any = OmegaConf.load(declarations("conf") / group / f"{name}.yaml")
+    catalogue().refuse_twins(group, name)
+    path = catalogue().files.get((group, name), declarations("conf") / group / f"{name}.yaml")
+    made = generated(group, name)
+    values: Any = OmegaConf.load(path) if made is None else OmegaConf.create(made)
     values.pop("defaults", None)
     values = values.get(group, values)  # files that also set other groups say `# @package _global_`
     return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))

@@ -53,6 +53,9 @@ EXECUTION_ONLY = frozenset(
     }
 )
 
+# Keys that came later and are empty in whatever needs them not: left out of the identity then, so that no older cell changes.
+LEFT_OUT_WHEN_EMPTY = frozenset({"aux_design.options", "backbone.options", "data.options", "matching_strategy.options"})
+
 
 def is_execution_only(key: str) -> bool:
     """Is this dotted key, or the part of the configuration that it belongs to, without influence on a result?"""
@@ -87,8 +90,8 @@ def canonical(config: Config) -> Config:
     A sweep over `aux_design.hidden` has the same cell for every value where the branches have no hidden layer. Only what the
     code that trains never reads is touched, and the configuration must have passed its checks; its own parts are left alone.
     """
-    alone = config.aux_positions.alone or config.aux_design.kind is DesignKind.none  # one classifier
-    matched = config.matching_strategy.name is not Strategy.none
+    alone = config.aux_positions.alone or config.aux_design.kind == DesignKind.none  # one classifier
+    matched = config.matching_strategy.name != Strategy.none
     default = LossTerms()
     loss = default if alone else config.loss if matched else LossTerms(config.loss.alpha, default.beta, default.form)
     return dataclasses.replace(
@@ -103,11 +106,11 @@ def canonical(config: Config) -> Config:
 
 
 def _canonical_design(design: AuxDesign) -> AuxDesign:
-    if design.kind is DesignKind.blocks:
+    if design.kind == DesignKind.blocks:
         return AuxDesign(design.kind, width=design.width, max_blocks=design.max_blocks)
-    if design.kind is DesignKind.fc:
+    if design.kind == DesignKind.fc:
         return AuxDesign(design.kind, pool=design.pool, conv_channels=design.conv_channels, hidden=design.hidden)
-    return AuxDesign()
+    return AuxDesign(design.kind, options=design.options)
 
 
 def _canonical_teacher(kd: KdTeacher) -> KdTeacher:
@@ -165,7 +168,8 @@ def _written_part(name: str, part: Any) -> str:
 def _tree(part: Any, prefix: str) -> dict[str, Any]:
     """A dataclass as a dict, less the keys that cannot change a result; `prefix` is its path and a dot."""
     values, (leaves, parts) = vars(part), _kept(part.__class__, prefix)
-    return {name: values[name] for name in leaves} | {name: _tree(values[name], f"{prefix}{name}.") for name in parts}
+    kept = {name: values[name] for name in leaves if values[name] or f"{prefix}{name}" not in LEFT_OUT_WHEN_EMPTY}
+    return kept | {name: _tree(values[name], f"{prefix}{name}.") for name in parts}
 
 
 @cache

@@ -26,12 +26,12 @@ def method_of(config: Config) -> str:
     Table 5). With a teacher (Table 6) it is named by the classifiers that are taught: `kd_c1` (the plain network), `kd_c1_ds`,
     `kd_c2c3_ds`, ...
     """
-    if config.aux_design.kind is DesignKind.none:
+    if config.aux_design.kind == DesignKind.none:
         method = "baseline"
     elif config.aux_positions.alone:
         method = "single"
     else:
-        method = "ds" if config.matching_strategy.name is Strategy.none else "dks"
+        method = "ds" if config.matching_strategy.name == Strategy.none else "dks"
     if config.kd_teacher.kind is TeacherKind.none:
         return method
     taught = f"kd_{''.join(sorted(config.kd_teacher.students))}"
@@ -45,8 +45,8 @@ def classifiers_of(config: Config) -> list[str]:
 
 def ds_of(config: Config) -> Config | None:
     """The same network and branches deeply supervised, without matching and teacher; None where that is not another one."""
-    plain = config.matching_strategy.name is Strategy.none and config.kd_teacher.kind is TeacherKind.none
-    if plain or config.aux_positions.alone or config.aux_design.kind is DesignKind.none:
+    plain = config.matching_strategy.name == Strategy.none and config.kd_teacher.kind is TeacherKind.none
+    if plain or config.aux_positions.alone or config.aux_design.kind == DesignKind.none:
         return None
     loss = LossTerms(alpha=config.loss.alpha)  # the weight and the form of matching mean nothing without it
     return dataclasses.replace(config, matching_strategy=MatchingStrategy(), kd_teacher=KdTeacher(), loss=loss)

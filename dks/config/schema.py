@@ -5,21 +5,22 @@ what its comment says. Which fields can change a result is decided in `dks/confi
 """
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
+from typing import Any
 
 from omegaconf import MISSING
 
 
-class DesignKind(str, Enum):
-    """What an auxiliary branch is made of."""
+class DesignKind(StrEnum):
+    """What an auxiliary branch is made of, where it is no extension."""
 
     none = "none"  # no branches at all
     blocks = "blocks"  # stages of the backbone's own block, down to the final resolution (the paper's design)
     fc = "fc"  # average pooling, optionally a convolution, and two fully connected layers (Table 3)
 
 
-class Strategy(str, Enum):
-    """Which ordered pairs of classifiers are matched (Figure 2 of the paper)."""
+class Strategy(StrEnum):
+    """Which ordered pairs of classifiers are matched (Figure 2 of the paper), where that is no extension."""
 
     none = "none"  # no synergy loss: deep supervision, or the plain baseline
     topdown = "topdown"  # deeper classifiers teach shallower ones
@@ -105,7 +106,7 @@ class Branch:
 class Backbone:
     """The network whose accuracy is reported."""
 
-    family: str = MISSING  # name in dks/models/registry.py
+    family: str = MISSING  # name in dks/models/registry.py, or of an extension, with @VERSION once it is resolved
     depth: int = MISSING  # layers, counted as the family's paper counts them
     width: int | None = None  # family=wrn: widening factor k
     growth: int | None = None  # family=densenet: channels that a layer adds
@@ -114,18 +115,20 @@ class Backbone:
         False  # forget the activations inside blocks and compute them again: less memory, more time
     )
     branches: dict[str, Branch] = field(default_factory=dict)  # classifier (c2, c3, ...) -> its branch in the design "ours"
+    options: dict[str, Any] = field(default_factory=dict)  # of an extension; its defaults are filled in when it is resolved
 
 
 @dataclass
 class AuxDesign:
     """How the auxiliary branches are built (Table 3 of the paper)."""
 
-    kind: DesignKind = DesignKind.none
+    kind: str = DesignKind.none.value  # none, blocks or fc, see above, or an extension, with @VERSION once it is resolved
     width: float = 1.0  # kind=blocks: factor on the channels in backbone.branches
     max_blocks: int | None = None  # kind=blocks: at most this many blocks a stage; None: no limit
     pool: int = 4  # kind=fc: side of the average-pooled map, in pixels
     conv_channels: int | None = None  # kind=fc: channels of a 1x1 convolution after the pooling; None: no convolution
     hidden: int = 128  # kind=fc: units of the first fully connected layer
+    options: dict[str, Any] = field(default_factory=dict)  # of an extension; its defaults are filled in when it is resolved
 
 
 @dataclass
@@ -140,7 +143,9 @@ class AuxPositions:
 class MatchingStrategy:
     """The pairs of the synergy loss (Section 4.3 of the paper)."""
 
-    name: Strategy = Strategy.none
+    # none, topdown, bottomup or bidir, see above, or an extension, with @VERSION once it is resolved
+    name: str = Strategy.none.value
+    options: dict[str, Any] = field(default_factory=dict)  # of an extension; its defaults are filled in when it is resolved
 
 
 class SynergyForm(str, Enum):
@@ -186,7 +191,7 @@ class LabelNoise:
 class Data:
     """The images and how they are augmented."""
 
-    source: str = MISSING  # name in dks/data/registry.py
+    source: str = MISSING  # name in dks/data/registry.py, or of an extension, with @VERSION once it is resolved
     name: str | None = None  # what tables call it; None: the source, or for parquet the folder's name
     root: str | None = None  # folder that holds the files, for sources that read some
     download: bool = False  # let torchvision fetch missing files (cifar10, cifar100)
@@ -204,6 +209,7 @@ class Data:
     holdout: int = 0  # training images kept out of training and used for choices made before the test; drawn by the seed
     fingerprint: str | None = None  # of the files' content, filled in when the configuration is resolved
     cache_gib: float = 10.0  # the most that decoded images may take in this user's cache; 0: none are kept there
+    options: dict[str, Any] = field(default_factory=dict)  # of an extension; its defaults are filled in when it is resolved
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The sources of images by name. A new one is one file in this folder and one line here.
+"""The sources of images by name: those of this folder, one file and one line here each, and extensions.
 
 A source is a module with two functions. `inspect(data)` returns the `Facts` of the data without decoding an image, and raises
 RequestError where files are missing or wrong. `load(data)` returns the training and the test set: an `ImageSet`, decoded in
@@ -15,9 +15,11 @@ or none where it decodes nothing; what was decoded is kept for as long as none o
 from __future__ import annotations
 
 from importlib import import_module
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 from dks.config.errors import RequestError
+from dks.config.extensions import find
 
 
 class AbsentError(RequestError):
@@ -35,12 +37,12 @@ SOURCES = {
 }
 
 
-def source(name: str) -> ModuleType:
-    """The module of that source.
+def source(name: str) -> ModuleType | SimpleNamespace:
+    """The module of that source, or what has the functions of one; NAME@VERSION for an extension.
 
     Raises:
-        RequestError: there is none.
+        RequestError: there is none, or the extension cannot be loaded.
     """
     if name not in SOURCES:
-        raise RequestError(f"data.source={name}: no such source; choose from {', '.join(sorted(SOURCES))}")
+        return cast(SimpleNamespace, find("data", name, SOURCES).component.value)
     return import_module(SOURCES[name])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from dks.config.files import choices, load_choice
+from dks.config.files import load_choice, own_choices
 from dks.config.methods import computed_with
 from dks.config.schema import AuxDesign, Backbone, Config, DesignKind, TeacherKind
 from dks.forecast.speeds import Source
@@ -110,15 +110,21 @@ def network_label(config: Config) -> str:
     """The network, what it carries in training and how it computes, for people: "resnet32 ours c2 c3, 100 classes"."""
     design, positions = config.aux_design, config.aux_positions
     words = [_backbone_name(config.backbone)]
-    if design.kind is not DesignKind.none:
-        words += [_design_name(repr(design)) or design.kind.value, *positions.at, *(["alone"] if positions.alone else [])]
+    if design.kind != DesignKind.none:
+        words += [
+            _design_name(repr(design)) or design.kind.partition("@")[0],
+            *positions.at,
+            *(["alone"] if positions.alone else []),
+        ]
     words += ["+ teacher"] if config.kd_teacher.kind is not TeacherKind.none else []
     return ", ".join(filter(None, [" ".join(words), f"{config.data.num_classes} classes", computed_with(config)]))
 
 
 def _backbone_name(backbone: Backbone) -> str:
     """As the group `backbone` calls it: resnet32, wrn28_10, densenet40_12, mobilenet."""
-    family, known = backbone.family.removeprefix("cifar_").removeprefix("imagenet_"), choices("backbone")
+    if "@" in backbone.family:  # an extension
+        return backbone.family.partition("@")[0]
+    family, known = backbone.family.removeprefix("cifar_").removeprefix("imagenet_"), own_choices("backbone")
     extra = backbone.width or backbone.growth
     name = f"{family}{backbone.depth}{f'_{extra}' if extra else ''}{'_dropout' if backbone.dropout else ''}"
     return family if family in known else name
@@ -127,5 +133,5 @@ def _backbone_name(backbone: Backbone) -> str:
 @lru_cache(maxsize=64)
 def _design_name(design: str) -> str | None:
     """The choice of the group `aux_design` with these fields."""
-    named = {repr(load_choice("aux_design", name, AuxDesign)): name for name in choices("aux_design")}
+    named = {repr(load_choice("aux_design", name, AuxDesign)): name for name in own_choices("aux_design")}
     return named.get(design)

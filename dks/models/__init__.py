@@ -32,7 +32,7 @@ def build(backbone: str, num_classes: int, aux_design: str = "none", aux_positio
         RequestError: a name is unknown, or the parts do not fit together.
     """
     design = load_choice("aux_design", aux_design, AuxDesign)
-    if (design.kind is DesignKind.none) != (not aux_positions):
+    if (design.kind == DesignKind.none) != (not aux_positions):
         raise RequestError(f"aux_design={aux_design} and aux_positions={tuple(aux_positions)}: give both or neither")
     return build_network(
         Config(
@@ -75,15 +75,20 @@ def build_network(config: Config, initialise: bool = True) -> SupervisedNetwork:
             forget_activations(module, kind.block)
     if config.aux_positions.alone:
         ((position, branch),) = branches.items()
-        trunk = _until(backbone, places[position].module)
+        trunk = _until(backbone, places[position].module, spec.family)
         return SupervisedNetwork(nn.Sequential(OrderedDict(trunk=trunk, branch=branch)), {}, {})
     return SupervisedNetwork(backbone, branches, {name: places[name].module for name in branches})
 
 
-def _until(backbone: nn.Module, last: str) -> nn.Module:
+def _until(backbone: nn.Module, last: str, family: str) -> nn.Module:
     """The children of a backbone that runs them one after another, up to the named one."""
     children = list(backbone.named_children())
     names = [name for name, _ in children]
+    if not isinstance(backbone, nn.Sequential) or last not in names:
+        raise RequestError(
+            f"the path through one branch alone needs a backbone that is an nn.Sequential with the layer {last}; "
+            f"backbone.family={family} is none"
+        )
     return nn.Sequential(OrderedDict(children[: names.index(last) + 1]))
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dks.config.errors import RequestError
+from dks.models.family import Tap
 from dks.models.network import SupervisedNetwork
 from dks.models.parts import pooled_head
 
@@ -55,6 +56,22 @@ def attach(module: nn.Module, taps: Mapping[str, str], example: Tensor, num_clas
     network.training = module.training
     network.branches.train(module.training)
     return network
+
+
+def places(module: nn.Module, taps: Mapping[str, str], example: Tensor, num_classes: int) -> dict[str, Tap]:
+    """Where branches can start in a classifier of so many classes, measured on an example as `attach` does it.
+
+    Raises:
+        RequestError: as `attach`.
+    """
+    layers = dict(module.named_modules())
+    for classifier, layer in taps.items():
+        _check_names(classifier, layer, layers)
+    seen = _run(module, {name: layers[layer] for name, layer in taps.items()}, example)
+    _classes(seen.output, num_classes)
+    maps = {name: _feature_map(name, layer, seen, example) for name, layer in taps.items()}
+    _check_order(taps, seen)
+    return {name: Tap(taps[name], maps[name].shape[1], _halvings(name, taps[name], maps[name], seen.final)) for name in taps}
 
 
 @dataclass
@@ -159,13 +176,19 @@ def _check_order(taps: Mapping[str, str], seen: _Seen) -> None:
         raise RequestError(f"attach: c2 has to be the deepest layer, c3 one before it, and so on; not {order}")
 
 
-def _branch(classifier: str, layer: str, features: Tensor, final: tuple[int, int] | None, num_classes: int) -> nn.Module:
-    """A feature map like `features` (N, C, H, W) -> logits (N, K)."""
-    channels, *size = features.shape[1:]
+def _halvings(classifier: str, layer: str, features: Tensor, final: tuple[int, int] | None) -> int:
+    """How often the resolution is halved between a feature map (N, C, H, W) and the last one."""
+    size = features.shape[2:]
     if final is None or math.prod(size) < math.prod(final):
         raise RequestError(f"attach: {classifier}: the layer {layer} lies behind the last feature map")
     # Rounded: convolutions without padding halve 35 to 17 and 8.
-    halvings = round(math.log2(math.prod(size) / math.prod(final)) / 2)
+    return round(math.log2(math.prod(size) / math.prod(final)) / 2)
+
+
+def _branch(classifier: str, layer: str, features: Tensor, final: tuple[int, int] | None, num_classes: int) -> nn.Module:
+    """A feature map like `features` (N, C, H, W) -> logits (N, K)."""
+    channels = features.shape[1]
+    halvings = _halvings(classifier, layer, features, final)
     stages: OrderedDict[str, nn.Module] = OrderedDict()
     for number in range(1, halvings + 1):
         convolution = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)

@@ -1,23 +1,29 @@
-"""Auxiliary branches: the five designs of Table 3 of the paper, for any family of backbones."""
+"""Auxiliary branches: the five designs of Table 3 of the paper, and extensions, for any family of backbones."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import cast
 
 from torch import nn
 
 from dks.config.errors import RequestError
+from dks.config.extensions import find
 from dks.config.schema import AuxDesign, Backbone, DesignKind, Stage
-from dks.models.family import Family, Tap
+from dks.models.family import Family, Place, Tap
 
 
 def build_branch(design: AuxDesign, family: Family, backbone: Backbone, position: str, tap: Tap, num_classes: int) -> nn.Module:
     """One branch: a feature map (N, tap.channels, H, W) -> logits (N, num_classes).
 
     Raises:
-        RequestError: the path to this classifier would have another number of down-samplings than the backbone's own.
+        RequestError: the path to this classifier would have another number of down-samplings than the backbone's own, or
+            the extension cannot be loaded.
     """
-    if design.kind is DesignKind.fc:
+    if design.kind not in list(DesignKind):
+        built = find("aux_design", design.kind, DesignKind).component.value
+        return cast(nn.Module, built(Place(tap, num_classes, position, design, backbone, family)))
+    if design.kind == DesignKind.fc:
         return _fully_connected(design, tap.channels, num_classes)
     stages = backbone.branches[position].stages
     needed = tap.downsamplings_left + tap.behind_downsampling

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dks.config.schema import Backbone, Stage
+from dks.config.schema import AuxDesign, Backbone, Stage
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,26 @@ class Tap:
     channels: int  # of the feature map there
     downsamplings_left: int  # between there and the backbone's own classifier
     behind_downsampling: bool = False  # the map there is already halved for the next stage, as behind a DenseNet's transition
+
+
+@dataclass(frozen=True)
+class Place:
+    """All that a branch is built from."""
+
+    tap: Tap
+    num_classes: int
+    position: str  # the classifier, for example "c2"
+    design: AuxDesign
+    backbone: Backbone
+    family: Family
+
+    def stage(self, in_channels: int, spec: Stage, stride: int = 2) -> tuple[nn.Module, int]:
+        """A stage of the backbone's own block, and the channels it ends with."""
+        return self.family.stage(self.backbone, in_channels, spec, stride)
+
+    def head(self, in_channels: int) -> nn.Module:
+        """The backbone's own end of a classifier: a feature map -> logits (N, num_classes)."""
+        return self.family.head(in_channels, self.num_classes)
 
 
 @dataclass(frozen=True)

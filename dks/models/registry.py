@@ -1,11 +1,11 @@
-"""The families of backbones by name. A new one is one file in this folder and one line here."""
+"""The families of backbones by name: those of this folder, one file and one line here each, and extensions."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import cast
 
-from dks.config.errors import RequestError
+from dks.config.extensions import find
 from dks.models.family import Family
 
 FAMILIES = {
@@ -18,11 +18,11 @@ FAMILIES = {
 
 
 def family(name: str) -> Family:
-    """The family of that name.
+    """The family of that name; NAME@VERSION for an extension.
 
     Raises:
-        RequestError: there is none.
+        RequestError: there is none, or the extension cannot be loaded.
     """
     if name not in FAMILIES:
-        raise RequestError(f"backbone.family={name}: no such family; choose from {', '.join(sorted(FAMILIES))}")
+        return cast(Family, find("backbone", name, FAMILIES).component.value)
     return cast(Family, import_module(FAMILIES[name]).FAMILY)

@@ -27,6 +27,7 @@ from subprocess import SubprocessError
 from typing import Any
 
 from dks.config.errors import RequestError
+from dks.config.extensions import VARIABLE, origins_named
 from dks.config.files import python_path
 from dks.ledger.handover import array_name, let_go, staging
 from dks.ledger.launches import Array, LaunchFolder
@@ -199,9 +200,10 @@ def _try_out(script: str, partition: str | None) -> None:
 
 
 def _importable() -> list[str]:
-    """The shell line that lets the job import this package, if it needs one."""
-    path = python_path()
-    return [f"export PYTHONPATH={shlex.quote(path)}${{PYTHONPATH:+:$PYTHONPATH}}"] if path else []
+    """The shell lines that let the job import this package, and find the files of extensions, if it needs them."""
+    path, files = python_path(), origins_named(os.environ.get(VARIABLE, ""))
+    lines = [f"export PYTHONPATH={shlex.quote(path)}${{PYTHONPATH:+:$PYTHONPATH}}"] if path else []
+    return lines + ([f"export {VARIABLE}={shlex.quote(os.pathsep.join(map(str, files)))}"] if files else [])
 
 
 def _srun_options(resources: Resources) -> list[str]:

@@ -66,6 +66,8 @@ class Attempt:
     git_commit: str | None = None  # of the code; "-dirty" is appended where files had changed
     job: str | None = None  # SLURM's id, such as "12_3" for a task of an array
     versions: dict[str, str] = field(default_factory=dict)  # python, torch, ...
+    # kind, name and version of each, and package and package_version, or file and the sha256 of its content
+    extensions: list[dict[str, str]] = field(default_factory=list)
     ended: str | None = None
     status: str = Status.running.value
     seconds: float = 0.0

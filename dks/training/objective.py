@@ -21,7 +21,8 @@ class Objective:
         kd = config.kd_teacher
         assert (teacher is None) == (kd.kind is TeacherKind.none)
         self.teacher = teacher
-        self.synergy = SynergyLoss(config.matching_strategy.name, config.loss.alpha, config.loss.beta, config.loss.form)
+        strategy, loss = config.matching_strategy, config.loss
+        self.synergy = SynergyLoss(strategy.name, loss.alpha, loss.beta, loss.form, strategy.options)
         self.distillation = DistillationLoss(kd.students, kd.temperature, kd.weight, kd.scale_by_t2)
 
     def teach(self, images: Tensor) -> Tensor | None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dks import data
 from dks.config.errors import RequestError
+from dks.config.extensions import require, used
 from dks.config.identity import cell_id
 from dks.config.schema import Config
 from dks.data.holdout import hold_out
@@ -145,7 +146,9 @@ def _execute(
         git_commit=git_commit(),
         job=slurm_job(),
         versions=versions(),
+        extensions=used(config),
     )
+    earlier = [each for begun in record.attempts for each in begun.extensions]
     folder.end_attempt(record, Status.killed.value)  # where SLURM requeued the job of a node that was lost
     record.attempts.append(attempt)
     record.status, record.error = Status.running, None
@@ -154,6 +157,8 @@ def _execute(
     display, memory = Display.current().run(record), PeakMemory(device)
     started = time.perf_counter()
     try:
+        for file in require(config, earlier):
+            damage.report(file, "is not what the run was begun with, though its version is the same")
         _write_environment(folder, device)
         with Pulse(folder.path, attempt.host, config.recipe.epochs) as pulse, SystemSampler(device) as system:
             world.share((str(folder.path), threads))

@@ -1,0 +1,50 @@
+"""`dks extensions`: what installed packages and files add to this one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from dks.commands.exit_status import DONE, FAILED
+from dks.commands.options import Commands
+
+
+def add(commands: Commands) -> None:
+    what = "backbones, branch designs, matching strategies and data sets that packages and files add"
+    parser = commands.add_parser(
+        "extensions",
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}. Each is imported; exit status 1 if one is broken.",
+        epilog="examples:\n  dks extensions\n  DKS_EXTENSIONS=my_net.py dks extensions --json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(run=_extensions)
+
+
+def _extensions(options: argparse.Namespace) -> int:
+    from dks.config.errors import RequestError
+    from dks.config.extensions import VARIABLE, catalogue, find
+
+    found = catalogue()
+    rows, problems = list[dict[str, Any]](), list(found.problems)
+    for kind, name in sorted(found.offers):
+        try:
+            extension = find(kind, name)
+            found.refuse_twins(kind, name)
+            rows.append({**extension.described(), "options": dict(extension.component.options)})
+        except RequestError as error:
+            problems += error.problems
+    if options.json:
+        print(json.dumps({"extensions": rows, "problems": problems}, indent=1))
+    else:
+        for row in rows:
+            where = row.get("file") or f"{row['package']} {row['package_version']}"
+            given = " ".join(f"{key}={value}" for key, value in row["options"].items())
+            print("  ".join(filter(None, [f"{row['kind']}={row['name']}", f"version {row['version']}", where, given])))
+        for problem in problems:
+            print(f"broken: {problem}")
+        if not rows and not problems:
+            print(f"none: no installed package has any, and {VARIABLE} names no file")
+    return FAILED if problems else DONE
