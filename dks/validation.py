@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import TypeVar
 
 from dks.config.compose import Composed
@@ -142,12 +143,19 @@ def resolve(composed: Composed) -> Config:
     return Resolver()(composed)
 
 
-# The keys that may name extensions, by their kinds, and where the names of our own are.
-def _own_names() -> dict[str, Iterable[str]]:
+@cache
+def _own_names() -> dict[str, frozenset[str]]:
+    """Kind of extension -> the names that are ours."""
     from dks.data.registry import SOURCES
     from dks.models.registry import FAMILIES
 
-    return {"backbone": FAMILIES, "aux_design": list(DesignKind), "matching_strategy": list(Strategy), "data": SOURCES}
+    own: dict[str, Iterable[str]] = {
+        "backbone": FAMILIES,
+        "aux_design": DesignKind,
+        "matching_strategy": Strategy,
+        "data": SOURCES,
+    }
+    return {kind: frozenset(str(name) for name in names) for kind, names in own.items()}
 
 
 def _settle(config: Config) -> Iterator[str]:

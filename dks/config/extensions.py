@@ -155,7 +155,7 @@ class Catalogue:
 
 def catalogue() -> Catalogue:
     """What is offered here; looked up once in a process."""
-    return _catalogue(os.environ.get(VARIABLE, ""), str(Path.cwd()))
+    return _catalogue(os.environ.get(VARIABLE, ""), os.getcwd())  # noqa: PTH109 (asked for every cell of a plan)
 
 
 def origins_named(value: str, folder: Path | None = None) -> list[Path]:
