@@ -11,7 +11,7 @@ from dks.commands import bench, doctor, extensions, reading, sweeps, tracking, w
 from dks.commands.exit_status import DONE, FAILED, INTERRUPTED, WRONG_REQUEST
 from dks.commands.hydra_main import hydra_main
 from dks.tracking import damage
-from dks.tracking.disk import DiskFull
+from dks.tracking.disk import FORBIDDEN, DiskFull
 
 
 def train(arguments: Sequence[str] | None = None) -> None:
@@ -73,6 +73,9 @@ def _reported(command: Callable[[], int]) -> int:
     except Exception as error:
         if asked == "1":
             raise
+        if isinstance(error, OSError) and error.errno in FORBIDDEN:
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            return WRONG_REQUEST
         from dks.config.compose import explain_request
 
         problems = explain_request(error)

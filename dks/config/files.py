@@ -21,8 +21,11 @@ def declarations(name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """This user's folder for what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dks"
+    """This user's folder for what can be made again; it may be one that cannot be made."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dks"
+    except RuntimeError:  # in a container users may have no home, and no name
+        return Path(os.devnull) / "dks"
 
 
 def python_path(given: str = "") -> str:

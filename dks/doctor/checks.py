@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dks.config.errors import RequestError
+from dks.config.files import cache_folder
 from dks.doctor import machine, packages, slurm
 from dks.doctor.check import Check, Finding, grey, one_line, red
 
@@ -66,12 +66,11 @@ def _of_configuration(composed: Composed) -> list[tuple[str, list[Check]]]:
     config = composed.config
     uri = config.tracking.uri or ""
     store = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else None
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dks"
     disks = [
         Check("runs", lambda: storage.folder("runs", Path(config.runs_dir)), 60),
         Check("results", lambda: storage.folder("results", Path(config.results_dir)), 60),
         *([] if store is None else [Check("store", lambda: storage.folder("store", store, store=True), 60)]),
-        Check("cache", lambda: storage.folder("cache", cache, needed=False), 60),
+        Check("cache", lambda: storage.folder("cache", cache_folder(), needed=False), 60),
         Check("temporary", lambda: storage.folder("temporary", Path(tempfile.gettempdir()), needed=False), 60),
     ]
     track = [

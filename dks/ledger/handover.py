@@ -37,7 +37,7 @@ def recover(launch: LaunchFolder, scheduler: Scheduler) -> bool:
         return False
     try:
         launch.lock.acquire(blocking=False)
-    except Timeout:  # the submitting process lives
+    except (Timeout, OSError):  # the submitting process lives, or it is another user's, who will look
         return False
     try:
         content = launch.read()

@@ -18,10 +18,11 @@ from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from dks.config.errors import RequestError
 from dks.tracking.journal import now
+from dks.tracking.lock import is_held
 from dks.tracking.record import write_atomically
 
 log = logging.getLogger(__name__)
@@ -118,15 +119,7 @@ class LaunchFolder:
 
     def is_alive(self) -> bool:
         """Does the launching process still live and wait for its cells?"""
-        if not (self.path / "lock").exists():
-            return False
-        probe = FileLock(self.path / "lock")
-        try:
-            probe.acquire(blocking=False)
-        except Timeout:
-            return True
-        probe.release()
-        return False
+        return (self.path / "lock").exists() and is_held(FileLock(self.path / "lock"))
 
     def note_failure(self, cell_id: str) -> None:
         """A cell failed, and will not be tried again."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from dks.sweeps import manifest
 from dks.sweeps.command_line import command_line
 from dks.sweeps.plan import Cell, Plan, summary
 from dks.terminal import Display
+from dks.tracking.disk import refusal
 from dks.tracking.parents import status_of
 from dks.tracking.record import Record, RunFolder, Status
 from dks.tracking.sender import sending
@@ -73,11 +74,13 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, presen
         present: shows the table of a sweep, given `results_dir` and the sweep's name, and writes it there.
 
     Raises:
-        RequestError: data is missing; nothing was launched.
+        RequestError: data is missing, or a folder cannot be written; nothing was launched.
     """
     sweep, begun, interrupted = make(), set[str](), False
     if sweep.absent and sweep.launches(policy.only) and not launcher.detached:
         raise RequestError(*sweep.absent)  # where cells run elsewhere, it may be there
+    if problems := list(_unwritable(sweep, sweep.launches(policy.only), launcher)):
+        raise RequestError(*problems)
     while True:
         launches = [cell for cell in sweep.launches(policy.only) if cell.cell_id not in begun]
         say = Display().say
@@ -106,6 +109,26 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, presen
         if standings[cell.cell_id].state is State.done and (folder.record_is_damaged or not folder.config_is_whole()):
             _mend(cell, folder)
     return 1 if any(to_launch(standing.state) for standing in standings.values()) else 0
+
+
+def _unwritable(sweep: Plan, launches: list[Cell], launcher: Launcher) -> Iterator[str]:
+    """What is wrong with the folders that would be written to, which nobody can mend but who typed the command."""
+    first = sweep.cells[0].config
+    for key, name, needed in (("runs_dir", first.runs_dir, launches), ("results_dir", first.results_dir, sweep.axes)):
+        if needed and (why := refusal(Path(name))):
+            advice = f"choose another one with {key}=FOLDER" if launches else f"dks table {sweep.name} only reads"
+            yield f"{key}={name} cannot be written: {why}; {advice}"
+            return
+    theirs = [Path(cell.config.runs_dir) / cell.cell_id for cell in launches]
+    if sweep.axes or (launcher.detached and launches):
+        theirs += [Path(first.results_dir) / each.name for each in sweep.manifests()]
+    for folder in theirs:
+        if why := refusal(folder):
+            yield (
+                f"{folder} cannot be written: {why}; who made it can let others write (umask 002 and a common group), or "
+                "choose other folders with runs_dir=FOLDER results_dir=FOLDER"
+            )
+            return
 
 
 def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy) -> bool:

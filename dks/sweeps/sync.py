@@ -13,6 +13,7 @@ from dks.config.errors import RequestError
 from dks.config.schema import Tracking, TrackingKind
 from dks.config.secrets import without_password
 from dks.ledger.states import Standing, State, survey
+from dks.tracking.disk import FORBIDDEN
 from dks.tracking.parents import status_of, tell_sweep
 from dks.tracking.record import RunFolder, Status
 from dks.tracking.shipment import RUNNING, DeletedRun, Draw, Note, Shipment
@@ -218,10 +219,16 @@ def _closed(standing: Standing) -> Standing:
         return standing
     if standing.job is not None:
         error = {"type": "JobEnded", "message": f"job {standing.job_id} ended: {standing.job}"}
-        closed = standing.folder.close(Status(standing.state.value), error, {Status.queued, Status.running})
+        status, expected = Status(standing.state.value), {Status.queued, Status.running}
     else:
         error = {"type": "Died", "message": "its process ended without a word"}
-        closed = record.status is Status.running and standing.folder.close(Status.killed, error, {Status.running})
+        status, expected = Status.killed, {Status.running}
+    try:
+        closed = record.status in expected and standing.folder.close(status, error, expected)
+    except OSError as problem:
+        if problem.errno not in FORBIDDEN:
+            raise
+        return standing  # another user's, who will note it
     return replace(standing, record=standing.folder.read_record()) if closed else standing
 
 

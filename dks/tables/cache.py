@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing, suppress
-from pathlib import Path
 from urllib.parse import quote
 
+from dks.config.files import cache_folder
 from dks.tables.rows import Row
 
 VERSION = 1  # raise it when a row comes to say something else
@@ -28,8 +27,7 @@ class RowCache:
     """The rows of one source, in one SQLite file of this user's folder for caches."""
 
     def __init__(self, source: str) -> None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dks" / "runs"
-        self.path = folder / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.sqlite"
+        self.path = cache_folder() / "runs" / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.sqlite"
 
     def read(self, names: Collection[str] | None = None) -> Kept:
         """What is kept of these runs, or of all."""

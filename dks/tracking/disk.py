@@ -1,4 +1,4 @@
-"""Writing to a disk that may be full: nothing half-written stays, and the error says what to do."""
+"""Writing to a disk that may be full or closed to us: nothing half-written stays, and the error says what to do."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _FULL = {errno.ENOSPC: "is full", errno.EDQUOT: "gives this user no more room"}
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})  # another user's, or a disk that can only be read
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -35,8 +36,23 @@ def writing(path: Path, size: int) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise DiskFull(_line(path, size, _FULL[error.errno])) from error
-        error.filename = error.filename or str(path)
+        error.filename = str(path)  # and not that of a draft
         raise
+
+
+def refusal(folder: Path) -> str | None:
+    """Why nothing can be written into a folder, or into the one that it would be made in; None: nothing is known against it.
+    Nothing is written.
+    """
+    try:
+        place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+        if not place.is_dir():
+            return f"{place} is not a folder"
+        if os.access(place, os.W_OK | os.X_OK):
+            return None
+        return os.strerror(errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES)
+    except OSError as error:
+        return error.strerror
 
 
 def write_draft(draft: Path, path: Path, *parts: bytes | memoryview) -> None:

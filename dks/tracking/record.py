@@ -22,7 +22,7 @@ import statistics
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from enum import Enum
 from functools import cached_property
 from itertools import pairwise
@@ -40,6 +40,7 @@ from dks.config.schema import Config
 from dks.tracking import damage, heartbeat
 from dks.tracking.disk import write_draft, writing
 from dks.tracking.journal import Entry, Journal
+from dks.tracking.lock import is_held
 
 
 class Status(str, Enum):
@@ -71,6 +72,12 @@ class Attempt:
     ended: str | None = None
     status: str = Status.running.value
     seconds: float = 0.0
+
+    def end(self, status: str, seconds: float) -> None:
+        """It ends now, after so many seconds by a clock that nobody sets: one that was set back does not end it before then."""
+        least = datetime.fromisoformat(self.started) + timedelta(seconds=seconds)
+        self.ended = max(least, datetime.now(timezone.utc)).isoformat(timespec="milliseconds")
+        self.status, self.seconds = status, round(seconds, 3)
 
 
 @dataclass
@@ -136,12 +143,7 @@ class RunFolder:
 
     def is_claimed(self) -> bool:
         """Is some process working on this cell right now?"""
-        if not (self.path / "lock").exists():
-            return False
-        if self.claim():
-            self.release()
-            return False
-        return True
+        return (self.path / "lock").exists() and is_held(self.lock)
 
     def write_config(self, config: Config) -> None:
         write_atomically(self.config_file, to_yaml(config))
@@ -321,6 +323,7 @@ def results_of(entries: Sequence[Entry]) -> tuple[dict[str, float], dict[str, fl
     speeds = [entry.metrics["train/images_per_second"] for entry in entries]
     cost = {"images_per_second": round(statistics.median(speeds), 1)}
     ends = [datetime.fromisoformat(entry.time) for entry in entries]
-    if epochs := [(end - begin).total_seconds() for begin, end in pairwise(ends)]:
+    # Without those during which the clock was set back.
+    if epochs := [seconds for begin, end in pairwise(ends) if (seconds := (end - begin).total_seconds()) >= 0]:
         cost["seconds_per_epoch"] = round(statistics.median(epochs), 4)  # evaluation and checkpoint included
     return {"epoch": entries[-1].epoch, **entries[-1].metrics}, {"epoch": best.epoch, **best.metrics}, cost

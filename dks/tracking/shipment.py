@@ -156,8 +156,8 @@ class Shipment:
             except Exception:  # a run can do without a picture of it
                 log.warning("no picture of %s could be drawn", self.folder.path, exc_info=True)
                 drawn = []
-            if drawn:
-                self.client.log_artifacts(note.run_id, place)
+            for path in drawn:  # one by one: whoever draws them need not be the user to whom the other files belong
+                self.client.log_artifact(note.run_id, str(path))
             note.pictured = note.ended
             note.write(self.folder)
         return bool(drawn)
@@ -287,7 +287,7 @@ class Shipment:
             return
         if (parent := self._parent(record)) != self._parent_told:  # it may not have been there before
             self.client.set_tag(note.run_id, "mlflow.parentRunId", parent)
-        self.client.set_terminated(note.run_id, STATUS[record.status], milliseconds(ended))
+        self.client.set_terminated(note.run_id, STATUS[record.status], _not_before_its_begin(milliseconds(ended), record))
         note.status = STATUS[record.status]
         try:
             self._send_files(note.run_id)
@@ -354,7 +354,13 @@ def _knows_end(note: Note, record: Record) -> bool:
 
 def _last_sign(folder: RunFolder, record: Record) -> int:
     """When a run that is gone was last seen, as MLflow counts time."""
-    return max(round(1000 * (heartbeat.last(folder.path) or 0)), milliseconds(record.attempts[-1].started))
+    seen = max(round(1000 * (heartbeat.last(folder.path) or 0)), milliseconds(record.attempts[-1].started))
+    return _not_before_its_begin(seen, record)
+
+
+def _not_before_its_begin(when: int, record: Record) -> int:
+    """The clock may have been set back between two attempts, or be another machine's; MLflow shows the time between."""
+    return max(when, milliseconds(record.attempts[0].started))
 
 
 def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:

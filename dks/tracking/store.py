@@ -7,6 +7,7 @@ Whoever opens a store asks `prepare` first; whoever only wants to know whether i
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import re
@@ -24,6 +25,7 @@ from filelock import FileLock, Timeout
 from dks.config.errors import RequestError
 from dks.config.schema import Tracking, TrackingKind
 from dks.config.secrets import without_password
+from dks.tracking.disk import refusal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -99,7 +101,11 @@ def prepare(tracking: Tracking) -> str:
         with _explained(tracking):
             return _experiment(open_client(uri), tracking.experiment)
     with _explained(tracking), _alone(uri):
-        return _known(tracking) or _experiment(open_client(uri), tracking.experiment)
+        if (found := _known(tracking)) is not None:
+            return found
+        if uri.startswith(SQLITE):
+            Path(uri.removeprefix(SQLITE)).touch()  # as the umask has it; SQLite would never let a group write
+        return _experiment(open_client(uri), tracking.experiment)
 
 
 def _refuse_insecure() -> None:
@@ -134,6 +140,10 @@ def open_client(uri: str) -> MlflowClient:
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the sender asks again itself
     }.items():
         os.environ.setdefault(name, value)
+    try:
+        Path.home()
+    except RuntimeError:  # MLflow looks for credentials there; in a container users may have no home, and no name
+        os.environ["HOME"] = os.devnull
     from mlflow import MlflowClient
 
     if uri.startswith(SQLITE):  # MLflow keeps stores open by their URIs, wherever the current folder has come to be
@@ -208,7 +218,7 @@ def _experiment(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name))
+            return str(client.create_experiment(name, _artifacts(client.tracking_uri, name)))
         except Exception as error:
             if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -217,6 +227,12 @@ def _experiment(client: MlflowClient, name: str) -> str:
     if found.lifecycle_stage != "active":
         raise RequestError(_deleted(name, found.experiment_id))
     return str(found.experiment_id)
+
+
+def _artifacts(uri: str, name: str) -> str | None:
+    """Where the files of an experiment go: beside an SQLite store that is not in the current folder; None: as MLflow has it."""
+    folder = Path(uri.removeprefix(SQLITE)).parent
+    return str(folder / "mlruns" / quote(name, safe="")) if uri.startswith(SQLITE) and folder != Path.cwd() else None
 
 
 def _deleted(name: str, number: object) -> str:
@@ -261,6 +277,8 @@ def _alone(uri: str, patience: float = -1) -> Iterator[None]:
         path = Path(uri.removeprefix(SQLITE))
         if not path.parent.is_dir():
             raise RequestError(f"tracking.uri={uri}: there is no folder {path.parent}")
+        if why := refusal(path.parent) or (path.exists() and not os.access(path, os.W_OK) and os.strerror(errno.EACCES)):
+            raise RequestError(f"tracking.uri={uri} cannot be written: {why}; name another one, or choose tracking=off")
         with FileLock(path.with_name(f".{path.name}.lock"), timeout=patience):
             yield
     elif uri.startswith("postgresql"):

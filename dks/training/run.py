@@ -185,8 +185,7 @@ def _execute(
         if world.size > 1 and not isinstance(error, NonFiniteLoss):
             raise Broken(1) from error
     finally:
-        attempt.ended, attempt.status = now(), record.status.value
-        attempt.seconds = round(time.perf_counter() - started, 3)
+        attempt.end(record.status.value, time.perf_counter() - started)
         record.cost["seconds"] = round(sum(each.seconds for each in record.attempts), 3)
         _write_last(folder, record)
         if record.status is Status.done:
