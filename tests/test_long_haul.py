@@ -36,6 +36,7 @@ Command = Callable[..., tuple[int, str, str]]
 ONE_EPOCH = (*TINY, "recipe.epochs=1")
 needs_root = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         os.geteuid() != 0 and os.environ.get("CI") != "true", reason="only root may mount disks and become another user"
     ),
@@ -153,6 +154,7 @@ print((memory() - before) / (len(folders) - len(folders) // 2))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_what_sends_keeps_nothing_of_runs_that_are_over(in_folder: Path) -> None:
     """MLflow itself keeps some 10 KiB a run, of the last 1024; a run's files would be 30 more."""
     first = queued(in_folder, "tracking=local", "recipe.epochs=1")
