@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from dks import __version__
 from dks.commands import bench, doctor, extensions, reading, sweeps, tracking, weights
 from dks.commands.exit_status import DONE, FAILED, INTERRUPTED, WRONG_REQUEST
 from dks.commands.hydra_main import hydra_main
+from dks.commands.options import add_loudness, examples
 from dks.tracking import damage
 from dks.tracking.disk import FORBIDDEN, DiskFull
 
@@ -18,7 +20,12 @@ def train(arguments: Sequence[str] | None = None) -> None:
     """`train.py` and `dks train`: Hydra's command line. Leaves the program with its exit status."""
     if arguments is not None:
         sys.argv = [sys.argv[0], *arguments]
-    sys.exit(_reported(hydra_main))
+    ours = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_loudness(ours)
+    options, hydras = ours.parse_known_args(sys.argv[1:])
+    sys.argv = [sys.argv[0], *hydras]
+    options.run = lambda _: hydra_main()
+    sys.exit(_reported(lambda: _spoken(options)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,15 +41,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.overrides += rest
-    sys.exit(_reported(lambda: options.run(options)))
+    sys.exit(_reported(lambda: _spoken(options)))
+
+
+def _spoken(options: argparse.Namespace) -> int:
+    """Run a command as loudly as it is asked to."""
+    if not (getattr(options, "quiet", False) or getattr(options, "verbose", False)):
+        return int(options.run(options))
+    from dks.terminal import Loudness, speaking
+
+    with speaking(Loudness.quiet if options.quiet else Loudness.verbose):
+        return int(options.run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dks",
         description="Ablations of deep supervision, knowledge synergy and distillation.",
-        epilog="example: dks train -m aux=ours,shallow,narrow strategy=topdown,bottomup,bidir",
+        epilog=examples(
+            "dks train -m aux=ours,shallow,narrow strategy=topdown,bottomup,bidir", "dks sweep run methods", "dks table methods"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"dks {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     # Listed for --help; `main` hands everything behind `train` to Hydra.
     commands.add_parser("train", help="one run, or with -m a sweep and its table (as python train.py)")
@@ -60,7 +81,9 @@ def _reported(command: Callable[[], int]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         with damage.shown():
-            return command()
+            status = command()
+            sys.stdout.flush()  # a reader that has gone is noticed here, and not when Python ends
+            return status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from enum import IntEnum
 from types import TracebackType
 from typing import Protocol, TypeVar
 
@@ -28,6 +30,27 @@ FRAMES = 4
 WIDE = 110
 # The part of a sweep that must be over before its time left is guessed.
 ENOUGH = 0.01
+
+
+class Loudness(IntEnum):
+    """How much is told of runs under way."""
+
+    quiet = 0  # only what went wrong
+    normal = 1
+    verbose = 2  # also what is decided, and why
+
+
+_loudness: ContextVar[Loudness] = ContextVar("loudness", default=Loudness.normal)
+
+
+@contextmanager
+def speaking(loudness: Loudness) -> Iterator[None]:
+    """Inside this context displays that are made tell so much."""
+    token = _loudness.set(loudness)
+    try:
+        yield
+    finally:
+        _loudness.reset(token)
 
 
 class View(Protocol):
@@ -55,8 +78,8 @@ class Shows(Protocol):
     def track(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
         """The items, while it is shown how many there have been."""
 
-    def say(self, line: str) -> None:
-        """A line that stays (rich markup)."""
+    def say(self, line: str, urgent: bool = False) -> None:
+        """A line that stays (rich markup); one that is urgent is told to those who want quiet as well."""
 
 
 _current: ContextVar[Shows | None] = ContextVar("display", default=None)
@@ -82,6 +105,11 @@ class Display:
     def __init__(self, runs: int = 1, console: Console | None = None) -> None:
         self.runs = runs
         self.console = console or Console(stderr=True, highlight=False)
+        self.loudness = _loudness.get()
+        # FORCE_COLOR has rich take a file for a terminal; a bar would fill it with what moves a cursor.
+        self.draws = (
+            self.loudness > Loudness.quiet and self.console.is_terminal and (console is not None or sys.stderr.isatty())
+        )
         self.bars: Progress | None = None
         self.views: list[RunView] = []  # of the runs under way
         self.ended: set[str] = set()  # cells whose run is over; one that is tried again counts once
@@ -97,7 +125,7 @@ class Display:
 
     def __enter__(self) -> Display:
         self._shown.__enter__()
-        if self.console.is_terminal:
+        if self.draws:
             self.bars = self.new_bars()
             if self.runs > 1:
                 self._sweep_bar = self.bars.add_task("sweep", total=self.runs, status="", left="")
@@ -142,9 +170,15 @@ class Display:
         """A bar for how many there have been."""
         return CountView(self, what)
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, urgent: bool = False) -> None:
         """A line that stays."""
-        self.console.print(line, soft_wrap=True)
+        if urgent or self.loudness > Loudness.quiet:
+            self.console.print(line, soft_wrap=True)
+
+    def explain(self, line: str) -> None:
+        """A line on what is decided, and why, for those who asked for it."""
+        if self.loudness is Loudness.verbose:
+            self.console.print(line, soft_wrap=True)
 
     def started(self, view: RunView) -> None:
         """A run begins to train."""
@@ -193,7 +227,7 @@ class CountView:
     def show(self, done: int, total: int) -> None:
         """So many there have been."""
         if self._bars is None:
-            if not self._display.console.is_terminal:
+            if not self._display.draws:
                 return
             self._alone = self._display.bars is None
             self._bars = self._display.bars or self._display.new_bars()
@@ -276,15 +310,15 @@ class RunView:
         display.ended.add(self.cell_id)
         display.refresh()
         count = escape(f"[{len(display.ended)}/{display.runs}] ") if display.runs > 1 else ""
-        display.say(f"{count}{escape(self.label)}  {outcome(record)}")
+        display.say(f"{count}{escape(self.label)}  {outcome(record)}", urgent=record.status is Status.failed)
 
     def _time_left(self) -> str:
         return f"{duration(self.left)} left" if math.isfinite(self.left) else ""
 
 
-def say(line: str) -> None:
+def say(line: str, urgent: bool = False) -> None:
     """A line (rich markup) on what shows the sweep under way, or on a new display where a run stands alone."""
-    Display.current().say(line)
+    Display.current().say(line, urgent)
 
 
 def outcome(record: Record) -> str:

@@ -248,3 +248,64 @@ def test_help_shows_groups_and_examples(in_folder: Path) -> None:
     assert "aux_design: ap_2fc, ap_conv_2fc, narrow, none, ours, shallow" in out
     assert MAIN_JOB in out
     assert not list(in_folder.iterdir())
+
+
+def test_every_command_shows_examples(capsys: Any) -> None:
+    from test_startup import commands
+
+    from dks.cli import main
+
+    for path in commands():
+        if path != ("train",):  # Hydra's, which the test above looks at
+            with pytest.raises(SystemExit) as left:
+                main([*path, "--help"])
+            assert left.value.code == 0
+            shown = capsys.readouterr().out
+            assert "examples:" in shown and f"  dks {' '.join(path)}".rstrip() in shown.partition("examples:")[2], path
+
+
+def test_the_version_is_told(capsys: Any) -> None:
+    from dks import __version__
+    from dks.cli import main
+
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert (left.value.code, capsys.readouterr().out) == (0, f"dks {__version__}\n")
+
+
+def test_quiet_leaves_the_result_and_verbose_says_what_is_decided(run_here: Run, in_folder: Path) -> None:
+    small = (*TINY, "recipe.epochs=1", "hydra/launcher=basic")
+    status, out, err = run_here("-q", "-m", "seed=1,2", *small)
+    assert (status, err) == (0, "")
+    assert "error (%)" in out
+    status, again, err = run_here("-m", "--verbose", "seed=1,2,3", *small)
+    assert status == 0
+    decided = [line.split("  ")[2:4] for line in err.splitlines() if line.startswith("  ") and " is " in line]
+    assert sorted(decided) == [
+        ["done: is left alone", "seed=1"],
+        ["done: is left alone", "seed=2"],
+        ["missing: is run", "seed=3"],
+    ]
+    status, out, err = run_here("-q", "recipe.lr=1e30", *TINY, "data.train_images=320")
+    assert status == 1
+    assert "failed  NonFiniteLoss" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [("sweep", "list"), ("bench", "--list"), ("table", "--help")])
+def test_a_reader_that_has_gone_ends_a_command_silently(in_folder: Path, arguments: tuple[str, ...]) -> None:
+    process = start(["-m", "dks", *arguments], in_folder)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 0
+    process.stderr.close()
+
+
+def test_a_list_of_benchmarks_is_there_for_programs(capsys: Any) -> None:
+    from dks.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["bench", "--list", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert {"startup", "step"} <= {each["name"] for each in found}
+    assert all(each["what"] for each in found)

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from dks import terminal
-from dks.terminal import Display, RunView, shown_by
+from dks.terminal import Display, Loudness, RunView, shown_by, speaking
 from dks.tracking.journal import Entry
 from dks.tracking.record import Attempt, Record, Status
 from tests.conftest import ROOT
@@ -220,6 +220,27 @@ def test_a_run_talks_to_what_shows_it() -> None:
         assert Display.current() is display
 
 
+def test_who_wants_quiet_is_told_what_went_wrong_and_nothing_else() -> None:
+    with speaking(Loudness.quiet), on_terminal(3) as display:
+        assert display.bars is None
+        for name, status in (("1", Status.done), ("2", Status.failed)):
+            begun(display, name).finished(record(name, status))
+        display.say("a line")
+        display.say("a line that must be read", urgent=True)
+        display.explain("why")
+    said = re.sub("\x1b\\[[0-9;]*m", "", written(display))
+    assert said.splitlines() == ["[2/3] seed=2  failed  NonFiniteLoss: at [step 3]", "a line that must be read"]
+
+
+def test_why_is_told_to_who_asks_for_it() -> None:
+    for loudness, expected in ((Loudness.normal, "a line\n"), (Loudness.verbose, "a line\nwhy\n")):
+        with speaking(loudness):
+            display = log(1)
+        display.say("a line")
+        display.explain("why")
+        assert written(display) == expected
+
+
 SHOW = """
 import time
 from dks.terminal import Display
@@ -266,3 +287,22 @@ def test_on_a_real_terminal_bars_are_drawn_and_gone_in_the_end(no_color: bool) -
     assert "[2/2] seed=2" in re.sub("\x1b\\[[0-9;]*m", "", text)
     assert text.rstrip().rpartition("\n")[2].count("━") == 0, "the last line is no bar"
     assert bool(re.search("\x1b\\[[0-9;]*3[0-9]m", text)) is not no_color
+
+
+@pytest.mark.parametrize(
+    ("variables", "coloured"), [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)]
+)
+def test_a_log_has_whole_lines_and_nothing_that_moves_a_cursor(variables: dict[str, str], coloured: bool) -> None:
+    """As under SLURM; however narrow the terminal is said to be."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    environment = {**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "20", "TERM": "xterm-256color", **variables}
+    done = subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True, cwd=Path("/"), env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "\r" not in done.stderr
+    assert bool(re.search("\x1b\\[[0-9;]*3[0-9]m", done.stderr)) is coloured
+    plain = re.sub("\x1b\\[[0-9;]*m", "", done.stderr)
+    assert "\x1b" not in plain
+    assert [line.split("  ")[:2] for line in plain.splitlines()] == [
+        ["[1/2] seed=1", "error 12.50 %"],
+        ["[2/2] seed=2", "error 12.50 %"],
+    ]

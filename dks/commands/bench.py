@@ -47,6 +47,9 @@ def _bench(options: argparse.Namespace) -> int:
     if wrong := [name for name in options.names if name not in known]:
         raise RequestError(f"{', '.join(wrong)}: no such benchmark; choose from {', '.join(known)}")
     names = list(dict.fromkeys(options.names)) or list(known)
+    if options.list and options.json:
+        print(json.dumps([{"name": name, "what": _about(known[name])} for name in names], indent=1))
+        return DONE
     if options.list:
         width = max(map(len, names))
         print("\n".join(f"{name:{width}}  {_about(known[name])}" for name in names))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dks.commands.exit_status import DONE
 from dks.commands.hydra_main import hydra_main
-from dks.commands.options import Commands, at_least, seconds
+from dks.commands.options import Commands, add_loudness, at_least, examples, seconds
 from dks.config.errors import RequestError
 
 if TYPE_CHECKING:
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    parser = commands.add_parser("sweep", help="named sweeps: list, plan, run, status, wait, retry, cancel")
+    parser = commands.add_parser(
+        "sweep",
+        help="named sweeps: list, plan, run, status, wait, retry, cancel",
+        epilog=examples("dks sweep list", "dks sweep plan table3", "dks sweep run methods", "dks sweep status methods --json"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
     def action(name: str, what: str, run: Callable[[argparse.Namespace], int], examples: str = "") -> argparse.ArgumentParser:
@@ -27,7 +33,12 @@ def add(commands: Commands) -> None:
         added.set_defaults(run=run)
         return added
 
-    listing = action("list", "the sweeps there are, how many cells each has, and how many are done", _list)
+    listing = action(
+        "list",
+        "the sweeps there are, how many cells each has, and how many are done",
+        _list,
+        examples("dks sweep list", "dks sweep list --json"),
+    )
     planning = action(
         "plan",
         "what would run, how long it would take, and what exists already; nothing is launched",
@@ -44,10 +55,27 @@ def add(commands: Commands) -> None:
         "  dks sweep run table3 --launcher slurm hydra.launcher.partition=gpu hydra.launcher.gpus_per_node=1\n"
         "  dks sweep run table3 data=digits backbone=resnet8 recipe.epochs=2 seed=1,2",
     )
-    retrying = action("retry", "run again what failed, was killed or got lost, and nothing new", _retry)
-    states = action("status", "where every cell stands", _status)
-    waiting = action("wait", "wait until no cell is queued or running, then show the table", _wait)
-    cancelling = action("cancel", "stop the running cells and withdraw the queued ones; they can go on later", _cancel)
+    retrying = action(
+        "retry",
+        "run again what failed, was killed or got lost, and nothing new",
+        _retry,
+        examples("dks sweep retry table3", "dks sweep retry table3 --retries 2"),
+    )
+    states = action(
+        "status", "where every cell stands", _status, examples("dks sweep status table3", "dks sweep status table3 --json")
+    )
+    waiting = action(
+        "wait",
+        "wait until no cell is queued or running, then show the table",
+        _wait,
+        examples("dks sweep wait table3 --every 60"),
+    )
+    cancelling = action(
+        "cancel",
+        "stop the running cells and withdraw the queued ones; they can go on later",
+        _cancel,
+        examples("dks sweep cancel table3"),
+    )
     for added in (planning, running):
         added.add_argument("name", help="one of those that `dks sweep list` shows, or of a sweep begun in results/")
         added.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="reach every cell")
@@ -58,6 +86,8 @@ def add(commands: Commands) -> None:
         )
     for added in (states, waiting, cancelling, retrying, listing):
         added.add_argument("--results-dir", default="results", metavar="DIR", help="where sweeps are kept (default: results)")
+    for added in (running, retrying, waiting):
+        add_loudness(added)
     for added in (planning, states, listing):
         added.add_argument("--json", action="store_true", help="for programs")
     planning.add_argument(
@@ -180,11 +210,11 @@ def _wait(options: argparse.Namespace) -> int:
     from dks.tracking.sender import sending
 
     name = _begun(options).name
-    seen = wait(lambda: status(options.results_dir, name), options.every, Console(stderr=True))
+    seen = wait(lambda: status(options.results_dir, name), options.every, Console(stderr=True, quiet=options.quiet))
     begun = next((each.folder for each in seen.standings.values() if each.record is not None), None)
     if begun is not None:
         tracking = begun.read_config().tracking
-        with sending(tracking, say) as sender:
+        with sending(tracking, partial(say, urgent=True)) as sender:
             sender.sweep(seen.sweep.name, "FAILED" if seen.exit_status else "FINISHED", tracking)
     for line in tell_dead(seen.standings):
         print(line, file=sys.stderr)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dks.commands.exit_status import DONE, FAILED
-from dks.commands.options import Commands
+from dks.commands.options import Commands, add_loudness
 from dks.config.errors import RequestError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def add(commands: Commands) -> None:
     added.add_argument("--runs-dir", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
     added.add_argument("--results-dir", default="results", metavar="DIR", help="where sweeps are kept (default: results)")
     added.add_argument("--json", action="store_true", help="for programs")
+    add_loudness(added)
     added.set_defaults(run=_sync)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dks.commands.exit_status import DONE
-from dks.commands.options import Commands, at_least
+from dks.commands.options import Commands, at_least, examples
 from dks.config.errors import RequestError
 
 
@@ -15,6 +15,10 @@ def add(commands: Commands) -> None:
         help="test a finished run again, or a checkpoint on a folder of images",
         usage="dks evaluate CELL_ID [--runs-dir DIR] [options]\n       "
         "dks evaluate --weights FILE --backbone NAME --images FOLDER [--protocol NAME] [options]",
+        epilog=examples(
+            "dks evaluate 0123456789ab --json", "dks evaluate --weights resnet18.pth --backbone resnet18 --images imagenet"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     evaluate.add_argument("cell_id", nargs="?", metavar="CELL_ID", help="a finished run, tested on its own test set")
     evaluate.add_argument("--runs-dir", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
@@ -33,7 +37,12 @@ def add(commands: Commands) -> None:
     evaluate.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: the run's, or auto)")
     evaluate.add_argument("--json", action="store_true", help="for programs")
     evaluate.set_defaults(run=_evaluate)
-    export = commands.add_parser("export", help="write the network of a finished run, without its branches, to a file")
+    export = commands.add_parser(
+        "export",
+        help="write the network of a finished run, without its branches, to a file",
+        epilog=examples("dks export 0123456789ab --format onnx", "dks export 0123456789ab --format safetensors --output net"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     export.add_argument("cell_id", metavar="CELL_ID", help="a finished run")
     export.add_argument(
         "--format", choices=("safetensors", "onnx", "program"), required=True, help="program: for torch.export.load"

@@ -86,6 +86,8 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, presen
         say = Display().say
         if not begun or launches:
             say(summary(sweep, policy.only))
+            for line in _decisions(sweep, launches):
+                Display().explain(escape(line))
         if sweep.axes or (launcher.detached and launches):
             for each in sweep.manifests():
                 manifest.write(each, sweep.cells[0].config.results_dir)
@@ -101,7 +103,7 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, presen
         return 0
     _show(sweep, present)
     if interrupted:
-        say("[yellow]interrupted[/]: the same command goes on from here")
+        Display().say("[yellow]interrupted[/]: the same command goes on from here", urgent=True)
         return 130
     standings = survey_all((cell.config.runs_dir, cell.cell_id) for cell in sweep.cells)
     for cell in sweep.cells:
@@ -109,6 +111,15 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, presen
         if standings[cell.cell_id].state is State.done and (folder.record_is_damaged or not folder.config_is_whole()):
             _mend(cell, folder)
     return 1 if any(to_launch(standing.state) for standing in standings.values()) else 0
+
+
+def _decisions(sweep: Plan, launches: list[Cell]) -> Iterator[str]:
+    """What becomes of every cell, and why."""
+    begun = {cell.cell_id for cell in launches}
+    for cell in sweep.cells:
+        what = "is run" if cell.cell_id in begun else "is left alone"
+        goes_on = f", goes on after epoch {cell.done_epochs}" if cell.cell_id in begun and cell.done_epochs else ""
+        yield f"  {cell.cell_id}  {cell.state.value}: {what}{goes_on}  {cell.place}"
 
 
 def _unwritable(sweep: Plan, launches: list[Cell], launcher: Launcher) -> Iterator[str]:
@@ -136,14 +147,14 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
     tracking, display = launches[0].config.tracking, Display(len(launches))
     launch: LaunchFolder | None = None
     try:
-        with sending(tracking, display.say) as sender:
+        with sending(tracking, partial(display.say, urgent=True)) as sender:
             if tracking.kind is not TrackingKind.off:
                 display.say(f"tracking to {tracking.uri}")
                 if silence := sender.open(tracking):
                     line = (
                         f"{without_password(str(tracking.uri))}: {silence}; the runs do without, and dks sync sends them later"
                     )
-                    display.say(f"[yellow]tracking[/]: {escape(line)}")
+                    display.say(f"[yellow]tracking[/]: {escape(line)}", urgent=True)
             launch = _begin(sweep, launches, launcher, policy)
             if sweep.axes:
                 sender.sweep(sweep.name, "RUNNING", tracking)
@@ -152,7 +163,7 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
                     with ThreadPoolExecutor(QUEUING) as threads:  # most of the time is waiting for the disk
                         list(threads.map(partial(queue, launch=launch), launches))
                     for error in launcher.launch(launches):
-                        display.say(f"[red]error[/]: {escape(str(error))}")
+                        display.say(f"[red]error[/]: {escape(str(error))}", urgent=True)
             finally:
                 if sweep.axes and not launcher.detached:
                     sender.sweep(sweep.name, _standing(sweep), tracking)

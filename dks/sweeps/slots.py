@@ -275,8 +275,8 @@ class _Pool:
                 if done == total:
                     worker.counted.close()
                     worker.counted = None
-            case {"event": "say", "line": line}:
-                self.display.say(line)
+            case {"event": "say", "line": line, "urgent": urgent}:
+                self.display.say(line, urgent)
             case {"event": "over", "error": error}:
                 assert worker.cell is not None
                 if error is not None:
@@ -340,13 +340,14 @@ class _Pool:
         what = f"a worker process {how} while it started" + (f": {words}" if words else "")
         if len(self.closed) == self.layout.slots:
             raise RuntimeError(what)
-        self.display.say(f"[yellow]{self.layout.slots - len(self.closed)} slots are left[/]: {what}")
+        self.display.say(f"[yellow]{self.layout.slots - len(self.closed)} slots are left[/]: {what}", urgent=True)
 
     def _stop(self) -> None:
         self.stopping = True
         running = sum(worker.cell is not None for worker in self.workers.values())
         what = "the run under way saves what it has" if running == 1 else f"{running} runs save what they have"
-        self.display.say(f"[yellow]stopping[/]: {what}; Ctrl-C again ends {'it' if running == 1 else 'them'} at once")
+        them = "it" if running == 1 else "them"
+        self.display.say(f"[yellow]stopping[/]: {what}; Ctrl-C again ends {them} at once", urgent=True)
         for worker in self.workers.values():
             worker.stop()
 

@@ -11,7 +11,7 @@ anybody may print:
 {"event": "recorded", "entry": "<a line of the journal>"}
 {"event": "finished", "status": "done", "error": null}       as in the record, which says more
 {"event": "track", "what": "decoding images", "done": 3, "total": 10}
-{"event": "say", "line": "..."}
+{"event": "say", "line": "...", "urgent": false}
 {"event": "over", "error": null}                             the worker has no cell any more; error: of a run that never began
 {"event": "interrupted"}                                     a signal came; the run is saved, and the worker leaves
 """
@@ -29,6 +29,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -60,7 +61,7 @@ def run_cells(folders: Sequence[Path]) -> None:
         Exception: some cell could not even begin. It is the first such error, raised when all other cells are over.
     """
     errors = []
-    with sending(_tracking(folders), say):
+    with sending(_tracking(folders), partial(say, urgent=True)):
         for path in folders:
             try:
                 _run_cell(RunFolder(path))
@@ -168,9 +169,9 @@ class RemoteDisplay:
             yield item
         self.send("track", what=what, done=total, total=total)
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, urgent: bool = False) -> None:
         """A line that stays."""
-        self.send("say", line=line)
+        self.send("say", line=line, urgent=urgent)
 
 
 class RemoteView:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from dks.tables import render
 from dks.tables.model import Table
 from dks.tables.provenance import provenance
 from dks.tables.study import Study
+from dks.terminal import say
 from dks.tracking.record import write_atomically
 
 FILES = {"table.md": "md", "table.tex": "latex", "table.csv": "csv", "table.html": "html"}
@@ -42,7 +45,7 @@ def present(results_dir: str, name: str) -> None:
     """
     for table in write_results(results_dir, name):
         show(table)
-    Console(stderr=True, highlight=False).print(f"written to {Path(results_dir) / name}", soft_wrap=True)
+    say(escape(f"written to {Path(results_dir) / name}"))
 
 
 def write(study: Study, tables: Sequence[Table], form: str, path: Path) -> list[Path]:
@@ -63,6 +66,6 @@ def write(study: Study, tables: Sequence[Table], form: str, path: Path) -> list[
 def show(table: Table) -> None:
     """Print a table on standard output, whole even where the terminal is narrow or none."""
     console = Console()
-    if not console.is_terminal:
+    if not console.is_terminal or not sys.stdout.isatty():  # FORCE_COLOR has rich take a file for a terminal
         console = Console(width=max(console.width, 200))
     render.terminal(table, console)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,7 @@ def run_cell(path: Path | str) -> Outcome:
             checkpoint.discard(folder.checkpoints)  # left where a process died right after the record was written
             return Outcome.already_done
         config = _own_config(folder)
-        with sending(config.tracking, say) as sender, Interruption() as interruption:
+        with sending(config.tracking, partial(say, urgent=True)) as sender, Interruption() as interruption:
             outcome = _execute(folder, config, record, interruption, sender)
             interruption.check()  # a signal that came after the last step still stops the sweep
         return outcome
