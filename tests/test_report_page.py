@@ -41,8 +41,8 @@ def browser() -> Iterator[Chrome]:
     options.binary_location = CHROMIUM
     for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars", "force-color-profile=srgb"):
         options.add_argument(f"--{argument}")
-    # Whatever the page asks for by name fails, and is seen in the log.
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
+    # Whatever the page asks for elsewhere fails, and is seen in the log.
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     started = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     started.set_script_timeout(20)

@@ -216,7 +216,7 @@ class Data:
 class Recipe:
     """SGD as the paper sets it for each family of networks."""
 
-    epochs: int = MISSING
+    epochs: int = MISSING  # passes over the training images
     batch_size: int = MISSING  # images a step; the last batch of an epoch may be smaller and is kept
     lr: float = MISSING  # initial learning rate
     schedule: Schedule = Schedule.step
@@ -230,8 +230,8 @@ class Recipe:
     uniform_gamma: bool = (
         False  # batch normalisation's scale starts uniform in [0, 1) (a quirk of the authors' WRN code), not at 1
     )
-    momentum: float = MISSING
-    nesterov: bool = MISSING
+    momentum: float = MISSING  # of SGD
+    nesterov: bool = MISSING  # Nesterov's form of the momentum
     weight_decay: float = MISSING  # L2, on every parameter
 
 

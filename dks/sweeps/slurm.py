@@ -41,16 +41,16 @@ STILL_ENDING = 120.0
 class Resources:
     """What a job asks for, and how cells are put into jobs. None: the cluster's own default."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
+    partition: str | None = None  # as sbatch's --partition; so the next three
+    account: str | None = None  # who pays
+    qos: str | None = None  # quality of service
+    constraint: str | None = None  # features that a node must have
     timeout_min: int = 1440  # of one job; one that needs longer goes on in a requeued job
-    nodes: int = 1
+    nodes: int = 1  # nodes that train one network together
     tasks_per_node: int = 1  # processes that train one network together
-    cpus_per_task: int = 4
-    gpus_per_node: int | None = None
-    mem_gb: float | None = None
+    cpus_per_task: int = 4  # cores of each process
+    gpus_per_node: int | None = None  # GPUs of a job on each node
+    mem_gb: float | None = None  # memory of a job on each node, GB
     parallel: int = 100  # jobs of the launch that run at a time
     cells_per_job: int = 1  # run one after another
     max_num_timeout: int = 100  # how often a job that hits its time limit is requeued
