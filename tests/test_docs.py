@@ -52,7 +52,7 @@ import data_flow
 import paper_numbers
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LANGUAGES = {"", "bash", "ini", "nginx", "python", "text", "yaml"}
+LANGUAGES = {"", "bash", "ini", "nginx", "python", "text", "toml", "yaml"}
 PARSER = OverridesParser.create()
 # Words that stand for something of the reader's.
 PLACEHOLDERS = {
@@ -120,9 +120,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for part in ("conf", "sweeps"):
         shutil.copytree(ROOT / part, folder / part)
     for block in ALL:
-        if block.title and block.title.startswith(("conf/", "sweeps/")):
-            (folder / block.title).write_text(block.text)
+        if (block.title and block.title.startswith(("conf/", "sweeps/"))) or str(block.title).endswith(".py"):
+            (folder / str(block.title)).write_text(block.text)
     patch = pytest.MonkeyPatch()
+    patch.setenv("DKS_EXTENSIONS", os.pathsep.join(sorted(str(path) for path in folder.glob("*.py"))))
     patch.chdir(folder)
     for module in (config_files, files, sys.modules["dks.config.compose"]):
         patch.setattr(module, "declarations", lambda name: folder / name if (folder / name).exists() else ROOT / name)
@@ -245,6 +246,9 @@ def test_files_and_folders_that_pages_name_exist() -> None:
     }
     assert len(named) > 40
     there = {block.title for block in ALL}  # pages say to write these
+    there |= {
+        path.relative_to(ROOT / "examples/pebbles/dks_pebbles").as_posix() for path in ROOT.glob("examples/pebbles/*/conf/*/*")
+    }
     lost = [(page, path) for page, path in sorted(named) if not (ROOT / path).exists() and path not in there]
     assert [(page, path) for page, path in lost if not re.search("[A-Z]{4}", path)] == [], "NAME stands for any name"
 
@@ -259,8 +263,10 @@ def test_the_home_page_has_the_commands_and_the_table_of_the_readme() -> None:
 def test_the_tutorial_is_as_it_says(tmp_path: Path) -> None:
     """All of it but the installation, in a copy of the checkout."""
     for name in ("analysis", "conf", "constraints.txt", "dks", "hydra_plugins", "sweeps", "train.py"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "bin").mkdir()
     for name, command in (("python", ""), ("dks", " -m dks")):
         (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)}{command} "$@"\n')
