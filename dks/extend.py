@@ -90,7 +90,7 @@ def backbone(
         def build_stage(spec: Backbone, in_channels: int, part: Stage, stride: int) -> tuple[nn.Module, int]:
             return stage(in_channels, part, stride)
 
-        family = Family(build, measured, build_stage, head, initialise, block)
+        family = Family(build, measured, build_stage, head, initialise, block, in_order=False)
 
         def choice() -> dict[str, Any]:
             spec = Backbone(family=name, depth=0, options=_options(what, given))

@@ -75,16 +75,16 @@ def build_network(config: Config, initialise: bool = True) -> SupervisedNetwork:
             forget_activations(module, kind.block)
     if config.aux_positions.alone:
         ((position, branch),) = branches.items()
-        trunk = _until(backbone, places[position].module, spec.family)
+        trunk = _until(backbone, places[position].module, spec.family, kind.in_order)
         return SupervisedNetwork(nn.Sequential(OrderedDict(trunk=trunk, branch=branch)), {}, {})
     return SupervisedNetwork(backbone, branches, {name: places[name].module for name in branches})
 
 
-def _until(backbone: nn.Module, last: str, family: str) -> nn.Module:
+def _until(backbone: nn.Module, last: str, family: str, in_order: bool) -> nn.Module:
     """The children of a backbone that runs them one after another, up to the named one."""
     children = list(backbone.named_children())
     names = [name for name, _ in children]
-    if not isinstance(backbone, nn.Sequential) or last not in names:
+    if not (in_order or isinstance(backbone, nn.Sequential)) or last not in names:
         raise RequestError(
             f"the path through one branch alone needs a backbone that is an nn.Sequential with the layer {last}; "
             f"backbone.family={family} is none"

@@ -56,3 +56,5 @@ class Family:
     initialise: Callable[[nn.Module], None]
     # The kind(s) of module whose activations can be forgotten and computed again (`backbone.activation_checkpointing`).
     block: type[nn.Module] | tuple[type[nn.Module], ...]
+    # Does the network run its children one after another, as a single path needs it? Of an `nn.Sequential` it is known anyway.
+    in_order: bool = True
