@@ -87,7 +87,7 @@ class PlainLoop:
 
     def __init__(self, config: Config, train: ImageSet, test: ImageSet, device: torch.device, workers: int = 2) -> None:
         recipe = config.recipe
-        self.device, self.matched = device, config.matching_strategy.name.value != "none"
+        self.device, self.matched = device, config.matching_strategy.name != "none"
         self.network = build_network(config).to(device)
         self.train_loader = loader(train, recipe.batch_size, True, device, config.data.pad, workers)
         self.test_loader = loader(test, config.eval_batch_size, False, device, workers=workers)

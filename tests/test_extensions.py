@@ -257,7 +257,7 @@ def test_a_named_sweep_runs_on_a_file_alone(tmp_path: Path, extend: Extend) -> N
 
 
 def test_the_file_of_the_documentation_works(extend: Extend) -> None:
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+    code = re.search(r"```python title=\"my_net.py\"\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
     assert code is not None
     extend(code[1])
     for design in ("ours", "shallow"):

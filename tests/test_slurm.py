@@ -18,12 +18,13 @@ from slurm_cluster import Cluster
 from test_resume import assert_same
 
 from dks.config.errors import RequestError
+from dks.ledger.handover import recover
 from dks.ledger.launches import LaunchFolder
 from dks.ledger.scheduler import Job, Scheduler, Stage
 from dks.sweeps import engine
 from dks.sweeps.grid import Grid, Point
 from dks.sweeps.plan import plan
-from dks.sweeps.slurm import Resources, log_file, recover, submit
+from dks.sweeps.slurm import Resources, log_file, submit
 from dks.tracking.record import Record, RunFolder, Status
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
