@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from dks import __version__
-from dks.commands import bench, doctor, extensions, reading, sweeps, tracking, weights
+from dks.commands import bench, completion, doctor, extensions, reading, sweeps, tracking, weights
 from dks.commands.exit_status import DONE, FAILED, INTERRUPTED, WRONG_REQUEST
 from dks.commands.hydra_main import hydra_main
 from dks.commands.options import add_loudness, examples
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="one run, or with -m a sweep and its table (as python train.py)")
     for family in (sweeps, reading, weights, tracking, extensions, doctor, bench):
         family.add(commands)
+    completion.add(commands, parser)
     return parser
 
 
