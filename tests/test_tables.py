@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
+import json
 import math
 import statistics
 from pathlib import Path
@@ -391,6 +393,26 @@ def rich_table() -> Table:
 @pytest.mark.parametrize("form", ["md", "latex", "html", "csv"])
 def test_formats_are_as_looked_at(rich_table: Table, form: str) -> None:
     assert render.TEXT_FORMATS[form](rich_table) == (GOLDEN / f"table.{form}").read_text(encoding="utf-8")
+
+
+def test_programs_get_what_the_other_formats_say(rich_table: Table) -> None:
+    (found,) = json.loads(render.as_json([rich_table]))
+    lines = list(csv.DictReader(io.StringIO(render.comma_separated(rich_table))))
+    cells = {(*cell["row"].values(), *cell["column"].values()): cell for cell in found["cells"]}
+    axes = [*found["rows"], *found["columns"]]
+    compared = 0
+    for line in lines:
+        cell = cells[tuple(line[axis] for axis in axes)]
+        numbers = cell["metrics"][Metric(line["metric"]).name]
+        assert " ".join(cell["cell_ids"]) == line["cell_ids"] and cell["n"] == int(line["n"])
+        for name in ("mean", "sd", "low", "high", "difference"):
+            assert ("" if numbers[name] is None else repr(numbers[name])) == line[name]
+        for over, test in cell["tests"].items():
+            if numbers is next(iter(cell["metrics"].values())):
+                compared += 1
+                assert all(repr(test[name]) == line[f"{name}_over_{over}"] for name in ("gain_low", "p", "p_holm"))
+    assert compared == len(rich_table.comparisons) > 0
+    assert {"name", "title", "epoch", "rows", "columns", "states", "undecided", "cells"} == set(found)
 
 
 def test_the_terminal_is_as_looked_at(rich_table: Table) -> None:

@@ -23,9 +23,11 @@ def add(commands: Commands) -> None:
         "the table of a sweep, from whatever runs exist",
         _table,
         "dks table table3\n  dks table paper --format md\n  dks table table3 data=digits recipe.epochs=2 --epoch best\n"
-        "  dks table table1 --store sqlite:///mlflow.db --format latex --output table1.tex",
+        "  dks table table1 --store sqlite:///mlflow.db --format latex --output table1.tex\n  dks table methods --json",
     )
-    table.add_argument("--format", choices=("terminal", "md", "latex", "html", "csv"), default="terminal")
+    form = table.add_mutually_exclusive_group()
+    form.add_argument("--format", choices=("terminal", "md", "latex", "html", "csv"), default="terminal")
+    form.add_argument("--json", action="store_true", help="for programs")
     table.add_argument("--output", metavar="FILE", help="write it there, and to FILE.json where its numbers come from")
     figure = _reading(
         commands,
@@ -81,7 +83,7 @@ def _study(options: argparse.Namespace) -> Study:
 
 def _table(options: argparse.Namespace) -> int:
     from dks.tables.model import Epoch
-    from dks.tables.render import TEXT_FORMATS
+    from dks.tables.render import TEXT_FORMATS, as_json
     from dks.tables.results import show, write
 
     if options.output and options.format == "terminal":
@@ -91,6 +93,9 @@ def _table(options: argparse.Namespace) -> int:
     if options.output:
         for path in write(study, tables, options.format, Path(options.output)):
             print(f"written to {path}")
+        return DONE
+    if options.json:
+        sys.stdout.write(as_json(tables))
         return DONE
     for number, table in enumerate(tables):
         if options.format == "terminal":

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Iterator, Sequence
 from html import escape as html_escape
 from itertools import pairwise
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from dks.tables.model import Over, Table
+from dks.tables.model import Number, Over, Table
 from dks.tables.sheet import Heading, Sheet, SheetCell, SheetRow, main, sheets
 from dks.tables.statistics import Difference
 
@@ -242,6 +245,68 @@ def _counts(counts: dict[str, int]) -> str:
 
 def _written(value: object) -> str:
     return "" if value is None else repr(value) if isinstance(value, float) else str(value)
+
+
+def as_json(tables: Sequence[Table]) -> str:
+    """A list of tables for programs, with full precision; docs/tables.md has its shape."""
+    return json.dumps([_described(table) for table in tables], indent=1, allow_nan=False) + "\n"
+
+
+def _described(table: Table) -> dict[str, Any]:
+    tests: dict[Any, dict[str, Any]] = {}
+    for each in table.comparisons:
+        names = ("gain_low", "gain_high", "p", "g")
+        found = dict(zip(names, _tested(each.difference), strict=True)) | {"p_holm": each.p_holm}
+        tests.setdefault(each.place, {})[each.over.value] = {name: _finite(value) for name, value in found.items()}
+    cells = [
+        {
+            "row": dict(zip(table.row_axes, place[0], strict=True)),
+            "column": dict(zip(table.column_axes, place[1], strict=True)),
+            "aside": place in table.aside,
+            "best": cell.is_best,
+            "n": cell.n,
+            "wanted": cell.wanted,
+            "not_done": cell.states,
+            "left_out": cell.left_out,
+            "metrics": {number.metric.name: _numbers(number) for number in cell.numbers},
+            "tests": tests.get(place, {}),
+            "differs": cell.differs,
+            "computed": cell.computed,
+            "method": cell.method,
+            "config_id": cell.config_id,
+            "cell_ids": cell.cell_ids,
+        }
+        for place, cell in table.cells.items()
+    ]
+    return {
+        "name": table.name,
+        "title": table.title,
+        "epoch": table.epoch.value,
+        "rows": table.row_axes,
+        "columns": table.column_axes,
+        "states": table.states,
+        "undecided": table.undecided,
+        "cells": cells,
+    }
+
+
+def _numbers(number: Number) -> dict[str, Any]:
+    low, high = number.interval or (None, None)
+    paper = number.paper
+    return {
+        "values": number.values,
+        "mean": number.mean,
+        "sd": number.sd,
+        "low": low,
+        "high": high,
+        "gains": {over.value: gain for over, gain in number.gains.items()},
+        "paper": None if paper is None else {"mean": paper.mean, "sd": paper.sd, "gain": paper.gain},
+        "difference": number.difference,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 TEXT_FORMATS = {"md": markdown, "latex": latex, "html": html, "csv": comma_separated}
