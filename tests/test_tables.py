@@ -7,7 +7,9 @@ import dataclasses
 import io
 import json
 import math
+import re
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from rich.console import Console
 from dks.tables import render
 from dks.tables.model import Epoch, Metric, Over, Shape, Table, TableCell, build
 from dks.tables.paper import PaperNumber, PaperRow, PaperTable
+from dks.tables.results import show
 from dks.tables.sheet import caption, sheets
 from dks.tables.statistics import compare, interval
 
@@ -419,6 +422,25 @@ def test_the_terminal_is_as_looked_at(rich_table: Table) -> None:
     out = io.StringIO()
     render.terminal(rich_table, Console(file=out, width=200))
     assert out.getvalue() == (GOLDEN / "table.terminal").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_no_number_is_cut_however_narrow_the_terminal(
+    rich_table: Table, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Narrow(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setattr("sys.stdout", Narrow())
+    show(rich_table)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", sys.stdout.getvalue())  # type: ignore[attr-defined]
+    assert "…" not in shown
+    assert all(cell.text in shown for sheet in sheets(rich_table) for row in sheet.rows for cell in row.cells)
+    assert max(map(len, shown.splitlines())) < 400, "nothing is filled up with spaces"
 
 
 def test_the_best_is_bold_on_a_terminal_and_starred_elsewhere() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from dks.tables.study import Study
 from dks.terminal import say
 from dks.tracking.record import write_atomically
 
+WIDEST = 1000  # columns: a terminal folds lines that are too long for it, which a number with its end cut off is worse than
 FILES = {"table.md": "md", "table.tex": "latex", "table.csv": "csv", "table.html": "html"}
 
 
@@ -66,6 +66,4 @@ def write(study: Study, tables: Sequence[Table], form: str, path: Path) -> list[
 def show(table: Table) -> None:
     """Print a table on standard output, whole even where the terminal is narrow or none."""
     console = Console()
-    if not console.is_terminal or not sys.stdout.isatty():  # FORCE_COLOR has rich take a file for a terminal
-        console = Console(width=max(console.width, 200))
-    render.terminal(table, console)
+    render.terminal(table, Console(width=max(console.width, WIDEST)))
