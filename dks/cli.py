@@ -5,43 +5,52 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
 
 from dks import __version__
 from dks.commands import bench, completion, doctor, extensions, reading, sweeps, tracking, weights
 from dks.commands.exit_status import DONE, FAILED, INTERRUPTED, WRONG_REQUEST
 from dks.commands.hydra_main import hydra_main
 from dks.commands.options import add_loudness, examples
+from dks.config.errors import one_line, short
+from dks.config.secrets import without_password
 from dks.tracking import damage
 from dks.tracking.disk import FORBIDDEN, DiskFull
+
+DEBUG = "--debug"  # anywhere on the command line
 
 
 def train(arguments: Sequence[str] | None = None) -> None:
     """`train.py` and `dks train`: Hydra's command line. Leaves the program with its exit status."""
-    if arguments is not None:
-        sys.argv = [sys.argv[0], *arguments]
-    ours = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    ours = _Parser(prog=Path(sys.argv[0]).name, add_help=False, allow_abbrev=False)
     add_loudness(ours)
-    options, hydras = ours.parse_known_args(sys.argv[1:])
+    options, hydras = ours.parse_known_args([each for each in given if each != DEBUG])
     sys.argv = [sys.argv[0], *hydras]
     options.run = lambda _: hydra_main()
-    sys.exit(_reported(lambda: _spoken(options)))
+    sys.exit(_reported(lambda: _spoken(options), DEBUG in given))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`dks`. Leaves the program with its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["train"]:
-        sys.argv = ["dks train", *given[1:]]
-        train()
+        sys.argv = ["dks train"]
+        train(given[1:])
+    debug, given = DEBUG in given, [each for each in given if each != DEBUG]
     parser = _parser()
     # argparse takes no more positional arguments once an option stood between them, as in `plan NAME --json key=value`.
     options, rest = parser.parse_known_args(given)
     if rest and (not hasattr(options, "overrides") or any(item.startswith("-") for item in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"no such option or argument: {' '.join(map(short, rest))}")
+    if not hasattr(options, "run"):
+        parser.error("which command?")
     if rest:
         options.overrides += rest
-    sys.exit(_reported(lambda: _spoken(options)))
+    sys.exit(_reported(lambda: _spoken(options), debug))
 
 
 def _spoken(options: argparse.Namespace) -> int:
@@ -54,8 +63,16 @@ def _spoken(options: argparse.Namespace) -> int:
         return int(options.run(options))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {one_line(message.removeprefix('argument '))}; {self.prog} --help shows what there is", file=sys.stderr)
+        sys.exit(WRONG_REQUEST)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="dks",
         description="Ablations of deep supervision, knowledge synergy and distillation.",
         epilog=examples(
@@ -64,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dks {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser.add_argument(DEBUG, action="store_true", help="show where an error was raised, for any command and for train.py")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     # Listed for --help; `main` hands everything behind `train` to Hydra.
     commands.add_parser("train", help="one run, or with -m a sweep and its table (as python train.py)")
     for family in (sweeps, reading, weights, tracking, extensions, doctor, bench):
@@ -73,9 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _reported(command: Callable[[], int]) -> int:
+def _reported(command: Callable[[], int], debug: bool = False) -> int:
     """Run a command. A wrong request is one line a problem, on standard error, and exit status 2; any other error is one
-    line and 1. The traceback is shown on request. Files that were found damaged are a line each.
+    line and 1. Files that were found damaged are a line each.
+
+    Args:
+        debug: show the traceback before these lines, as HYDRA_FULL_ERROR=1 does, too.
     """
     # Hydra prints errors in its own way and exits with 1, unless it is asked for the exception itself.
     asked = os.environ.get("HYDRA_FULL_ERROR")
@@ -91,23 +112,29 @@ def _reported(command: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except DiskFull as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
     except Exception as error:
-        if asked == "1":
-            raise
-        if isinstance(error, OSError) and error.errno in FORBIDDEN:
-            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-            return WRONG_REQUEST
-        from dks.config.compose import explain_request
-
-        problems = explain_request(error)
-        for problem in problems or (f"{type(error).__name__}: {error} (HYDRA_FULL_ERROR=1 shows where)",):
-            print(f"error: {problem}", file=sys.stderr)
-        return WRONG_REQUEST if problems else FAILED
+        if debug or asked == "1":
+            print(without_password("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+        status, lines = _lines(error)
+        for line in lines:
+            print(f"error: {one_line(without_password(line))}", file=sys.stderr)
+        return status
     finally:
         if asked is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = asked
+
+
+def _lines(error: Exception) -> tuple[int, tuple[str, ...]]:
+    """The exit status that an error means, and what is said of it."""
+    if isinstance(error, DiskFull):
+        return FAILED, (str(error),)
+    if isinstance(error, OSError) and error.errno in FORBIDDEN:
+        return WRONG_REQUEST, (f"{error.filename}: {error.strerror}",)
+    from dks.config.compose import explain_request
+
+    if problems := explain_request(error):
+        return WRONG_REQUEST, problems
+    first = next(iter(str(error).splitlines()), "")
+    return FAILED, (f"{type(error).__name__}: {first} ({DEBUG} shows where)",)

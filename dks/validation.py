@@ -12,11 +12,12 @@ from functools import cache
 from typing import TypeVar
 
 from dks.config.compose import Composed
-from dks.config.errors import RequestError
+from dks.config.errors import RequestError, one_line, short
 from dks.config.extensions import KINDS, find, refuse_own
+from dks.config.files import choices
 from dks.config.identity import canonical
 from dks.config.methods import method_of
-from dks.config.names import METHOD_GROUPS
+from dks.config.names import METHOD_GROUPS, is_cell_id, is_sweep_name
 from dks.config.schema import (
     Augmentation,
     AuxDesign,
@@ -214,6 +215,8 @@ def _config_problems(config: Config) -> Iterator[str]:
             yield f"aux_positions: {position} is not a place in this backbone; it has {known}"
     if len(set(positions)) < len(positions):
         yield f"aux_positions.at={positions} names a classifier twice; name each once"
+    yield from _range_problems(config)
+    yield from _name_problems(config)
     yield from _family_problems(config.backbone)
     yield from _design_problems(design)
     yield from _recipe_problems(config.recipe)
@@ -231,15 +234,65 @@ def _config_problems(config: Config) -> Iterator[str]:
         yield f"label_noise.ratio={noise.ratio} contradicts label_noise={noise.kind.value}; noise needs both or neither"
     if not 0 <= config.seed < 2**63:
         yield f"seed={config.seed} must be at least 0 and below 2^63"
-    if config.sweep is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", config.sweep):
-        yield f"sweep={config.sweep} must be letters, digits, dots, dashes and underscores, for it names a folder"
-    if config.threads is not None and config.threads < 1:
-        yield f"threads={config.threads} must be at least 1, or null for all cores"
-    if config.eval_batch_size < 1:
-        yield f"eval_batch_size={config.eval_batch_size} must be at least 1"
+    if config.sweep is not None and not is_sweep_name(config.sweep):
+        yield f"sweep={short(config.sweep)} must be letters, digits, dots, dashes and underscores, for it names a folder"
     yield from tracking_problems(config.tracking)
-    if not (math.isfinite(config.tracking.drain_seconds) and config.tracking.drain_seconds >= 0):
-        yield f"tracking.drain_seconds={config.tracking.drain_seconds} must be a finite number of at least 0"
+
+
+# Key -> the least and the most it can be, and what more is to be said of it. What lies beyond is a slip of the finger: it would
+# overflow, or take all memory or years, only after the run has begun.
+_RANGES = {
+    "aux_design.conv_channels": (1, 100_000, ""),
+    "aux_design.hidden": (1, 1_000_000, ""),
+    "aux_design.max_blocks": (1, 1000, ""),
+    "aux_design.pool": (1, 1000, ""),
+    "data.holdout": (0, 100_000_000, ", the number of training images to keep out of training"),
+    "data.image_size": (1, 10_000, ""),
+    "data.num_classes": (1, 1_000_000, ""),
+    "data.pad": (0, 1000, ""),
+    "data.resize": (1, 10_000, ""),
+    "data.test_images": (1, 10_000_000, ""),
+    "data.train_images": (1, 10_000_000, ""),
+    "data.workers": (0, 1024, ", or null for one a core"),
+    "eval_batch_size": (1, 1_000_000, ""),
+    "recipe.batch_size": (1, 1_000_000, ""),
+    "recipe.epochs": (1, 1_000_000, ""),
+    "threads": (1, 4096, ", or null for all cores"),
+    "tracking.drain_seconds": (0, 86_400, ", a day"),
+}
+
+
+def _range_problems(config: Config) -> Iterator[str]:
+    for key, (least, most, more) in _RANGES.items():
+        part, _, name = key.rpartition(".")
+        value = getattr(getattr(config, part) if part else config, name)
+        if value is not None and not least <= value <= most:
+            yield f"{key}={short(value)} must be at least {least} and at most {most}{more}"
+    for name, branch in config.backbone.branches.items():
+        for number, stage in enumerate(branch.stages):
+            for key, most in (("blocks", 1000), ("width", 100_000)):
+                if not 1 <= (value := getattr(stage, key)) <= most:
+                    where = f"backbone.branches.{short(name)}.stages[{number}].{key}"
+                    yield f"{where}={short(value)} must be at least 1 and at most {most}"
+    for key, most in (("depth", 2000), ("width", 100), ("growth", 1000)):  # the families say what the least is
+        if (getattr(config.backbone, key) or 0) > most:
+            yield f"backbone.{key}={short(getattr(config.backbone, key))} must be at most {most}"
+
+
+def _name_problems(config: Config) -> Iterator[str]:
+    """Names of folders, of files and of an experiment."""
+    names = {
+        "runs_dir": config.runs_dir,
+        "results_dir": config.results_dir,
+        "data.root": config.data.root,
+        "kd_teacher.path": config.kd_teacher.path,
+        "tracking.experiment": config.tracking.experiment,
+    }
+    for key, name in names.items():
+        if name is not None and not name.strip():
+            yield f"{key}={name} is empty; give a name"
+        elif name is not None and one_line(name, len(name) + 1) != name:
+            yield f"{key}={short(name)} has a character in it that cannot be seen; give another name"
 
 
 def tracking_problems(tracking: Tracking) -> Iterator[str]:
@@ -277,18 +330,11 @@ def _family_problems(backbone: Backbone) -> Iterator[str]:
 
 
 def _design_problems(design: AuxDesign) -> Iterator[str]:
-    if not (math.isfinite(design.width) and design.width > 0):
-        yield f"aux_design.width={design.width} must be a finite number above 0"
-    for key in ("max_blocks", "pool", "conv_channels", "hidden"):
-        value = getattr(design, key)
-        if value is not None and value < 1:
-            yield f"aux_design.{key}={value} must be at least 1"
+    if not 0 < design.width <= 100:
+        yield f"aux_design.width={design.width} must be above 0 and at most 100"
 
 
 def _recipe_problems(recipe: Recipe) -> Iterator[str]:
-    for key in ("epochs", "batch_size"):
-        if getattr(recipe, key) < 1:
-            yield f"recipe.{key}={getattr(recipe, key)} must be at least 1"
     for key in ("lr", "gamma"):
         value = getattr(recipe, key)
         if not (math.isfinite(value) and value > 0):
@@ -317,18 +363,8 @@ def _data_problems(data: Data) -> Iterator[str]:
             yield f"data.image_size={data.image_size} must be given, and at most data.resize={data.resize}"
         if data.mean is None or data.std is None:
             yield "data.mean and data.std must be given where images are not kept in memory"
-    if data.workers is not None and data.workers < 0:
-        yield f"data.workers={data.workers} must be at least 0, or null for one a core"
-    if data.pad < 0:
-        yield f"data.pad={data.pad} must be at least 0"
     if not (math.isfinite(data.cache_gib) and data.cache_gib >= 0):
         yield f"data.cache_gib={data.cache_gib} must be a finite number of at least 0, in GiB; 0 keeps no decoded images"
-    if data.holdout < 0:
-        yield f"data.holdout={data.holdout} must be at least 0, the number of training images to keep out of training"
-    for key in ("num_classes", "image_size", "train_images", "test_images"):
-        value = getattr(data, key)
-        if value is not None and value < 1:
-            yield f"data.{key}={value} must be at least 1"
     yield from _channel_problems("data", data.mean, data.std)
 
 
@@ -392,6 +428,12 @@ def _teacher_fingerprint(config: Config) -> str | None:
             raise RequestError(
                 "teacher=checkpoint needs kd_teacher.cell=CELL_ID, or kd_teacher.path=FILE with kd_teacher.backbone=NAME"
             )
+        if kd.cell is not None and not is_cell_id(kd.cell):
+            raise RequestError(
+                f"kd_teacher.cell={short(kd.cell)} is no id of a cell; they are the names of the folders in {config.runs_dir}"
+            )
+        if kd.backbone is not None and kd.backbone not in (known := choices("backbone")):
+            raise RequestError(f"kd_teacher.backbone={short(kd.backbone)}: no such choice; choose from {', '.join(known)}")
         if kd.path is not None and kd.backbone is None:
             raise RequestError(
                 f"kd_teacher.path={kd.path} needs kd_teacher.backbone, the network it holds, for example resnet50"
@@ -418,5 +460,7 @@ def _network_problems(config: Config) -> Iterator[str]:
             _built[key] = None
         except RequestError as error:
             _built[key] = str(error)
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # what torch says of sizes
+            _built[key] = f"a network of these sizes cannot be built: {str(error).splitlines()[0]}"
     if problem := _built[key]:
         yield problem

@@ -13,9 +13,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dks.config.errors import RequestError
+from dks.config.errors import RequestError, short
 from dks.config.extensions import require
 from dks.config.files import load_choice
+from dks.config.names import is_cell_id
 from dks.config.schema import Backbone, Config, Data
 from dks.ledger.states import State, look_up
 from dks.models import build_network
@@ -105,6 +106,8 @@ def run_network(runs_dir: Path | str, cell_id: str) -> tuple[Config, SupervisedN
     Raises:
         RequestError: there is no such run, it is not done, or its files are damaged.
     """
+    if not is_cell_id(cell_id):
+        raise RequestError(f"CELL_ID={short(cell_id)} is no id of a cell; they are the names of the folders in {runs_dir}")
     state, record = look_up(str(runs_dir), cell_id)
     if record is None:
         raise RequestError(f"there is no run {cell_id} in {runs_dir}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dks.commands.exit_status import DONE, FAILED
-from dks.commands.options import Commands
+from dks.commands.options import Commands, device
 from dks.config.errors import RequestError
 from dks.config.files import declarations, python_path
 
@@ -37,7 +37,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="those that --list shows (default: all)")
     parser.add_argument("--list", action="store_true", help="the names, and what each measures")
     parser.add_argument("--full", action="store_true", help="the whole benchmarks, whose figures docs/performance.md has")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    parser.add_argument(
+        "--device", type=device, metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(run=_bench)
 

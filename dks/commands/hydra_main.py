@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 from dks.commands.exit_status import DONE
 
 
 def hydra_main() -> int:
-    """Hydra's command line, as `sys.argv` has it. Returns the exit status."""
+    """Hydra's command line, as `sys.argv` has it. Returns the exit status.
+
+    Raises:
+        RequestError: an option or an override is wrong.
+    """
     import hydra
 
     from dks.config.compose import register_schema
@@ -27,9 +33,41 @@ def hydra_main() -> int:
 
         follow()
         return DONE
+    sys.argv[1:] = _in_order(sys.argv[1:])
     with _leading():
         hydra.main(config_path=str(declarations("conf")), config_name="config", version_base="1.3")(_run)()
     return DONE
+
+
+def _in_order(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the options last: Hydra takes no more overrides once an option stood between them.
+
+    Raises:
+        RequestError: an option is unknown or without a value, or something is no override.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    from dks.config.compose import check_overrides
+    from dks.config.errors import RequestError, short
+
+    def refuse(message: str) -> NoReturn:
+        raise RequestError(f"{message.removeprefix('argument ')}; dks train --help shows the options")
+
+    parser = get_args_parser()
+    vars(parser)["error"] = refuse
+    known, rest = parser.parse_known_args(list(arguments))
+    if unknown := [each for each in rest if each.startswith("-")]:
+        refuse(f"no such option {', '.join(map(short, unknown))}")
+    if known.run or known.experimental_rerun is not None:
+        refuse("--run and --experimental-rerun mean nothing here; a run is named by its choices alone")
+    overrides, options = [*known.overrides, *rest], list(arguments)
+    for override in reversed(overrides):
+        options.reverse()
+        options.remove(override)
+        options.reverse()
+    if not known.shell_completion:  # what is being typed is not whole yet
+        check_overrides(overrides)
+    return [*overrides, *options]
 
 
 def _leading() -> AbstractContextManager[None]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+MOST = 1_000_000_000  # of whatever is counted, and of seconds: some 30 years
+
 
 def at_least(least: int) -> Callable[[str], int]:
     def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least {least}")
+        if not (text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= MOST):
+            raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least {least} and at most {MOST}")
         return int(text)
 
     return number
@@ -23,8 +28,8 @@ def seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be a number of seconds, at least 0")
+    if not 0 <= value <= MOST:
+        raise argparse.ArgumentTypeError(f"{text} must be a number of seconds, at least 0 and at most {MOST}")
     return value
 
 
@@ -38,3 +43,40 @@ def add_loudness(parser: argparse.ArgumentParser) -> None:
 def examples(*lines: str) -> str:
     """What stands at the end of a command's help."""
     return "\n".join(("examples:", *(f"  {line}" for line in lines)))
+
+
+def device(text: str) -> str:
+    """What torch computes on, by its name alone: whether it is there is found out by whoever uses it."""
+    if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"device={text}: choose auto, cpu, cuda or cuda:N")
+    return text
+
+
+def folder(text: str) -> str:
+    """A folder that is there, or that could be made."""
+    path = _usable(text, "folder")
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is no folder; name one")
+    return text
+
+
+def file_to_write(text: str) -> str:
+    """A file that is there, or that could be made."""
+    if text.endswith(("/", ".")) or _usable(text, "file").is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file")
+    return text
+
+
+def _usable(text: str, what: str) -> Path:
+    """The path, unless nothing can be made there."""
+    path = Path(text)
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is empty; name a {what}")
+    try:
+        above = next(each for each in path.absolute().parents if each.exists())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text} is no name of a {what}: {getattr(error, 'strerror', error)}") from error
+    if not above.is_dir() or any(len(os.fsencode(part)) > 255 for part in path.parts):
+        why = f"{above} is no folder" if not above.is_dir() else "the name is too long"
+        raise argparse.ArgumentTypeError(f"{text} is no place for a {what}: {why}")
+    return path

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dks.commands.exit_status import DONE
-from dks.commands.options import Commands
+from dks.commands.options import Commands, file_to_write, folder
 from dks.config.errors import RequestError
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ def add(commands: Commands) -> None:
     form = table.add_mutually_exclusive_group()
     form.add_argument("--format", choices=("terminal", "md", "latex", "html", "csv"), default="terminal")
     form.add_argument("--json", action="store_true", help="for programs")
-    table.add_argument("--output", metavar="FILE", help="write it there, and to FILE.json where its numbers come from")
+    table.add_argument(
+        "--output", type=file_to_write, metavar="FILE", help="write it there, and to FILE.json where its numbers come from"
+    )
     figure = _reading(
         commands,
         "figure",
@@ -37,7 +39,7 @@ def add(commands: Commands) -> None:
         "dks figure figure3 --kind curves\n  dks figure table1 --output figures",
     )
     figure.add_argument("--kind", choices=("curves", "spread", "dots", "cost"), help="default: all four")
-    figure.add_argument("--output", metavar="DIR", help="default: results/NAME/figures")
+    figure.add_argument("--output", type=folder, metavar="DIR", help="default: results/NAME/figures")
     report = _reading(
         commands,
         "report",
@@ -45,7 +47,7 @@ def add(commands: Commands) -> None:
         _report,
         "dks report paper\n  dks report table3 --output table3.html",
     )
-    report.add_argument("--output", metavar="FILE", help="default: results/NAME/report.html")
+    report.add_argument("--output", type=file_to_write, metavar="FILE", help="default: results/NAME/report.html")
 
 
 def _reading(
@@ -63,7 +65,9 @@ def _reading(
     added.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="those that the sweep was run with, if there were any")
     added.add_argument("--store", metavar="URI", help="read an MLflow store, not the folders of the runs")
     added.add_argument("--experiment", default="dks", metavar="NAME", help="in that store (default: dks)")
-    added.add_argument("--results-dir", default="results", metavar="DIR", help="where sweeps are kept (default: results)")
+    added.add_argument(
+        "--results-dir", default="results", type=folder, metavar="DIR", help="where sweeps are kept (default: results)"
+    )
     if name != "figure":
         added.add_argument(
             "--epoch",

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from dks.commands.exit_status import DONE
 from dks.commands.hydra_main import hydra_main
-from dks.commands.options import Commands, add_loudness, at_least, examples, seconds
-from dks.config.errors import RequestError
+from dks.commands.options import Commands, add_loudness, at_least, examples, folder, seconds
+from dks.config.errors import RequestError, visible
 
 if TYPE_CHECKING:
     from dks.sweeps.manifest import Manifest
@@ -85,7 +85,9 @@ def add(commands: Commands) -> None:
             "overrides", nargs="*", metavar="KEY=VALUE", help="those that the sweep was run with, if there were any"
         )
     for added in (states, waiting, cancelling, retrying, listing):
-        added.add_argument("--results-dir", default="results", metavar="DIR", help="where sweeps are kept (default: results)")
+        added.add_argument(
+            "--results-dir", default="results", type=folder, metavar="DIR", help="where sweeps are kept (default: results)"
+        )
     for added in (running, retrying, waiting):
         add_loudness(added)
     for added in (planning, states, listing):
@@ -194,9 +196,9 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         print(seen.to_json())
     else:
-        Console(highlight=False).print(str(seen), soft_wrap=True)
+        Console(highlight=False).print(visible(str(seen)), soft_wrap=True)
     for line in tell_dead(seen.standings):
-        print(line, file=sys.stderr)
+        print(visible(line), file=sys.stderr)
     return DONE
 
 
@@ -217,7 +219,7 @@ def _wait(options: argparse.Namespace) -> int:
         with sending(tracking, partial(say, urgent=True)) as sender:
             sender.sweep(seen.sweep.name, "FAILED" if seen.exit_status else "FINISHED", tracking)
     for line in tell_dead(seen.standings):
-        print(line, file=sys.stderr)
+        print(visible(line), file=sys.stderr)
     for table in write_results(options.results_dir, name):
         show(table)
     if seen.sweep.undecided:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dks.commands.exit_status import DONE, FAILED
-from dks.commands.options import Commands, add_loudness
+from dks.commands.options import Commands, add_loudness, folder
 from dks.config.errors import RequestError
 
 if TYPE_CHECKING:
@@ -29,8 +29,10 @@ def add(commands: Commands) -> None:
     added.add_argument("names", nargs="*", metavar="NAME", help="sweeps, or cells by their ids (default: all runs)")
     added.add_argument("--store", metavar="URI", help="send to this store (default: the one that each run was configured for)")
     added.add_argument("--experiment", default="dks", metavar="NAME", help="in the store of --store (default: dks)")
-    added.add_argument("--runs-dir", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
-    added.add_argument("--results-dir", default="results", metavar="DIR", help="where sweeps are kept (default: results)")
+    added.add_argument("--runs-dir", default="runs", type=folder, metavar="DIR", help="where runs are kept (default: runs)")
+    added.add_argument(
+        "--results-dir", default="results", type=folder, metavar="DIR", help="where sweeps are kept (default: results)"
+    )
     added.add_argument("--json", action="store_true", help="for programs")
     add_loudness(added)
     added.set_defaults(run=_sync)
@@ -59,13 +61,14 @@ def _cells(options: argparse.Namespace) -> set[str] | None:
     """The ids of the cells that are meant; None: all."""
     from pathlib import Path
 
+    from dks.config.names import is_cell_id
     from dks.sweeps import manifest
 
     if not options.names:
         return None
     found = set[str]()
     for name in options.names:
-        if (Path(options.runs_dir) / name / "record.json").exists():
+        if is_cell_id(name) and (Path(options.runs_dir) / name / "record.json").exists():
             found.add(name)
         else:
             found |= set(manifest.read(options.results_dir, name).cell_ids)

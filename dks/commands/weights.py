@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dks.commands.exit_status import DONE
-from dks.commands.options import Commands, at_least, examples
+from dks.commands.options import Commands, at_least, device, examples, file_to_write, folder
 from dks.config.errors import RequestError
 
 
@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     evaluate.add_argument("cell_id", nargs="?", metavar="CELL_ID", help="a finished run, tested on its own test set")
-    evaluate.add_argument("--runs-dir", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
+    evaluate.add_argument("--runs-dir", default="runs", type=folder, metavar="DIR", help="where runs are kept (default: runs)")
     evaluate.add_argument("--weights", metavar="FILE", help="a state dict, as torch.save or safetensors wrote it")
     evaluate.add_argument("--backbone", metavar="NAME", help="the network that the weights belong to, for example resnet18")
     evaluate.add_argument("--images", metavar="FOLDER", help="one subfolder for each class, in FOLDER/val or in FOLDER itself")
@@ -34,7 +34,9 @@ def add(commands: Commands) -> None:
         "--workers", type=at_least(0), metavar="N", help="processes that decode image files (default: all cores)"
     )
     evaluate.add_argument("--batch-size", type=at_least(1), metavar="N", help="images a step (default: the run's, or 128)")
-    evaluate.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: the run's, or auto)")
+    evaluate.add_argument(
+        "--device", type=device, metavar="NAME", help="auto, cpu, cuda or cuda:N (default: the run's, or auto)"
+    )
     evaluate.add_argument("--json", action="store_true", help="for programs")
     evaluate.set_defaults(run=_evaluate)
     export = commands.add_parser(
@@ -47,9 +49,11 @@ def add(commands: Commands) -> None:
     export.add_argument(
         "--format", choices=("safetensors", "onnx", "program"), required=True, help="program: for torch.export.load"
     )
-    export.add_argument("--output", metavar="FILE", help="default: CELL_ID.safetensors, .onnx or .pt2, in this folder")
+    export.add_argument(
+        "--output", type=file_to_write, metavar="FILE", help="default: CELL_ID.safetensors, .onnx or .pt2, in this folder"
+    )
     export.add_argument("--force", action="store_true", help="replace the file if there is one")
-    export.add_argument("--runs-dir", default="runs", metavar="DIR", help="where runs are kept (default: runs)")
+    export.add_argument("--runs-dir", default="runs", type=folder, metavar="DIR", help="where runs are kept (default: runs)")
     export.set_defaults(run=_export)
 
 

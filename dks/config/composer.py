@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dks.config.compose import Compose, Composed, UnsettledError
 from dks.config.errors import RequestError
-from dks.config.files import declarations
+from dks.config.files import groups
 from dks.config.schema import Config
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class Composer:
         self._parser = OverridesParser.create()
         self._schema = OmegaConf.structured(Config)  # where values are converted
         OmegaConf.set_struct(self._schema, True)
-        self._leaves, self._groups = frozenset(_leaves(Config)), _groups()
+        self._leaves, self._groups = frozenset(_leaves(Config)), frozenset(groups())
         self._parts = {leaf.rpartition(".")[0] for leaf in self._leaves}
         self._readings: dict[str, _Reading] = {}
         self._bases: dict[tuple[str, ...], Composed | RequestError | None] = {}
@@ -137,10 +137,6 @@ class Composer:
         if OmegaConf.is_config(converted):
             converted = OmegaConf.to_container(converted)
         return _Reading(_Kind.value, tuple(key.split(".")), converted)
-
-
-def _groups() -> frozenset[str]:
-    return frozenset(path.name for path in declarations("conf").iterdir() if path.is_dir()) - {"hydra"}
 
 
 def _leaves(schema: type, prefix: str = "") -> Iterator[str]:

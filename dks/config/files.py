@@ -38,6 +38,11 @@ def python_path(given: str = "") -> str:
     return given if root == installed else os.pathsep.join([str(root), *(path for path in paths if path != str(root))])
 
 
+def groups() -> list[str]:
+    """The groups that have choices, sorted."""
+    return sorted(path.name for path in declarations("conf").iterdir() if path.is_dir() and path.name != "hydra")
+
+
 def own_choices(group: str) -> list[str]:
     """The names one can write after `group=` without any extension, sorted."""
     return sorted(path.stem for path in (declarations("conf") / group).glob("*.yaml"))

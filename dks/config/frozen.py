@@ -13,14 +13,17 @@ import re
 from functools import cache
 from typing import Any, cast, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import AliasEvent, YAMLError
 
 from dks.config.compose import config_from
 from dks.config.schema import Config
 
+LONGEST = 1_000_000  # characters; a configuration has some thousand
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+_REFERENCE = re.compile(r"(?<=: )\$\{[\w.]+\}$", re.MULTILINE)  # the whole value; it reads nothing else, and does not grow
 _PART = re.compile(r"^(?=\w)", re.MULTILINE)
 _texts: dict[tuple[str, str], str] = {}  # the name of a part and what it shows of itself -> its text
 _values: dict[str, tuple[str, Any]] = {}  # the text of a part -> its name and its value
@@ -36,8 +39,14 @@ def from_yaml(text: str) -> Config:
 
     Raises:
         RequestError: a key is unknown, missing or of the wrong type.
-        YAMLError, ValueError, OSError: this is no YAML, or no mapping.
+        YAMLError, ValueError, OSError: this is no YAML, or no mapping; or it holds what the text of a configuration never does.
     """
+    if len(text) > LONGEST:
+        raise ValueError(f"it is longer than {LONGEST:,} characters")
+    if "${" in _REFERENCE.sub("", text):
+        raise ValueError("it has ${...} in it that is more than the name of another key")
+    if "*" in text and any(isinstance(event, AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise ValueError("it has YAML aliases")
     try:
         parts = [_value(part) for part in _PART.split(text) if part]
     except (OmegaConfBaseException, YAMLError, ValueError):  # the whole may have a meaning, or says what is wrong with it

@@ -23,7 +23,7 @@ def describe(data: Data, absent: list[str] | None = None) -> Data:
         RequestError: files are missing or wrong, or the classifiers have fewer outputs than the data has labels.
     """
     facts = _facts(data, absent)
-    if data.num_classes is not None and data.num_classes < facts.labels:
+    if data.num_classes is not None and 1 <= data.num_classes < facts.labels:  # below 1 is wrong for any data
         raise RequestError(f"data.num_classes={data.num_classes} is below the {facts.labels} labels of {facts.name}; drop it")
     return dataclasses.replace(
         data,

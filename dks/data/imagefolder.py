@@ -12,7 +12,7 @@ from PIL import Image
 
 from dks.config.errors import RequestError
 from dks.config.schema import Augmentation, Data
-from dks.data.images import Facts, ImageFiles, Images, ImageSet
+from dks.data.images import Facts, ImageFiles, Images, ImageSet, decode
 from dks.data.registry import AbsentError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -104,11 +104,7 @@ def _decoded(files: ImageFiles, side: int | None) -> ImageSet:
 
     images: list[np.ndarray] = []
     for path in Display.current().track(files.paths, len(files), "decoding images"):
-        try:
-            with Image.open(path) as opened:
-                image = opened.convert("RGB")
-        except OSError as error:
-            raise ValueError(f"{path}: the image cannot be decoded ({error})") from error
+        image = decode(path, path)
         if side is not None and image.size != (side, side):
             image = image.resize((side, side), Image.Resampling.BILINEAR)
         images.append(np.asarray(image))

@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 CHUNK = 4096  # images that are resized at a time, as floats, which take four times the memory and more
 EXACT = 256  # bytes whose squares float32 sums without rounding, in whatever order: 256 * 255^2 < 2^24
+
+
+# Formats of images that are read. Pillow knows many more: some run other programs, and few people ever look at their readers.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+
+def decode(source: Path | str | io.BytesIO, name: str) -> Image.Image:
+    """An image of a file or of bytes, in RGB.
+
+    Args:
+        name: what a person calls it.
+
+    Raises:
+        ValueError: it is no image in one of `FORMATS`, is damaged, or has so many pixels that it could fill the memory.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(source, formats=FORMATS) as opened:
+                return opened.convert("RGB")
+    except Exception as error:  # its readers raise anything on files that are damaged
+        raise ValueError(f"{name}: the image cannot be decoded ({error})") from error
 
 
 @dataclass(frozen=True)

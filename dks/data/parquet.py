@@ -11,7 +11,7 @@ import torch
 
 from dks.config.errors import RequestError
 from dks.config.schema import Data
-from dks.data.images import Facts, ImageSet
+from dks.data.images import Facts, ImageSet, decode
 
 SPLITS = ("train", "test")
 
@@ -63,6 +63,7 @@ def load(data: Data) -> tuple[ImageSet, ImageSet]:
 
 
 def _read(root: Path, split: str, side: int | None) -> ImageSet:
+    import pyarrow as pa
     import pyarrow.parquet as pq
     from PIL import Image
 
@@ -71,14 +72,14 @@ def _read(root: Path, split: str, side: int | None) -> ImageSet:
     images: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     for path in _files(root, split):
-        rows = pq.read_table(path, columns=["image", "label"])
+        try:
+            rows = pq.read_table(path, columns=["image", "label"])
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
         labels.append(rows["label"].to_numpy())
         encoded = rows["image"].combine_chunks().field("bytes")
         for number, item in enumerate(Display.current().track(encoded, len(encoded), f"decoding {path.name}")):
-            try:
-                image = Image.open(io.BytesIO(item.as_py())).convert("RGB")
-            except (OSError, TypeError) as error:
-                raise ValueError(f"{path}, row {number}: the image cannot be decoded ({error})") from error
+            image = decode(io.BytesIO(item.as_py() or b""), f"{path}, row {number}")
             if side is not None and image.size != (side, side):
                 image = image.resize((side, side), Image.Resampling.BILINEAR)
             images.append(np.asarray(image))

@@ -26,8 +26,10 @@ def image_size(data: Data) -> tuple[int, int] | None:
         return 8, 8
     from PIL import Image
 
+    from dks.data.images import FORMATS
+
     # Whatever is wrong with the files, the run itself says it; the cost is then unknown.
-    with suppress(OSError, RequestError, ValueError, StopIteration), Image.open(_first_image(data)) as image:
+    with suppress(Exception), Image.open(_first_image(data), formats=FORMATS) as image:
         return image.height, image.width
     return None
 

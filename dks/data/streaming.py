@@ -12,14 +12,13 @@ from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from dks.config.schema import Augmentation, Data
 from dks.data.batches import Batch, Normalise
-from dks.data.images import ImageFiles
+from dks.data.images import ImageFiles, decode
 from dks.data.prefetch import on_device
 from dks.data.seeds import generator
 from dks.machine.interruption import Interruption
@@ -121,11 +120,7 @@ class _Decoded(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         epoch, index = key
-        try:
-            with Image.open(self.files.paths[index]) as opened:
-                image = opened.convert("RGB")
-        except OSError as error:
-            raise ValueError(f"{self.files.paths[index]}: the image cannot be decoded ({error})") from error
+        image = decode(self.files.paths[index], self.files.paths[index])
         with torch.random.fork_rng(devices=[]):
             # The CPU's generator only: that of a GPU belongs to the network.
             torch.default_generator.manual_seed(generator(self.seed, "image", epoch, index).initial_seed())

@@ -10,7 +10,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from enum import Enum
 
-from dks.config.errors import RequestError
+from dks.config.errors import RequestError, one_line
 
 
 class Level(str, Enum):
@@ -99,9 +99,3 @@ def _late(check: Check) -> Finding:
         f"no answer within {check.seconds:g} s",
         "something it looks at hangs: a disk, a network file system, a server, or this machine is very busy; try again",
     )
-
-
-def one_line(text: str, longest: int = 300) -> str:
-    """The text in one line, cut where it is very long."""
-    line = " ".join(text.split())
-    return line if len(line) <= longest else f"{line[:longest]}..."

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dks.config.errors import RequestError
+from dks.config.errors import RequestError, one_line
 from dks.config.files import cache_folder
 from dks.doctor import machine, packages, slurm
-from dks.doctor.check import Check, Finding, grey, one_line, red
+from dks.doctor.check import Check, Finding, grey, red
 
 if TYPE_CHECKING:
     from dks.config.compose import Composed
@@ -27,8 +27,9 @@ def groups(overrides: Sequence[str]) -> list[tuple[str, list[Check]]]:
         RequestError: an override is wrong.
     """
     try:
-        from dks.config.compose import compose_here
+        from dks.config.compose import check_overrides, compose_here
 
+        check_overrides(overrides)
         composed = compose_here(overrides)
     except ImportError as error:  # a package is missing, and that is what is to be said
         missing = red("configuration", f"cannot be read: {one_line(str(error))}", "install the dependencies")

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from dks.config.errors import RequestError
+from dks.config.errors import RequestError, one_line
 from dks.config.schema import Data
-from dks.doctor.check import Finding, green, one_line, red, yellow
+from dks.doctor.check import Finding, green, red, yellow
 
 T = TypeVar("T")
 
@@ -91,7 +91,8 @@ def _parquet(data: Data, text: str) -> Iterator[Finding]:
     import io
 
     import pyarrow.parquet as pq
-    from PIL import Image
+
+    from dks.data.images import decode
 
     for split in ("train", "test"):
         rows, sizes = 0, set[tuple[int, int]]()
@@ -102,20 +103,17 @@ def _parquet(data: Data, text: str) -> Iterator[Finding]:
             batch = next(file.iter_batches(SAMPLED, columns=["image"]), ())
             for number, item in enumerate(batch["image"].to_pylist() if batch else ()):
                 try:
-                    with Image.open(io.BytesIO(item["bytes"])) as opened:
-                        sizes.add(opened.convert("RGB").size)
-                except (OSError, TypeError) as error:
-                    yield red(
-                        split, f"{path}, row {number}: cannot be decoded: {one_line(str(error))}", "fetch that file again"
-                    )
+                    sizes.add(decode(io.BytesIO((item or {}).get("bytes") or b""), f"{path}, row {number}").size)
+                except ValueError as error:
+                    yield red(split, one_line(str(error)), "fetch that file again")
                     return
         yield from _sampled(split, f"{text}, {rows:,} images in {len(paths)} file(s)", sizes, data)
 
 
 def _folders(data: Data, text: str) -> Iterator[Finding]:
-    from PIL import Image
 
     from dks.data.imagefolder import class_names, images_in
+    from dks.data.images import decode
     from dks.terminal import Display
 
     for split in ("train", "val"):
@@ -132,10 +130,9 @@ def _folders(data: Data, text: str) -> Iterator[Finding]:
             continue
         for path in _spread(chosen, SAMPLED):
             try:
-                with Image.open(path) as opened:
-                    sizes.add(opened.convert("RGB").size)
-            except OSError as error:
-                yield red(split, f"{path}: cannot be decoded: {one_line(str(error))}", "fetch that image again, or remove it")
+                sizes.add(decode(path, str(path)).size)
+            except ValueError as error:
+                yield red(split, one_line(str(error)), "fetch that image again, or remove it")
                 return
         yield from _sampled(split, f"{text}, {count:,} images", sizes, data)
 

@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dks.doctor.check import Finding, green, grey, one_line, red, yellow
+from dks.config.errors import one_line
+from dks.doctor.check import Finding, green, grey, red, yellow
 from dks.machine.control_groups import cpu_quota
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from dks.config.errors import one_line
 from dks.config.files import declarations
-from dks.doctor.check import Finding, green, grey, one_line, red, yellow
+from dks.doctor.check import Finding, green, grey, red, yellow
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

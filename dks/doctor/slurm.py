@@ -6,7 +6,8 @@ import shutil
 from collections.abc import Iterator
 from importlib import metadata
 
-from dks.doctor.check import Finding, green, grey, one_line, red, yellow
+from dks.config.errors import one_line
+from dks.doctor.check import Finding, green, grey, red, yellow
 from dks.ledger.scheduler import SchedulerSilentError, answer
 
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "sacct")

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from dks.doctor.check import Finding, green, one_line, red, yellow
+from dks.config.errors import one_line
+from dks.doctor.check import Finding, green, red, yellow
 
 NETWORK = {
     *(

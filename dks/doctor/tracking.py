@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from dks.config.errors import RequestError
+from dks.config.errors import RequestError, one_line
 from dks.config.schema import Tracking
 from dks.config.secrets import without_password
-from dks.doctor.check import Finding, Level, green, grey, one_line, red, yellow
+from dks.doctor.check import Finding, Level, green, grey, red, yellow
 from dks.doctor.machine import SKEW, WRONG
 from dks.tracking.store import SQLITE, read_sqlite, reason, schema
 

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 from collections.abc import Sequence
@@ -20,10 +21,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from dks.config.errors import RequestError
+from dks.config.errors import RequestError, short
 from dks.tracking.journal import now
 from dks.tracking.lock import is_held
-from dks.tracking.record import write_atomically
+from dks.tracking.record import check_types, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +113,11 @@ class LaunchFolder:
         """
         try:
             values = json.loads(self.file.read_text(encoding="utf-8"))
-            arrays = [Array(**array) for array in values.pop("arrays")]
-            return Launch(**values, arrays=arrays)
+            arrays = [check_types(Array(**array)) for array in values.pop("arrays")]
+            for array in arrays:
+                if not re.fullmatch(r"[0-9]{1,20}", array.job or "0"):  # it becomes a word of scancel's command line
+                    raise ValueError(f"{short(array.job)} is no id of a job")
+            return check_types(Launch(**values, arrays=arrays))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise RequestError(f"{self.file} cannot be read: {error}; type the sweep's command again") from error
 

@@ -34,7 +34,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dks.config.errors import RequestError
+from dks.config.errors import RequestError, short
 from dks.config.files import declarations
 from dks.config.names import long_name
 from dks.sweeps.combinations import (
@@ -50,6 +50,7 @@ from dks.sweeps.combinations import (
     matches,
     plain,
 )
+from dks.sweeps.grid import check_size
 
 # What a file, a table and a grid can hold beside the keys of a configuration.
 _KEYS = {"title", "table", "base", "grids", "include"}
@@ -129,7 +130,7 @@ def _content(name: str) -> dict[str, Any]:
     file = f"{name}.yaml"
     try:
         content = OmegaConf.to_container(OmegaConf.load(declarations("sweeps") / file))
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise RequestError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
         raise RequestError(f"{file} must hold the keys {', '.join(sorted(_KEYS))}")
@@ -186,6 +187,7 @@ def _product(where: str, grid: dict[Any, Any], base: Settings) -> Product:
         raise RequestError(f"{where}: {', '.join(repeated)} stands there twice; give each key once")
     if not keys:
         raise RequestError(f"{where}: it names no key of a configuration, such as method: [ds, dks]")
+    check_size(where, map(len, dimensions))
     choose = _choose(f"{where}: choose", grid["choose"], keys, base) if "choose" in grid else None
     known = dict.fromkeys([*keys, *base])
     excludes = [
@@ -240,7 +242,7 @@ def _choose(where: str, choose: Any, keys: Iterable[str], base: Settings) -> Cho
     return Choose(key, candidates, holdout)
 
 
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})")
 
 
 def _values(where: str, value: Any) -> tuple[str, ...]:
@@ -252,7 +254,8 @@ def _values(where: str, value: Any) -> tuple[str, ...]:
     for item in items:
         if isinstance(item, str) and ".." in item and "/" not in item:
             if not (ends := _RANGE.fullmatch(item)) or int(ends[1]) > int(ends[2]):
-                raise RequestError(f"{where}: {item} is no range; write the first and the last whole number, as in 1..5")
+                raise RequestError(f"{where}: {short(item)} is no range; write the first and the last whole number, as in 1..5")
+            check_size(f"{where}: {item}", [int(ends[2]) - int(ends[1]) + 1])
             texts += map(str, range(int(ends[1]), int(ends[2]) + 1))
         else:
             texts.append(written(item))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dks.config.errors import RequestError
+from dks.config.errors import RequestError, short
 from dks.config.identity import is_execution_only
 from dks.config.names import long_name
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+
+
+MOST_CELLS = 100_000  # of a sweep; more are a slip of the finger, and would only fill the memory
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def expand(overrides: Sequence[Override]) -> Grid:
     """All combinations of the swept values. A key given twice counts where it stands last.
 
     Raises:
-        RequestError: a sweep over a continuous interval, or one without values.
+        RequestError: a sweep over a continuous interval, one without values, or one of more than `MOST_CELLS`.
     """
     values: dict[str, list[str]] = {}
     axes: list[str] = []
@@ -71,6 +75,7 @@ def expand(overrides: Sequence[Override]) -> Grid:
         if override.is_sweep_override():
             axes.append(key)
     axes = [key for key in dict.fromkeys(axes) if len(values[key]) > 1]
+    check_size(" ".join(f"{key}={short(','.join(values[key]))}" for key in axes), map(len, values.values()))
     points = tuple(
         Point(
             overrides=tuple(f"{key}={value}" for key, value in zip(values, combination, strict=True)),
@@ -81,7 +86,17 @@ def expand(overrides: Sequence[Override]) -> Grid:
     fixed = [f"{long_name(key)}={items[0]}" for key, items in values.items() if key not in axes]
     swept = [axis for axis in axes if axis != "seed"] or axes
     stem = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", axis) for axis in swept)
+    if len(stem) > 100:  # a folder is named so
+        stem = f"{stem[:90]}-{hashlib.sha256(stem.encode()).hexdigest()[:6]}"
     return Grid(tuple(axes), points, named(stem, that_matter(fixed)), request=tuple(map(typed, overrides)))
+
+
+def check_size(what: str, numbers: Iterable[int]) -> None:
+    """Raises:
+    RequestError: the product of these numbers of values has more than `MOST_CELLS`.
+    """
+    if (cells := math.prod(numbers)) > MOST_CELLS:
+        raise RequestError(f"{what} makes {cells:,} cells; a sweep has {MOST_CELLS:,} at most")
 
 
 def typed(override: Override) -> str:
@@ -94,14 +109,28 @@ def values_of(override: Override) -> list[str]:
     """The values of one override, as they stand behind `key=`.
 
     Raises:
-        RequestError: a continuous interval, or no value at all.
+        RequestError: a continuous interval, no value at all, or more than `MOST_CELLS`.
     """
+    from hydra.core.override_parser.types import RangeSweep
+    from hydra.errors import HydraException
+
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
         key = override.get_key_element()
         raise RequestError(f"{override.input_line}: name the values, for example {key}=1,2,3 or {key}=range(1,4)")
-    if not (values := list(dict.fromkeys(override.sweep_string_iterator()))):
+    try:
+        # Counted first: the values of shuffle(range(...)) are all made at once.
+        whole = override.value()
+        many = isinstance(whole, RangeSweep) and any(True for _ in itertools.islice(whole.range(), MOST_CELLS, None))
+        values = [] if many else list(dict.fromkeys(override.sweep_string_iterator()))
+    except (ValueError, ArithmeticError, HydraException) as error:
+        raise RequestError(f"{short(override.input_line)}: {error}") from error
+    if many:
+        raise RequestError(
+            f"{short(override.input_line)} has more than {MOST_CELLS:,} values; a sweep has so many cells at most"
+        )
+    if not values:
         raise RequestError(f"{override.input_line}: there is nothing to sweep over")
     return values
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dks.config.errors import RequestError
-from dks.tracking.record import write_atomically
+from dks.config.errors import RequestError, short
+from dks.config.files import groups
+from dks.config.names import is_cell_id, is_sweep_name
+from dks.tracking.record import check_types, write_atomically
 
 
 @dataclass(frozen=True)
@@ -73,19 +76,41 @@ def read(results_dir: str, name: str) -> Manifest:
         RequestError: there is no such sweep, several with overrides, or its file is damaged.
     """
     path = file(results_dir, name)
-    if not path.exists():
+    if not is_sweep_name(name) or not path.exists():
         path = _only_variant(results_dir, name)
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for key in ("cells", "selection"):
-            values[key] = [ManifestCell(**cell) for cell in values.get(key, [])]
-        return Manifest(**values)
-    except (ValueError, TypeError, AttributeError) as error:
+            values[key] = [check_types(ManifestCell(**cell)) for cell in values.get(key, [])]
+        found = check_types(Manifest(**values))
+        _check_names(found)
+        return found
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RequestError(
             f"{path} is damaged ({error}); type the sweep's command again, which writes it anew: the runs are not touched"
         ) from error
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _check_names(found: Manifest) -> None:
+    """Names of folders and words of command lines: a file that someone else made could name any place, and give any option.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    for name in (found.name, *found.parts, *filter(None, [found.named])):
+        if not is_sweep_name(name):
+            raise ValueError(f"{short(name)} is no name of a sweep")
+    for cell in (*found.cells, *found.selection):
+        if not is_cell_id(cell.cell_id):
+            raise ValueError(f"{short(cell.cell_id)} is no id of a cell")
+    for line in found.request:
+        key, given, value = line.lstrip("~+").partition("=")
+        is_key = re.fullmatch(r"[A-Za-z_][\w.-]*", key) is not None and key.split(".")[0] != "hydra"
+        outside = key in groups() and "/" in value  # a file of another folder, which could set what Hydra itself does
+        if not is_key or outside or not (given or line.startswith("~")):
+            raise ValueError(f"{short(line)} is no key of a configuration with its value")
 
 
 def known(results_dir: str) -> list[str]:
@@ -94,11 +119,13 @@ def known(results_dir: str) -> list[str]:
 
 
 def _only_variant(results_dir: str, name: str) -> Path:
-    variants = variants_of(results_dir, name)
+    variants = variants_of(results_dir, name) if is_sweep_name(name) else []
     if len(variants) > 1:
         raise RequestError(f"{name} was begun with several sets of overrides; choose from {', '.join(variants)}")
     if not variants:
-        raise RequestError(f"no sweep {name!r} in {results_dir}; there are {', '.join(known(results_dir)) or 'none yet'}")
+        raise RequestError(
+            f"no sweep '{short(name)}' in {short(results_dir)}; there are {', '.join(known(results_dir)) or 'none yet'}"
+        )
     return file(results_dir, variants[0])
 
 

@@ -46,14 +46,15 @@ class Study:
         Raises:
             RequestError: there is no such sweep or no such store.
         """
-        sweep, parts = _manifests(name, overrides, results_dir)
         if store is None:
             from dks.tables.records import RecordSource
 
+            sweep, parts = _manifests(name, overrides, results_dir)
             return cls(sweep, parts, RecordSource(sweep.runs_dir))
         from dks.tables.mlflow_source import MlflowSource
 
-        return cls(sweep, parts, MlflowSource(store, experiment))
+        source = MlflowSource(store, experiment)  # says what is wrong with the URI, before cells are planned
+        return cls(*_manifests(name, overrides, results_dir), source)
 
     @property
     def name(self) -> str:

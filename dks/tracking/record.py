@@ -18,24 +18,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import statistics
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from enum import Enum
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from filelock import FileLock, Timeout
 from yaml import YAMLError
 
-from dks.config.errors import RequestError
+from dks.config.errors import RequestError, short
 from dks.config.frozen import from_yaml, to_yaml
 from dks.config.identity import SCHEMA_VERSION, cell_id, config_id
 from dks.config.methods import method_of
+from dks.config.names import is_cell_id, is_sweep_name
 from dks.config.schema import Config
 from dks.tracking import damage, heartbeat
 from dks.tracking.disk import write_draft, writing
@@ -105,6 +108,33 @@ class Record:
     schema_version: int = SCHEMA_VERSION
 
 
+T = TypeVar("T")
+
+
+def check_types(read: T) -> T:
+    """A dataclass that was made from the content of a file, if its fields hold what their types say.
+
+    Raises:
+        ValueError: one does not.
+    """
+    schema: Any = type(read)
+    for name, hint in _types(schema).items():
+        if not isinstance(getattr(read, name), hint):
+            raise ValueError(f"{name} is a {type(getattr(read, name)).__name__}")
+    return read
+
+
+@cache
+def _types(schema: type) -> dict[str, tuple[type, ...]]:
+    """Field -> the types of its values; what lists and dicts hold is left open. A float may be written as a whole number."""
+    found: dict[str, tuple[type, ...]] = {}
+    for name, hint in get_type_hints(schema).items():
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        plain = tuple(get_origin(kind) or kind for kind in kinds)
+        found[name] = (*plain, int) if float in plain else plain
+    return found
+
+
 class RunFolder:
     """The folder of one cell."""
 
@@ -156,7 +186,7 @@ class RunFolder:
         """
         try:
             return from_yaml(self.config_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, YAMLError, RequestError) as error:
+        except (OSError, ValueError, YAMLError, RequestError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise RequestError(
                 f"{self.config_file} cannot be read: {reason}; the command that began the run writes it again"
@@ -190,8 +220,15 @@ class RunFolder:
                 )
             if unknown := sorted(values.keys() - {each.name for each in dataclasses.fields(Record)}):
                 raise RequestError(f"{self.record_file} was written by a newer version of this program: {', '.join(unknown)}")
-            attempts = [Attempt(**attempt) for attempt in values.pop("attempts")]
-            return Record(**{**values, "status": Status(values["status"]), "attempts": attempts})
+            attempts = [check_types(Attempt(**attempt)) for attempt in values.pop("attempts")]
+            record = check_types(Record(**{**values, "status": Status(values["status"]), "attempts": attempts}))
+            if not is_cell_id(record.cell_id):
+                raise ValueError(f"{short(record.cell_id)} is no id of a cell")
+            if record.sweep is not None and not is_sweep_name(record.sweep):
+                raise ValueError(f"{short(record.sweep)} is no name of a sweep")
+            if not re.fullmatch(r"[\w-]*", record.uid):  # it is asked for in a store, between quotes
+                raise ValueError(f"uid={short(record.uid)} is none")
+            return record
         except FileNotFoundError:
             return None
         except (IsADirectoryError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

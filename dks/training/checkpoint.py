@@ -114,7 +114,10 @@ def read(path: Path) -> State:
     body = content[:-_DIGEST]
     if hashlib.sha256(body).digest() != content[-_DIGEST:]:
         raise Damaged("is damaged (its checksum is wrong)")
-    values = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    try:
+        values = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader raises anything on what torch.save did not write, and runs nothing of it
+        raise Damaged(f"holds what no checkpoint does ({type(error).__name__})") from error
     try:
         return State(**{**values, "progress": Progress(*values["progress"])})
     except (KeyError, TypeError) as error:
