@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from dks.config.errors import visible
 from dks.tracking.journal import Entry
 from dks.tracking.record import Record, Status
 
@@ -173,12 +174,12 @@ class Display:
     def say(self, line: str, urgent: bool = False) -> None:
         """A line that stays."""
         if urgent or self.loudness > Loudness.quiet:
-            self.console.print(line, soft_wrap=True)
+            self.console.print(visible(line), soft_wrap=True)
 
     def explain(self, line: str) -> None:
         """A line on what is decided, and why, for those who asked for it."""
         if self.loudness is Loudness.verbose:
-            self.console.print(line, soft_wrap=True)
+            self.console.print(visible(line), soft_wrap=True)
 
     def started(self, view: RunView) -> None:
         """A run begins to train."""
@@ -250,7 +251,8 @@ class RunView:
     """Shows one run: epoch, loss, error, images/s, time left."""
 
     def __init__(self, display: Display, record: Record) -> None:
-        self.display, self.cell_id, self.label = display, record.cell_id, record.label or "default configuration"
+        self.display, self.cell_id = display, record.cell_id
+        self.label = visible(record.label) or "default configuration"
         self.epochs, self.images, self.seen = 0, 0, 0.0
         self._bar: TaskID | None = None
         self._status = ""

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from html import escape as html_escape
 from itertools import pairwise
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from dks.config.errors import one_line, visible
 from dks.tables.model import Number, Over, Table
 from dks.tables.sheet import Heading, Sheet, SheetCell, SheetRow, main, sheets
 from dks.tables.statistics import Difference
@@ -28,19 +30,19 @@ def terminal(table: Table, console: Console) -> None:
     plain = not console.is_terminal or console.no_color
     many = len(table.tested) > MANY
     for sheet in [main(table)] if many else sheets(table):
-        console.print(Text(sheet.caption), soft_wrap=True)
+        console.print(Text(visible(sheet.caption)), soft_wrap=True)
         view = RichTable(box=box.HEAVY_HEAD)
         for name in sheet.label_heads:
-            view.add_column(Text(name), no_wrap=True)
+            view.add_column(Text(visible(name)), no_wrap=True)
         for name in _heads(sheet, "\n", repeated=False):
-            view.add_column(Text(name), justify="right", no_wrap=True)
+            view.add_column(Text(visible(name)), justify="right", no_wrap=True)
         for row, labels, begins in _grouped(sheet):
             if begins and len(sheet.label_heads) > 1:
                 view.add_section()
-            view.add_row(*map(Text, labels), *(_styled(cell, plain) for cell in row.cells))
+            view.add_row(*(Text(visible(label)) for label in labels), *(_styled(cell, plain) for cell in row.cells))
         console.print(view)
         for note in sheet.notes:
-            console.print(Text(note), soft_wrap=True)
+            console.print(Text(visible(note)), soft_wrap=True)
     if many:
         console.print(Text(f"{len(table.tested)} gains can be tested; every other format lists the tests"), soft_wrap=True)
 
@@ -80,21 +82,28 @@ def markdown(table: Table) -> str:
 def _markdown(sheet: Sheet) -> str:
     names = [_markdown_escape(name) for name in (*sheet.label_heads, *_heads(sheet, " ", repeated=True))]
     left = len(sheet.label_heads)
-    lines = [_markdown_escape(sheet.caption), "", f"| {' | '.join(names)} |"]
+    lines = [_markdown_line(sheet.caption), "", f"| {' | '.join(names)} |"]
     lines.append(f"|{'|'.join(':---' if number < left else '---:' for number in range(len(names)))}|")
     for row in sheet.rows:
         texts = [_markdown_escape(cell.text) for cell in row.cells]
         texts = [f"**{text}**" if cell.bold else text for text, cell in zip(texts, row.cells, strict=True)]
         lines.append(f"| {' | '.join([*map(_markdown_escape, row.labels), *texts])} |")
     for note in sheet.notes:
-        lines += ["", _markdown_escape(note)]
+        lines += ["", _markdown_line(note)]
     return "\n".join(lines) + "\n"
 
 
 def _markdown_escape(text: str) -> str:
-    for mark in "\\`*_<>|$~":
+    """As text that is nothing else, such as a link or an image, and all of it in one line."""
+    text = one_line(text, len(text) * 10)
+    for mark in "\\`*_<>|$~[]&":
         text = text.replace(mark, f"\\{mark}")
     return text
+
+
+def _markdown_line(text: str) -> str:
+    """As a line of its own that is no heading and no item of a list."""
+    return re.sub(r"^(\d*)([#+=.)-])", r"\1\\\2", _markdown_escape(text))
 
 
 def latex(table: Table) -> str:
@@ -162,7 +171,7 @@ _LATEX = {
 
 
 def _latex_escape(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character, character) for character in one_line(text, len(text) * 10))
 
 
 def html(table: Table) -> str:
@@ -202,7 +211,7 @@ def comma_separated(table: Table) -> str:
     tests = {(each.place, each.over): each for each in table.comparisons}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
+    head = (
         [*table.row_axes, *table.column_axes, "metric", "epoch", "mean", "sd", "n", "wanted", "low", "high"]
         + [f"{what}_over_{over.value}" for over in overs for what in ("gain", "gain_low", "gain_high", "p", "p_holm", "g")]
         + [
@@ -218,6 +227,7 @@ def comma_separated(table: Table) -> str:
             "cell_ids",
         ]
     )
+    writer.writerow(map(_written, head))
     for place, cell in table.cells.items():
         for number in cell.numbers:
             low, high = number.interval or (None, None)
@@ -239,12 +249,18 @@ def _tested(found: Difference | None) -> list[float | None]:
     return [None] * 4 if found is None else [found.low, found.high, found.p, found.g]
 
 
+_FORMULA = tuple("=+-@\n")  # a text that begins so
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|-inf|nan")
+
+
 def _counts(counts: dict[str, int]) -> str:
     return " ".join(f"{name.replace(' ', '_')}:{count}" for name, count in counts.items())
 
 
 def _written(value: object) -> str:
-    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
+    """A text that a spreadsheet would take for a formula has an apostrophe before it, as is usual."""
+    text = "" if value is None else repr(value) if isinstance(value, float) else visible(str(value))
+    return f"'{text}" if text[:1] in _FORMULA and not _NUMBER.fullmatch(text) else text
 
 
 def as_json(tables: Sequence[Table]) -> str:

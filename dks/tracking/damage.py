@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dks.config.errors import one_line
+
 log = logging.getLogger(__name__)
 
 
@@ -54,4 +56,4 @@ class _Shown(logging.Handler):
         line = record.getMessage()
         if line not in self._seen:
             self._seen.add(line)
-            print(f"warning: {line}", file=sys.stderr)
+            print(f"warning: {one_line(line)}", file=sys.stderr)
