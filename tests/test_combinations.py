@@ -59,7 +59,7 @@ def admitted(backbone: str, design: str, positions: str, strategy: Strategy) -> 
     if "c4" in positions and not backbone.startswith(("resnet18", "resnet50", "resnet152")):
         return False
     if design == "none" or positions == "none":
-        return design == positions == "none" and strategy is Strategy.none
+        return design == positions == "none" and strategy == Strategy.none
     return True
 
 
