@@ -72,7 +72,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="dks",
         description="Ablations of deep supervision, knowledge synergy and distillation.",
         epilog=examples(

@@ -113,6 +113,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{folder}{os.pathsep}{ROOT}"
 
 
+@pytest.mark.slow
 def test_a_sweep_over_an_installed_package_ends_in_a_table(site: str, tmp_path: Path) -> None:
     cells = ["backbone=pebble,pebble_wide", "aux=linear_probe", "strategy=neighbours,bidir", "data=stripes"]
     sweep = ["train", "-m", *cells, "recipe.epochs=1", "data.options.images=64", "tracking=off", "threads=1"]
@@ -150,6 +151,7 @@ def test_a_sweep_over_an_installed_package_ends_in_a_table(site: str, tmp_path: 
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_the_examples_own_tests_pass(site: str, tmp_path: Path) -> None:
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), "-c", os.devnull]
     process = start([*command, str(EXAMPLE / "tests")], tmp_path, PYTHONPATH=site, PYTHONDONTWRITEBYTECODE="1")
