@@ -35,6 +35,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from dks.config.errors import RequestError
 from dks.config.schema import Tracking, TrackingKind
+from dks.config.secrets import without_password
 from dks.ledger.launches import LaunchFolder
 from dks.terminal import Display, say, shown_by
 from dks.tracking import damage
@@ -113,7 +114,7 @@ def _logging_to(path: Path) -> Iterator[None]:
     damage.clear_folder(path)
     root = logging.getLogger()
     handler, level = _LogFile(path, encoding="utf-8", delay=True), root.level
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_WithoutPasswords("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     try:
@@ -122,6 +123,13 @@ def _logging_to(path: Path) -> Iterator[None]:
         root.setLevel(level)
         root.removeHandler(handler)
         handler.close()
+
+
+class _WithoutPasswords(logging.Formatter):
+    """What an error of a library says may have the URI of a store in it; its traceback as well."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_password(super().format(record))
 
 
 class _LogFile(logging.FileHandler):

@@ -23,6 +23,7 @@ from dks.config.errors import RequestError
 from dks.config.extensions import require, used
 from dks.config.identity import cell_id
 from dks.config.schema import Config
+from dks.config.secrets import without_password
 from dks.data.holdout import hold_out
 from dks.data.images import Images
 from dks.data.label_noise import corrupt
@@ -182,7 +183,10 @@ def _execute(
     except Exception as error:
         log.exception("the run failed")
         details = getattr(error, "details", {})
-        record.status, record.error = Status.failed, {"type": type(error).__name__, "message": str(error), **details}
+        record.status, record.error = (
+            Status.failed,
+            {"type": type(error).__name__, "message": without_password(str(error)), **details},
+        )
         if world.size > 1 and not isinstance(error, NonFiniteLoss):
             raise Broken(1) from error
     finally:
@@ -203,7 +207,7 @@ def _write_last(folder: RunFolder, record: Record) -> None:
     except OSError as error:
         log.exception("the record could not be written")
         if record.status is not Status.failed:  # else that is what is to be told
-            record.status, record.error = Status.failed, {"type": type(error).__name__, "message": str(error)}
+            record.status, record.error = Status.failed, {"type": type(error).__name__, "message": without_password(str(error))}
 
 
 def _trainer(
