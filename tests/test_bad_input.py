@@ -27,7 +27,7 @@ from dks.config.names import SHORT_NAMES
 from dks.config.schema import Config
 from dks.sweeps import files
 from dks.sweeps.grid import MOST_CELLS
-from dks.validation import _RANGES
+from dks.validation.checks import RANGES
 
 LIMIT = 3.0  # seconds that a refusal may take
 Line = tuple[tuple[str, ...], tuple[str, ...]]  # the arguments of `dks`, and what the message must name
@@ -95,8 +95,8 @@ def shown(text: str) -> str:
 
 @st.composite
 def out_of_range(draw: Callable[..., Any]) -> Line:
-    key = draw(st.sampled_from(sorted(_RANGES)))
-    least, most, _ = _RANGES[key]
+    key = draw(st.sampled_from(sorted(RANGES)))
+    least, most, _ = RANGES[key]
     value = draw(st.one_of(st.integers(-(10**30), least - 1), st.integers(most + 1, 10**30)))
     number = str(float(value)) if _bare(KEYS[key]) is float else str(value)
     needs = ["data=synthetic"] if key.endswith("_images") else ["aux=ap_2fc"] if key.startswith("aux_design") else []

@@ -1,28 +1,17 @@
-"""Cross-field checks, all made before anything runs. Each problem is one line: what is wrong, and what would be right."""
+"""What can be said of a configuration's values alone, without looking at data, devices or files: generators of lines."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import os
 import re
-import shutil
-from collections.abc import Iterable, Iterator
-from functools import cache
-from typing import TypeVar
+from collections.abc import Iterator
 
-from dks.config.compose import Composed
-from dks.config.errors import RequestError, one_line, short
-from dks.config.extensions import KINDS, find, refuse_own
-from dks.config.files import choices
-from dks.config.identity import canonical
-from dks.config.methods import method_of
-from dks.config.names import METHOD_GROUPS, is_cell_id, is_sweep_name
+from dks.config.errors import one_line, short
+from dks.config.names import is_sweep_name
 from dks.config.schema import (
     Augmentation,
     AuxDesign,
     Backbone,
-    Compute,
     Config,
     Data,
     DesignKind,
@@ -36,162 +25,9 @@ from dks.config.schema import (
 )
 from dks.config.secrets import has_password, without_password
 
-T = TypeVar("T")
 
-
-class Resolver:
-    """`resolve` for the many configurations of one plan.
-
-    Their data, devices, networks and teachers are few, so each is looked at once. What it remembers is what the files said when
-    it looked: use one for one plan.
-
-    Args:
-        absent_ok: go on where data is not on this machine but known without it (CIFAR, ImageNet); `absent` then says what is
-            missing, a line each. The configurations are the very ones that a machine with the files would make.
-    """
-
-    def __init__(self, absent_ok: bool = False) -> None:
-        self.absent_ok = absent_ok
-        self.absent: list[str] = []
-        self._data: dict[str, Data | RequestError] = {}
-        self._devices: dict[str, tuple[str, ...]] = {}
-        self._teachers: dict[str, str | RequestError | None] = {}
-
-    def __call__(self, composed: Composed) -> Config:
-        """The configuration with every value that depends on the data filled in, checked as a whole, in its canonical form.
-
-        Raises:
-            RequestError: with one line for every problem found.
-        """
-        config = composed.config
-        settled = list(_settle(config))
-        if settled:
-            raise RequestError(*settled)
-        if config.tracking.kind is TrackingKind.server:
-            config.tracking.uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-        problems = [*_method_problems(composed), *_config_problems(config), *self._device_problems(config.device)]
-        problems += self._compiler_problems(config.compute)
-        try:
-            data = self._described(config.data)
-            config.data = dataclasses.replace(
-                config.data, num_classes=data.num_classes, name=data.name, fingerprint=data.fingerprint
-            )
-        except RequestError as error:
-            problems.extend(error.problems)
-        if not problems:
-            problems.extend(_network_problems(config))
-            problems.extend(self._teacher_problems(config))
-        if problems:
-            raise RequestError(*problems)
-        return canonical(config)
-
-    def _described(self, data: Data) -> Data:
-        from dks.data import describe
-
-        key = repr(data)
-        if key not in self._data:
-            absent: list[str] = []
-            try:
-                self._data[key] = describe(data, absent if self.absent_ok else None)
-            except RequestError as error:
-                self._data[key] = error
-            self.absent = list(dict.fromkeys([*self.absent, *absent]))
-        return _found(self._data[key])
-
-    def _device_problems(self, device: str) -> tuple[str, ...]:
-        if device not in self._devices:
-            problems = tuple(_device_problems(device))
-            if self.absent_ok and problems and _is_device(device):  # the machine that runs it may have one
-                self.absent = [*self.absent, *problems]
-                problems = ()
-            self._devices[device] = problems
-        return self._devices[device]
-
-    def _compiler_problems(self, compute: Compute) -> tuple[str, ...]:
-        wanted = (os.environ.get("CXX"), "g++", "clang++", "c++")
-        if not compute.compile or any(shutil.which(name) for name in wanted if name):
-            return ()
-        problem = "compute.compile=true needs a C++ compiler, and none is found; install g++, set CXX, or drop it"
-        if not self.absent_ok:
-            return (problem,)
-        self.absent = list(dict.fromkeys([*self.absent, problem]))  # the machine that runs it may have one
-        return ()
-
-    def _teacher_problems(self, config: Config) -> Iterator[str]:
-        """What is wrong with the teacher, if there is to be one; notes the content of its file in the configuration."""
-        kd = config.kd_teacher
-        yield from _distillation_problems(config)
-        if kd.kind is TeacherKind.none:
-            return
-        key = repr((kd.kind, kd.backbone, kd.path, kd.cell, config.runs_dir, config.data.num_classes))
-        if key not in self._teachers:
-            try:
-                self._teachers[key] = _teacher_fingerprint(config)
-            except RequestError as error:
-                self._teachers[key] = error
-        try:
-            kd.fingerprint = _found(self._teachers[key])
-        except RequestError as error:
-            yield from error.problems
-
-
-def resolve(composed: Composed) -> Config:
-    """One configuration, as `Resolver` resolves it.
-
-    Raises:
-        RequestError: with one line for every problem found.
-    """
-    return Resolver()(composed)
-
-
-@cache
-def _own_names() -> dict[str, frozenset[str]]:
-    """Kind of extension -> the names that are ours."""
-    from dks.data.registry import SOURCES
-    from dks.models.registry import FAMILIES
-
-    own: dict[str, Iterable[str]] = {
-        "backbone": FAMILIES,
-        "aux_design": DesignKind,
-        "matching_strategy": Strategy,
-        "data": SOURCES,
-    }
-    return {kind: frozenset(str(name) for name in names) for kind, names in own.items()}
-
-
-def _settle(config: Config) -> Iterator[str]:
-    """Give extensions their versions and the defaults of their options; what is wrong with them, a line each."""
-    for kind, own in _own_names().items():
-        part, key = KINDS[kind].split(".")
-        node = getattr(config, part)
-        name, given = getattr(node, key), node.options
-        try:
-            if name in own:
-                refuse_own(kind, name)
-                if given:
-                    yield f"{part}.options={dict(given)} are for extensions; {part}.{key}={name} has none, drop them"
-                continue
-            extension = find(kind, name, own)
-            node.options = extension.component.filled_in(given)
-            setattr(node, key, extension.reference)
-        except RequestError as error:
-            yield from error.problems
-
-
-def _found(remembered: T | RequestError) -> T:
-    if isinstance(remembered, RequestError):
-        raise RequestError(*remembered.problems)
-    return remembered
-
-
-def _method_problems(composed: Composed) -> Iterator[str]:
-    preset, trained = composed.choices.get("method"), method_of(composed.config)
-    if preset is not None and preset != trained:
-        groups = ", ".join(f"{group}={composed.choices[group]}" for group in METHOD_GROUPS)
-        yield f"method={preset} contradicts {groups}, which is {trained}; drop method={preset} or the choice against it"
-
-
-def _config_problems(config: Config) -> Iterator[str]:
+def config_problems(config: Config) -> Iterator[str]:
+    """What is wrong with a configuration but for its teacher, a line each."""
     design, positions, strategy = config.aux_design, config.aux_positions.at, config.matching_strategy.name
     if strategy != Strategy.none and design.kind == DesignKind.none:
         yield (
@@ -241,7 +77,7 @@ def _config_problems(config: Config) -> Iterator[str]:
 
 # Key -> the least and the most it can be, and what more is to be said of it. What lies beyond is a slip of the finger: it would
 # overflow, or take all memory or years, only after the run has begun.
-_RANGES = {
+RANGES = {
     "aux_design.conv_channels": (1, 100_000, ""),
     "aux_design.hidden": (1, 1_000_000, ""),
     "aux_design.max_blocks": (1, 1000, ""),
@@ -263,7 +99,7 @@ _RANGES = {
 
 
 def _range_problems(config: Config) -> Iterator[str]:
-    for key, (least, most, more) in _RANGES.items():
+    for key, (least, most, more) in RANGES.items():
         part, _, name = key.rpartition(".")
         value = getattr(getattr(config, part) if part else config, name)
         if value is not None and not least <= value <= most:
@@ -376,29 +212,8 @@ def _channel_problems(where: str, mean: list[float] | None, std: list[float] | N
         yield f"{where}.std={std} must be above 0"
 
 
-def _device_problems(device: str) -> Iterator[str]:
-    import torch
-
-    if device == "auto":
-        return
-    if not _is_device(device):
-        yield f"device={device}: choose auto, cpu, cuda or cuda:N"
-    elif torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        yield f"device={device}: no CUDA device is usable here; choose device=cpu or device=auto"
-    elif torch.device(device).type == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
-        yield f"device={device}: this machine has {torch.cuda.device_count()} CUDA device(s), counted from 0"
-
-
-def _is_device(device: str) -> bool:
-    import torch
-
-    try:
-        return torch.device(device).type in ("cpu", "cuda")
-    except RuntimeError:
-        return False
-
-
-def _distillation_problems(config: Config) -> Iterator[str]:
+def distillation_problems(config: Config) -> Iterator[str]:
+    """What is wrong with the numbers of distillation and with who is taught, a line each."""
     kd = config.kd_teacher
     if kd.kind is TeacherKind.none:
         if kd.students:
@@ -411,56 +226,3 @@ def _distillation_problems(config: Config) -> Iterator[str]:
         value = getattr(kd, key)
         if not (math.isfinite(value) and value > 0):
             yield f"kd_teacher.{key}={value} must be a finite number above 0"
-
-
-def _teacher_fingerprint(config: Config) -> str | None:
-    """The content of the teacher's file, once the teacher was checked; None if it is no file.
-
-    Raises:
-        RequestError: there is no such teacher, or it does not fit the data.
-    """
-    from dks.teacher import check_teacher
-    from dks.weights import fingerprint
-
-    kd = config.kd_teacher
-    if kd.kind is TeacherKind.checkpoint:
-        if (kd.path is None) == (kd.cell is None):
-            raise RequestError(
-                "teacher=checkpoint needs kd_teacher.cell=CELL_ID, or kd_teacher.path=FILE with kd_teacher.backbone=NAME"
-            )
-        if kd.cell is not None and not is_cell_id(kd.cell):
-            raise RequestError(
-                f"kd_teacher.cell={short(kd.cell)} is no id of a cell; they are the names of the folders in {config.runs_dir}"
-            )
-        if kd.backbone is not None and kd.backbone not in (known := choices("backbone")):
-            raise RequestError(f"kd_teacher.backbone={short(kd.backbone)}: no such choice; choose from {', '.join(known)}")
-        if kd.path is not None and kd.backbone is None:
-            raise RequestError(
-                f"kd_teacher.path={kd.path} needs kd_teacher.backbone, the network it holds, for example resnet50"
-            )
-    check_teacher(config)
-    return None if kd.path is None else fingerprint(kd.path)
-
-
-# Sweeps repeat few networks over many cells, so each is built once.
-_built: dict[str, str | None] = {}
-
-
-def _network_problems(config: Config) -> Iterator[str]:
-    """What the builders say of this network: it is built on the meta device, which allocates nothing."""
-    import torch
-
-    from dks.models import build_network
-
-    key = repr((config.backbone, config.aux_design, config.aux_positions, config.data.num_classes))
-    if key not in _built:
-        try:
-            with torch.device("meta"):
-                build_network(config, initialise=False)  # drawing weights on meta takes a second of imports
-            _built[key] = None
-        except RequestError as error:
-            _built[key] = str(error)
-        except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # what torch says of sizes
-            _built[key] = f"a network of these sizes cannot be built: {str(error).splitlines()[0]}"
-    if problem := _built[key]:
-        yield problem
