@@ -13,16 +13,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dks.config.errors import RequestError, short
+from dks.config.errors import RequestError
 from dks.config.extensions import require
 from dks.config.files import load_choice
-from dks.config.names import is_cell_id
 from dks.config.schema import Backbone, Config, Data
-from dks.ledger.states import State, look_up
+from dks.ledger.states import finished_run
 from dks.models import build_network
 from dks.models.network import SupervisedNetwork
 from dks.tracking import damage
-from dks.tracking.record import RunFolder
 
 WRAPPERS = ("state_dict", "model", "network")  # where training scripts put the state dict beside other things
 COUNTER = (
@@ -106,14 +104,7 @@ def run_network(runs_dir: Path | str, cell_id: str) -> tuple[Config, SupervisedN
     Raises:
         RequestError: there is no such run, it is not done, or its files are damaged.
     """
-    if not is_cell_id(cell_id):
-        raise RequestError(f"CELL_ID={short(cell_id)} is no id of a cell; they are the names of the folders in {runs_dir}")
-    state, record = look_up(str(runs_dir), cell_id)
-    if record is None:
-        raise RequestError(f"there is no run {cell_id} in {runs_dir}")
-    if state is not State.done:
-        raise RequestError(f"run {cell_id} in {runs_dir} is {state.value}, not done: it has no trained weights yet")
-    folder = RunFolder(Path(runs_dir) / cell_id)
+    folder, record = finished_run(runs_dir, cell_id)
     config = folder.read_config()
     for file in require(config, [each for attempt in record.attempts for each in attempt.extensions]):
         damage.report(file, f"is not what run {cell_id} was trained with, though its version is the same")

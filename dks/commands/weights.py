@@ -58,12 +58,16 @@ def add(commands: Commands) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from dks.ledger.states import finished_run
+
     files = {"--weights": options.weights, "--backbone": options.backbone, "--images": options.images}
     more = {**files, "--protocol": options.protocol}
     if options.cell_id is not None and (given := [name for name, value in more.items() if value is not None]):
         raise RequestError(f"a run is tested on its own test set; drop {', '.join(given)}, or CELL_ID")
     if options.cell_id is None and (lacking := [name for name, value in files.items() if value is None]):
         raise RequestError(f"give CELL_ID, or --weights, --backbone and --images ({', '.join(lacking)} not given)")
+    if options.cell_id is not None:
+        finished_run(options.runs_dir, options.cell_id)  # torch takes seconds to import, and this is known without it
     from dks.evaluation import Protocol, evaluate_file, evaluate_run
 
     if options.cell_id is not None:
@@ -83,6 +87,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    from dks.ledger.states import finished_run
+
+    finished_run(options.runs_dir, options.cell_id)
     from dks.export import Format, export
 
     path = export(options.runs_dir, options.cell_id, Format(options.format), options.output, options.force)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from dks.config.errors import RequestError
+from dks.config.errors import RequestError, short
+from dks.config.names import is_cell_id
 from dks.ledger.handover import recover
 from dks.ledger.launches import Launch, LaunchFolder
 from dks.ledger.scheduler import Job, Scheduler, Stage
@@ -168,6 +169,22 @@ def look_up(runs_dir: str, cell_id: str) -> tuple[State, Record | None]:
     """
     standing = survey(runs_dir, [cell_id])[cell_id]
     return standing.state, standing.record
+
+
+def finished_run(runs_dir: Path | str, cell_id: str) -> tuple[RunFolder, Record]:
+    """The folder and the record of a run that is done.
+
+    Raises:
+        RequestError: there is no such run, it is not done, or its record cannot be read.
+    """
+    if not is_cell_id(cell_id):
+        raise RequestError(f"CELL_ID={short(cell_id)} is no id of a cell; they are the names of the folders in {runs_dir}")
+    state, record = look_up(str(runs_dir), cell_id)
+    if record is None:
+        raise RequestError(f"there is no run {cell_id} in {runs_dir}")
+    if state is not State.done:
+        raise RequestError(f"run {cell_id} in {runs_dir} is {state.value}, not done: it has no trained weights yet")
+    return RunFolder(Path(runs_dir) / cell_id), record
 
 
 def _names_in(folder: str) -> set[str]:

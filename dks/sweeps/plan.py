@@ -301,7 +301,7 @@ def _differs(grid: Grid, cells: Iterable[Cell], compose: Compose) -> dict[str, l
     places: dict[tuple[str | None, ...], Point] = {}
     for point in (*file.points, *(point for choice in file.choices for point in choice.undecided)):
         places.setdefault(tuple(point.labels.get(axis) for axis in axes), point)
-    resolve, originals = Resolver(absent_ok=True), dict[tuple[str, ...], Composed]()
+    resolve, originals = Resolver(absent_ok=True), dict[tuple[str, ...], Composed | None]()
     found: dict[str, list[str]] = {}
     for cell in cells:
         place = places.get(tuple(cell.point.labels.get(axis) for axis in axes))
@@ -309,8 +309,12 @@ def _differs(grid: Grid, cells: Iterable[Cell], compose: Compose) -> dict[str, l
             continue
         if place.overrides not in originals:
             composed = compose(place.overrides)
-            originals[place.overrides] = replace(composed, config=resolve(composed))
-        original = originals[place.overrides]
+            try:
+                originals[place.overrides] = replace(composed, config=resolve(composed))
+            except RequestError:  # the file leaves open what has to be given, such as a folder: it has no setting of its own
+                originals[place.overrides] = None
+        if (original := originals[place.overrides]) is None:
+            continue
         lines = differences(cell.config, cell.choices, original.config, original.choices, chosen)
         found[cell.config_id] = lines
     return {config: lines for config, lines in found.items() if lines}

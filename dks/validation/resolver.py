@@ -183,10 +183,10 @@ def _method_problems(composed: Composed) -> Iterator[str]:
 
 
 def _device_problems(device: str) -> Iterator[str]:
-    import torch
-
     if device == "auto":
         return
+    import torch
+
     if not _is_device(device):
         yield f"device={device}: choose auto, cpu, cuda or cuda:N"
     elif torch.device(device).type == "cuda" and not torch.cuda.is_available():
