@@ -549,7 +549,7 @@ def test_jobs_of_slurm_find_the_same_files(extend: Extend, monkeypatch: pytest.M
 def test_a_job_of_slurm_trains_an_extension(cluster: Any, in_folder: Path, extend: Extend) -> None:
     """Though the job inherits nothing of the environment."""
     file = extend(NET, PARTS)
-    options = ["hydra/launcher=slurm", "hydra.launcher.additional_parameters={export: NONE}", "hydra.launcher.cpus_per_task=1"]
+    options = ["hydra/launcher=slurm", "+hydra.launcher.additional_parameters.export=NONE", "hydra.launcher.cpus_per_task=1"]
     cells = ["-m", "backbone=mynet", "data=noise", "strategy=ring,bidir", "recipe.epochs=1", "tracking=off", "threads=1"]
     status, _, err = run_dks(in_folder, "train", *cells, *options, **{extensions.VARIABLE: os.path.relpath(file, in_folder)})
     assert status == 0, err
