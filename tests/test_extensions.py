@@ -70,7 +70,7 @@ Extend = Callable[..., Path]
 def extend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Extend:
     """Write a file of extensions, a new one each time, and name it beside the earlier ones."""
     written: list[str] = []
-    monkeypatch.setattr(validation, "_built", {})  # networks that were looked at, by their names
+    monkeypatch.setattr(validation.resolver, "_built", {})  # networks that were looked at, by their names
     monkeypatch.setattr(data, "_loaded", {})
 
     def write(*texts: str, name: str = "extra.py") -> Path:
