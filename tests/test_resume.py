@@ -432,7 +432,7 @@ def test_the_first_batches_of_a_streamed_epoch_are_skipped_without_decoding_them
     batches, opened = streamed(photos, 0), []
     whole = list(batches.epoch(2))
     original = Image.open
-    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or original(path))
+    monkeypatch.setattr(Image, "open", lambda path, **how: opened.append(path) or original(path, **how))
     rest = list(batches.epoch(2, first=3))
     assert len(whole) == 4
     assert len(rest) == 1
