@@ -207,8 +207,9 @@ def _importable() -> list[str]:
 
 
 def _srun_options(resources: Resources) -> list[str]:
-    # Since SLURM 22.05 srun does not take the number of CPUs from the job.
-    options = [f"--cpus-per-task={resources.cpus_per_task}"]
+    # Since SLURM 22.05 srun does not take the number of CPUs from the job. Where jobs inherit no environment, steps would have
+    # nothing of what the setup lines export either.
+    options = [f"--cpus-per-task={resources.cpus_per_task}", "--export=ALL"]
     if resources.nodes * resources.tasks_per_node > 1:
         # A process that failed leaves others that wait for it; they get a minute to write down what happened.
         options.append("--wait=60")
