@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, TINY, start, train
+from tracking_services import mlflow_client
 
 from dks.tracking.record import RunFolder, Status
 
@@ -25,8 +26,6 @@ def records(folder: Path) -> dict[str, Any]:
 
 def test_the_main_job_from_nothing_to_its_table_and_into_mlflow(in_folder: Path) -> None:
     """The verbatim command, only with fewer epochs: nine runs, the table, the store; then again, then one column more."""
-    from mlflow import MlflowClient
-
     status, out, err = train(in_folder, *MAIN_JOB.split(), "recipe.epochs=1")
     assert status == 0, err
     assert "9 cells (9 missing); 9 to run" in err
@@ -60,7 +59,7 @@ def test_the_main_job_from_nothing_to_its_table_and_into_mlflow(in_folder: Path)
     process.communicate(timeout=200)
     assert process.returncode == 0
     # MLflow: one parent, nine finished children with learning curves.
-    client = MlflowClient("sqlite:///mlflow.db")
+    client = mlflow_client("sqlite:///mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("dks").experiment_id])
     parents = [run for run in runs if run.data.tags["dks.role"] == "sweep"]
     children = [run for run in runs if run.data.tags["dks.role"] == "cell"]
@@ -161,9 +160,7 @@ def test_ctrl_c_leaves_a_killed_run_and_the_next_call_goes_on(in_folder: Path) -
     folder = RunFolder(in_folder / "runs" / killed)
     done = len(folder.journal.read())
     assert done >= 1
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{in_folder / 'mlflow.db'}")
+    client = mlflow_client(f"sqlite:///{in_folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("dks").experiment_id
     assert {run.info.status for run in client.search_runs([experiment])} == {"KILLED"}
 

@@ -24,6 +24,7 @@ from PIL import Image
 from rich.console import Console
 from slurm_cluster import Cluster, free_ports
 from test_data import no_label, write_cifar, write_parquet
+from tracking_services import mlflow_client
 
 from dks.config.errors import RequestError
 from dks.config.schema import Data, Tracking, TrackingKind
@@ -405,10 +406,8 @@ def local(uri: str) -> Tracking:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of the installed MLflow with the experiment dks and a run RUNNING in it."""
-    from mlflow import MlflowClient
-
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    client = MlflowClient(f"sqlite:///{file}")
+    client = mlflow_client(f"sqlite:///{file}")
     client.create_run(client.create_experiment("dks"))
     return file
 
@@ -472,12 +471,11 @@ def test_a_damaged_store_is_red(store: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_store_in_postgresql_is_looked_at_as_well(postgresql: str) -> None:
-    from mlflow import MlflowClient
     from sqlalchemy import create_engine, text
 
     (empty,) = tracking.tracking(local(postgresql))
     assert (empty.level, "without MLflow's tables" in empty.found) == (Level.green, True)
-    MlflowClient(postgresql).create_experiment("dks")
+    mlflow_client(postgresql).create_experiment("dks")
     found = by_name(tracking.tracking(local(postgresql)))
     assert {name: each.level.value for name, each in found.items()} == dict.fromkeys(("schema", "store", "experiment"), "green")
     engine = create_engine(postgresql)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, TINY, start
 from slurm_cluster import Cluster
+from tracking_services import mlflow_client
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -46,8 +47,6 @@ def states(folder: Path, *overrides: str) -> dict[str, int]:
 
 
 def test_a_sweep_is_submitted_and_waited_for_by_another_process(cluster: Cluster, in_folder: Path) -> None:
-    from mlflow import MlflowClient
-
     tracked = (*SMALL, "tracking=local")
     status, _, err = dks(in_folder, "sweep", "run", "methods", *SLURM, "method=baseline,dks", *tracked)
     assert status == 0, err
@@ -62,7 +61,7 @@ def test_a_sweep_is_submitted_and_waited_for_by_another_process(cluster: Cluster
     assert status == 0, (err, states(in_folder))
     assert "baseline" in out
     assert states(in_folder) == {"done": 4}
-    client = MlflowClient(f"sqlite:///{in_folder / 'mlflow.db'}")
+    client = mlflow_client(f"sqlite:///{in_folder / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("dks").experiment_id])
     assert [run.info.status for run in runs] == ["FINISHED"] * 5, "four cells and their parent"
     made = records(in_folder)

@@ -28,6 +28,8 @@ from typing import Any
 import pytest
 from slurm_cluster import free_ports
 
+from dks.tracking.store import SQLITE
+
 # (metric, step, time in milliseconds since 1970, value); NaN is written "NaN", so that two histories can be compared
 Point = tuple[str, int, int, float | str]
 
@@ -465,7 +467,10 @@ def _stored(value: float) -> float | str:
 
 
 def mlflow_client(uri: str) -> Any:
+    """MLflow keeps databases open by their URIs: a relative one would find the store of the test before, in another folder."""
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     from mlflow import MlflowClient
 
+    if uri.startswith(SQLITE):
+        uri = f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
     return MlflowClient(uri)
