@@ -212,6 +212,15 @@ def test_in_a_sweep_every_bad_cell_is_named_and_nothing_is_launched(run_here, in
     assert not list(in_folder.iterdir())
 
 
+def test_what_is_wrong_with_all_of_many_cells_names_none_of_them(run_here) -> None:  # type: ignore[no-untyped-def]
+    status, _, err = run_here("-m", "seed=range(7)", "data=parquet")
+    assert (status, err.splitlines()) == (2, [err.strip()])
+    assert err.startswith("error: all 7 cells: data.root has no value; add data.root=FOLDER")
+    status, _, err = run_here("-m", "seed=range(-7,1)", "recipe.epochs=1")
+    assert status == 2
+    assert err.splitlines()[0].startswith("error: seed=-7: seed=-7 must be")
+
+
 # --- many configurations of one plan
 
 

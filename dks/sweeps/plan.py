@@ -256,6 +256,7 @@ class _Drafter:
         self.compose, self.resolve = compose, Resolver(absent_ok)
         self.drafts: list[_Draft] = []
         self.problems: dict[str, list[str]] = {}  # problem -> the cells that have it
+        self._count = 0  # of all cells
 
     def draft(self, grid: Grid) -> tuple[list[_Draft], list[tuple[Choice, dict[str, list[_Draft]]]]]:
         """The points of a grid, and those that its choices try."""
@@ -272,12 +273,14 @@ class _Drafter:
     def complain(self) -> None:
         """Raises a RequestError if something is wrong with some cell."""
         if self.problems:
-            lines = (f"{_cells(cells)}: {text}" if cells[0] else text for text, cells in self.problems.items())
+            count = self._count
+            lines = (f"{_cells(cells, count)}: {text}" if cells[0] else text for text, cells in self.problems.items())
             raise RequestError(*lines)
 
     def _some(self, points: Iterable[Point]) -> list[_Draft]:
         drafts = []
         points = list(points)
+        self._count += len(points)
         for point in Display.current().track(points, len(points), "composing") if len(points) > MANY else points:
             try:
                 composed = self.compose(point.overrides)
@@ -329,7 +332,10 @@ def _refuse_twins(name: str, drafts: Sequence[_Draft]) -> None:
             raise RequestError(f"{name}.yaml has the same cell twice: {one} and {other}; drop one of them")
 
 
-def _cells(places: list[str], shown: int = 6) -> str:
+def _cells(places: list[str], count: int, shown: int = 6) -> str:
+    """The cells that have a problem, of that many; their names where these say something."""
+    if len(places) == count > shown:
+        return f"all {count} cells"
     rest = f" and {len(places) - shown} more" if len(places) > shown else ""
     return " | ".join(places[:shown]) + rest
 
