@@ -14,7 +14,7 @@ from dks import __version__
 from dks.commands import bench, completion, doctor, extensions, reading, sweeps, tracking, weights
 from dks.commands.exit_status import DONE, FAILED, INTERRUPTED, WRONG_REQUEST
 from dks.commands.hydra_main import hydra_main
-from dks.commands.options import add_loudness, examples
+from dks.commands.options import HelpFormatter, add_loudness, as_epilog
 from dks.config.errors import one_line, short
 from dks.config.secrets import without_password
 from dks.tracking import damage
@@ -75,10 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = _Parser(
         prog="dks",
         description="Ablations of deep supervision, knowledge synergy and distillation.",
-        epilog=examples(
-            "dks train -m aux=ours,shallow,narrow strategy=topdown,bottomup,bidir", "dks sweep run methods", "dks table methods"
+        epilog=as_epilog(
+            [
+                "dks train -m aux=ours,shallow,narrow strategy=topdown,bottomup,bidir",
+                "dks sweep run methods",
+                "dks table methods",
+            ]
         ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dks {__version__}")
     parser.add_argument(DEBUG, action="store_true", help="show where an error was raised, for any command and for train.py")

@@ -88,7 +88,13 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
-ALL = [block for page in PAGES for block in blocks(page)]
+# The examples of every help are read as if a page had them.
+HELP = [
+    Block(ROOT / "dks" / "cli.py", 1, "", None, parser.epilog)
+    for parser in command_reference.parsers(cli._parser())
+    if parser.epilog is not None
+]
+ALL = [*(block for page in PAGES for block in blocks(page)), *HELP]
 
 
 def lines(block: Block) -> list[str]:

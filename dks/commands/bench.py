@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dks.commands.exit_status import DONE, FAILED
-from dks.commands.options import Commands, device
+from dks.commands.options import Commands, add_command, add_json, device
 from dks.config.errors import RequestError
 from dks.config.files import declarations, python_path
 
@@ -26,13 +26,13 @@ class BenchmarkFailed(Exception):
 
 
 def add(commands: Commands) -> None:
-    what = "how fast this machine is: ours against plain implementations, and against its own limit"
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "bench",
-        help=what,
-        description=f"{what[0].upper()}{what[1:]}. Every benchmark takes a minute or so, with --full much longer.",
-        epilog="examples:\n  dks bench\n  dks bench step pipeline\n  dks bench step --full --device cuda --json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "how fast this machine is: ours against plain implementations, and against its own limit",
+        ["dks bench", "dks bench step pipeline", "dks bench step --full --device cuda --json"],
+        _bench,
+        "Every benchmark takes a minute or so, with --full much longer.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="those that --list shows (default: all)")
     parser.add_argument("--list", action="store_true", help="the names, and what each measures")
@@ -40,8 +40,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--device", type=device, metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
-    parser.set_defaults(run=_bench)
+    add_json(parser)
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from dks.commands import bench
 from dks.commands.exit_status import DONE
-from dks.commands.options import Commands, add_loudness, examples
+from dks.commands.options import Commands, add_command, add_loudness
 
 # Command and option -> what the shell evaluates at its start.
 SCRIPTS = {
@@ -77,21 +77,20 @@ Candidate: TypeAlias = tuple[str, str]  # a whole word, and what it means or not
 
 def add(commands: Commands, parser: argparse.ArgumentParser) -> None:
     """`parser`: that of `dks`, to which all the other commands have been added."""
-    added = commands.add_parser(
+    added = add_command(
+        commands,
         "completion",
-        help="completion of commands, options, sweeps, choices and keys, for bash, zsh and fish",
-        description="Print what makes a shell complete commands, options, sweeps, choices and keys.\n"
-        "To have it in every shell, put the line into ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish.",
-        epilog=examples(
+        "what makes a shell complete commands, options, sweeps, choices and keys",
+        [
             'eval "$(dks completion bash)"   in bash',
             'eval "$(dks completion zsh)"    in zsh',
             "dks completion fish | source    in fish",
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        ],
+        partial(_completion, parser),
+        "To have it in every shell, put the line into ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish.",
     )
     added.add_argument("shell", choices=tuple(SCRIPTS))
     added.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)  # what a script asks about
-    added.set_defaults(run=partial(_completion, parser))
 
 
 def _completion(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:

@@ -8,25 +8,28 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dks.commands.exit_status import DONE, FAILED
-from dks.commands.options import Commands
+from dks.commands.options import Commands, add_command, add_json
 
 if TYPE_CHECKING:
     from dks.doctor.check import Check, Finding
 
 
 def add(commands: Commands) -> None:
-    what = "what is installed, reachable and missing on this machine, and what to do about it"
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "doctor",
-        help=what,
-        description=f"{what[0].upper()}{what[1:]}. Exit status 1 if something is red. Nothing is changed.",
-        epilog="examples:\n  dks doctor\n  dks doctor data=cifar100 data.root=data\n"
-        "  dks doctor tracking.uri=http://mlflow.example.org:5000\n  dks doctor runs_dir=/scratch/runs --json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "what is installed, reachable and missing on this machine, and what to do about it",
+        [
+            "dks doctor",
+            "dks doctor data=cifar100 data.root=data",
+            "dks doctor tracking=server tracking.uri=http://mlflow.example.org:5000",
+            "dks doctor runs_dir=/scratch/runs --json",
+        ],
+        _doctor,
+        "Exit status 1 if something is red. Nothing is changed.",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="those that you would run with: data, tracking, ...")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    parser.set_defaults(run=_doctor)
+    add_json(parser)
 
 
 def _doctor(options: argparse.Namespace) -> int:

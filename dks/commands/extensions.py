@@ -7,20 +7,19 @@ import json
 from typing import Any
 
 from dks.commands.exit_status import DONE, FAILED
-from dks.commands.options import Commands
+from dks.commands.options import Commands, add_command, add_json
 
 
 def add(commands: Commands) -> None:
-    what = "backbones, branch designs, matching strategies and data sets that packages and files add"
-    parser = commands.add_parser(
+    added = add_command(
+        commands,
         "extensions",
-        help=what,
-        description=f"{what[0].upper()}{what[1:]}. Each is imported; exit status 1 if one is broken.",
-        epilog="examples:\n  dks extensions\n  DKS_EXTENSIONS=my_net.py dks extensions --json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "backbones, branch designs, matching strategies and data sets that packages and files add",
+        ["dks extensions", "DKS_EXTENSIONS=my_net.py dks extensions --json"],
+        _extensions,
+        "Each is imported; exit status 1 if one is broken.",
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
-    parser.set_defaults(run=_extensions)
+    add_json(added)
 
 
 def _extensions(options: argparse.Namespace) -> int:

@@ -1,17 +1,59 @@
-"""Types of options that several families of commands take, and that of what commands are added to."""
+"""How commands are added to the command line, and the options that several families of them take."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+EXAMPLES = "examples:"
 MOST = 1_000_000_000  # of whatever is counted, and of seconds: some 30 years
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Folds a description to the width of the terminal and leaves examples as they are typed."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith(EXAMPLES):
+            return text
+        return "\n".join(super(HelpFormatter, self)._fill_text(line, width, indent) for line in text.splitlines())
+
+
+def add_command(
+    commands: Commands,
+    name: str,
+    what: str,
+    examples: Sequence[str],
+    run: Callable[[argparse.Namespace], int] | None = None,
+    more: str = "",
+    usage: str | None = None,
+) -> argparse.ArgumentParser:
+    """A command with its help.
+
+    Args:
+        what: it does, as the list of commands has it; a sentence begins with it in the help of the command itself.
+        examples: whole lines, as they are typed; behind two spaces what is to be said of one.
+        run: what does it; returns the exit status. None: its subcommands do.
+        more: sentences behind that one.
+        usage: where argparse's own does not tell.
+    """
+    description = f"{what[0].upper()}{what[1:]}.{more and f' {more}'}"
+    added = commands.add_parser(
+        name, help=what, description=description, epilog=as_epilog(examples), usage=usage, formatter_class=HelpFormatter
+    )
+    if run is not None:
+        added.set_defaults(run=run)
+    return added
+
+
+def as_epilog(examples: Sequence[str]) -> str:
+    """What stands at the end of a command's help."""
+    return "\n".join((EXAMPLES, *(f"  {line}" for line in examples)))
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -40,9 +82,21 @@ def add_loudness(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-v", "--verbose", action="store_true", help="also what is decided, and why")
 
 
-def examples(*lines: str) -> str:
-    """What stands at the end of a command's help."""
-    return "\n".join(("examples:", *(f"  {line}" for line in lines)))
+def add_json(container: argparse._ActionsContainer) -> None:
+    """`--json`, for a command that lists something or tells how it is; a parser or a group of options has it."""
+    container.add_argument("--json", action="store_true", help="for programs")
+
+
+def add_results_dir(parser: argparse.ArgumentParser) -> None:
+    """`--results-dir`, for a command that looks at sweeps which were begun."""
+    parser.add_argument(
+        "--results-dir", default="results", type=folder, metavar="DIR", help="where sweeps are kept (default: results)"
+    )
+
+
+def add_runs_dir(parser: argparse.ArgumentParser) -> None:
+    """`--runs-dir`, for a command that looks at runs."""
+    parser.add_argument("--runs-dir", default="runs", type=folder, metavar="DIR", help="where runs are kept (default: runs)")
 
 
 def device(text: str) -> str:

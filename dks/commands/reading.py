@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dks.commands.exit_status import DONE
-from dks.commands.options import Commands, file_to_write, folder
+from dks.commands.options import Commands, add_command, add_json, add_results_dir, file_to_write, folder
 from dks.config.errors import RequestError
 
 if TYPE_CHECKING:
@@ -21,13 +21,18 @@ def add(commands: Commands) -> None:
         commands,
         "table",
         "the table of a sweep, from whatever runs exist",
+        [
+            "dks table table3",
+            "dks table paper --format md",
+            "dks table table3 data=digits recipe.epochs=2 --epoch best",
+            "dks table table1 --store sqlite:///mlflow.db --format latex --output table1.tex",
+            "dks table methods --json",
+        ],
         _table,
-        "dks table table3\n  dks table paper --format md\n  dks table table3 data=digits recipe.epochs=2 --epoch best\n"
-        "  dks table table1 --store sqlite:///mlflow.db --format latex --output table1.tex\n  dks table methods --json",
     )
     form = table.add_mutually_exclusive_group()
     form.add_argument("--format", choices=("terminal", "md", "latex", "html", "csv"), default="terminal")
-    form.add_argument("--json", action="store_true", help="for programs")
+    add_json(form)
     table.add_argument(
         "--output", type=file_to_write, metavar="FILE", help="write it there, and to FILE.json where its numbers come from"
     )
@@ -35,8 +40,8 @@ def add(commands: Commands) -> None:
         commands,
         "figure",
         "figures of a sweep, as SVG, PDF and PNG",
+        ["dks figure figure3 --kind curves", "dks figure table1 --output figures"],
         _figure,
-        "dks figure figure3 --kind curves\n  dks figure table1 --output figures",
     )
     figure.add_argument("--kind", choices=("curves", "spread", "dots", "cost"), help="default: all four")
     figure.add_argument("--output", type=folder, metavar="DIR", help="default: results/NAME/figures")
@@ -44,30 +49,22 @@ def add(commands: Commands) -> None:
         commands,
         "report",
         "one HTML page with the tables, the curves and what is missing; it needs no network",
+        ["dks report paper", "dks report table3 --output table3.html"],
         _report,
-        "dks report paper\n  dks report table3 --output table3.html",
     )
     report.add_argument("--output", type=file_to_write, metavar="FILE", help="default: results/NAME/report.html")
 
 
 def _reading(
-    commands: Commands, name: str, what: str, run: Callable[[argparse.Namespace], int], examples: str
+    commands: Commands, name: str, what: str, examples: Sequence[str], run: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
     """A command that shows what the runs of a sweep gave."""
-    added = commands.add_parser(
-        name,
-        help=what,
-        description=f"{what[0].upper()}{what[1:]}.",
-        epilog=f"examples:\n  {examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    added = add_command(commands, name, what, examples, run)
     added.add_argument("name", help="one of those that `dks sweep list` shows")
     added.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="those that the sweep was run with, if there were any")
     added.add_argument("--store", metavar="URI", help="read an MLflow store, not the folders of the runs")
     added.add_argument("--experiment", default="dks", metavar="NAME", help="in that store (default: dks)")
-    added.add_argument(
-        "--results-dir", default="results", type=folder, metavar="DIR", help="where sweeps are kept (default: results)"
-    )
+    add_results_dir(added)
     if name != "figure":
         added.add_argument(
             "--epoch",
@@ -75,7 +72,6 @@ def _reading(
             default="last",
             help="which epoch of a run counts (default: last; best is chosen by the test error itself, and so optimistic)",
         )
-    added.set_defaults(run=run)
     return added
 
 

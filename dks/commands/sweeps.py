@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from dks.commands.exit_status import DONE
 from dks.commands.hydra_main import hydra_main
-from dks.commands.options import Commands, add_loudness, at_least, examples, folder, seconds
+from dks.commands.options import Commands, add_command, add_json, add_loudness, add_results_dir, at_least, seconds
 from dks.config.errors import RequestError, visible
 
 if TYPE_CHECKING:
@@ -18,63 +18,66 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "sweep",
-        help="named sweeps: list, plan, run, status, wait, retry, cancel",
-        epilog=examples("dks sweep list", "dks sweep plan table3", "dks sweep run methods", "dks sweep status methods --json"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "named sweeps: list, plan, run, status, wait, retry, cancel",
+        ["dks sweep list", "dks sweep plan table3", "dks sweep run methods", "dks sweep status methods --json"],
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-
-    def action(name: str, what: str, run: Callable[[argparse.Namespace], int], examples: str = "") -> argparse.ArgumentParser:
-        added = actions.add_parser(
-            name, help=what, description=f"{what}.", epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        added.set_defaults(run=run)
-        return added
-
-    listing = action(
+    listing = add_command(
+        actions,
         "list",
         "the sweeps there are, how many cells each has, and how many are done",
+        ["dks sweep list", "dks sweep list --json"],
         _list,
-        examples("dks sweep list", "dks sweep list --json"),
     )
-    planning = action(
+    planning = add_command(
+        actions,
         "plan",
         "what would run, how long it would take, and what exists already; nothing is launched",
+        [
+            "dks sweep plan table3",
+            "dks sweep plan paper --json",
+            "dks sweep plan table3 data=digits backbone=resnet8 recipe.epochs=2 seed=1,2",
+        ],
         _plan,
-        "examples:\n  dks sweep plan table3\n  dks sweep plan paper --json\n"
-        "  dks sweep plan table3 data=digits backbone=resnet8 recipe.epochs=2 seed=1,2",
     )
-    running = action(
+    running = add_command(
+        actions,
         "run",
         "run what is missing, then show the table",
+        [
+            "dks sweep run table3 data.root=data data.download=true",
+            "dks sweep run table3 hydra.launcher.slots=2",
+            "dks sweep run table3 --launcher slurm hydra.launcher.partition=gpu hydra.launcher.gpus_per_node=1",
+            "dks sweep run table3 data=digits backbone=resnet8 recipe.epochs=2 seed=1,2",
+        ],
         _run,
-        "examples:\n  dks sweep run table3 data.root=data data.download=true\n"
-        "  dks sweep run table3 hydra.launcher.slots=2\n"
-        "  dks sweep run table3 --launcher slurm hydra.launcher.partition=gpu hydra.launcher.gpus_per_node=1\n"
-        "  dks sweep run table3 data=digits backbone=resnet8 recipe.epochs=2 seed=1,2",
     )
-    retrying = action(
+    retrying = add_command(
+        actions,
         "retry",
         "run again what failed, was killed or got lost, and nothing new",
+        ["dks sweep retry table3", "dks sweep retry table3 --retries 2"],
         _retry,
-        examples("dks sweep retry table3", "dks sweep retry table3 --retries 2"),
     )
-    states = action(
-        "status", "where every cell stands", _status, examples("dks sweep status table3", "dks sweep status table3 --json")
+    states = add_command(
+        actions, "status", "where every cell stands", ["dks sweep status table3", "dks sweep status table3 --json"], _status
     )
-    waiting = action(
+    waiting = add_command(
+        actions,
         "wait",
         "wait until no cell is queued or running, then show the table",
+        ["dks sweep wait table3 --every 60"],
         _wait,
-        examples("dks sweep wait table3 --every 60"),
     )
-    cancelling = action(
+    cancelling = add_command(
+        actions,
         "cancel",
         "stop the running cells and withdraw the queued ones; they can go on later",
+        ["dks sweep cancel table3"],
         _cancel,
-        examples("dks sweep cancel table3"),
     )
     for added in (planning, running):
         added.add_argument("name", help="one of those that `dks sweep list` shows, or of a sweep begun in results/")
@@ -85,13 +88,11 @@ def add(commands: Commands) -> None:
             "overrides", nargs="*", metavar="KEY=VALUE", help="those that the sweep was run with, if there were any"
         )
     for added in (states, waiting, cancelling, retrying, listing):
-        added.add_argument(
-            "--results-dir", default="results", type=folder, metavar="DIR", help="where sweeps are kept (default: results)"
-        )
+        add_results_dir(added)
     for added in (running, retrying, waiting):
         add_loudness(added)
     for added in (planning, states, listing):
-        added.add_argument("--json", action="store_true", help="for programs")
+        add_json(added)
     planning.add_argument(
         "--probe",
         type=seconds,

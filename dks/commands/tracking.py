@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dks.commands.exit_status import DONE, FAILED
-from dks.commands.options import Commands, add_loudness, folder
+from dks.commands.options import Commands, add_command, add_json, add_loudness, add_results_dir, add_runs_dir
 from dks.config.errors import RequestError
 
 if TYPE_CHECKING:
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    added = commands.add_parser(
+    added = add_command(
+        commands,
         "sync",
-        help="send to MLflow what it has not got of the runs, as often as you like",
-        description="Send to MLflow what it has not got of the runs: what an outage kept back, the end of runs that died.",
-        epilog="examples:\n  dks sync                                      all runs in runs/, each to its own store\n"
-        "  dks sync table3                               the runs of a sweep\n"
-        "  dks sync --store https://mlflow.example.org   to a server, whatever store they were told to at first\n"
-        "  dks sync --store sqlite:///again.db           a store made anew from the runs' journals",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "send to MLflow what it has not got of the runs, as often as you like",
+        [
+            "dks sync                                      all runs in runs/, each to its own store",
+            "dks sync table3                               the runs of a sweep",
+            "dks sync --store https://mlflow.example.org   to a server, whatever store they were told to at first",
+            "dks sync --store sqlite:///again.db           a store made anew from the runs' journals",
+        ],
+        _sync,
+        "That is what an outage kept back, and the end of runs that died.",
     )
     added.add_argument("names", nargs="*", metavar="NAME", help="sweeps, or cells by their ids (default: all runs)")
     added.add_argument("--store", metavar="URI", help="send to this store (default: the one that each run was configured for)")
     added.add_argument("--experiment", default="dks", metavar="NAME", help="in the store of --store (default: dks)")
-    added.add_argument("--runs-dir", default="runs", type=folder, metavar="DIR", help="where runs are kept (default: runs)")
-    added.add_argument(
-        "--results-dir", default="results", type=folder, metavar="DIR", help="where sweeps are kept (default: results)"
-    )
-    added.add_argument("--json", action="store_true", help="for programs")
+    add_runs_dir(added)
+    add_results_dir(added)
+    add_json(added)
     add_loudness(added)
-    added.set_defaults(run=_sync)
 
 
 def _sync(options: argparse.Namespace) -> int:

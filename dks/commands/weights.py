@@ -5,23 +5,22 @@ from __future__ import annotations
 import argparse
 
 from dks.commands.exit_status import DONE
-from dks.commands.options import Commands, at_least, device, examples, file_to_write, folder
+from dks.commands.options import Commands, add_command, add_json, add_runs_dir, at_least, device, file_to_write
 from dks.config.errors import RequestError
 
 
 def add(commands: Commands) -> None:
-    evaluate = commands.add_parser(
+    evaluate = add_command(
+        commands,
         "evaluate",
-        help="test a finished run again, or a checkpoint on a folder of images",
+        "test a finished run again, or a checkpoint on a folder of images",
+        ["dks evaluate 0123456789ab --json", "dks evaluate --weights resnet18.pth --backbone resnet18 --images imagenet"],
+        _evaluate,
         usage="dks evaluate CELL_ID [--runs-dir DIR] [options]\n       "
-        "dks evaluate --weights FILE --backbone NAME --images FOLDER [--protocol NAME] [options]",
-        epilog=examples(
-            "dks evaluate 0123456789ab --json", "dks evaluate --weights resnet18.pth --backbone resnet18 --images imagenet"
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "dks evaluate --weights FILE --backbone NAME --images FOLDER\n                    [--protocol NAME] [options]",
     )
     evaluate.add_argument("cell_id", nargs="?", metavar="CELL_ID", help="a finished run, tested on its own test set")
-    evaluate.add_argument("--runs-dir", default="runs", type=folder, metavar="DIR", help="where runs are kept (default: runs)")
+    add_runs_dir(evaluate)
     evaluate.add_argument("--weights", metavar="FILE", help="a state dict, as torch.save or safetensors wrote it")
     evaluate.add_argument("--backbone", metavar="NAME", help="the network that the weights belong to, for example resnet18")
     evaluate.add_argument("--images", metavar="FOLDER", help="one subfolder for each class, in FOLDER/val or in FOLDER itself")
@@ -37,13 +36,13 @@ def add(commands: Commands) -> None:
     evaluate.add_argument(
         "--device", type=device, metavar="NAME", help="auto, cpu, cuda or cuda:N (default: the run's, or auto)"
     )
-    evaluate.add_argument("--json", action="store_true", help="for programs")
-    evaluate.set_defaults(run=_evaluate)
-    export = commands.add_parser(
+    add_json(evaluate)
+    export = add_command(
+        commands,
         "export",
-        help="write the network of a finished run, without its branches, to a file",
-        epilog=examples("dks export 0123456789ab --format onnx", "dks export 0123456789ab --format safetensors --output net"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "write the network of a finished run, without its branches, to a file",
+        ["dks export 0123456789ab --format onnx", "dks export 0123456789ab --format safetensors --output net.safetensors"],
+        _export,
     )
     export.add_argument("cell_id", metavar="CELL_ID", help="a finished run")
     export.add_argument(
@@ -53,8 +52,7 @@ def add(commands: Commands) -> None:
         "--output", type=file_to_write, metavar="FILE", help="default: CELL_ID.safetensors, .onnx or .pt2, in this folder"
     )
     export.add_argument("--force", action="store_true", help="replace the file if there is one")
-    export.add_argument("--runs-dir", default="runs", type=folder, metavar="DIR", help="where runs are kept (default: runs)")
-    export.set_defaults(run=_export)
+    add_runs_dir(export)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
