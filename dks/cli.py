@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,10 +58,13 @@ def _spoken(options: argparse.Namespace) -> int:
     """Run a command as loudly as it is asked to."""
     if not (getattr(options, "quiet", False) or getattr(options, "verbose", False)):
         return int(options.run(options))
-    from dks.terminal import Loudness, speaking
+    from dks.terminal import Loudness, duration, explain, speaking
 
     with speaking(Loudness.quiet if options.quiet else Loudness.verbose):
-        return int(options.run(options))
+        began = time.monotonic()
+        status = int(options.run(options))
+        explain(f"took {duration(time.monotonic() - began)}")
+        return status
 
 
 class _Parser(argparse.ArgumentParser):

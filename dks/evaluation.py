@@ -23,7 +23,7 @@ from dks.data.streaming import StreamedTest
 from dks.ledger.states import look_up
 from dks.machine.environment import pick_device
 from dks.models.network import SupervisedNetwork
-from dks.terminal import Display
+from dks.terminal import Display, explain
 from dks.training.arithmetic import choose_operations
 from dks.training.metrics import evaluate, suffix
 from dks.weights import file_network, fingerprint, run_network
@@ -90,6 +90,7 @@ def evaluate_run(
     train, test = data.load(config.data)
     train, _ = hold_out(train, config.data.holdout, config.seed)  # images are normalised by what the run was trained on
     batches = evaluation_batches(config, test, Normalise(*channel_statistics(config, train), where), where)
+    explain(f"{len(test):,} test images of data={config.data.name} in batches of {config.eval_batch_size} on {where}")
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(record.attempts[0].threads if record.attempts else threads)
@@ -135,6 +136,7 @@ def evaluate_file(
     files = ImageFiles(tuple(path for path, _ in folder.samples), torch.tensor(folder.targets))
     form = Data(augmentation=AUGMENTATIONS[protocol], resize=RESIZED, image_size=CROPPED, workers=workers)
     batches = StreamedTest(files, batch_size, form, Normalise(IMAGENET_MEAN, IMAGENET_STD, where), where)
+    explain(f"weights from {weights}; {len(files):,} images in {folder.root} in batches of {batch_size} on {where}")
     subject = {
         "weights": weights,
         "fingerprint": fingerprint(weights),

@@ -19,6 +19,7 @@ from dks.data.batches import channel_statistics
 from dks.data.images import ImageSet
 from dks.ledger.states import look_up
 from dks.models import build_network
+from dks.terminal import explain
 from dks.weights import load_into, load_state_dict, run_network
 
 TOLERANCE = 1e-5  # of reloaded logits, relative to the largest: other programs add up in another order
@@ -158,6 +159,7 @@ def _image_size(config: Config) -> tuple[int, int]:
 
 def _compare(found: Tensor, expected: Tensor, path: Path) -> None:
     difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+    explain(f"the logits of the reloaded file differ from the network's by {difference:.1e}, of at most {TOLERANCE:.0e}")
     if not difference <= TOLERANCE:  # NaN is no agreement
         raise RuntimeError(f"{path} was not written: what it computes differs from the network by {difference:.1e}")
 

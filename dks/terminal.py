@@ -38,7 +38,7 @@ class Loudness(IntEnum):
 
     quiet = 0  # only what went wrong
     normal = 1
-    verbose = 2  # also what is decided, and why
+    verbose = 2  # also what is read and decided
 
 
 _loudness: ContextVar[Loudness] = ContextVar("loudness", default=Loudness.normal)
@@ -321,6 +321,11 @@ class RunView:
 def say(line: str, urgent: bool = False) -> None:
     """A line (rich markup) on what shows the sweep under way, or on a new display where a run stands alone."""
     Display.current().say(line, urgent)
+
+
+def explain(line: str) -> None:
+    """A line (plain text) on what is read or decided, for those who asked for it."""
+    Display().explain(escape(line))
 
 
 def outcome(record: Record) -> str:

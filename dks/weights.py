@@ -20,6 +20,7 @@ from dks.config.schema import Backbone, Config, Data
 from dks.ledger.states import finished_run
 from dks.models import build_network
 from dks.models.network import SupervisedNetwork
+from dks.terminal import explain
 from dks.tracking import damage
 
 WRAPPERS = ("state_dict", "model", "network")  # where training scripts put the state dict beside other things
@@ -111,6 +112,7 @@ def run_network(runs_dir: Path | str, cell_id: str) -> tuple[Config, SupervisedN
     config.backbone.activation_checkpointing = False  # of use in training only
     network = _unset(config)
     load_into(network, load_state_dict(folder.weights_file), str(folder.weights_file))
+    explain(f"weights of {record.label or 'the default configuration'} from {folder.weights_file}")
     return config, network
 
 

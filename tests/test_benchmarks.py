@@ -305,6 +305,21 @@ def test_a_benchmark_that_fails_is_one_line_and_the_others_go_on(folder: Path, c
     assert "walking of all" in out
 
 
+def test_a_quiet_benchmark_says_only_what_failed_and_a_verbose_one_what_is_started(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dks_bench("walking", "-q") == 0
+    out, err = capsys.readouterr()
+    assert err == "" and "How long walking takes." in out
+    (folder / "falling.py").write_text('"""Falls."""\nrun = print\nrun(__doc__)\nraise SystemExit("it fell")\n')
+    assert dks_bench("-q", "falling", "walking") == 1
+    assert capsys.readouterr().err == "[1/2] falling  failed: it fell\n"
+    assert dks_bench("-v", "walking") == 0
+    started, ended, took = capsys.readouterr().err.splitlines()
+    assert started.endswith(f"{folder / 'walking.py'} --short --json")
+    assert ended.startswith("[1/1] walking  ") and took.startswith("took ")
+
+
 def test_an_unknown_benchmark_is_one_line_that_names_the_choices(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dks_bench("crawling", "walking") == 2
     assert capsys.readouterr().err == "error: crawling: no such benchmark; choose from running, walking\n"

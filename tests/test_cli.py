@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TINY
 from test_startup import commands
 
 from dks import cli
 from dks.commands.options import EXAMPLES
 from dks.export import SUFFIXES, Format
 
+BASIC = ("hydra/launcher=basic",)  # runs cells inside this process
 COMMANDS = [path for path in commands() if path != ("train",)]  # whose help is Hydra's
 
 
@@ -72,3 +77,58 @@ def test_a_help_fits_a_narrow_terminal_and_folds_no_example(path: tuple[str, ...
     assert text.endswith(f"\n{parser.epilog}\n")
     below = text.partition("\n\n")[2]  # the usage keeps what belongs together on a line
     assert [line for line in below.removesuffix(f"{parser.epilog}\n").splitlines() if len(line) > 40] == []
+
+
+# --- quiet and verbose --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The current folder of someone who ran the sweep `mine`: two runs, done."""
+    folder = tmp_path_factory.mktemp("workplace")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.setattr(sys, "argv", ["train.py", "-q", "-m", "seed=1,2", "sweep=mine", "tracking=off", *BASIC, *TINY])
+        with pytest.raises(SystemExit) as left:
+            cli.train()
+        assert left.value.code == 0
+        yield folder
+
+
+def typed(line: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """`dks LINE` in that folder, where CELL is one of its runs: exit status, output, errors."""
+    cell_id = next(folder.glob("runs/*")).name
+    with pytest.raises(SystemExit) as left:
+        cli.main(shlex.split(line.replace("CELL", cell_id)))
+    return int(left.value.code or 0), *capsys.readouterr()
+
+
+# A command that takes its time, and what it says with --verbose that it read or decided.
+LOUD = {
+    "table mine": "2 of 2 runs are in runs/; read in ",
+    "figure mine --kind dots": "what was asked for: results/mine/sweep.json",
+    "report mine": "2 of 2 runs are in runs/; read in ",
+    "evaluate CELL": "32 test images of data=synthetic in batches of 500 on cpu",
+    "export CELL --format safetensors --force": "the logits of the reloaded file differ from the network's by ",
+    "sync": "took ",
+    "doctor tracking=off data=synthetic": "took ",
+    "sweep plan mine --probe 0": "took ",
+    f"sweep run mine {' '.join(BASIC)}": "is left alone",
+    "sweep retry mine": "is left alone",
+    "sweep wait mine": "mine: 2 cells: 2 done",
+}
+
+
+@pytest.mark.parametrize("line", LOUD)
+def test_quiet_leaves_the_result_and_verbose_tells_what_was_read_and_how_long_it_took(
+    line: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, normal, err = typed(line, workplace, capsys)
+    assert (status == 0 or line.startswith("doctor")) and "error: " not in err
+    again, out, err = typed(f"{line} --quiet", workplace, capsys)
+    assert (again, err) == (status, "")
+    assert out and (out == normal or line.startswith(("doctor", "sweep plan")))
+    again, out, err = typed(f"{line} -v", workplace, capsys)
+    assert again == status and out
+    assert LOUD[line] in err
+    assert re.fullmatch(r"took [0-9.:]+( s)?", err.splitlines()[-1])

@@ -6,6 +6,7 @@ import argparse
 import ast
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dks.commands.exit_status import DONE, FAILED
-from dks.commands.options import Commands, add_command, add_json, device
+from dks.commands.options import Commands, add_command, add_json, add_loudness, device
 from dks.config.errors import RequestError
 from dks.config.files import declarations, python_path
 
@@ -41,6 +42,7 @@ def add(commands: Commands) -> None:
         "--device", type=device, metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
     )
     add_json(parser)
+    add_loudness(parser)
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -55,6 +57,10 @@ def _bench(options: argparse.Namespace) -> int:
         width = max(map(len, names))
         print("\n".join(f"{name:{width}}  {_about(known[name])}" for name in names))
         return DONE
+    from rich.markup import escape
+
+    from dks.terminal import say
+
     given = [*(() if options.full else ("--short",)), *(("--device", options.device) if options.device else ())]
     found, failed = list[dict[str, Any]](), dict[str, str]()
     for name, number in zip(_tracked(names), range(1, len(names) + 1), strict=True):
@@ -65,7 +71,7 @@ def _bench(options: argparse.Namespace) -> int:
         except BenchmarkFailed as error:
             failed[name] = str(error)
             said = f"failed: {error}"
-        print(f"[{number}/{len(names)}] {name}  {said}", file=sys.stderr, flush=True)
+        say(escape(f"[{number}/{len(names)}] {name}  {said}"), urgent=name in failed)
         if name not in failed and not options.json:
             _show(found[-1])
     if options.json:
@@ -108,8 +114,11 @@ def _measured(script: Path, options: list[str]) -> dict[str, Any]:
     Raises:
         BenchmarkFailed: it ended otherwise.
     """
+    from dks.terminal import explain
+
     environment = {**os.environ, "PYTHONPATH": python_path(os.environ.get("PYTHONPATH", ""))}
     command = [sys.executable, str(script), *options, "--json"]
+    explain(shlex.join(command))
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dks.commands.exit_status import DONE, FAILED
-from dks.commands.options import Commands, add_command, add_json
+from dks.commands.options import Commands, add_command, add_json, add_loudness
 
 if TYPE_CHECKING:
     from dks.doctor.check import Check, Finding
@@ -30,6 +31,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="those that you would run with: data, tracking, ...")
     add_json(parser)
+    add_loudness(parser)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -42,8 +44,9 @@ def _doctor(options: argparse.Namespace) -> int:
     for title, checks in groups(options.overrides):
         findings = _examined(title, checks)
         found += [(title, finding) for finding in findings]
-        if page is not None and findings:
-            page.group(title, findings)
+        shown = [finding for finding in findings if not options.quiet or finding.level in (Level.yellow, Level.red)]
+        if page is not None and shown:
+            page.group(title, shown)
     if page is None:
         print(as_json(found))
     else:
@@ -56,8 +59,15 @@ def _examined(title: str, checks: Sequence[Check]) -> list[Finding]:
     from dks.doctor.check import examine
 
     try:
-        from dks.terminal import Display
+        from rich.markup import escape
+
+        from dks.terminal import Display, duration
     except ImportError:  # without the package that it needs, which a check will name
         return [finding for check in checks for finding in examine(check)]
+    found: list[Finding] = []
     with Display() as display:
-        return [finding for check in display.track(checks, len(checks), title) for finding in examine(check)]
+        for check in display.track(checks, len(checks), title):
+            began = time.monotonic()
+            found += examine(check)
+            display.explain(escape(f"{title}, {check.name}: {duration(time.monotonic() - began)}"))
+    return found

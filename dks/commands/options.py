@@ -76,10 +76,10 @@ def seconds(text: str) -> float:
 
 
 def add_loudness(parser: argparse.ArgumentParser) -> None:
-    """`--quiet` and `--verbose`, for a command that runs something."""
+    """`--quiet` and `--verbose`, for a command that runs or reads something that takes its time."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument("-q", "--quiet", action="store_true", help="only what went wrong, and the result")
-    group.add_argument("-v", "--verbose", action="store_true", help="also what is decided, and why")
+    group.add_argument("-v", "--verbose", action="store_true", help="also what is read and decided, and how long it took")
 
 
 def add_json(container: argparse._ActionsContainer) -> None:

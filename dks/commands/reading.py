@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dks.commands.exit_status import DONE
-from dks.commands.options import Commands, add_command, add_json, add_results_dir, file_to_write, folder
+from dks.commands.options import Commands, add_command, add_json, add_loudness, add_results_dir, file_to_write, folder
 from dks.config.errors import RequestError
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def _reading(
     added.add_argument("--store", metavar="URI", help="read an MLflow store, not the folders of the runs")
     added.add_argument("--experiment", default="dks", metavar="NAME", help="in that store (default: dks)")
     add_results_dir(added)
+    add_loudness(added)
     if name != "figure":
         added.add_argument(
             "--epoch",
@@ -106,7 +107,10 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _figure(options: argparse.Namespace) -> int:
+    from rich.markup import escape
+
     from dks.figures import KINDS, draw, write
+    from dks.terminal import say
 
     study = _study(options)
     drawn, empty = False, list[str]()
@@ -124,7 +128,7 @@ def _figure(options: argparse.Namespace) -> int:
     if not drawn:
         raise RequestError(*empty)
     for line in empty:
-        print(line, file=sys.stderr)
+        say(escape(line))
     return DONE
 
 

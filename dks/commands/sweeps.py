@@ -89,7 +89,7 @@ def add(commands: Commands) -> None:
         )
     for added in (states, waiting, cancelling, retrying, listing):
         add_results_dir(added)
-    for added in (running, retrying, waiting):
+    for added in (planning, running, retrying, waiting):
         add_loudness(added)
     for added in (planning, states, listing):
         add_json(added)

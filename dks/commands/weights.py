@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dks.commands.exit_status import DONE
-from dks.commands.options import Commands, add_command, add_json, add_runs_dir, at_least, device, file_to_write
+from dks.commands.options import Commands, add_command, add_json, add_loudness, add_runs_dir, at_least, device, file_to_write
 from dks.config.errors import RequestError
 
 
@@ -37,6 +37,7 @@ def add(commands: Commands) -> None:
         "--device", type=device, metavar="NAME", help="auto, cpu, cuda or cuda:N (default: the run's, or auto)"
     )
     add_json(evaluate)
+    add_loudness(evaluate)
     export = add_command(
         commands,
         "export",
@@ -53,6 +54,7 @@ def add(commands: Commands) -> None:
     )
     export.add_argument("--force", action="store_true", help="replace the file if there is one")
     add_runs_dir(export)
+    add_loudness(export)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

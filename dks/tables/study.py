@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from functools import cached_property
 import pandas as pd
 
 from dks.config.errors import RequestError
+from dks.config.files import declarations
 from dks.sweeps import manifest
 from dks.sweeps.files import TableShape, names, read
 from dks.sweeps.manifest import Manifest
@@ -17,6 +19,7 @@ from dks.tables.entries import entries, other_axes
 from dks.tables.model import Epoch, Metric, Over, Shape, Table, build
 from dks.tables.paper import paper_table
 from dks.tables.source import Source
+from dks.terminal import duration, explain
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,10 @@ class Study:
     @cached_property
     def runs(self) -> pd.DataFrame:
         """Its runs, those of selections included, as `dks.tables.source.Source.runs` has them."""
-        return self.source.runs(list(dict.fromkeys(cell_id for part in self.parts for cell_id in part.cell_ids)))
+        began, asked = time.monotonic(), list(dict.fromkeys(cell_id for part in self.parts for cell_id in part.cell_ids))
+        found = self.source.runs(asked)
+        explain(f"{len(found)} of {len(asked)} runs are in {self.source.name}; read in {duration(time.monotonic() - began)}")
+        return found
 
     def table(self, epoch: Epoch = Epoch.last) -> Table:
         """Its table.
@@ -118,6 +124,7 @@ def _manifests(name: str, overrides: Sequence[str], results_dir: str) -> tuple[M
     """What was asked for: of the whole sweep, and of each of its tables."""
     begun = _begun_name(name, overrides, results_dir)
     if begun is not None:
+        explain(f"what was asked for: {manifest.file(results_dir, begun)}")
         whole = manifest.read(results_dir, begun)
         return whole, tuple(manifest.read(results_dir, part) for part in whole.parts) or (whole,)
     if name not in names():
@@ -130,6 +137,7 @@ def _manifests(name: str, overrides: Sequence[str], results_dir: str) -> tuple[M
     from dks.sweeps.request import grid_of
 
     grid = grid_of(read(name), overrides, OverridesParser.create())
+    explain(f"what was asked for: the file of {name} in {declarations('sweeps')}, as the sweep is not begun in {results_dir}")
     *parts, whole = plan(grid, Composer(compose_here), absent_ok=True).manifests()
     return whole, tuple(parts) or (whole,)
 
