@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dks.export import SUFFIXES, Format
 
 BASIC = ("hydra/launcher=basic",)  # runs cells inside this process
 COMMANDS = [path for path in commands() if path != ("train",)]  # whose help is Hydra's
+WORDS = {word for path in COMMANDS for word in path}
 
 
 def parser_of(path: tuple[str, ...]) -> argparse.ArgumentParser:
@@ -132,3 +134,39 @@ def test_quiet_leaves_the_result_and_verbose_tells_what_was_read_and_how_long_it
     assert again == status and out
     assert LOUD[line] in err
     assert re.fullmatch(r"took [0-9.:]+( s)?", err.splitlines()[-1])
+
+
+# --- --json -------------------------------------------------------------------------------------------------------------------
+
+# What lists something -> what its JSON tells, to be found in its text as well.
+LISTINGS: dict[str, Callable[[Any], list[str]]] = {
+    "sweep list": lambda found: [each["name"] for each in found],
+    "sweep plan mine --probe 0": lambda found: [f"all {len(found['cells'])} cells are done", found["cells"][1]["cell_id"]],
+    "sweep status mine": lambda found: [f"{found['name']}: {len(found['cells'])} cells: {found['counts']['done']} done"],
+    "sweep wait mine": lambda found: [f"{found[0]['cells'][0]['metrics']['top1']['mean']:.2f}"],
+    "sweep cancel mine": lambda found: ["nothing to cancel"] if found["withdrawn"] == found["jobs"] == [] else ["?"],
+    "table mine": lambda found: [f"{found[0]['cells'][0]['metrics']['top1']['mean']:.2f}"],
+    "figure mine --kind dots": lambda found: [f"written to {path}" for path in found["written"]],
+    "sync": lambda found: [f"{len(found['runs'])} runs left alone"],
+    "doctor tracking=off data=synthetic": lambda found: [each["group"] for each in found],
+    "evaluate CELL": lambda found: [f"{found['images']} images", f"{found['metrics']['test/top1_error']:.2f} / "],
+    "extensions": lambda found: [each["name"] for each in found["extensions"]] or ["none: "],
+    "bench --list": lambda found: [f"{each['name']} " for each in found],
+}
+
+
+@pytest.mark.parametrize("line", LISTINGS)
+def test_what_is_listed_is_there_for_programs(line: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, text, _ = typed(line, workplace, capsys)
+    again, out, _ = typed(f"{line} --json", workplace, capsys)
+    assert again == status
+    told = LISTINGS[line](json.loads(out))
+    assert told and all(each in text for each in told), text
+
+
+def test_every_command_lists_for_programs_or_is_known_to_list_nothing() -> None:
+    listing = {path for path in COMMANDS if "--json" in parser_of(path)._option_string_actions}
+    # `bench` without --list: tests/test_benchmarks.py
+    assert listing == {tuple(word for word in line.split()[:2] if word in WORDS) for line in LISTINGS}
+    alone = {(), ("sweep",), ("sweep", "run"), ("sweep", "retry"), ("report",), ("export",), ("completion",)}
+    assert {*COMMANDS} - listing == alone

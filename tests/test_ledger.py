@@ -285,7 +285,15 @@ def test_cancel_withdraws_what_waits_and_stops_what_runs(tmp_path: Path) -> None
     write(tmp_path, "mine", runs)
     slurm = Slurm({"12_0": PENDING, "12_1": RUNNING})
     said = status.cancel(status.status(str(tmp_path / "results"), "mine", slurm), slurm)
-    assert said == "1 queued cells withdrawn, 1 running ones told to stop"
+    assert str(said) == "1 queued cells withdrawn, 1 running ones told to stop"
+    assert json.loads(said.to_json()) == {
+        "name": "mine",
+        "withdrawn": [runs[0].cell_id],
+        "stopping": [runs[1].cell_id],
+        "jobs": ["12_0", "12_1"],
+        "processes": [],
+        "elsewhere": [],
+    }
     assert slurm.cancelled == ["12_0", "12_1"]
     withdrawn = runs[0].read_record()
     assert withdrawn is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,11 +41,12 @@ def add(commands: Commands) -> None:
         commands,
         "figure",
         "figures of a sweep, as SVG, PDF and PNG",
-        ["dks figure figure3 --kind curves", "dks figure table1 --output figures"],
+        ["dks figure figure3 --kind curves", "dks figure table1 --output figures", "dks figure table3 --json"],
         _figure,
     )
     figure.add_argument("--kind", choices=("curves", "spread", "dots", "cost"), help="default: all four")
     figure.add_argument("--output", type=folder, metavar="DIR", help="default: results/NAME/figures")
+    add_json(figure)
     report = _reading(
         commands,
         "report",
@@ -113,7 +115,7 @@ def _figure(options: argparse.Namespace) -> int:
     from dks.terminal import say
 
     study = _study(options)
-    drawn, empty = False, list[str]()
+    written, empty = list[str](), list[str]()
     for table in study.tables():
         folder = Path(options.output or Path(options.results_dir) / table.name / "figures")
         for kind in [options.kind] if options.kind else KINDS:
@@ -123,10 +125,14 @@ def _figure(options: argparse.Namespace) -> int:
                 empty.append(f"no {kind}: {error}")
                 continue
             for path in write(figure, folder, f"{table.name}-{kind}"):
-                print(f"written to {path}")
-            drawn = True
-    if not drawn:
+                written.append(str(path))
+                if not options.json:
+                    print(f"written to {path}")
+    if not written:
         raise RequestError(*empty)
+    if options.json:
+        print(json.dumps({"written": written, "empty": empty}, indent=1))
+        return DONE
     for line in empty:
         say(escape(line))
     return DONE

@@ -76,7 +76,7 @@ def add(commands: Commands) -> None:
         actions,
         "cancel",
         "stop the running cells and withdraw the queued ones; they can go on later",
-        ["dks sweep cancel table3"],
+        ["dks sweep cancel table3", "dks sweep cancel table3 --json"],
         _cancel,
     )
     for added in (planning, running):
@@ -91,7 +91,7 @@ def add(commands: Commands) -> None:
         add_results_dir(added)
     for added in (planning, running, retrying, waiting):
         add_loudness(added)
-    for added in (planning, states, listing):
+    for added in (planning, states, waiting, cancelling, listing):
         add_json(added)
     planning.add_argument(
         "--probe",
@@ -208,6 +208,7 @@ def _wait(options: argparse.Namespace) -> int:
 
     from dks.sweeps.status import status, wait
     from dks.sweeps.sync import tell_dead
+    from dks.tables.render import as_json
     from dks.tables.results import show, write_results
     from dks.terminal import say
     from dks.tracking.sender import sending
@@ -221,7 +222,10 @@ def _wait(options: argparse.Namespace) -> int:
             sender.sweep(seen.sweep.name, "FAILED" if seen.exit_status else "FINISHED", tracking)
     for line in tell_dead(seen.standings):
         print(visible(line), file=sys.stderr)
-    for table in write_results(options.results_dir, name):
+    tables = write_results(options.results_dir, name)
+    if options.json:
+        print(as_json(tables), end="")
+    for table in () if options.json else tables:
         show(table)
     if seen.sweep.undecided:
         print(f"dks sweep run {name} goes on: {'; '.join(seen.sweep.undecided)}", file=sys.stderr)
@@ -232,5 +236,6 @@ def _cancel(options: argparse.Namespace) -> int:
     from dks.ledger.scheduler import Scheduler
     from dks.sweeps.status import cancel, status
 
-    print(cancel(status(options.results_dir, _begun(options).name), Scheduler()))
+    found = cancel(status(options.results_dir, _begun(options).name), Scheduler())
+    print(found.to_json() if options.json else found)
     return DONE

@@ -111,8 +111,32 @@ def wait(look: Callable[[], SweepStatus], every: float, console: Console) -> Swe
         time.sleep(every)
 
 
-def cancel(seen: SweepStatus, scheduler: Scheduler) -> str:
-    """Stop what runs and withdraw what waits; says what was done. Runs stop between two steps and can go on later.
+@dataclass(frozen=True)
+class Cancelled:
+    """What came of cancelling a sweep."""
+
+    name: str
+    withdrawn: tuple[str, ...]  # cells that had not begun
+    stopping: tuple[str, ...]  # cells that were told to stop
+    jobs: tuple[str, ...]  # of SLURM, that were cancelled
+    processes: tuple[int, ...]  # of this machine, that were told
+    elsewhere: tuple[Launch, ...]  # that go on, for a process of another machine runs them
+
+    def __str__(self) -> str:
+        done = f"{len(self.withdrawn)} queued cells withdrawn, {len(self.stopping)} running ones told to stop"
+        text = done if self.withdrawn or self.jobs or self.processes else "nothing to cancel"
+        for content in self.elsewhere:
+            text += f"; process {content.pid} on {content.host} runs some: stop it there"
+        return text
+
+    def to_json(self) -> str:
+        """The same for programs."""
+        elsewhere = [{"host": each.host, "pid": each.pid} for each in self.elsewhere]
+        return json.dumps(vars(self) | {"elsewhere": elsewhere}, indent=1)
+
+
+def cancel(seen: SweepStatus, scheduler: Scheduler) -> Cancelled:
+    """Stop what runs and withdraw what waits. Runs stop between two steps and can go on later.
 
     Raises:
         RequestError: the scheduler does not answer, so its jobs go on; no cell was withdrawn, no process was told to stop.
@@ -123,23 +147,26 @@ def cancel(seen: SweepStatus, scheduler: Scheduler) -> str:
     except SchedulerSilentError as error:
         what = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
         raise RequestError(f"{what} could not be cancelled: {error}; cancel again where SLURM answers") from error
-    withdrawn = [each for each in seen.standings.values() if each.state is State.queued and _withdraw(each)]
+    queued = {cell_id: each for cell_id, each in seen.standings.items() if each.state is State.queued}
+    withdrawn = [cell_id for cell_id, each in queued.items() if _withdraw(each)]
     launches = {each.launch.path: each.launch for each in seen.standings.values() if each.launch is not None}
-    told: list[Launch] = []
-    elsewhere: list[Launch] = []
-    for launch in launches.values():
-        if launch.is_alive():
-            content = launch.read()
-            (told if content.host == socket.gethostname() else elsewhere).append(content)
-    for content in told:
+    alive = {path: launch.read() for path, launch in launches.items() if launch.is_alive()}
+    told = {path: content for path, content in alive.items() if content.host == socket.gethostname()}
+    for content in told.values():
         os.kill(content.pid, signal.SIGTERM)
-    running = seen.counts.get(State.running, 0)
-    text = (
-        f"{len(withdrawn)} queued cells withdrawn, {running} running ones told to stop" if jobs or told else "nothing to cancel"
+    stopping = [
+        cell_id
+        for cell_id, each in seen.standings.items()
+        if each.state is State.running and (each.job_id or (each.launch is not None and each.launch.path in told))
+    ]
+    return Cancelled(
+        seen.sweep.name,
+        tuple(withdrawn),
+        tuple(stopping),
+        tuple(jobs),
+        tuple(content.pid for content in told.values()),
+        tuple(content for path, content in alive.items() if path not in told),
     )
-    for content in elsewhere:
-        text += f"; process {content.pid} on {content.host} runs some: stop it there"
-    return text
 
 
 def _withdraw(standing: Standing) -> bool:
