@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import IntEnum
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Protocol, TextIO, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -27,10 +28,19 @@ T = TypeVar("T")
 LINE_EVERY = 10.0
 # Times a second that the bars are drawn.
 FRAMES = 4
-# Columns of a terminal on which a bar has room for loss and images/s as well.
-WIDE = 110
+# Columns of a terminal on which a bar has room for loss and images/s as well, and below which there is none for time left.
+WIDE, NARROW = 110, 60
 # The part of a sweep that must be over before its time left is guessed.
 ENOUGH = 0.01
+
+
+def console(out: TextIO | None = None, stderr: bool = False, width: int | None = None) -> Console:
+    """What lines are printed on: a file, standard error, or standard output.
+
+    With NO_COLOR there is no escape code for how letters look, bold ones included, which rich would leave.
+    """
+    plain = os.environ.get("NO_COLOR", "") != ""
+    return Console(file=out, stderr=stderr, width=width, highlight=False, color_system=None if plain else "auto")
 
 
 class Loudness(IntEnum):
@@ -99,18 +109,19 @@ def shown_by(shows: Shows) -> Iterator[None]:
 class Display:
     """Shows the progress of a number of runs, one after another or several at a time.
 
-    On a terminal there is a bar for every run under way and, where there are several runs, one for all of them. In a log there
-    is a line for every finished run and one now and then for those under way. Everything goes to standard error.
+    On a terminal there is a bar for every run under way and, where there are several runs, one for all of them. In a log, and
+    on a terminal that cannot move its cursor (TERM=dumb), there is a line for every finished run and one now and then for those
+    under way. Everything goes to standard error.
     """
 
-    def __init__(self, runs: int = 1, console: Console | None = None) -> None:
+    def __init__(self, runs: int = 1, on: Console | None = None) -> None:
+        """on: what it shows them on; None: standard error."""
         self.runs = runs
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = on or console(stderr=True)
         self.loudness = _loudness.get()
         # FORCE_COLOR has rich take a file for a terminal; a bar would fill it with what moves a cursor.
-        self.draws = (
-            self.loudness > Loudness.quiet and self.console.is_terminal and (console is not None or sys.stderr.isatty())
-        )
+        is_terminal = self.console.is_terminal and (on is not None or sys.stderr.isatty())
+        self.draws = self.loudness > Loudness.quiet and is_terminal and not self.console.is_dumb_terminal
         self.bars: Progress | None = None
         self.views: list[RunView] = []  # of the runs under way
         self.ended: set[str] = set()  # cells whose run is over; one that is tried again counts once
@@ -142,11 +153,13 @@ class Display:
 
     def new_bars(self) -> Progress:
         """Bars as this display draws them, not yet on the screen."""
+        width = self.console.width
+        left = TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True, justify="right"))
         return Progress(
             TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
-            BarColumn(bar_width=16 if self.console.width >= WIDE else 8),
+            BarColumn(bar_width=16 if width >= WIDE else 8 if width >= NARROW else 4),
             TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True, justify="right")),
+            *([left] if width >= NARROW else []),
             console=self.console,
             transient=True,
             expand=True,
@@ -158,7 +171,7 @@ class Display:
         return RunView(self, record)
 
     def track(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
-        """The items, with a bar of their own on a terminal."""
+        """The items, with a bar of their own on a terminal and a line now and then in a log."""
         view = self.count(what)
         try:
             for done, item in enumerate(items):
@@ -168,7 +181,7 @@ class Display:
             view.close()
 
     def count(self, what: str) -> CountView:
-        """A bar for how many there have been."""
+        """A bar for how many there have been, or in a log a line now and then."""
         return CountView(self, what)
 
     def say(self, line: str, urgent: bool = False) -> None:
@@ -217,19 +230,23 @@ class Display:
 
 
 class CountView:
-    """A bar for something countable that is neither a run nor a sweep; only on a terminal."""
+    """A bar for something countable that is neither a run nor a sweep; in a log a line now and then."""
 
     def __init__(self, display: Display, what: str) -> None:
         self._display, self._what = display, what
         self._bars: Progress | None = None
         self._alone = False  # there are no bars of a sweep
         self._bar: TaskID | None = None
+        self._last_line = time.monotonic()
 
     def show(self, done: int, total: int) -> None:
         """So many there have been."""
+        if not self._display.draws:
+            if time.monotonic() - self._last_line > LINE_EVERY:
+                self._last_line = time.monotonic()
+                self._display.say(f"      {escape(self._what)}  {done:,}/{total:,}")
+            return
         if self._bars is None:
-            if not self._display.draws:
-                return
             self._alone = self._display.bars is None
             self._bars = self._display.bars or self._display.new_bars()
             self._bar = self._bars.add_task(self._what, total=total, status="", left="")

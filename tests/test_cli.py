@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
+import os
+import pty
 import re
 import shlex
+import shutil
+import struct
+import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY, start
 from test_startup import commands
 
 from dks import cli
@@ -170,3 +178,84 @@ def test_every_command_lists_for_programs_or_is_known_to_list_nothing() -> None:
     assert listing == {tuple(word for word in line.split()[:2] if word in WORDS) for line in LISTINGS}
     alone = {(), ("sweep",), ("sweep", "run"), ("sweep", "retry"), ("report",), ("export",), ("completion",)}
     assert {*COMMANDS} - listing == alone
+
+
+# --- colours and bars ---------------------------------------------------------------------------------------------------------
+
+SEVERAL = """
+import sys
+from dks.cli import main
+for line in sys.argv[1:]:
+    try:
+        main(line.split())
+    except SystemExit:
+        print("ended", line, flush=True)
+"""
+# A run that fails and one that does not, the table of both, and what else has colours or bars.
+SHOWING = (
+    f"train -m recipe.lr=0.01,1e30 sweep=shown tracking=off {' '.join((*BASIC, *TINY))} data.train_images=320",
+    "sweep status shown",
+    "sweep list",
+    "table shown",
+    "doctor tracking=off data=synthetic",
+    "evaluate CELL",
+    "no such command",
+)
+STYLE, ESCAPE = re.compile("\x1b\\[[0-9;:]*m"), "\x1b"
+
+
+def on_terminal(folder: Path, **variables: str) -> str:
+    """What a terminal of 100 columns is sent by these commands, standard output and standard error."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
+    environment = {**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **variables}
+    cell_id = next(folder.glob("runs/*")).name
+    arguments = [sys.executable, "-c", SEVERAL, *(line.replace("CELL", cell_id) for line in SHOWING)]
+    process = subprocess.Popen(arguments, stdout=theirs, stderr=theirs, cwd=folder, env=environment)
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError):  # the other side is closed
+        while got := os.read(ours, 65536):
+            seen += got
+    os.close(ours)
+    assert process.wait() == 0
+    text = seen.decode()
+    assert text.count("ended ") == len(SHOWING), text
+    return text
+
+
+@pytest.mark.slow
+def test_on_a_terminal_there_are_colours_and_bars(workplace: Path, tmp_path: Path) -> None:
+    text = on_terminal(copied(workplace, tmp_path))
+    assert "\x1b[31mfailed" in text and "━" in text and "\x1b[1mshown: 2 cells" in text
+
+
+def test_with_no_color_a_terminal_gets_bars_and_no_style_at_all(workplace: Path, tmp_path: Path) -> None:
+    text = on_terminal(copied(workplace, tmp_path), NO_COLOR="1")
+    assert STYLE.search(text) is None
+    assert "\x1b[2K" in text, "a bar is drawn anew in its line"
+    assert "failed  NonFiniteLoss" in text and "error (%)" in text
+
+
+@pytest.mark.slow
+def test_a_dumb_terminal_gets_plain_lines(workplace: Path, tmp_path: Path) -> None:
+    text = on_terminal(copied(workplace, tmp_path), TERM="dumb")
+    assert ESCAPE not in text and re.search("\r(?!\n)", text) is None
+    assert re.search(r"^\[2/2\] \S*lr=", text, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variables", [{}, {"COLUMNS": "40", "TERM": "xterm-256color"}], ids=str)
+def test_a_pipe_gets_plain_whole_lines(variables: dict[str, str], workplace: Path, tmp_path: Path) -> None:
+    folder = copied(workplace, tmp_path)
+    lines = [line.replace("CELL", next(folder.glob("runs/*")).name) for line in SHOWING]
+    out, err = start(["-c", SEVERAL, *lines], folder, **variables).communicate(timeout=600)
+    assert ESCAPE not in out + err and "\r" not in out + err
+    assert len([line for line in err.splitlines() if re.fullmatch(r"\[[12]/2\] \S*lr=\S+  .*", line)]) == 2, err
+    assert any(line.startswith("┃") and line.endswith("┃") for line in out.splitlines()), "no line of the table is folded"
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """What stands in the folder, in another one that may be changed."""
+    return shutil.copytree(folder, to / "copy")

@@ -322,8 +322,6 @@ def test_a_scheduler_that_is_silent_when_jobs_are_to_be_cancelled_is_said_in_a_l
 
 
 def test_waiting_ends_when_nothing_runs_or_waits(tmp_path: Path) -> None:
-    from rich.console import Console
-
     (run,) = cells(tmp_path, 1)
     launch = launched(tmp_path, [run])
     run.write_record(record(Status.queued, launch))
@@ -337,7 +335,8 @@ def test_waiting_ends_when_nothing_runs_or_waits(tmp_path: Path) -> None:
             run.write_record(record(Status.done, launch))
         return status.status(str(tmp_path / "results"), "mine", Slurm({"12": PENDING}))
 
-    with Console(record=True, quiet=True) as console:
-        seen = status.wait(look, 0.0, console)
+    said: list[str] = []
+    seen = status.wait(look, 0.0, said.append)
     assert looks == 3
+    assert [line.partition("  ")[2] for line in said] == ["mine: 1 cells: 1 queued", "mine: 1 cells: 1 done"]
     assert (seen.is_over, seen.exit_status) == (True, 0)

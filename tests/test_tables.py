@@ -445,10 +445,11 @@ def test_no_number_is_cut_however_narrow_the_terminal(
 
 def test_the_best_is_bold_on_a_terminal_and_starred_elsewhere() -> None:
     table = make([*seeds([5.1], aux="a"), *seeds([4.1], aux="b")], ["aux"])
-    plain, colour = io.StringIO(), io.StringIO()
+    plain, dumb, colour = io.StringIO(), io.StringIO(), io.StringIO()
     render.terminal(table, Console(file=plain, width=120))
+    render.terminal(table, Console(file=dumb, width=120, force_terminal=True, _environ={"TERM": "dumb"}))
     render.terminal(table, Console(file=colour, width=120, force_terminal=True, color_system="standard", no_color=False))
-    assert "4.10*" in plain.getvalue()
+    assert "4.10*" in plain.getvalue() and dumb.getvalue() == plain.getvalue()
     assert "\x1b[" not in plain.getvalue()
     assert "\x1b[1m     4.10\x1b[0m" in colour.getvalue()
     assert "4.10*" not in colour.getvalue()

@@ -61,7 +61,9 @@ def log(runs: int) -> Display:
 
 
 def on_terminal(runs: int, width: int = 120) -> Display:
-    return Display(runs, Console(file=io.StringIO(), force_terminal=True, width=width, height=24, highlight=False))
+    able = {"TERM": "xterm-256color"}  # whatever the terminal is that the tests are started from
+    out = io.StringIO()
+    return Display(runs, Console(file=out, force_terminal=True, width=width, height=24, highlight=False, _environ=able))
 
 
 def written(display: Display) -> str:
@@ -150,6 +152,18 @@ def test_on_a_narrow_terminal_a_bar_still_names_its_run(clock: Clock) -> None:
         assert len(bars(display)) == 2, "one line each"
 
 
+def test_on_a_very_narrow_terminal_a_bar_is_still_one_line_that_names_its_run(clock: Clock) -> None:
+    with on_terminal(9, width=40) as display:
+        view = display.run(record("aux=ours strategy=topdown backbone=densenet40_12"))
+        view.started(200, 50000, 0)
+        clock.now += 100
+        view.stepped(50000)
+        view.recorded(entry(100))
+        sweep, run = bars(display)
+        assert re.fullmatch(r"sweep +[━╸╺ ]* *0/9 runs", sweep) and re.fullmatch(r"seed.*… +[━╸╺ ]* *epoch 100/200.*", run)
+        assert max(len(sweep), len(run)) <= 40
+
+
 def test_the_sweeps_time_left_follows_from_what_it_has_done_so_far(clock: Clock) -> None:
     with on_terminal(5) as display:
         one, two = begun(display, "1"), begun(display, "2")
@@ -207,6 +221,14 @@ def test_items_are_counted_on_a_terminal_and_passed_on_in_a_log() -> None:
     assert written(display) == ""
 
 
+def test_a_log_has_a_line_now_and_then_about_what_is_counted(clock: Clock) -> None:
+    with log(1) as display:
+        for _ in display.track(range(100), 100, "decoding [all] images"):
+            clock.now += 3.5
+    lines = [line.strip() for line in written(display).splitlines()]
+    assert lines[:2] == ["decoding [all] images  3/100", "decoding [all] images  6/100"] and len(lines) == 33
+
+
 def test_a_run_talks_to_what_shows_it() -> None:
     class Elsewhere(Display):
         """Stands for the display of another process."""
@@ -261,14 +283,13 @@ with Display(2) as display:
 """
 
 
-@pytest.mark.parametrize("no_color", [False, True])
-def test_on_a_real_terminal_bars_are_drawn_and_gone_in_the_end(no_color: bool) -> None:
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
+def test_on_a_real_terminal_bars_are_drawn_and_gone_in_the_end(variables: dict[str, str]) -> None:
+    """With NO_COLOR no letter is coloured or bold; where no cursor can be moved there is no bar."""
     ours, theirs = pty.openpty()
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "100"}
-    variables.pop("NO_COLOR", None)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SHOW], stderr=theirs, cwd=Path("/"), env=variables | ({"NO_COLOR": "1"} if no_color else {})
-    )
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    environment = {**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "100", **variables}
+    process = subprocess.Popen([sys.executable, "-c", SHOW], stderr=theirs, cwd=Path("/"), env=environment)
     os.close(theirs)
     shown = b""
     until = time.monotonic() + 60
@@ -283,10 +304,12 @@ def test_on_a_real_terminal_bars_are_drawn_and_gone_in_the_end(no_color: bool) -
     os.close(ours)
     assert process.wait() == 0
     text = shown.decode()
-    assert "epoch 1/4  error 12.50 %" in text
+    assert ("epoch 1/4  error 12.50 %" in text) is ("TERM" not in variables)
     assert "[2/2] seed=2" in re.sub("\x1b\\[[0-9;]*m", "", text)
     assert text.rstrip().rpartition("\n")[2].count("━") == 0, "the last line is no bar"
-    assert bool(re.search("\x1b\\[[0-9;]*3[0-9]m", text)) is not no_color
+    assert bool(re.search("\x1b\\[[0-9;]*3[0-9]m", text)) is (not variables)
+    assert bool(re.search("\x1b\\[[0-9;]*m", text)) is (not variables)
+    assert ("\x1b" in text) is ("TERM" not in variables)
 
 
 @pytest.mark.parametrize(

@@ -101,11 +101,11 @@ def _parsed(script: Path) -> ast.Module:
 
 
 def _tracked(names: list[str]) -> Iterator[str]:
-    """The names; meanwhile a terminal shows how far they are."""
+    """The names; meanwhile a terminal shows how far they are. A log has a line for each, which says as much."""
     from dks.terminal import Display
 
     with Display() as display:
-        yield from display.track(names, len(names), "benchmarks")
+        yield from display.track(names, len(names), "benchmarks") if display.draws else names
 
 
 def _measured(script: Path, options: list[str]) -> dict[str, Any]:
@@ -129,8 +129,9 @@ def _measured(script: Path, options: list[str]) -> dict[str, Any]:
 
 def _show(found: Mapping[str, Any]) -> None:
     """What one script found, a line each way."""
-    from rich.console import Console
     from rich.table import Table
+
+    from dks.terminal import console
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for result in found["results"]:
@@ -141,7 +142,7 @@ def _show(found: Mapping[str, Any]) -> None:
             median = each["median"]
             value = f"{median:,.0f}" if median >= 1000 else f"{median:.4g}"
             table.add_row(result["name"], way, f"{value} {result['unit']}", ratio, wanted)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(f"[bold]{found['what']}[/]", table, "", sep="\n")
+    console(width=None if sys.stdout.isatty() else 160).print(f"[bold]{found['what']}[/]", table, "", sep="\n")
 
 
 def _far_from_the_limit(found: list[dict[str, Any]]) -> list[str]:

@@ -188,24 +188,21 @@ def _begun(options: argparse.Namespace) -> Manifest:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from dks.sweeps.status import status
     from dks.sweeps.sync import tell_dead
+    from dks.terminal import console
 
     seen = status(options.results_dir, _begun(options).name)
     if options.json:
         print(seen.to_json())
     else:
-        Console(highlight=False).print(visible(str(seen)), soft_wrap=True)
+        console().print(visible(str(seen)), soft_wrap=True)
     for line in tell_dead(seen.standings):
         print(visible(line), file=sys.stderr)
     return DONE
 
 
 def _wait(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from dks.sweeps.status import status, wait
     from dks.sweeps.sync import tell_dead
     from dks.tables.render import as_json
@@ -214,7 +211,7 @@ def _wait(options: argparse.Namespace) -> int:
     from dks.tracking.sender import sending
 
     name = _begun(options).name
-    seen = wait(lambda: status(options.results_dir, name), options.every, Console(stderr=True, quiet=options.quiet))
+    seen = wait(lambda: status(options.results_dir, name), options.every, say)
     begun = next((each.folder for each in seen.standings.values() if each.record is not None), None)
     if begun is not None:
         tracking = begun.read_config().tracking

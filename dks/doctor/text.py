@@ -26,9 +26,9 @@ class Page:
     """What is written to a terminal, or plainly to a file or a pipe."""
 
     def __init__(self, out: TextIO) -> None:
-        from rich.console import Console
+        from dks.terminal import console
 
-        self._console = Console(file=out, highlight=False)
+        self._console = console(out)
         letters = "".join(mark for mark, _, _ in _MARKS.values())
         try:
             letters.encode(self._console.encoding)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
 
-from rich.console import Console
 from rich.markup import escape
 
 from dks.config.errors import RequestError
@@ -25,7 +24,7 @@ from dks.ledger.states import State, look_up, survey_all, to_launch
 from dks.sweeps import manifest
 from dks.sweeps.command_line import command_line
 from dks.sweeps.plan import Cell, Plan, summary
-from dks.terminal import Display
+from dks.terminal import Display, console
 from dks.tracking.disk import refusal
 from dks.tracking.parents import status_of
 from dks.tracking.record import Record, RunFolder, Status
@@ -272,7 +271,7 @@ def _show(sweep: Plan, present: Callable[[str, str], None]) -> None:
         return
     cell = sweep.cells[0]
     state, record = look_up(cell.config.runs_dir, cell.cell_id)
-    Console(highlight=False).print(run_summary(state, record, Path(cell.config.runs_dir) / cell.cell_id), soft_wrap=True)
+    console().print(run_summary(state, record, Path(cell.config.runs_dir) / cell.cell_id), soft_wrap=True)
 
 
 def run_summary(state: State, record: Record | None, folder: Path) -> str:

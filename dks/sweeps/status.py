@@ -14,7 +14,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 
 from dks.config.errors import RequestError
@@ -98,14 +97,18 @@ def status(results_dir: str, name: str, scheduler: Scheduler | None = None) -> S
     return SweepStatus(sweep, close_dead(survey(sweep.runs_dir, sweep.cell_ids, scheduler)))
 
 
-def wait(look: Callable[[], SweepStatus], every: float, console: Console) -> SweepStatus:
-    """Look again every `every` seconds until the sweep is over, saying what changes. Ctrl-C ends the waiting, not the runs."""
+def wait(look: Callable[[], SweepStatus], every: float, say: Callable[[str], None]) -> SweepStatus:
+    """Look again every `every` seconds until the sweep is over, saying what changes. Ctrl-C ends the waiting, not the runs.
+
+    Args:
+        say: shows a line (rich markup).
+    """
     said = ""
     while True:
         seen = look()
         if seen.headline() != said:
             said = seen.headline()
-            console.print(f"{datetime.now():%H:%M:%S}  {escape(said)}", soft_wrap=True, highlight=False)
+            say(f"{datetime.now():%H:%M:%S}  {escape(said)}")
         if seen.is_over:
             return seen
         time.sleep(every)

@@ -27,7 +27,7 @@ MANY = 60  # tests that a terminal still shows
 
 def terminal(table: Table, console: Console) -> None:
     """Print it; the best cell is bold, and starred where there is no bold."""
-    plain = not console.is_terminal or console.no_color
+    plain = console.color_system is None or console.no_color  # a dumb terminal has no bold, either
     many = len(table.tested) > MANY
     for sheet in [main(table)] if many else sheets(table):
         console.print(Text(visible(sheet.caption)), soft_wrap=True)

@@ -6,14 +6,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 
 from dks.tables import render
 from dks.tables.model import Table
 from dks.tables.provenance import provenance
 from dks.tables.study import Study
-from dks.terminal import say
+from dks.terminal import console, say
 from dks.tracking.record import write_atomically
 
 WIDEST = 1000  # columns: a terminal folds lines that are too long for it, which a number with its end cut off is worse than
@@ -65,5 +64,4 @@ def write(study: Study, tables: Sequence[Table], form: str, path: Path) -> list[
 
 def show(table: Table) -> None:
     """Print a table on standard output, whole even where the terminal is narrow or none."""
-    console = Console()
-    render.terminal(table, Console(width=max(console.width, WIDEST)))
+    render.terminal(table, console(width=max(console().width, WIDEST)))

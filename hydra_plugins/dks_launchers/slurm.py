@@ -43,11 +43,12 @@ class SlurmLauncher(Launcher):
         Raises:
             RequestError: there is no SLURM here, or it refuses.
         """
-        from rich.console import Console
+        from rich.markup import escape
 
         from dks.ledger.launches import cell_folders
         from dks.sweeps.slurm import submit
         from dks.sweeps.worker import launch_of
+        from dks.terminal import say
         from dks.tracking.record import RunFolder
 
         folders = cell_folders(job_overrides)
@@ -56,7 +57,7 @@ class SlurmLauncher(Launcher):
         jobs = submit(folders, launch, Resources(**self.resources))
         noun = "cell" if len(folders) == 1 else "cells"
         text = f"submitted {len(folders)} {noun} to SLURM: job {', '.join(jobs)}"
-        Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+        say(escape(text))
         return [JobReturn(overrides=list(each), status=JobStatus.COMPLETED) for each in job_overrides]
 
 
