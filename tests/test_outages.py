@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import secrets
 import statistics
-import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -20,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY, queued, start
+from leaks import assert_nowhere, watching_command_lines
 from tracking_services import Certificate, FaultyProxy, MlflowServer, PostgreSQL, answers, assert_holds_journal, mlflow_client
 
 from dks.tracking.record import RunFolder
@@ -395,41 +394,6 @@ def account(user: str, password: str) -> dict[str, str]:
 def basic(user: str, password: str) -> str:
     """What HTTP's header of basic authentication says."""
     return f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"
-
-
-@contextmanager
-def watching_command_lines(secret: str) -> Iterator[list[str]]:
-    """The command lines of all processes that hold the secret while the context lasts."""
-    seen: list[str] = []
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.05):
-            for path in Path("/proc").glob("[0-9]*/cmdline"):
-                try:
-                    line = path.read_bytes()
-                except OSError:  # it ended meanwhile
-                    continue
-                if secret.encode() in line:
-                    seen.append(line.decode(errors="replace"))
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        over.set()
-        thread.join()
-
-
-def assert_nowhere(secret: str, *folders: Path) -> None:
-    """In no file, nor its base64, as HTTP writes passwords."""
-    encoded = [b64encode(f"{before}{secret}".encode()).strip(b"=")[4:-4] for before in ("", "a", "ab")]
-    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    assert files
-    for path in files:
-        content = path.read_bytes()
-        assert not any(each in content for each in (secret.encode(), *encoded)), path
 
 
 # --- TLS

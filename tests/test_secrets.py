@@ -4,44 +4,16 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import subprocess
+from base64 import b64encode
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import TINY, queued, raise_at, start, train
+from leaks import assert_nowhere, watching_command_lines
 
 from dks.sweeps.worker import run_cells
-
-
-def assert_nowhere(secret: str, folder: Path) -> None:
-    """No file and no name below the folder has it."""
-    assert [path for path in folder.rglob("*") if secret in str(path.relative_to(folder))] == []
-    assert [path for path in folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()] == []
-
-
-@contextmanager
-def watching(secret: str) -> Iterator[list[str]]:
-    """The command lines of any process that have it, looked at all the time."""
-    seen, over = list[str](), threading.Event()
-
-    def look() -> None:
-        while not over.wait(0.02):
-            for path in Path("/proc").glob("[0-9]*/cmdline"):
-                try:
-                    if secret.encode() in (content := path.read_bytes()):
-                        seen.append(content.decode(errors="replace"))
-                except OSError:  # it has ended
-                    continue
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        over.set()
-        thread.join()
 
 
 @pytest.mark.parametrize("uri", ["http://me:{}@host:5000", "postgresql://me:{}@host/db", "mysql://host/db?password={}"])
@@ -86,7 +58,7 @@ def test_what_the_environment_holds_is_in_no_file_and_no_command_line(tmp_path: 
         ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "MY_PASSWORD"), secret
     )
     sweep = (*TINY, "seed=1,2", "hydra.launcher.slots=2")
-    with watching(secret) as seen:
+    with watching_command_lines(secret) as seen:
         status, out, err = train(tmp_path, "-m", *sweep, MLFLOW_TRACKING_USERNAME="me", **variables)
         assert status == 0, err
         assert secret not in out + err
@@ -100,11 +72,28 @@ def test_what_the_environment_holds_is_in_no_file_and_no_command_line(tmp_path: 
     assert_nowhere(secret, tmp_path)
 
 
-def test_a_watcher_sees_a_secret_on_a_command_line() -> None:
-    """That the test above can fail."""
-    import subprocess
+# --- that the tests above can fail
 
+
+def test_a_secret_on_a_command_line_is_seen() -> None:
     secret = secrets.token_hex(16)
-    with watching(secret) as seen:
+    with watching_command_lines(secret) as seen:
         subprocess.run(["sh", "-c", "sleep 0.5; :", secret], check=True)
     assert seen
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda folder, secret: (folder / "some.log").write_text(f"as {secret} stands here"),
+        lambda folder, secret: (folder / "some.log").write_bytes(b64encode(f"ann:{secret}".encode())),
+        lambda folder, secret: (folder / f"x{secret}").mkdir(),
+    ],
+)
+def test_a_secret_in_a_file_is_found(tmp_path: Path, put: Callable[[Path, str], object]) -> None:
+    secret = secrets.token_hex(16)
+    (tmp_path / "some.log").write_text("nothing")
+    assert_nowhere(secret, tmp_path)
+    put(tmp_path, secret)
+    with pytest.raises(AssertionError):
+        assert_nowhere(secret, tmp_path)
