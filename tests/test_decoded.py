@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +226,89 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
     wanted = parquet(tmp_path / "flowers")
     assert_same(decoded.load(wanted), data.registry.source("parquet").load(wanted))
     assert what != "a full disk" or [file.suffix for file in cache.iterdir()] == [".lock"]
+
+
+@contextmanager
+def only_readable(folder: Path) -> Iterator[None]:
+    """For root, whom permissions do not stop, a mount that nobody can write to."""
+    if os.geteuid() != 0:
+        folder.chmod(0o500)
+        try:
+            yield
+        finally:
+            folder.chmod(0o700)
+        return
+    if subprocess.run(["mount", "--bind", str(folder), str(folder)], capture_output=True).returncode != 0:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("this root may not mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # images may still be mapped
+
+
+def test_in_a_folder_that_can_only_be_read_kept_images_are_used_and_others_are_decoded(
+    tmp_path: Path, cache: Path, decodings: list[Data]
+) -> None:
+    kept, other = parquet(tmp_path / "flowers"), parquet(tmp_path / "flowers", image_size=9)
+    fresh = decoded.load(kept)
+    before = sorted(cache.iterdir())
+    with only_readable(cache):
+        assert_same(decoded.load(kept), fresh)
+        assert len(decodings) == 1
+        for _ in range(2):
+            train, test = data.registry.source("parquet").load(other)
+            assert_same(decoded.load(other), (train.resized(9), test.resized(9)))
+        assert len(decodings) == 3
+    assert sorted(cache.iterdir()) == before
+
+
+def no_locks(error: int) -> Callable[..., None]:
+    """A stand-in for what the file system says to whoever wants a lock."""
+
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    return flock
+
+
+def test_without_locks_images_are_decoded_and_not_kept(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, decodings: list[Data]
+) -> None:
+    """NFS whose lock service does not answer, for one."""
+    monkeypatch.setattr("fcntl.flock", no_locks(errno.ENOLCK))
+    wanted = parquet(tmp_path / "flowers")
+    fresh = data.registry.source("parquet").load(wanted)
+    for _ in range(2):
+        assert_same(decoded.load(wanted), fresh)
+    assert len(decodings) == 2
+    assert not list(cache.glob("*.safetensors"))
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_where_flock_is_unknown_images_are_the_same(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of filelock's versions the older ones give up, by the test below, and the newer ones lock by a file that is there."""
+    monkeypatch.setattr("fcntl.flock", no_locks(errno.ENOSYS))
+    wanted = parquet(tmp_path / "flowers")
+    fresh = data.registry.source("parquet").load(wanted)
+    for _ in range(2):
+        assert_same(decoded.load(wanted), fresh)
+    assert not [file for file in cache.iterdir() if file.suffix == ".lock" and file.read_bytes()], "nobody waits for a lock"
+
+
+def test_a_filelock_that_gives_up_is_no_obstacle(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, decodings: list[Data]
+) -> None:
+    def acquire(self: FileLock, **given: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    wanted = parquet(tmp_path / "flowers")
+    fresh = data.registry.source("parquet").load(wanted)
+    for _ in range(2):
+        assert_same(decoded.load(wanted), fresh)
+    assert len(decodings) == 2
+    assert not list(cache.iterdir())
 
 
 @pytest.mark.parametrize("succeeds", [True, False])
