@@ -21,7 +21,7 @@ from dks import data
 from dks.config.errors import RequestError
 from dks.config.identity import cell_id
 from dks.config.schema import Data, LabelNoise, NoiseKind, PadMode
-from dks.data import digits
+from dks.data import cifar, digits
 from dks.data.batches import Normalise, TestBatches, TrainingBatches
 from dks.data.holdout import hold_out
 from dks.data.images import ImageSet
@@ -79,6 +79,7 @@ def test_cifar_is_read_from_its_own_files(tmp_path: Path, monkeypatch: pytest.Mo
 
     write_cifar(tmp_path, classes)
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[source]
+    assert cifar.FOLDERS[source] == kind.base_folder
     # The checksums are those of the published files, which these are not.
     monkeypatch.setattr(kind, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: True)

@@ -24,11 +24,13 @@ finally:
 """
 
 
-def imported(folder: Path, *arguments: str, of: tuple[str, ...] = HEAVY, **variables: str) -> tuple[set[str], str]:
-    """Which of these modules `dks ARGUMENTS` imports, and what it prints."""
+def imported(
+    folder: Path, *arguments: str, of: tuple[str, ...] = HEAVY, status: int = 0, **variables: str
+) -> tuple[set[str], str]:
+    """Which of these modules `dks ARGUMENTS` imports until it ends with that status, and what it prints."""
     process = start(["-c", PROGRAM, ",".join(of), *arguments], folder, **variables)
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    assert process.returncode == status, err
     return set(err.splitlines()[-1].split()[1:]), out
 
 
@@ -85,6 +87,20 @@ def test_completion_needs_nothing_that_takes_long(tmp_path: Path, line: str, exp
     found, out = imported(tmp_path, "train", "-sc", "query=bash", COMP_LINE=f"python train.py {line}")
     assert found == set()
     assert expected <= set(out.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("recipe.lr=-1",),
+        ("backbone=nope",),
+        ("-m", "seed=1,2", "recipe.batch_size=0"),
+        ("data=parquet", "data.root=nowhere"),
+        ("data=imagefolder", "data.root=nowhere"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_anything_that_takes_long(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    assert imported(tmp_path, "train", *arguments, status=2) == (set(), "")
 
 
 def test_a_run_imports_neither_mlflow_nor_what_its_data_and_network_do_not_need(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import dataclasses
 from dks.config.errors import RequestError
 from dks.config.identity import canonical_json
 from dks.config.schema import Data
-from dks.data import decoded
 from dks.data.images import Facts, Images
 from dks.data.registry import AbsentError, source
 
@@ -54,6 +53,8 @@ def load(data: Data) -> tuple[Images, Images]:
     """The whole training set and the test set of a resolved configuration."""
     key = canonical_json(dataclasses.asdict(dataclasses.replace(data, holdout=0)))  # the images are the same
     if key not in _loaded:
+        from dks.data import decoded  # it imports torch, which whoever only describes data has no need of
+
         images = decoded.load(data)
         _loaded.clear()
         _loaded[key] = images

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dks.config.schema import Data
 from dks.data.images import Facts, ImageSet
 from dks.data.registry import AbsentError
 
 CLASSES = {"cifar10": 10, "cifar100": 100}
+FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # in data.root, as torchvision unpacks them
 
 
 def inspect(data: Data) -> Facts:
@@ -20,7 +19,7 @@ def inspect(data: Data) -> Facts:
     Raises:
         AbsentError: the files are not there, and may not be fetched.
     """
-    folder = Path(data.root or "") / _dataset(data.source).base_folder
+    folder = Path(data.root or "") / FOLDERS[data.source]
     if not data.download and not folder.is_dir():
         raise AbsentError(
             f"data.root={data.root} does not hold {data.source} (no folder {folder.name} in it); name the folder that does, "
@@ -36,7 +35,7 @@ def expected(data: Data) -> Facts:
 
 def files(data: Data) -> list[Path]:
     """What `load` reads, where it is there."""
-    folder = Path(data.root or "") / _dataset(data.source).base_folder
+    folder = Path(data.root or "") / FOLDERS[data.source]
     return sorted(path for path in folder.glob("*") if path.is_file())
 
 
@@ -50,6 +49,8 @@ def load(data: Data) -> tuple[ImageSet, ImageSet]:
 
 
 def _read(data: Data, train: bool) -> ImageSet:
+    import torch
+
     files = _dataset(data.source)(str(data.root), train=train, download=data.download)
     images = torch.from_numpy(files.data).permute(0, 3, 1, 2)
     return ImageSet(images, torch.tensor(files.targets, dtype=torch.int64))

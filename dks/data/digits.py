@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
-import torch
+from typing import TYPE_CHECKING
 
 from dks.config.schema import Data
 from dks.data.images import Facts, ImageSet
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 CLASSES = 10
 FILE = Path("datasets") / "data" / "digits.csv.gz"  # in scikit-learn
@@ -23,6 +24,9 @@ def inspect(data: Data) -> Facts:
 
 def load(data: Data) -> tuple[ImageSet, ImageSet]:
     """1,433 training and 364 test images, three equal channels. Every fifth image of each class is a test image."""
+    import numpy as np
+    import torch
+
     table = _table()
     gray = torch.from_numpy(np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8))  # stored as 0 to 16
     images, labels = gray[:, None].expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(table[:, -1].astype(np.int64))
@@ -36,6 +40,8 @@ def _table() -> npt.NDArray[np.float64]:
     """(1797, 65): the pixels of an image and its digit. What `sklearn.datasets.load_digits` reads, without that import, which
     takes a second; the package's own function where its file has another name.
     """
+    import numpy as np
+
     package = importlib.util.find_spec("sklearn")
     assert package is not None and package.submodule_search_locations, "a dependency"
     file = Path(next(iter(package.submodule_search_locations))) / FILE

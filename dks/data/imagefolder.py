@@ -6,10 +6,6 @@ import hashlib
 import os
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-
 from dks.config.errors import RequestError
 from dks.config.schema import Augmentation, Data
 from dks.data.images import Facts, ImageFiles, Images, ImageSet, decode
@@ -90,6 +86,8 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> ImageFiles:
+    import torch
+
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(class_names(folder)):
@@ -100,6 +98,10 @@ def _files(folder: Path) -> ImageFiles:
 
 
 def _decoded(files: ImageFiles, side: int | None) -> ImageSet:
+    import numpy as np
+    import torch
+    from PIL import Image
+
     from dks.terminal import Display
 
     images: list[np.ndarray] = []

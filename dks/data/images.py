@@ -1,4 +1,4 @@
-"""A labelled set of images in memory."""
+"""A labelled set of images in memory. What only describes data imports this and not torch, which takes a second or more."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
 CHUNK = 4096  # images that are resized at a time, as floats, which take four times the memory and more
 EXACT = 256  # bytes whose squares float32 sums without rounding, in whatever order: 256 * 255^2 < 2^24
@@ -76,6 +73,8 @@ class ImageSet:
     rows: Tensor | None = None  # (N,) which of the stored images these are; None: all
 
     def __post_init__(self) -> None:
+        import torch
+
         assert self.stored.dtype == torch.uint8 and self.stored.shape[1] == 3, (self.stored.dtype, self.stored.shape)
         count = len(self.stored) if self.rows is None else len(self.rows)
         assert self.labels.dtype == torch.int64 and len(self.labels) == count, (self.labels.dtype, count)
@@ -94,12 +93,16 @@ class ImageSet:
 
     def resized(self, side: int) -> ImageSet:
         """The same images as squares of `side` pixels (bilinear, antialiased)."""
+        import torch
+
         if self.stored.shape[2:] == (side, side):
             return self
         return ImageSet(torch.cat([_resized(chunk, side) for chunk in self.images.split(CHUNK)]), self.labels)
 
     def statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over all pixels, for images in [0, 1], the same bits in any order."""
+        import torch
+
         total = torch.zeros(self.stored[0].numel(), dtype=torch.float64)
         squares = total.clone()
         for rows in torch.arange(len(self)).split(EXACT):
@@ -118,6 +121,9 @@ def _taken(images: Tensor, rows: Tensor) -> Tensor:
 
 
 def _resized(images: Tensor, side: int) -> Tensor:
+    import torch
+    import torch.nn.functional as F
+
     smooth = F.interpolate(images.contiguous().float(), size=(side, side), mode="bilinear", antialias=True)
     return smooth.round().clamp(0, 255).to(torch.uint8)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING
 
 from dks.config.errors import RequestError
 from dks.config.schema import Data
 from dks.data.images import Facts, ImageSet, decode
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SPLITS = ("train", "test")
 
@@ -63,8 +64,10 @@ def load(data: Data) -> tuple[ImageSet, ImageSet]:
 
 
 def _read(root: Path, split: str, side: int | None) -> ImageSet:
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
+    import torch
     from PIL import Image
 
     from dks.terminal import Display
@@ -100,6 +103,7 @@ def _files(root: Path, split: str) -> list[Path]:
 
 
 def _labels(path: Path) -> np.ndarray:
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 

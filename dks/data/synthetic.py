@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from dks.config.errors import RequestError
 from dks.config.schema import Data
 from dks.data.images import Facts, ImageSet
@@ -25,6 +23,8 @@ def inspect(data: Data) -> Facts:
 def load(data: Data) -> tuple[ImageSet, ImageSet]:
     """Training and test images with the same patterns and independent noise; always the same for the same sizes."""
     assert data.num_classes and data.image_size and data.train_images and data.test_images
+    import torch
+
     draw = torch.Generator().manual_seed(1998)
     patterns = 255 * torch.rand(data.num_classes, 3, data.image_size, data.image_size, generator=draw)
 

@@ -1,19 +1,20 @@
-"""Backbones and their auxiliary branches."""
+"""Backbones and their auxiliary branches. The names of both are known without torch, which takes a second or more."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from dks.config.errors import RequestError
 from dks.config.files import load_choice
 from dks.config.schema import AuxDesign, AuxPositions, Backbone, Config, Data, DesignKind
-from dks.models.branches import build_branch
-from dks.models.checkpointing import forget_activations
-from dks.models.network import SupervisedNetwork
-from dks.models.registry import family
+from dks.models import registry  # its function `family` has the name of a module here
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dks.models.network import SupervisedNetwork
 
 
 def build(backbone: str, num_classes: int, aux_design: str = "none", aux_positions: Sequence[str] = ()) -> SupervisedNetwork:
@@ -53,9 +54,15 @@ def build_network(config: Config, initialise: bool = True) -> SupervisedNetwork:
     Raises:
         RequestError: the parts do not fit together.
     """
+    from torch import nn
+
+    from dks.models.branches import build_branch
+    from dks.models.checkpointing import forget_activations
+    from dks.models.network import SupervisedNetwork
+
     spec, num_classes = config.backbone, config.data.num_classes
     assert num_classes is not None, "a resolved configuration has its number of classes"
-    kind = family(spec.family)
+    kind = registry.family(spec.family)
     backbone = kind.backbone(spec, num_classes)
     if initialise:
         kind.initialise(backbone)
@@ -82,6 +89,8 @@ def build_network(config: Config, initialise: bool = True) -> SupervisedNetwork:
 
 def _until(backbone: nn.Module, last: str, family: str, in_order: bool) -> nn.Module:
     """The children of a backbone that runs them one after another, up to the named one."""
+    from torch import nn
+
     children = list(backbone.named_children())
     names = [name for name, _ in children]
     if not (in_order or isinstance(backbone, nn.Sequential)) or last not in names:
@@ -94,6 +103,8 @@ def _until(backbone: nn.Module, last: str, family: str, in_order: bool) -> nn.Mo
 
 def _uniform_gamma(module: nn.Module) -> None:
     """Batch normalisation's scale uniform in [0, 1), as the authors' WRN code draws it."""
+    from torch import nn
+
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from dks.config.extensions import find
-from dks.models.family import Family
+
+if TYPE_CHECKING:
+    from dks.models.family import Family
 
 FAMILIES = {
     "cifar_resnet": "dks.models.cifar_resnet",
@@ -24,5 +26,5 @@ def family(name: str) -> Family:
         RequestError: there is none, or the extension cannot be loaded.
     """
     if name not in FAMILIES:
-        return cast(Family, find("backbone", name, FAMILIES).component.value)
-    return cast(Family, import_module(FAMILIES[name]).FAMILY)
+        return cast("Family", find("backbone", name, FAMILIES).component.value)
+    return cast("Family", import_module(FAMILIES[name]).FAMILY)
