@@ -41,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given[:1] == ["train"]:
         sys.argv = ["dks train"]
         train(given[1:])
-    debug, given = DEBUG in given, [each for each in given if each != DEBUG]
+    sys.exit(_reported(lambda: _spoken(_options([each for each in given if each != DEBUG])), DEBUG in given))
+
+
+def _options(given: Sequence[str]) -> argparse.Namespace:
+    """What the arguments of `dks` ask for. Leaves the program where that is wrong, or where help or the version is shown."""
     parser = _parser()
     # argparse takes no more positional arguments once an option stood between them, as in `plan NAME --json key=value`.
     options, rest = parser.parse_known_args(given)
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("which command?")
     if rest:
         options.overrides += rest
-    sys.exit(_reported(lambda: _spoken(options), debug))
+    return options
 
 
 def _spoken(options: argparse.Namespace) -> int:
@@ -111,14 +115,15 @@ def _reported(command: Callable[[], int], debug: bool = False) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         with damage.shown():
-            status = command()
-            sys.stdout.flush()  # a reader that has gone is noticed here, and not when Python ends
-            return status
+            try:
+                return command()
+            finally:  # help and a sweep that failed leave the program
+                _flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
         return DONE
     except Exception as error:
         if debug or asked == "1":
@@ -132,6 +137,19 @@ def _reported(command: Callable[[], int], debug: bool = False) -> int:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = asked
+
+
+def _flush() -> None:
+    """Notice here that the reader of a pipe has gone: when Python ends it would be told, and be exit status 120."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _write_no_more()
+
+
+def _write_no_more() -> None:
+    """What is still in the buffer goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _lines(error: Exception) -> tuple[int, tuple[str, ...]]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -289,14 +292,22 @@ def test_quiet_leaves_the_result_and_verbose_says_what_is_decided(run_here: Run,
     assert "failed  NonFiniteLoss" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [("sweep", "list"), ("bench", "--list"), ("table", "--help")])
-def test_a_reader_that_has_gone_ends_a_command_silently(in_folder: Path, arguments: tuple[str, ...]) -> None:
-    process = start(["-m", "dks", *arguments], in_folder)
-    assert process.stdout is not None and process.stderr is not None
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait(60) == 0
-    process.stderr.close()
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize(
+    "arguments",
+    [("sweep", "list"), ("bench", "--list"), ("table", "--help"), ("--help",), ("--version",), ("train", "--help")],
+    ids=" ".join,
+)
+def test_a_reader_that_has_gone_ends_a_command_silently(in_folder: Path, arguments: tuple[str, ...], buffered: bool) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # before the command begins
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "" if buffered else "1"}
+    try:
+        command = [sys.executable, "-m", "dks", *arguments]
+        done = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_list_of_benchmarks_is_there_for_programs(capsys: Any) -> None:
