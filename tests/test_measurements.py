@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import secrets
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 import pytest
@@ -19,12 +21,15 @@ import torch
 from conftest import TINY, config, finished_run, queued, raise_at
 
 import dks
+from dks.config.secrets import VARIABLES, has_password, without_password
 from dks.data.batches import Batch, TrainingBatches
 from dks.machine import environment
 from dks.machine.interruption import Interrupted
 from dks.models.summary import parameters, summary
 from dks.sweeps.command_line import command_line
+from dks.sweeps.worker import run_cells
 from dks.tracking.record import RunFolder
+from dks.tracking.shipment import lay_out
 from dks.training import checkpoint, metrics, system
 from dks.training.confusion import Confusion, to_csv
 from dks.training.objective import Objective
@@ -322,6 +327,60 @@ def test_a_diff_of_bytes_that_are_no_text_is_still_told(code: Path) -> None:
     code.write_bytes(b"a = '\xff\xfe'\n")
     diff = environment.code_diff()
     assert diff is not None and "+a = '" in diff
+
+
+def test_no_password_is_in_a_diff_or_in_what_is_sent_of_it(code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = {name: secrets.token_urlsafe(16) + "/+" for name in VARIABLES}
+    for name, value in hidden.items():
+        monkeypatch.setenv(name, value)
+    in_uris = [secrets.token_hex(8) for _ in range(3)]
+    lines = [
+        f'uri = "postgresql://u:{in_uris[0]}@host/db"',
+        f"# http://:{in_uris[1]}@host",
+        f"mysql://h/d?password={in_uris[2]}",
+    ]
+    lines += [f'token = "{value}"' for value in hidden.values()]
+    lines += [f"https://host/?token={quote(value, safe='')}" for value in hidden.values()]
+    code.write_text("\n".join([*lines, "a = 2"]))
+    folder = queued(tmp_path)
+    monkeypatch.setattr("dks.terminal.RunView.stepped", raise_at(1, RuntimeError(f"{hidden['PGPASSWORD']} is wrong")))
+    run_cells([folder.path])
+    with folder.log_file.open("a") as log:  # as a library would that prints
+        log.write(f"connected to http://me:{in_uris[0]}@host with {hidden['MLFLOW_TRACKING_TOKEN']}\n")
+    assert code.read_text().count("postgresql") == 1, "the code itself is left alone"
+    kept = folder.diff_file.read_text()
+    assert 'uri = "postgresql://u@host/db"' in kept and 'token = "..."' in kept and "+a = 2" in kept
+    record = folder.read_record()
+    assert record is not None and record.error is not None and record.error["message"] == "... is wrong"
+    sent = tmp_path / "sent"
+    sent.mkdir()
+    lay_out(folder, sent)
+    assert "connected to http://me@host with ..." in (sent / "run.log").read_text()
+    assert (sent / "record.json").read_text() == folder.record_file.read_text()
+    texts = [path.read_text() for path in (*folder.path.glob("[!r]*.*"), folder.record_file, *sent.iterdir())]
+    assert len(texts) > 8
+    for secret in (*in_uris, *hidden.values(), *(quote(value, safe="") for value in hidden.values())):
+        assert not any(secret in text for text in texts)
+
+
+def test_a_diff_is_cut_after_its_passwords_are_out(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = secrets.token_hex(500)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", secret)
+    code.write_text(f"{secret}\n" * 3000)
+    diff = environment.code_diff()
+    assert diff is not None and secret[:40] not in diff and diff.count("+...\n") == 3000
+    started = time.monotonic()
+    without_password('{"a":"http://h:80/"},' * 50_000)
+    assert time.monotonic() - started < 10, "one long line of many addresses, as minified files have"
+
+
+def test_a_short_word_is_no_password_and_a_user_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "mlflow")
+    text = "sqlite:///mlflow.db, postgresql://mlflow@host/mlflow, http://host:5000/a?b=c, git@host:a/b.git"
+    assert without_password(text) == text
+    monkeypatch.setenv("PGPASSWORD", "mlflow-database")
+    assert not has_password("postgresql://me@host/mlflow-database")
 
 
 # --- the command

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from dks.config.secrets import without_password
 from dks.machine.memory import MIB
 
 DIFF_LIMIT = 2**20  # bytes
@@ -114,13 +115,17 @@ def _driver() -> str | None:
 
 @lru_cache(maxsize=1)
 def code_diff() -> str | None:
-    """What `git_commit` calls dirty: the changes of the code since its commit, cut at DIFF_LIMIT; None where there are none."""
+    """What `git_commit` calls dirty: the changes of the code since its commit, without passwords and cut at DIFF_LIMIT.
+
+    None: there are none.
+    """
     if not (git_commit() or "").endswith("-dirty"):
         return None
     try:
         diff = _git(Path(__file__).resolve().parent, "diff", "--no-ext-diff", "--no-color", "--no-relative", "HEAD") + "\n"
     except (OSError, subprocess.SubprocessError):
         return None
+    diff = without_password(diff)  # before it is cut, which could leave half of one
     content = diff.encode()
     if len(content) <= DIFF_LIMIT:
         return diff

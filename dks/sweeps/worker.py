@@ -253,7 +253,7 @@ def main(pipe: int) -> None:
                 display.send("interrupted")
                 return
             except Exception as error:
-                problem: str | None = f"{type(error).__name__}: {error}"
+                problem: str | None = without_password(f"{type(error).__name__}: {error}")
             else:
                 problem = None
             _flush()

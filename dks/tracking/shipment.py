@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from dks.config.identity import flatten
+from dks.config.secrets import without_password
 from dks.tracking import heartbeat
 from dks.tracking.journal import Entry
 from dks.tracking.parents import find_run, sweep_condition
@@ -49,6 +50,7 @@ ARTIFACTS = (
     "confusion.csv",
     "run.log",
 )
+FREE_TEXTS = ("code.diff", "run.log")  # what is printed gets into the log as it is
 
 Draw = Callable[[RunFolder, Path], list[Path]]  # pictures of a run, into a folder
 
@@ -298,15 +300,27 @@ class Shipment:
     def _send_files(self, run_id: str) -> None:
         """All in one call."""
         with tempfile.TemporaryDirectory() as place:
-            folder = Path(place)
-            for name in ARTIFACTS:
-                if (path := self.folder.path / name).is_file():
-                    (folder / name).symlink_to(path.absolute())
+            lay_out(self.folder, folder := Path(place))
             for key, value in flatten(dataclasses.asdict(self.folder.read_config())).items():
                 if _cut(str(value)) != str(value):
                     (folder / "params").mkdir(exist_ok=True)
                     (folder / "params" / f"{key}.txt").write_text(str(value), encoding="utf-8")
             self.client.log_artifacts(run_id, place)
+
+
+def lay_out(run: RunFolder, into: Path) -> None:
+    """The files of a run that are sent, as links; texts that anybody may have written as copies without passwords."""
+    for name in ARTIFACTS:
+        if not (path := run.path / name).is_file():
+            continue
+        if name not in FREE_TEXTS:
+            (into / name).symlink_to(path.absolute())
+            continue
+        with (
+            path.open(encoding="utf-8", errors="replace", newline="") as lines,
+            (into / name).open("w", encoding="utf-8", newline="") as copy,
+        ):
+            copy.writelines(map(without_password, lines))
 
 
 @contextlib.contextmanager

@@ -172,9 +172,6 @@ def reason(error: BaseException) -> str:
     original = next((each for each in originals if each is not None), error)
     lines = str(original).strip().splitlines()
     text = _essence(without_password(lines[0] if lines else type(error).__name__))
-    for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
-        if secret := os.environ.get(name):
-            text = text.replace(secret, "...")
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
