@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,18 +15,23 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, composed, config, finished_run, queued, start
+from conftest import ROOT, composed, config, finished_run, queued, raise_at, start
 
 import dks
 from dks import data, validation
 from dks.config import extensions
 from dks.config.errors import RequestError
-from dks.config.files import choices, load_choice
+from dks.config.files import cache_folder, choices, load_choice
 from dks.config.identity import cell_id, config_id
 from dks.config.methods import baseline_of
 from dks.config.schema import Backbone, Config
 from dks.losses import matching_pairs
 from dks.models import build_network
+from dks.sweeps.sync import sync
+from dks.tables.mlflow_source import MlflowSource
+from dks.tables.records import RecordSource
+from dks.tracking.sender import sent_elsewhere
+from dks.tracking.store import open_client
 from dks.training.run import Outcome, run_cell
 
 EXAMPLE = ROOT / "examples" / "pebbles"
@@ -250,12 +256,56 @@ def test_a_named_sweep_runs_on_a_file_alone(tmp_path: Path, extend: Extend) -> N
     backbone = record["attempts"][0]["extensions"][0]
     assert backbone["file"] == str(file) and len(backbone["sha256"]) == 64
     assert "family: mynet@1" in (folder / "config.yaml").read_text()
-    status, again, err = run_dks(tmp_path, "table", *sweep, **given)
+    status, again, err = run_dks(tmp_path, "table", *sweep, "--format", "md", "--output", "methods.md", **given)
     assert status == 0, err
     assert "missing" not in again
+    (results,) = (tmp_path / "results").iterdir()
+    of_table, (of_file,) = (
+        json.loads(path.read_text()) for path in (results / "provenance.json", tmp_path / "methods.md.json")
+    )
+    had = [{"kind": kind, "name": name, "version": "1"} for kind, name in (("backbone", "mynet"), ("data", "noise"))]
+    named = [{**each, "file": "extra.py", "sha256": backbone["sha256"]} for each in had]
+    for told in (of_table, of_file):
+        assert told["extensions"] == named
+        assert [run["extensions"] for cell in told["cells"] for run in cell["runs"]] == [named] * 3
+        assert str(file.parent) not in json.dumps(told)
     status, _, err = run_dks(tmp_path, "evaluate", folder.name, **{extensions.VARIABLE: ""})
     assert status == 2
     assert f"; the run had it from {extensions.VARIABLE}={file} (sha256 {backbone['sha256'][:12]})" in err
+
+
+def test_the_extensions_of_all_attempts_are_told_by_folders_and_by_a_store(
+    extend: Extend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that changed between two attempts, and what somebody else wrote into a record or a tag."""
+    file = extend(NET)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    folder = queued(tmp_path, "backbone=mynet", "tracking.kind=local", f"tracking.uri={uri}")
+    with sent_elsewhere():
+        with monkeypatch.context() as patched:
+            patched.setattr("dks.terminal.RunView.stepped", raise_at(1, RuntimeError("stopped")))
+            assert run_cell(folder.path) is Outcome.failed
+        replace_text(file, "width=4", "width=4, unused=0", monkeypatch)
+        monkeypatch.setattr(validation.resolver, "_built", {})
+        assert run_cell(folder.path) is Outcome.done
+    record = folder.read_record()
+    assert record is not None
+    (first,), (second,) = (attempt.extensions for attempt in record.attempts)
+    assert first["sha256"] != second["sha256"] and first["file"] == str(file)
+    assert not sync(str(tmp_path / "runs"), [folder.cell_id]).failed
+    for source in (RecordSource(tmp_path / "runs"), MlflowSource(uri)):
+        for _ in range(2):  # the second time from what is kept
+            (told,) = source.runs()["extensions"]
+            assert told == [{**each, "file": "extra.py"} for each in (first, second)]
+    record.attempts[0].extensions = ["odd", {"kind": 3, "file": "C:\\net.py", "other": "x"}, {}]  # type: ignore[list-item,dict-item]
+    folder.write_record(record)
+    (told,) = RecordSource(tmp_path / "runs").runs()["extensions"]
+    assert told == [{"kind": "3", "file": "net.py"}, {**second, "file": "extra.py"}]
+    client = open_client(uri)
+    for tag in ("[", "{}", '["odd"]'):
+        client.set_tag(MlflowSource(uri).runs()["mlflow_run_id"][0], "dks.extensions", tag)
+        shutil.rmtree(cache_folder(), ignore_errors=True)
+        assert MlflowSource(uri).runs()["extensions"].tolist() == [[]]
 
 
 def test_the_file_of_the_documentation_works(extend: Extend) -> None:

@@ -387,6 +387,26 @@ def used(config: Config) -> list[dict[str, str]]:
     return described
 
 
+def cited(recorded: Iterable[object]) -> list[dict[str, str]]:
+    """What records say of the extensions of runs, each once, with the name of a file in place of its path on some machine.
+
+    Args:
+        recorded: as `Extension.described` has it; what is not is left out.
+    """
+    found: list[dict[str, str]] = []
+    for each in recorded:
+        if not isinstance(each, Mapping):
+            continue
+        one = {
+            key: str(each[key]) for key in ("kind", "name", "version", "package", "package_version", "sha256") if key in each
+        }
+        if "file" in each:
+            one["file"] = re.split(r"[/\\]", str(each["file"]))[-1]
+        if one and one not in found:
+            found.append(one)
+    return found
+
+
 def references(config: Config) -> list[tuple[str, str]]:
     """(kind, NAME@VERSION) of every extension that a resolved configuration names."""
     found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timezone
@@ -10,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from dks.config.extensions import cited
 from dks.config.secrets import without_password
 from dks.ledger.states import State
 from dks.tables.cache import RowCache
@@ -151,10 +153,20 @@ def _row(run: StoredRun, data: StoredData, place: str) -> Row:
         "mlflow_experiment_id": run.experiment_id,
         "place": place,
         "attempts": int(tags.get("dks.attempts", 1)),
+        "extensions": _extensions(tags.get("dks.extensions", "[]")),
         **numbers("final", final),
         **summary,
         **{key: value for key, (_, value) in latest.items() if key.startswith("cost/")},
     }
+
+
+def _extensions(tag: str) -> list[dict[str, str]]:
+    """None where somebody has changed the tag by hand."""
+    try:
+        told = json.loads(tag)
+    except ValueError:
+        return []
+    return cited(told) if isinstance(told, list) else []
 
 
 def _absolute(uri: str) -> str:

@@ -19,7 +19,7 @@ from dks.ledger.states import State
 
 STATES = {"FINISHED": State.done, "FAILED": State.failed, "KILLED": State.killed}  # and all others: running
 TAGS = tuple(
-    f"dks.{name}" for name in ("cell_id", "config_id", "seed", "method", "git_commit", "device", "attempts")
+    f"dks.{name}" for name in ("cell_id", "config_id", "seed", "method", "git_commit", "device", "attempts", "extensions")
 )  # those that a row is made of
 PARAMS = ("recipe.epochs", "data.fingerprint")
 

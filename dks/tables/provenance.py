@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from dks.config.extensions import cited
 from dks.tables.model import Table
 from dks.tables.study import Study
 
-_RUN = ("seed", "state", "epoch", "git_commit", "data_fingerprint", "device", "started", "mlflow_run_id", "place")
+_RUN = ("seed", "state", "epoch", "git_commit", "data_fingerprint", "device", "started", "mlflow_run_id", "place", "extensions")
 
 
 def provenance(study: Study, table: Table) -> dict[str, Any]:
-    """For JSON: the source and the query, and for each cell its configuration, its numbers and its runs."""
+    """For JSON: the source and the query, the extensions of its runs, and for each cell its configuration and runs."""
     found = {record["cell_id"]: record for record in study.runs.to_dict("records")}
-    cells = []
+    cells: list[dict[str, Any]] = []
     for (row, column), cell in table.cells.items():
-        runs = [
+        runs: list[dict[str, Any]] = [
             {"cell_id": cell_id, **{key: _plain(found[cell_id][key]) for key in _RUN}}
             if cell_id in found
             else {"cell_id": cell_id, "state": "missing"}
@@ -44,7 +45,14 @@ def provenance(study: Study, table: Table) -> dict[str, Any]:
         "epoch": table.epoch.value,
         "leaves_out": "runs that are not done, have fewer epochs than asked for, or end in a number that is not finite",
     }
-    return {"sweep": table.name, "title": table.title, "command": study.command, "query": query, "cells": cells}
+    return {
+        "sweep": table.name,
+        "title": table.title,
+        "command": study.command,
+        "query": query,
+        "extensions": cited(each for cell in cells for run in cell["runs"] for each in run.get("extensions", ())),
+        "cells": cells,
+    }
 
 
 def _plain(value: Any) -> Any:

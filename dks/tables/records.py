@@ -15,6 +15,7 @@ import pandas as pd
 import yaml
 
 from dks.config.errors import RequestError
+from dks.config.extensions import cited
 from dks.config.identity import flatten
 from dks.ledger.states import State, survey
 from dks.tables.cache import RowCache
@@ -144,6 +145,7 @@ def _row(folder: RunFolder, record: Record) -> Row:
         "started": record.attempts[0].started if last else None,
         "place": str(folder.path),
         "attempts": len(record.attempts),
+        "extensions": cited(each for attempt in record.attempts for each in attempt.extensions),
         **numbers("cost", record.cost),
     }
     final, best = (record.final, record.best) if record.status is Status.done else _ends(folder)

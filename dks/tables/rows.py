@@ -29,6 +29,7 @@ COLUMNS = (
     "mlflow_experiment_id",
     "place",
     "attempts",
+    "extensions",
 )
 _WHOLE = frozenset({"seed", "epoch", "epochs", "attempts"})
 _ALWAYS = frozenset(  # numbers whose columns are there even if no run has one

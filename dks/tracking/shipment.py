@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from dks.config.extensions import cited
 from dks.config.identity import flatten
 from dks.config.secrets import without_password
 from dks.tracking import heartbeat
@@ -264,10 +265,12 @@ class Shipment:
     def _attempt(self, record: Record) -> dict[str, str]:
         """What may be another in each attempt, as tags."""
         attempt, self._parent_told = record.attempts[-1], self._parent(record)
+        extensions = cited(each for begun in record.attempts for each in begun.extensions)
         return {
             **({"dks.uid": record.uid} if record.uid else {}),  # it may have been lost with a damaged record
             "dks.attempts": str(len(record.attempts)),
             "dks.device": attempt.device,
+            **({"dks.extensions": json.dumps(extensions)} if extensions else {}),
             "dks.git_commit": attempt.git_commit or "unknown",
             "mlflow.source.git.commit": (attempt.git_commit or "").removesuffix("-dirty"),
             **({} if self._parent_told is None else {"mlflow.parentRunId": self._parent_told}),
