@@ -17,6 +17,7 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from conftest import ROOT, start
@@ -27,8 +28,9 @@ from test_data import no_label, write_cifar, write_parquet
 from tracking_services import mlflow_client
 
 from dks.config.errors import RequestError
+from dks.config.extensions import VARIABLE
 from dks.config.schema import Data, Tracking, TrackingKind
-from dks.doctor import images, machine, packages, slurm, storage, tracking
+from dks.doctor import extensions, images, machine, packages, slurm, storage, tracking
 from dks.doctor.check import Check, Finding, Level, examine, green, red, yellow
 from dks.doctor.text import Page
 from dks.machine import control_groups
@@ -247,6 +249,57 @@ def test_a_clock_behind_the_newest_run_is_noticed(tmp_path: Path) -> None:
     for ahead, level in ((20, "yellow"), (3600, "red")):
         os.utime(run, (time.time() + ahead, time.time() + ahead))
         assert levels(machine.clock(tmp_path)) == {"clock": level}
+
+
+# --- extensions -------------------------------------------------------------------------------------------------------------
+
+
+GOOD = """
+    from dks import extend
+
+    @extend.matching_strategy("ring", version="3")
+    def ring(classifiers):
+        return list(zip(classifiers, [*classifiers[1:], classifiers[0]]))
+"""
+
+
+def test_extensions_are_green_with_their_version_and_red_where_they_are_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, "")
+    assert levels(extensions.extensions()) == {"extensions": "grey"}
+    good, broken, twin = (tmp_path / f"{name}.py" for name in ("good", "broken", "twin"))
+    good.write_text(dedent(GOOD))
+    monkeypatch.setenv(VARIABLE, str(good))
+    (found,) = extensions.extensions()
+    assert (found.level, found.name, found.found) == (Level.green, "matching_strategy", f"ring@3, the file {good}")
+    broken.write_text(dedent(GOOD).replace("ring", "line").replace("@extend", "1 / 0\n@extend"))
+    twin.write_text(dedent(GOOD).replace("ring", "bidir"))
+    monkeypatch.setenv(VARIABLE, os.pathsep.join(map(str, (good, broken, twin, tmp_path / "none.py"))))
+    lost, *each = extensions.extensions()
+    assert (lost.name, lost.level) == ("extensions", Level.red) and f"there is no {tmp_path / 'none.py'}" in lost.found
+    assert [finding.level for finding in each] == [Level.red, Level.red, Level.green]
+    assert f"the file {broken} cannot be imported: ZeroDivisionError: division by zero" in each[1].found
+    assert "is there more than once, in dks itself and" in each[0].found
+    assert all("\n" not in finding.found and finding.advice for finding in (lost, *each[:2]))
+
+
+def test_an_entry_point_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, "")
+    (tmp_path / "whole_part.py").write_text(dedent(GOOD))
+    distribution = tmp_path / "mine-2.5.dist-info"
+    distribution.mkdir()
+    (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 2.5\n")
+    lines = ["[dks.extensions]", "matching_strategy.ring = whole_part", "backbone.lost = no_such_module", "network.other = x"]
+    (distribution / "entry_points.txt").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    odd, lost, ring = extensions.extensions()
+    assert (odd.level, lost.level, ring.level) == (Level.red, Level.red, Level.green)
+    assert "the entry point network.other must be KIND.NAME" in odd.found
+    assert "the package mine 2.5 cannot be imported: ModuleNotFoundError: No module named 'no_such_module'" in lost.found
+    assert (ring.name, ring.found) == ("matching_strategy", "ring@3, the package mine 2.5")
 
 
 # --- data -------------------------------------------------------------------------------------------------------------------

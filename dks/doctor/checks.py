@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dks.config.errors import RequestError, one_line
 from dks.config.files import cache_folder
-from dks.doctor import machine, packages, slurm
+from dks.doctor import extensions, machine, packages, slurm
 from dks.doctor.check import Check, Finding, grey, red
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def _installed(device: str = "auto", threads: int | None = None) -> list[tuple[s
                 Check("threads", lambda: machine.threads(threads)),
             ],
         ),
+        ("Extensions", [Check("extensions", extensions.extensions, IMPORTS)]),
     ]
 
 
