@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -17,14 +18,21 @@ import pytest
 import torch
 from conftest import queued
 from PIL import Image
+from test_data import no_label, write_parquet, wrong_image
+from test_imagefolder import write_images
 
+from dks import data
 from dks.config.errors import RequestError
 from dks.config.frozen import from_yaml
+from dks.config.schema import Data
 from dks.data.images import decode
+from dks.data.registry import source
+from dks.ledger.launches import LaunchFolder
 from dks.sweeps import manifest
 from dks.sweeps.manifest import Manifest, ManifestCell
 from dks.tracking.record import RunFolder
 from dks.training import checkpoint
+from dks.training.run import Outcome, run_cell
 from dks.weights import load_state_dict
 
 
@@ -200,6 +208,37 @@ def test_a_sweep_is_looked_for_in_its_folder_alone(tmp_path: Path, name: str) ->
         manifest.read(str(tmp_path / "mine"), name)
 
 
+def test_a_launch_that_cannot_be_read_is_one_line_with_its_name(tmp_path: Path) -> None:
+    created = LaunchFolder.create(str(tmp_path), "mine", "local", [tmp_path / "cell"], None)
+    created.lock.release()
+    whole = created.file.read_text()
+    values = json.loads(whole)
+    array = {"tasks": [["a"]], "job": "12"}
+    hostile = {
+        "Expecting value": "",
+        "cannot be read: ": whole[: len(whole) // 2],
+        "it holds a list": "[]",
+        "it says arms, shape, which a newer version of this program may know": json.dumps(values | {"shape": 2, "arms": 3}),
+        "missing 1 required": json.dumps({key: values[key] for key in values if key != "started"}),
+        "'arrays' is missing": json.dumps({key: values[key] for key in values if key != "arrays"}),
+        "retries is a str": json.dumps(values | {"retries": "3"}),
+        "its cells are not all names of folders": json.dumps(values | {"cells": [["a"]]}),
+        "not all names": json.dumps(values | {"arrays": [array | {"tasks": [["a", 3]]}]}),
+        "is no id of a job": json.dumps(values | {"arrays": [array | {"job": "--all"}]}),
+        "unexpected keyword argument 'x'": json.dumps(values | {"arrays": [array | {"x": 1}]}),
+        "recursion": "[" * 100_000,
+        "codec can't decode": "\udcff",
+    }
+    for message, text in hostile.items():
+        created.file.write_text(text, encoding="utf-8", errors="surrogateescape")
+        with pytest.raises(RequestError, match=message) as refused:
+            LaunchFolder(created.path).read()
+        assert str(refused.value).startswith(f"{created.file} cannot be read: ") and "\n" not in str(refused.value)
+        assert created.file.read_bytes() == text.encode(errors="surrogateescape"), "it is left as it was"
+    created.file.write_text(json.dumps(values | {"arrays": [array]}))
+    assert LaunchFolder(created.path).read().jobs() == {"a": "12"}
+
+
 # --- images
 
 
@@ -243,3 +282,128 @@ def test_an_image_that_does_not_decode_is_named_and_fills_no_memory(tmp_path: Pa
 @pytest.mark.parametrize("form", ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"])
 def test_images_of_the_usual_formats_decode(form: str) -> None:
     assert decode(io.BytesIO(whole(form)), form).size == (40, 40)
+
+
+# --- data that was damaged after a run on it was planned
+
+
+def emptied(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def lost(path: Path) -> None:
+    """A link to nowhere in its place."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to(path.parent / "nowhere")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def replaced(path: Path) -> None:
+    """By other bytes, as many."""
+    path.write_bytes(b"x" * path.stat().st_size)
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 255
+    path.write_bytes(content)
+
+
+def deeper(folder: Path) -> None:
+    """A class in which an image lies that is no file."""
+    (folder / "more.png").mkdir()
+
+
+Harm = Callable[[Path], None]
+DAMAGED_FOLDERS: dict[str, tuple[Harm, str, str]] = {
+    "a class without images": (emptied, "train/cat", "train/cat holds no image"),
+    "a class that is gone": (shutil.rmtree, "train/cat", "train and val have different classes, for example cat"),
+    "a class that is a link to nowhere": (lost, "train/cat", "train/cat is a link to nowhere; it may be that of a class"),
+    "a set that is gone": (shutil.rmtree, "val", "val is not a folder"),
+    "an image that is a link to nowhere": (lost, "val/bee/1.JPEG", "val/bee/1.JPEG: the image cannot be decoded"),
+    "an image that is a folder": (deeper, "val/bee", "val/bee/more.png: the image cannot be decoded"),
+    "an image that ends early": (cut, "train/bee/3.JPEG", "train/bee/3.JPEG: the image cannot be decoded"),
+    "a file that is no image": (replaced, "train/bee/3.JPEG", "train/bee/3.JPEG: the image cannot be decoded"),
+    "an image less": (Path.unlink, "train/bee/3.JPEG", "are not those that the run was planned with"),
+}
+DAMAGED_PARQUET: dict[str, tuple[Harm, str, str]] = {
+    "nothing": (Path.unlink, FILE := "train-00000-of-00001.parquet", "has no file train-*.parquet"),
+    "a file that ends early": (cut, FILE, f"{FILE} cannot be read as Parquet"),
+    "other bytes": (replaced, FILE, f"{FILE} cannot be read as Parquet"),
+    "a byte that is another one": (flipped, FILE, FILE),
+    "no labels": (lambda path: no_label(path.parent), FILE, "has no column label"),
+    "images in another form": (lambda path: wrong_image(path.parent), FILE, "must be a struct with the field bytes"),
+    "other labels": (lambda path: relabelled(path.parent), FILE, "are not those that the run was planned with"),
+}
+
+
+def relabelled(root: Path) -> None:
+    write_parquet(root, "train", [8] * 6, [1, 0, 1, 0, 1, 0])
+
+
+def check_failure(tmp_path: Path, root: Path, path: Path, harm: Harm, message: str, *overrides: str) -> None:
+    """A run on damaged data fails with one line, and the same call goes through when the data is as it was."""
+    folder = queued(tmp_path, f"data.root={root}", "recipe.epochs=1", "recipe.batch_size=4", *overrides)
+    shutil.copytree(root, tmp_path / "whole")
+    harm(path)
+    assert run_cell(folder.path) is Outcome.failed
+    record = folder.read_record()
+    assert record is not None and record.error is not None
+    said = record.error["message"]
+    assert message in said and "\n" not in said, said
+    assert str(root) in said
+    assert (record.status.value, record.attempts[-1].status) == ("failed", "failed")
+    assert not folder.weights_file.exists() and folder.journal.read() == []
+    shutil.rmtree(root)
+    (tmp_path / "whole").rename(root)
+    assert run_cell(folder.path) is Outcome.done, folder.read_record()
+
+
+@pytest.mark.parametrize("what", DAMAGED_FOLDERS)
+def test_a_run_on_a_damaged_folder_says_where_and_goes_on_when_it_is_mended(tmp_path: Path, what: str) -> None:
+    harm, place, message = DAMAGED_FOLDERS[what]
+    root = write_images(tmp_path / "insects")
+    plain = ("data=imagefolder", "data.augmentation=pad_crop", "data.num_classes=null", "data.mean=null", "data.std=null")
+    check_failure(tmp_path, root, root / place, harm, message, *plain)
+
+
+@pytest.mark.parametrize("what", DAMAGED_PARQUET)
+def test_a_run_on_damaged_parquet_says_where_and_goes_on_when_it_is_mended(tmp_path: Path, what: str) -> None:
+    harm, place, message = DAMAGED_PARQUET[what]
+    root = tmp_path / "hub"
+    root.mkdir()
+    write_parquet(root, "train", [8] * 6, [0, 1, 0, 1, 0, 1])
+    write_parquet(root, "test", [8] * 4, [0, 1, 0, 1])
+    check_failure(tmp_path, root, root / place, harm, message, "data=parquet", "data.num_classes=null")
+
+
+@pytest.mark.parametrize("what", ["a class that is a link to nowhere", "an image that is a link to nowhere"])
+def test_links_to_nowhere_are_refused_before_anything_runs(tmp_path: Path, what: str) -> None:
+    harm, place, _ = DAMAGED_FOLDERS[what]
+    root = write_images(tmp_path / "insects")
+    harm(root / place)
+    with pytest.raises(RequestError, match=rf"{place} (is a link to nowhere|cannot be read: No such file)"):
+        data.describe(Data(source="imagefolder", root=str(root), image_size=8))
+
+
+def test_a_flipped_bit_in_parquet_is_no_traceback(tmp_path: Path) -> None:
+    """Wherever it is: the file is refused with its name, or the bit does not matter to a reader."""
+    write_parquet(tmp_path, "train", [8] * 3, [0, 1, 2])
+    write_parquet(tmp_path, "test", [8], [0])
+    file, settings = tmp_path / FILE, Data(source="parquet", root=str(tmp_path))
+    whole, refused = file.read_bytes(), list[str]()
+    for place in range(0, len(whole), 23):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        file.write_bytes(content)
+        try:
+            data.describe(settings)
+            source("parquet").load(settings)
+        except (RequestError, ValueError) as error:
+            refused.append(str(error))
+    assert len(refused) > 5
+    assert [line for line in refused if str(tmp_path) not in line or "\n" in line] == []

@@ -17,7 +17,7 @@ from dks.config.identity import cell_id
 from dks.config.schema import Augmentation, Data
 from dks.data.batches import Normalise
 from dks.data.images import ImageFiles, ImageSet
-from dks.data.streaming import StreamedTest, StreamedTraining, evaluation_transform, training_transform
+from dks.data.streaming import StreamedTest, StreamedTraining, _named, evaluation_transform, training_transform
 from dks.training.run import Outcome, run_cell
 
 CPU = torch.device("cpu")
@@ -203,6 +203,16 @@ def test_an_image_that_does_not_decode_fails_the_run_with_its_name(root: Path) -
     assert isinstance(train, ImageFiles)
     with pytest.raises(ValueError, match=r"3\.JPEG: the image cannot be decoded"):
         list(StreamedTraining(train, 8, 0, settings(root), AS_STORED, CPU).epoch(1))
+
+
+def test_what_a_worker_process_says_is_one_line() -> None:
+    said = "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  File x\nValueError: a.png: (truncated)\n"
+
+    def failing(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        raise ValueError(said)
+
+    with pytest.raises(ValueError, match=r"^a\.png: \(truncated\)$"):
+        list(_named(map(failing, [0])))
 
 
 def test_other_images_are_another_cell_and_another_place_is_not(tmp_path: Path) -> None:

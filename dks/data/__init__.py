@@ -45,6 +45,19 @@ def _facts(data: Data, absent: list[str] | None) -> Facts:
     return facts
 
 
+def require(data: Data) -> None:
+    """See that the files are those that the configuration was resolved with, as far as their fingerprint can tell.
+
+    Raises:
+        RequestError: they are not, or are missing or wrong.
+    """
+    if data.fingerprint is not None and (found := source(data.source).inspect(data).fingerprint) != data.fingerprint:
+        raise RequestError(
+            f"the files in data.root={data.root} are not those that the run was planned with (fingerprint {found}, not "
+            f"{data.fingerprint}); put those back, or type the command again, which makes other cells"
+        )
+
+
 # The runs of a sweep mostly share their data: the last one used stays in memory, under its configuration.
 _loaded: dict[str, tuple[Images, Images]] = {}
 

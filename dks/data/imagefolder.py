@@ -36,8 +36,11 @@ def inspect(data: Data) -> Facts:
     digest = hashlib.sha256()
     for split in ("train", "val"):
         for name in classes:
-            files = images_in(root / split / name)
-            digest.update("".join(f"{split}/{name}/{path.name} {path.stat().st_size}\n" for path in files).encode())
+            try:
+                sizes = [(path.name, path.stat().st_size) for path in images_in(root / split / name)]
+            except OSError as error:  # a link to nowhere, for one
+                raise RequestError(f"{error.filename or root / split / name} cannot be read: {error.strerror}") from error
+            digest.update("".join(f"{split}/{name}/{file} {size}\n" for file, size in sizes).encode())
     return Facts(labels=len(classes), name=root.resolve().name, fingerprint=digest.hexdigest()[:16])
 
 
@@ -71,7 +74,13 @@ def class_names(folder: Path) -> list[str]:
     """The classes of `root/train` or `root/val`, sorted; inspect says what is raised."""
     if not folder.is_dir():
         raise AbsentError(f"{folder} is not a folder; data.root must hold train and val, each with a folder for each class")
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise RequestError(f"{folder} cannot be read: {error.strerror}") from error
+    if lost := sorted(each.path for each in entries if each.is_symlink() and not os.path.exists(each.path)):  # noqa: PTH110
+        raise RequestError(f"{lost[0]} is a link to nowhere; it may be that of a class, so mend or remove it")
+    names = sorted(entry.name for entry in entries if entry.is_dir())
     if not names:
         raise RequestError(f"{folder} has no folder in it; there must be one for each class")
     return names

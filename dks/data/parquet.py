@@ -57,7 +57,8 @@ def load(data: Data) -> tuple[ImageSet, ImageSet]:
     """The training and the test set, decoded; images of several sizes need `data.image_size`.
 
     Raises:
-        ValueError: an image cannot be decoded, or its size differs from the others'.
+        RequestError: a split or a column is missing.
+        ValueError: a file is damaged, an image cannot be decoded, or its size differs from the others'.
     """
     root = Path(data.root or "")
     return _read(root, "train", data.image_size), _read(root, "test", data.image_size)
@@ -76,6 +77,7 @@ def _read(root: Path, split: str, side: int | None) -> ImageSet:
     labels: list[np.ndarray] = []
     for path in _files(root, split):
         try:
+            _check_columns(path)
             rows = pq.read_table(path, columns=["image", "label"])
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
@@ -102,8 +104,7 @@ def _files(root: Path, split: str) -> list[Path]:
     return found
 
 
-def _labels(path: Path) -> np.ndarray:
-    import numpy as np
+def _check_columns(path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -116,6 +117,12 @@ def _labels(path: Path) -> np.ndarray:
         raise RequestError(f"{path}: the column image is {image}; it must be a struct with the field bytes")
     if not pa.types.is_integer(schema.field("label").type):
         raise RequestError(f"{path}: the column label is {schema.field('label').type}; it must be int64")
+
+
+def _labels(path: Path) -> np.ndarray:
+    import pyarrow.parquet as pq
+
+    _check_columns(path)
     column = pq.read_table(path, columns=["label"])["label"]
     if column.null_count:
         raise RequestError(f"{path}: {column.null_count} label(s) are missing")

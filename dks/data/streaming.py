@@ -78,7 +78,7 @@ class StreamedTraining:
         order = torch.randperm(len(self.files), generator=generator(self.seed, "epoch", epoch))
         parts = [self.world.shard(batch) for batch in order.split(self.batch_size)[first:]]
         self._plan.batches = [[(epoch, index) for index in part.tolist()] for part, _ in parts]
-        for (pixels, labels), (_, weight) in zip(on_device(self._loader, self.device), parts, strict=True):
+        for (pixels, labels), (_, weight) in zip(_named(on_device(self._loader, self.device)), parts, strict=True):
             yield Batch(self.normalise(pixels), labels, weight)
 
 
@@ -97,8 +97,16 @@ class StreamedTest:
         return self._steps
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for pixels, labels in on_device(self._loader, self.device):
+        for pixels, labels in _named(on_device(self._loader, self.device)):
             yield self.normalise(pixels), labels
+
+
+def _named(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches. What a worker process could not decode is said in a line, in place of its whole traceback."""
+    try:
+        yield from batches
+    except ValueError as error:
+        raise ValueError(str(error).rstrip().rpartition("\nValueError: ")[2]) from error
 
 
 class _Plan:

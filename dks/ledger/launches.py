@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock
 
-from dks.config.errors import RequestError, short
+from dks.config.errors import RequestError, one_line, short
 from dks.tracking.journal import now
 from dks.tracking.lock import is_held
 from dks.tracking.record import check_types, write_atomically
@@ -109,17 +110,26 @@ class LaunchFolder:
         """What was launched.
 
         Raises:
-            RequestError: the file is missing or damaged.
+            RequestError: the file is missing or damaged, or of a newer version than this program knows.
         """
         try:
             values = json.loads(self.file.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError(f"it holds a {type(values).__name__}")
+            if more := values.keys() - {each.name for each in dataclasses.fields(Launch)}:
+                raise ValueError(f"it says {short(', '.join(sorted(more)))}, which a newer version of this program may know")
             arrays = [check_types(Array(**array)) for array in values.pop("arrays")]
             for array in arrays:
                 if not re.fullmatch(r"[0-9]{1,20}", array.job or "0"):  # it becomes a word of scancel's command line
                     raise ValueError(f"{short(array.job)} is no id of a job")
+            if any(
+                not isinstance(each, str) for cells in (values["cells"], *chain(*(a.tasks for a in arrays))) for each in cells
+            ):
+                raise ValueError("its cells are not all names of folders")
             return check_types(Launch(**values, arrays=arrays))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RequestError(f"{self.file} cannot be read: {error}; type the sweep's command again") from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(str(error))
+            raise RequestError(f"{self.file} cannot be read: {reason}; type the sweep's command again") from error
 
     def is_alive(self) -> bool:
         """Does the launching process still live and wait for its cells?"""

@@ -242,9 +242,11 @@ def _data(config: Config) -> tuple[Images, Images | None, Images, Tensor]:
     and the indices in the whole training set whose labels were changed.
 
     Raises:
-        RequestError: all training images are to be held out.
+        RequestError: all training images are to be held out; files are missing, or not those that the run was planned with.
+        ValueError: an image or a file of images is damaged.
     """
-    train, test = data.load(config.data)
+    train, test = data.load(config.data)  # says which file is damaged
+    data.require(config.data)
     assert config.data.num_classes is not None
     labels, changed = corrupt(train.labels, config.label_noise, config.data.num_classes, config.seed)
     kept, val = hold_out(dataclasses.replace(train, labels=labels), config.data.holdout, config.seed)
