@@ -120,6 +120,7 @@ def _check_columns(path: Path) -> None:
 
 
 def _labels(path: Path) -> np.ndarray:
+    import numpy as np
     import pyarrow.parquet as pq
 
     _check_columns(path)
