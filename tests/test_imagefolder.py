@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from conftest import config, queued
+from conftest import ROOT, config, queued, start
 from PIL import Image
 from torchvision import transforms
 
@@ -152,6 +156,32 @@ def test_a_run_on_a_folder_of_images_learns_colours(root: Path, tmp_path: Path) 
     record = folder.read_record()
     assert record is not None
     assert record.final["test/top1_error"] < 34  # chance is 67
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["an image is damaged", "it is killed"])
+def test_no_process_that_decodes_outlives_a_run(root: Path, tmp_path: Path, how: str) -> None:
+    """Nor does the run wait for it, which it once did for ever when it met a damaged image."""
+    damaged, last = how == "an image is damaged", root / "train" / "cat" / "5.JPEG"
+    if damaged:
+        last.write_bytes(last.read_bytes()[:100])
+    options = ("data.resize=20", "data.image_size=16", "data.workers=2", "recipe.batch_size=6", "tracking=off", "threads=1")
+    process = start([str(ROOT / "train.py"), "data=imagefolder", f"data.root={root}", *options, "recipe.epochs=5000"], tmp_path)
+    seen = set[psutil.Process]()
+    until = time.monotonic() + 200
+    while process.poll() is None:
+        assert time.monotonic() < until
+        with suppress(psutil.NoSuchProcess):
+            seen |= set(psutil.Process(process.pid).children(recursive=True))
+        if not damaged and any(path.stat().st_size for path in tmp_path.glob("runs/*/metrics.jsonl")):
+            process.kill()
+        time.sleep(0.1)
+    _, err = process.communicate(timeout=30)  # which whoever lives on would have open
+    assert process.returncode == (1 if damaged else -signal.SIGKILL), err
+    assert not damaged or "5.JPEG: the image cannot be decoded" in err
+    assert len(seen) >= 4, "what forks, and two that decode for the training; one that is Python's own"
+    _, alive = psutil.wait_procs(seen, timeout=30)
+    assert not alive
 
 
 def remove_class(root: Path) -> None:

@@ -6,9 +6,16 @@ What an image looks like is a pure function of (seed, epoch, its index), whoever
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -143,7 +150,8 @@ def _loader(
     count = available_threads() if workers is None else workers
     if count:
         _start_fork_server()
-    return DataLoader(
+    lifeline, held = multiprocessing.Pipe(duplex=False)
+    loader = DataLoader(
         _Decoded(files, transform, seed),
         batch_sampler=plan,
         num_workers=count,
@@ -151,10 +159,13 @@ def _loader(
         persistent_workers=count > 0,
         # A fork would inherit the threads of torch and of the tracker in whatever state they are.
         multiprocessing_context="forkserver" if count else None,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=partial(_serve, lifeline),
         # A loader draws a seed for its processes whenever it begins; from the global generator, that would move dropout.
         generator=torch.Generator(),
     )
+    # Before Python, as it ends, asks its processes to end by a signal, which these ignore, and waits for them.
+    Finalize(loader, held.close, exitpriority=1)
+    return loader
 
 
 def _start_fork_server() -> None:
@@ -169,7 +180,19 @@ def _start_fork_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
+def _serve(lifeline: Connection, worker: int) -> None:
+    """What a worker process does first: it leaves signals to the main process, and goes when that one is gone.
+
+    Torch would look whether its parent lives, which is the process that forks; that one lives as long as its children do.
+    """
     for number in Interruption.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
+    threading.Thread(target=_leave_at_the_end_of, args=(lifeline,), daemon=True).start()
+
+
+def _leave_at_the_end_of(lifeline: Connection) -> None:
+    """Nothing is ever said: it ends when the main process does, or closes it."""
+    with suppress(EOFError, OSError):
+        lifeline.recv_bytes()
+    os._exit(0)
