@@ -161,7 +161,7 @@ def _row(run: StoredRun, data: StoredData, place: str) -> Row:
 
 
 def _extensions(tag: str) -> list[dict[str, str]]:
-    """None where somebody has changed the tag by hand."""
+    """As `cited` has them; none where somebody has changed the tag by hand."""
     try:
         told = json.loads(tag)
     except ValueError:
