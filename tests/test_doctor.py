@@ -27,8 +27,8 @@ from slurm_cluster import Cluster, free_ports
 from test_data import no_label, write_cifar, write_parquet
 from tracking_services import mlflow_client
 
+from dks.config.catalogue import VARIABLE
 from dks.config.errors import RequestError
-from dks.config.extensions import VARIABLE
 from dks.config.schema import Data, Tracking, TrackingKind
 from dks.doctor import extensions, images, machine, packages, slurm, storage, tracking
 from dks.doctor.check import Check, Finding, Level, examine, green, red, yellow

@@ -20,6 +20,7 @@ from conftest import ROOT, composed, config, finished_run, queued, raise_at, sta
 import dks
 from dks import data, validation
 from dks.config import extensions
+from dks.config.catalogue import ENTRY_POINTS, VARIABLE
 from dks.config.errors import RequestError
 from dks.config.files import cache_folder, choices, load_choice
 from dks.config.identity import cell_id, config_id
@@ -84,7 +85,7 @@ def extend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Extend:
         file.parent.mkdir()
         file.write_text("\n".join(map(textwrap.dedent, texts)))
         written.append(str(file))
-        monkeypatch.setenv(extensions.VARIABLE, os.pathsep.join(written))
+        monkeypatch.setenv(VARIABLE, os.pathsep.join(written))
         return file
 
     return write
@@ -185,7 +186,7 @@ def make_package(site: Path, name: str, text: str, *points: str) -> str:
     facts.mkdir(parents=True)
     (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.5\n")
     lines = "\n".join(f"{point} = {name}" for point in points)
-    (facts / "entry_points.txt").write_text(f"[{extensions.ENTRY_POINTS}]\n{lines}\n")
+    (facts / "entry_points.txt").write_text(f"[{ENTRY_POINTS}]\n{lines}\n")
     (site / name).mkdir()
     (site / name / "__init__.py").write_text(textwrap.dedent(text))
     return os.pathsep.join([str(site), str(ROOT)])
@@ -246,7 +247,7 @@ def test_a_package_without_a_version_of_its_extension_gives_its_own(tmp_path: Pa
 def test_a_named_sweep_runs_on_a_file_alone(tmp_path: Path, extend: Extend) -> None:
     """In worker processes, named by a path that is relative to the current folder."""
     file = extend(NET, PARTS)
-    given = {extensions.VARIABLE: os.path.relpath(file, tmp_path)}
+    given = {VARIABLE: os.path.relpath(file, tmp_path)}
     sweep = ["methods", "backbone=mynet", "data=noise", "seed=1", "recipe.epochs=1"]
     status, out, err = run_dks(tmp_path, "sweep", "run", *sweep, "tracking=off", "threads=1", "hydra.launcher.slots=2", **given)
     assert status == 0, err
@@ -269,9 +270,9 @@ def test_a_named_sweep_runs_on_a_file_alone(tmp_path: Path, extend: Extend) -> N
         assert told["extensions"] == named
         assert [run["extensions"] for cell in told["cells"] for run in cell["runs"]] == [named] * 3
         assert str(file.parent) not in json.dumps(told)
-    status, _, err = run_dks(tmp_path, "evaluate", folder.name, **{extensions.VARIABLE: ""})
+    status, _, err = run_dks(tmp_path, "evaluate", folder.name, **{VARIABLE: ""})
     assert status == 2
-    assert f"; the run had it from {extensions.VARIABLE}={file} (sha256 {backbone['sha256'][:12]})" in err
+    assert f"; the run had it from {VARIABLE}={file} (sha256 {backbone['sha256'][:12]})" in err
 
 
 def test_the_extensions_of_all_attempts_are_told_by_folders_and_by_a_store(
@@ -322,7 +323,7 @@ def test_a_folder_brings_its_config_files(extend: Extend, monkeypatch: pytest.Mo
     choice = folder / "conf" / "backbone" / "mynet_wide.yaml"
     choice.parent.mkdir(parents=True)
     choice.write_text("family: mynet\ndepth: 3\nbranches: {c2: {stages: [{blocks: 1, width: 8}]}}\noptions: {width: 6}\n")
-    monkeypatch.setenv(extensions.VARIABLE, str(folder))
+    monkeypatch.setenv(VARIABLE, str(folder))
     assert {"mynet", "mynet_wide", "resnet8"} <= set(choices("backbone"))
     wide = config("backbone=mynet_wide", "positions=c2")
     assert wide.backbone.options == {"width": 6} and wide.backbone.depth == 3
@@ -384,10 +385,10 @@ def test_for_one_seed_the_backbone_starts_the_same_whatever_it_carries(extend: E
 
 def test_version_and_options_of_an_extension_make_a_cell(extend: Extend, monkeypatch: pytest.MonkeyPatch) -> None:
     def identity(text: str, *overrides: str) -> str:
-        extend(text, name=f"extra{len(os.environ.get(extensions.VARIABLE, ''))}.py")
-        latest = os.environ[extensions.VARIABLE].split(os.pathsep)[-1]
+        extend(text, name=f"extra{len(os.environ.get(VARIABLE, ''))}.py")
+        latest = os.environ[VARIABLE].split(os.pathsep)[-1]
         with monkeypatch.context() as only:
-            only.setenv(extensions.VARIABLE, latest)
+            only.setenv(VARIABLE, latest)
             return cell_id(config("backbone=mynet", *overrides))
 
     first = identity(NET)
@@ -434,7 +435,7 @@ def replace_text(file: Path, old: str, new: str, monkeypatch: pytest.MonkeyPatch
     changed = file.with_name("changed") / file.name
     changed.parent.mkdir(exist_ok=True)
     changed.write_text(file.read_text().replace(old, new))
-    monkeypatch.setenv(extensions.VARIABLE, str(changed))
+    monkeypatch.setenv(VARIABLE, str(changed))
 
 
 def test_a_run_goes_on_only_with_its_version(extend: Extend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,7 +448,7 @@ def test_a_run_goes_on_only_with_its_version(extend: Extend, tmp_path: Path, mon
     assert record.error["type"] == "RequestError"
     assert "backbone.family=mynet is wanted in version 1, and the file " in record.error["message"]
     assert " has version 2; " in record.error["message"]
-    monkeypatch.setenv(extensions.VARIABLE, str(file))
+    monkeypatch.setenv(VARIABLE, str(file))
     assert run_cell(folder.path) is Outcome.done
 
 
@@ -578,10 +579,10 @@ def test_a_choice_that_is_missed_may_be_in_a_file_that_cannot_be_read(extend: Ex
 
 
 def test_a_file_that_is_not_there_is_a_warning_for_who_does_not_need_it(tmp_path: Path) -> None:
-    given = {extensions.VARIABLE: "nowhere.py"}
+    given = {VARIABLE: "nowhere.py"}
     status, _, err = run_dks(tmp_path, "train", "--cfg", "job", **given)
     assert status == 0
-    assert err.splitlines() == [f"warning: {extensions.VARIABLE}: there is no {tmp_path.resolve() / 'nowhere.py'}"]
+    assert err.splitlines() == [f"warning: {VARIABLE}: there is no {tmp_path.resolve() / 'nowhere.py'}"]
 
 
 def test_jobs_of_slurm_find_the_same_files(extend: Extend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -589,10 +590,10 @@ def test_jobs_of_slurm_find_the_same_files(extend: Extend, monkeypatch: pytest.M
 
     file = extend(NET)
     monkeypatch.chdir(file.parent)
-    monkeypatch.setenv(extensions.VARIABLE, f"{file.name}{os.pathsep}../other")
-    assert f"export {extensions.VARIABLE}={file}{os.pathsep}{file.parent.parent / 'other'}" in _importable()
-    monkeypatch.delenv(extensions.VARIABLE)
-    assert not any(extensions.VARIABLE in line for line in _importable())
+    monkeypatch.setenv(VARIABLE, f"{file.name}{os.pathsep}../other")
+    assert f"export {VARIABLE}={file}{os.pathsep}{file.parent.parent / 'other'}" in _importable()
+    monkeypatch.delenv(VARIABLE)
+    assert not any(VARIABLE in line for line in _importable())
 
 
 @pytest.mark.slow
@@ -601,7 +602,7 @@ def test_a_job_of_slurm_trains_an_extension(cluster: Any, in_folder: Path, exten
     file = extend(NET, PARTS)
     options = ["hydra/launcher=slurm", "+hydra.launcher.additional_parameters.export=NONE", "hydra.launcher.cpus_per_task=1"]
     cells = ["-m", "backbone=mynet", "data=noise", "strategy=ring,bidir", "recipe.epochs=1", "tracking=off", "threads=1"]
-    status, _, err = run_dks(in_folder, "train", *cells, *options, **{extensions.VARIABLE: os.path.relpath(file, in_folder)})
+    status, _, err = run_dks(in_folder, "train", *cells, *options, **{VARIABLE: os.path.relpath(file, in_folder)})
     assert status == 0, err
 
     def ended() -> bool:

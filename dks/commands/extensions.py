@@ -23,8 +23,9 @@ def add(commands: Commands) -> None:
 
 
 def _extensions(options: argparse.Namespace) -> int:
+    from dks.config.catalogue import VARIABLE, catalogue
     from dks.config.errors import RequestError
-    from dks.config.extensions import VARIABLE, catalogue, find
+    from dks.config.extensions import find
 
     found = catalogue()
     rows, problems = list[dict[str, Any]](), list(found.problems)

@@ -20,8 +20,8 @@ def hydra_main() -> int:
     """
     import hydra
 
+    from dks.config.catalogue import catalogue
     from dks.config.compose import register_schema
-    from dks.config.extensions import catalogue
     from dks.config.files import declarations
 
     register_schema()

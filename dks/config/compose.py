@@ -25,8 +25,8 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dks.config.catalogue import catalogue
 from dks.config.errors import RequestError, one_line, short
-from dks.config.extensions import catalogue
 from dks.config.files import choices, declarations, groups
 from dks.config.names import SHORT_NAMES
 from dks.config.schema import Config

@@ -50,7 +50,7 @@ def own_choices(group: str) -> list[str]:
 
 def choices(group: str) -> list[str]:
     """The names one can write after `group=`, sorted; none of the extensions among them is imported."""
-    from dks.config.extensions import catalogue  # which needs this module
+    from dks.config.catalogue import catalogue  # which needs this module
 
     return sorted({*own_choices(group), *catalogue().names(group)})
 
@@ -63,7 +63,8 @@ def load_choice(group: str, name: str, schema: type[T]) -> T:
     """
     from omegaconf import OmegaConf
 
-    from dks.config.extensions import catalogue, generated
+    from dks.config.catalogue import catalogue
+    from dks.config.extensions import generated
 
     if name not in choices(group):
         raise RequestError(f"{group}={name}: no such choice; choose from {', '.join(choices(group))}")

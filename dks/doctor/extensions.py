@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dks.config.catalogue import VARIABLE, catalogue
 from dks.config.errors import RequestError, one_line
-from dks.config.extensions import VARIABLE, catalogue, find
+from dks.config.extensions import find
 from dks.doctor.check import Finding, green, grey, red
 
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from subprocess import SubprocessError
 from typing import Any
 
+from dks.config.catalogue import VARIABLE, origins_named
 from dks.config.errors import RequestError
-from dks.config.extensions import VARIABLE, origins_named
 from dks.config.files import python_path
 from dks.ledger.handover import array_name, let_go, staging
 from dks.ledger.launches import Array, LaunchFolder

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import TypeVar
 
+from dks.config.catalogue import KINDS
 from dks.config.compose import Composed
 from dks.config.errors import RequestError, short
-from dks.config.extensions import KINDS, find, refuse_own
+from dks.config.extensions import find, refuse_own
 from dks.config.files import choices
 from dks.config.identity import canonical
 from dks.config.methods import method_of

@@ -1,4 +1,4 @@
-"""Hydra's doors to `dks/config/extensions.py`.
+"""Hydra's doors to `dks/config/catalogue.py` and `dks/config/extensions.py`.
 
 Hydra loads this module at each start; no extension is imported before one of its choices is composed.
 """
@@ -19,7 +19,7 @@ class ExtensionSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Called by Hydra."""
-        from dks.config.extensions import catalogue
+        from dks.config.catalogue import catalogue
 
         found = catalogue()
         for conf, owner in {origin.conf: origin.owner for origin in found.origins if origin.conf}.items():
