@@ -28,11 +28,11 @@ def test_the_main_job_learns_to_read_digits(in_folder: Path) -> None:
 @pytest.mark.timeout(1500)
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the CIFAR-10 Parquet files are not at hand")
 def test_one_epoch_on_real_photographs_is_well_below_chance(in_folder: Path) -> None:
-    arguments = ["backbone=resnet20", "data=parquet", f"data.root={PHOTOGRAPHS}", "recipe.epochs=1"]
+    arguments = ["backbone=resnet8", "compute=fast", "data=parquet", f"data.root={PHOTOGRAPHS}", "recipe.epochs=1"]
     status, out, err = train(in_folder, *arguments)
     assert status == 0, err
     (final,) = final_errors(in_folder)
-    assert final["test/top1_error"] < 80, out
+    assert final["test/top1_error"] < 75, out
     record = json.loads(next(in_folder.glob("runs/*/config.yaml")).with_name("record.json").read_text())
     assert record["choices"]["data"] == "parquet"
     assert "name: cifar10-jpeg" in next(in_folder.glob("runs/*/config.yaml")).read_text()
