@@ -27,6 +27,12 @@ from dks.tracking.record import RunFolder
 CLASSES = 7
 
 
+@pytest.fixture(autouse=True)
+def without_lines_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log gets one after ten seconds, which these tests take on a busy machine alone."""
+    monkeypatch.setattr("dks.terminal.LINE_EVERY", float("inf"))
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run on one thread whose classifiers have learnt something, so that their errors differ."""
