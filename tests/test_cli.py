@@ -80,13 +80,17 @@ def test_every_help_has_examples_that_would_be_taken(
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
-def test_a_help_fits_a_narrow_terminal_and_folds_no_example(path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    parser = parser_of(path)
+def test_a_help_fits_a_narrow_terminal_and_folds_no_example(
+    path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    text = parser.format_help()
-    assert text.endswith(f"\n{parser.epilog}\n")
+    with pytest.raises(SystemExit) as left:
+        cli.main([*path, "--help"])
+    assert left.value.code == 0
+    text, epilog = capsys.readouterr().out, str(parser_of(path).epilog)
+    assert text.endswith(f"\n{epilog}\n")
     below = text.partition("\n\n")[2]  # the usage keeps what belongs together on a line
-    assert [line for line in below.removesuffix(f"{parser.epilog}\n").splitlines() if len(line) > 40] == []
+    assert [line for line in below.removesuffix(f"{epilog}\n").splitlines() if len(line) > 40] == []
 
 
 # --- quiet and verbose --------------------------------------------------------------------------------------------------------

@@ -251,20 +251,6 @@ def test_help_shows_groups_and_examples(in_folder: Path) -> None:
     assert not list(in_folder.iterdir())
 
 
-def test_every_command_shows_examples(capsys: Any) -> None:
-    from test_startup import commands
-
-    from dks.cli import main
-
-    for path in commands():
-        if path != ("train",):  # Hydra's, which the test above looks at
-            with pytest.raises(SystemExit) as left:
-                main([*path, "--help"])
-            assert left.value.code == 0
-            shown = capsys.readouterr().out
-            assert "examples:" in shown and f"  dks {' '.join(path)}".rstrip() in shown.partition("examples:")[2], path
-
-
 def test_the_version_is_told(capsys: Any) -> None:
     from dks import __version__
     from dks.cli import main

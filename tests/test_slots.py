@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT, queued, start
 from rich.console import Console
 
 from dks.config.errors import RequestError
@@ -28,7 +29,6 @@ from dks.sweeps.slots import Layout, environment, lay_out, note_death, run_in_sl
 from dks.sweeps.worker import RemoteDisplay, run_cells
 from dks.terminal import Display, shown_by
 from dks.tracking.record import Attempt, Record, RunFolder, Status
-from tests.conftest import ROOT, queued, start
 
 EXPLODES = ("recipe.lr=1e30", "data.train_images=320")
 LONG = ("recipe.epochs=100000",)

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from rich.console import Console
 
 from dks import terminal
 from dks.terminal import Display, Loudness, RunView, shown_by, speaking
 from dks.tracking.journal import Entry
 from dks.tracking.record import Attempt, Record, Status
-from tests.conftest import ROOT
 
 
 class Clock:
@@ -140,28 +140,26 @@ def test_each_run_under_way_has_a_bar_below_the_one_of_the_sweep(clock: Clock) -
         two.finished(record("2", Status.done))
 
 
-def test_on_a_narrow_terminal_a_bar_still_names_its_run(clock: Clock) -> None:
-    with on_terminal(9, width=80) as display:
+def bars_of_a_long_run(clock: Clock, width: int) -> list[str]:
+    """What is shown of the first of nine runs, in its hundredth epoch, on a terminal so wide."""
+    with on_terminal(9, width=width) as display:
         view = display.run(record("aux=ours strategy=topdown backbone=densenet40_12"))
         view.started(200, 50000, 0)
         clock.now += 100
         view.stepped(50000)
         view.recorded(entry(100))
-        line = bars(display)[1]
-        assert re.fullmatch(r"seed=aux=ours strategy=topdo… +[━╸╺]* +epoch 100/200  error 12.50 % 5:31:40 left", line)
-        assert len(bars(display)) == 2, "one line each"
+        return bars(display)
+
+
+def test_on_a_narrow_terminal_a_bar_still_names_its_run(clock: Clock) -> None:
+    _, line = bars_of_a_long_run(clock, 80)  # one line each
+    assert re.fullmatch(r"seed=aux=ours strategy=topdo… +[━╸╺]* +epoch 100/200  error 12.50 % 5:31:40 left", line)
 
 
 def test_on_a_very_narrow_terminal_a_bar_is_still_one_line_that_names_its_run(clock: Clock) -> None:
-    with on_terminal(9, width=40) as display:
-        view = display.run(record("aux=ours strategy=topdown backbone=densenet40_12"))
-        view.started(200, 50000, 0)
-        clock.now += 100
-        view.stepped(50000)
-        view.recorded(entry(100))
-        sweep, run = bars(display)
-        assert re.fullmatch(r"sweep +[━╸╺ ]* *0/9 runs", sweep) and re.fullmatch(r"seed.*… +[━╸╺ ]* *epoch 100/200.*", run)
-        assert max(len(sweep), len(run)) <= 40
+    sweep, run = bars_of_a_long_run(clock, 40)
+    assert re.fullmatch(r"sweep +[━╸╺ ]* *0/9 runs", sweep) and re.fullmatch(r"seed.*… +[━╸╺ ]* *epoch 100/200.*", run)
+    assert max(len(sweep), len(run)) <= 40
 
 
 def test_the_sweeps_time_left_follows_from_what_it_has_done_so_far(clock: Clock) -> None:

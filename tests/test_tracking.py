@@ -645,6 +645,15 @@ def test_what_goes_wrong_with_a_request_is_said_in_few_words(said: str, short: s
     assert store.reason(RuntimeError(said)) == short
 
 
+@pytest.mark.parametrize("secret", ["pass5", "a long password"])
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "PGPASSWORD"])
+def test_what_a_store_says_is_told_without_its_password_however_short(
+    monkeypatch: pytest.MonkeyPatch, variable: str, secret: str
+) -> None:
+    monkeypatch.setenv(variable, secret)
+    assert store.reason(RuntimeError(f"no access with {secret}; try again")) == "no access with ...; try again"
+
+
 def test_a_store_that_fails_twice_running_is_not_asked_for_every_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [died(here, f"seed={seed}") for seed in range(4)]
     asked = []

@@ -25,17 +25,14 @@ def add(commands: Commands) -> None:
 def _extensions(options: argparse.Namespace) -> int:
     from dks.config.catalogue import VARIABLE, catalogue
     from dks.config.errors import RequestError
-    from dks.config.extensions import find
+    from dks.config.extensions import tried
 
-    found = catalogue()
-    rows, problems = list[dict[str, Any]](), list(found.problems)
-    for kind, name in sorted(found.offers):
-        try:
-            extension = find(kind, name)
-            found.refuse_twins(kind, name)
-            rows.append({**extension.described(), "options": dict(extension.component.options)})
-        except RequestError as error:
-            problems += error.problems
+    rows, problems = list[dict[str, Any]](), list(catalogue().problems)
+    for _, _, found in tried():
+        if isinstance(found, RequestError):
+            problems += found.problems
+        else:
+            rows.append({**found.described(), "options": dict(found.component.options)})
     if options.json:
         print(json.dumps({"extensions": rows, "problems": problems}, indent=1))
     else:

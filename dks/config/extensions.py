@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -136,6 +136,19 @@ def find(kind: str, reference: str, ours: Iterable[str] = ()) -> Extension:
             "one that is wanted, or begin anew with the one that is here, which makes other cells"
         )
     return extension
+
+
+def tried() -> Iterator[tuple[str, str, Extension | RequestError]]:
+    """Kind and name of everything that is offered, sorted, and what it is when loaded or why it cannot be used."""
+    listed = catalogue()
+    for kind, name in sorted(listed.offers):
+        try:
+            extension = find(kind, name)
+            listed.refuse_twins(kind, name)
+        except RequestError as error:
+            yield kind, name, error
+        else:
+            yield kind, name, extension
 
 
 def _seen() -> str:

@@ -6,17 +6,21 @@ import os
 import re
 from urllib.parse import quote
 
-# What opens stores. Their values are blanked wherever they stand, if they have so many characters: shorter ones are words.
+# What opens stores. In long texts values of fewer characters than that stay: they are words that mean something else there.
 VARIABLES = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "PGPASSWORD")
 SHORTEST = 8
 BLANK = "..."
 
 
-def without_password(text: str) -> str:
-    """Any text, fit to be shown and kept: without the passwords of URIs, and without the values of `VARIABLES`."""
+def without_password(text: str, shortest: int = SHORTEST) -> str:
+    """Any text, fit to be shown and kept: without the passwords of URIs, and without the values of `VARIABLES`.
+
+    Args:
+        shortest: values of `VARIABLES` with so many characters are blanked; 1: all, for what a store itself has said.
+    """
     text = _plain_uris(text)
     for secret in (os.environ.get(name, "") for name in VARIABLES):
-        if len(secret) >= SHORTEST:
+        if secret and len(secret) >= shortest:
             text = text.replace(secret, BLANK).replace(quote(secret, safe=""), BLANK)
     return text
 

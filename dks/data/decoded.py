@@ -56,7 +56,7 @@ def load(data: Data) -> tuple[Images, Images]:
         _wait(lock)
         lock.release()
         return _read(path) or _decode(data)  # whoever had the lock could not write the file, or died
-    except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
+    except (OSError, NotImplementedError) as error:  # the latter of an older filelock, where flock is unknown
         log.info("decoded images are not kept: %s", error)
         return _decode(data)
     try:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dks.config.catalogue import VARIABLE, catalogue
 from dks.config.errors import RequestError, one_line
-from dks.config.extensions import find
+from dks.config.extensions import tried
 from dks.doctor.check import Finding, green, grey, red
 
 
@@ -15,14 +15,11 @@ def extensions() -> Iterator[Finding]:
     listed = catalogue()
     for problem in listed.problems:
         yield red("extensions", one_line(problem), f"mend it, or take it out of {VARIABLE} or of what is installed")
-    for kind, name in sorted(listed.offers):
-        try:
-            extension = find(kind, name)
-            listed.refuse_twins(kind, name)
-        except RequestError as error:
-            for problem in error.problems:
+    for kind, _, found in tried():
+        if isinstance(found, RequestError):
+            for problem in found.problems:
                 yield red(kind, one_line(problem), "correct it; only what asks for it fails")
         else:
-            yield green(kind, f"{extension.reference}, {extension.offer.origin}")
+            yield green(kind, f"{found.reference}, {found.offer.origin}")
     if not listed.offers and not listed.problems:
         yield grey("extensions", f"none: no installed package has any, and {VARIABLE} names no file")

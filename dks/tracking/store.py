@@ -171,7 +171,7 @@ def reason(error: BaseException) -> str:
     originals = [getattr(cause, "orig", None) for cause in _causes(error)]
     original = next((each for each in originals if each is not None), error)
     lines = str(original).strip().splitlines()
-    text = _essence(without_password(lines[0] if lines else type(error).__name__))
+    text = without_password(_essence(without_password(lines[0] if lines else type(error).__name__)), shortest=1)
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
