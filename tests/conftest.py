@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -24,6 +24,26 @@ from dks.sweeps.grid import Grid, Point
 from dks.sweeps.plan import plan
 from dks.tracking.record import RunFolder
 from dks.validation import resolve
+
+_full = False
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="long series of slow tests whole, and not only a sample of each")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _full
+    _full = bool(config.getoption("--full"))
+
+
+T = TypeVar("T")
+
+
+def sampled(series: T, sample: T) -> T:
+    """The sample of a long series, or with `--full` all of it."""
+    return series if _full else sample
+
 
 # Tests compute in one thread: two that share a core with something else wait for each other.
 torch.set_num_threads(1)

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, TINY, assert_same_result, queued, start
+from conftest import ROOT, TINY, assert_same_result, queued, sampled, start
 from PIL import Image
 
 from dks.config.schema import Augmentation, Data
@@ -723,13 +723,13 @@ class Server:
         self.shared.close()
 
 
-RUNS = 50
+RUNS = sampled(50, 15)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_fifty_runs_that_were_killed_at_random_moments_end_as_one_that_was_not(tmp_path: Path) -> None:
-    """50 runs of a network with dropout (4 epochs of 5 steps), every one killed one to three times and then run to its end.
+def test_runs_that_were_killed_at_random_moments_end_as_one_that_was_not(tmp_path: Path) -> None:
+    """With --full 50 runs of a network with dropout (4 epochs of 5 steps), every one killed one to three times and then run to its end.
 
     A moment is drawn as a kind of thing (a step, an evaluation, the writing of a checkpoint, or any of these with the same
     probability), how often the run has begun it by then, and a delay of up to a little more than it takes, so that signals
@@ -769,6 +769,6 @@ def test_fifty_runs_that_were_killed_at_random_moments_end_as_one_that_was_not(t
     finally:
         server.close()
     print(dict(hits))
-    for name in ("SIGKILL", "SIGTERM"):
-        for kind in ("epoch", "evaluation", "checkpoint"):
-            assert hits[name, kind] >= 3, f"{name} hardly ever came in {kind}: {hits}"
+    for kind in often:
+        came = [hits[name, kind] for name in ("SIGKILL", "SIGTERM")]
+        assert sampled(min(came) >= 3, sum(came) >= 1), f"signals hardly ever came in {kind}: {hits}"

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import composed, train
+from conftest import composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dks.cli import main
 from dks.config.errors import RequestError
 from dks.config.identity import cell_id
 from dks.config.schema import Config
 from dks.sweeps import files, request
 from dks.sweeps.files import read, written
 from dks.sweeps.grid import Grid, Point
-from dks.tracking.record import RunFolder, Status
 
 PARSER = OverridesParser.create()
 
@@ -518,53 +515,6 @@ def test_the_paper_trains_what_it_says() -> None:
         assert [c.kd_teacher.temperature for c in tried] == [1, 2, 5, 10, 20]
         assert {c.data.holdout for c in tried} == {50_000}
         assert [config_of(point).data.holdout for point in choice.final("2")] == [0]
-
-
-# --- every sweep at reduced size
-
-SMALL = (
-    *("backbone=resnet18", "data=synthetic", "data.image_size=32", "data.train_images=8", "data.test_images=4"),
-    *("data.augmentation=pad_crop", "recipe.batch_size=4", "recipe.epochs=1", "seed=1", "threads=1", "tracking=off"),
-)
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in which all sweeps run, so that they share cells, with one trained teacher."""
-    folder = tmp_path_factory.mktemp("sweeps")
-    status, _, err = train(folder, *SMALL, "method=baseline", "seed=9")
-    assert status == 0, err
-    yield folder
-    shutil.rmtree(folder / "runs")  # weights take much room
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-@pytest.mark.parametrize("name", files.names())
-def test_every_sweep_runs_to_its_table_at_reduced_size(
-    name: str, workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(workshop)
-    small = list(SMALL)
-    if name in ("table6", "paper"):
-        (teacher,) = (path.parent.name for path in Path().glob("runs/*/config.yaml") if "\nseed: 9\n" in path.read_text())
-        small += ["teacher=checkpoint", f"kd_teacher.cell='{teacher}'", "kd_teacher.temperature=1,5", "data.holdout=4"]
-    grid = grid_of(name, *small)
-    for again in (False, True):
-        with pytest.raises(SystemExit) as left:
-            main(["sweep", "run", name, *small])
-        captured = capsys.readouterr()
-        assert not left.value.code, captured.err
-        assert ("nothing to launch" in captured.err) or not again
-        for part in grid.parts or (grid,):
-            assert part.title.partition(" with ")[0] in captured.out
-            table = Path("results", part.name, "table.csv").read_text().replace("\n", ",").split(",")
-            assert all(choice.labels["method"] in table for choice in part.choices)
-            if part.named == "table5":
-                assert {"c1", "c2", "c3", "alone", "dks"} <= set(table)
-            else:
-                assert all(label in table for point in part.points for axis, label in point.labels.items() if axis != "seed")
-    assert {RunFolder(path).read_record().status for path in Path("runs").iterdir()} == {Status.done}
 
 
 def test_an_override_for_a_group_drops_what_the_file_sets_inside_it() -> None:
