@@ -76,7 +76,7 @@ def role(process: psutil.Process, parent: int) -> str | None:
     return "sender" if "dks.commands.sender" in typed else None
 
 
-def sampled(process: psutil.Process, done: int) -> Sample:
+def sample_of(process: psutil.Process, done: int) -> Sample:
     status = Path(f"/proc/{process.pid}/status").read_text()
     (memory,) = re.findall(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
     return Sample(done, int(memory) / 1024, process.num_fds(), process.num_threads())
@@ -104,7 +104,7 @@ def test_hundreds_of_cells_leave_nothing_behind_in_any_process(tmp_path: Path) -
             for each in [ours, *ours.children(recursive=True)]:
                 if (name := role(each, ours.pid)) is not None:
                     seen.add(each)
-                    samples[name].append(sampled(each, done))
+                    samples[name].append(sample_of(each, done))
         except (psutil.Error, OSError, ValueError):  # it has just ended
             pass
         time.sleep(0.5)

@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, queued, start
+from conftest import ROOT, TINY, queued, sampled, start
 from leaks import assert_nowhere, watching_command_lines
 from tracking_services import Certificate, FaultyProxy, MlflowServer, PostgreSQL, answers, assert_holds_journal, mlflow_client
 
@@ -147,7 +147,8 @@ def check_nothing_is_left(folder: Path, **variables: str) -> None:
 
 # --- many at once
 
-# What a run does, but for the training: 100 epochs as fast as the journal takes them.
+MANY, EPOCHS = sampled((16, 100), (6, 40))  # processes, epochs of the run of each
+# What a run does, but for the training: its epochs as fast as the journal takes them.
 JOURNALING = """
 import os, sys, time
 from pathlib import Path
@@ -168,7 +169,7 @@ record.attempts.append(Attempt(now(), "here", os.getpid(), "cpu", 1))
 folder.write_record(record)
 with sending(config.tracking, print) as sender:
     sender.begin(folder.path)
-    for epoch in range(1, 101):
+    for epoch in range(1, int(sys.argv[3]) + 1):
         folder.journal.append(epoch, epoch, {f"test/metric_{number}": epoch + number / 7 for number in range(12)})
     record.status = Status.done
     record.attempts[-1].ended, record.attempts[-1].status = now(), "done"
@@ -177,13 +178,13 @@ with sending(config.tracking, print) as sender:
 """
 
 
-def check_sixteen_processes(folder: Path, *tracking: str) -> None:
-    """16 processes begin at the same moment, each with a run of its own, and the store gets every point of all of them once."""
+def check_many_processes(folder: Path, *tracking: str) -> None:
+    """They begin at the same moment, each with a run of its own, and the store gets every point of all of them once."""
     go, processes = folder / "go", []
-    queue = [queued(folder, f"seed={seed}", "tracking.drain_seconds=120", *tracking) for seed in range(16)]
+    queue = [queued(folder, f"seed={seed}", "tracking.drain_seconds=120", *tracking) for seed in range(MANY)]
     try:
         for run in queue:
-            processes.append(start(["-c", JOURNALING, str(run.path), str(go)], folder))
+            processes.append(start(["-c", JOURNALING, str(run.path), str(go), str(EPOCHS)], folder))
         for process in processes:
             assert process.stdout is not None and process.stdout.readline() == "ready\n"
         go.touch()
@@ -197,23 +198,23 @@ def check_sixteen_processes(folder: Path, *tracking: str) -> None:
             process.kill()
             process.communicate()
     for run in queue:
-        assert epochs(run) == 100
+        assert epochs(run) == EPOCHS
         check_mlflow(str(run.read_config().tracking.uri), run)
 
 
-def test_sixteen_processes_fill_a_fresh_sqlite_store(in_folder: Path) -> None:
-    check_sixteen_processes(in_folder, "tracking=local")
+def test_many_processes_fill_a_fresh_sqlite_store(in_folder: Path) -> None:
+    check_many_processes(in_folder, "tracking=local")
 
 
-def test_sixteen_processes_fill_a_server_on_postgresql(server: MlflowServer, experiment: str, in_folder: Path) -> None:
-    check_sixteen_processes(in_folder, "tracking=server", f"tracking.uri={server.uri}", f"tracking.experiment={experiment}")
+def test_many_processes_fill_a_server_on_postgresql(server: MlflowServer, experiment: str, in_folder: Path) -> None:
+    check_many_processes(in_folder, "tracking=server", f"tracking.uri={server.uri}", f"tracking.experiment={experiment}")
 
 
 # --- outages
 
 
-def test_a_server_killed_in_the_middle_of_eight_runs(server: MlflowServer, experiment: str, tmp_path: Path) -> None:
-    count, last = 8, 60
+def test_a_server_killed_in_the_middle_of_runs(server: MlflowServer, experiment: str, tmp_path: Path) -> None:
+    (count, last), down = sampled((8, 60), (3, 90)), sampled(30, 10)  # runs, epochs; seconds
     sweep = [f"seed={','.join(map(str, range(count)))}", f"hydra.launcher.slots={count}", f"recipe.epochs={last}"]
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(execute, training(tmp_path, server.uri, experiment, *sweep))
@@ -221,7 +222,7 @@ def test_a_server_killed_in_the_middle_of_eight_runs(server: MlflowServer, exper
         assert not ended.done(), ended.result().said
         server.kill()
         killed, at = time.time(), [epochs(run) for run in runs(tmp_path)]
-        time.sleep(30)
+        time.sleep(down)
         server.start()
         back = time.time()
     assert ended.result().status == 0, ended.result().said

@@ -729,7 +729,7 @@ RUNS = sampled(50, 15)
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_runs_that_were_killed_at_random_moments_end_as_one_that_was_not(tmp_path: Path) -> None:
-    """With --full 50 runs of a network with dropout (4 epochs of 5 steps), every one killed one to three times and then run to its end.
+    """Runs of a network with dropout (4 epochs of 5 steps), every one killed one to three times and then run to its end.
 
     A moment is drawn as a kind of thing (a step, an evaluation, the writing of a checkpoint, or any of these with the same
     probability), how often the run has begun it by then, and a delay of up to a little more than it takes, so that signals
