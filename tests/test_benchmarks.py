@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, sampled
 
 from dks import cli
 from dks.commands import bench
@@ -127,7 +127,7 @@ def test_a_benchmark_tells_what_it_measured(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TINY_PROGRAMS)
+@pytest.mark.parametrize("name", sampled(list(TINY_PROGRAMS), ["stripped", "tracking"]))
 def test_a_benchmark_of_whole_programs_tells_what_it_measured(
     measure: ModuleType, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
