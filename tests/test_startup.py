@@ -120,8 +120,11 @@ def test_a_small_sweep_imports_neither_mlflow_nor_scipys_statistics(tmp_path: Pa
 # --- the benchmarks
 
 
+CELLS = ("cells", ["--cells", "2"])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "options"), [("startup", []), ("cells", ["--cells", "2"])])
+@pytest.mark.parametrize(("name", "options"), sampled([("startup", []), CELLS], [CELLS]))
 def test_a_benchmark_tells_what_it_measured(name: str, options: list[str], tmp_path: Path) -> None:
     script = str(ROOT / "benchmarks" / f"{name}.py")
     process = start([script, "--short", "--repeats", "1", "--device", "cpu", "--json", *options], tmp_path, OMP_NUM_THREADS="1")
