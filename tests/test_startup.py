@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, start
+from conftest import ROOT, TINY, sampled, start
 
 HEAVY = ("torch", "torchvision", "mlflow", "pandas", "scipy", "sklearn", "matplotlib")
 # Runs a command and says on standard error which of the modules it has imported.
