@@ -69,7 +69,7 @@ def _columns(frame: pd.DataFrame) -> dict[str, Any]:
         columns[name] = [0 if math.isnan(value) else int(value) for value in frame[name]]
     for name in sorted(frame.columns):
         kind, _, metric = name.partition("/")
-        if kind == "cost" or name == "best/epoch" or (kind in ("final", "best") and metric.startswith(_SHOWN)):
+        if kind == "cost" or name.startswith("best/epoch") or (kind in ("final", "best") and metric.startswith(_SHOWN)):
             numbers = [_number(value) for value in frame[name]]
             if any(number is not None for number in numbers):
                 columns[name] = numbers

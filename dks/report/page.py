@@ -111,6 +111,7 @@ def _table(table: Table, at: int) -> dict[str, Any]:
         "at": at,
         "title": table.title,
         "optimistic": table.epoch is Epoch.best,
+        "whose": table.whose or " of each run",
         "count": len(table.cells),
         "sheets": [_sheet(sheet, table, numbers, f"caption-{at}-{number}") for number, sheet in enumerate(sheets(table))],
         "lacking": [

@@ -14,6 +14,7 @@ from typing import Any
 
 from dks.config.names import long_name
 from dks.ledger.states import State
+from dks.sweeps.files import CLASSIFIER
 from dks.tables.paper import PaperNumber, PaperRow, PaperTable
 from dks.tables.statistics import Difference, compare, holm, interval, sample_sd
 
@@ -37,7 +38,7 @@ class Epoch(str, Enum):
     """Which epoch of a run counts."""
 
     last = "last"
-    best = "best"  # the one with the lowest top-1 test error: chosen on the test set, so optimistic
+    best = "best"  # the one with the classifier's lowest top-1 test error: chosen on the test set, so optimistic
 
     @property
     def source(self) -> str:
@@ -149,6 +150,12 @@ class Table:
     paper: PaperTable | None = None  # the paper's own table
     undecided: tuple[str, ...] = ()  # hyper-parameters still to be chosen, a line each
     states: dict[str, int] = field(default_factory=dict)  # state -> runs in it; a run is here once, in however many cells it is
+
+    @property
+    def whose(self) -> str:
+        """Whose best epoch it is, where the table tells the classifiers of a network apart: every one's own."""
+        own = self.epoch is Epoch.best and CLASSIFIER in (*self.row_axes, *self.column_axes)
+        return " of each classifier" if own else ""
 
     @property
     def tested(self) -> list[tuple[Place, Over, Place]]:

@@ -42,7 +42,7 @@ def provenance(study: Study, table: Table) -> dict[str, Any]:
         "source": study.source.name,
         "cells": "the runs of these cell ids",
         "metrics": [metric.value for metric in table.metrics],
-        "epoch": table.epoch.value,
+        "epoch": f"{table.epoch.value}{table.whose}",
         "leaves_out": "runs that are not done, have fewer epochs than asked for, or end in a number that is not finite",
     }
     return {

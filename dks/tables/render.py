@@ -231,7 +231,7 @@ def comma_separated(table: Table) -> str:
     for place, cell in table.cells.items():
         for number in cell.numbers:
             low, high = number.interval or (None, None)
-            values: list[object] = [*place[0], *place[1], number.metric.value, table.epoch.value]
+            values: list[object] = [*place[0], *place[1], number.metric.value, f"{table.epoch.value}{table.whose}"]
             values += [number.mean, number.sd, cell.n, cell.wanted, low, high]
             for over in overs:
                 test = tests.get((place, over)) if number is cell.numbers[0] else None
@@ -297,7 +297,7 @@ def _described(table: Table) -> dict[str, Any]:
     return {
         "name": table.name,
         "title": table.title,
-        "epoch": table.epoch.value,
+        "epoch": f"{table.epoch.value}{table.whose}",
         "rows": table.row_axes,
         "columns": table.column_axes,
         "states": table.states,

@@ -189,7 +189,8 @@ def caption(table: Table) -> str:
         few = f", n = {runs[0]}" + (" (a single seed, no standard deviation)" if runs[0] == 1 else " seeds")
     what = "mean(std) over seeds" if any(cell.wanted > 1 for cell in table.cells.values()) else "one run a cell"
     metrics = "/".join(metric.label for metric in table.metrics)
-    epoch = "last epoch" if table.epoch is Epoch.last else "best epoch, chosen by the test error itself and so optimistic"
+    epoch = f"{table.epoch.value} epoch{table.whose}"
+    epoch += ", chosen by the test error itself and so optimistic" if table.epoch is Epoch.best else ""
     text = f"{table.title}: {metrics} test error in %, {epoch}, {what}{few}"
     shown = [
         over for over in table.gains if any(over in number.gains for cell in table.cells.values() for number in cell.numbers)
