@@ -161,7 +161,7 @@ def _facts(cell: TableCell, epoch: Epoch) -> list[tuple[str, str]]:
             facts.append((f"{what}, 95 % interval of the mean", f"{fixed(low)} to {fixed(high)} %"))
         if number.paper is not None:
             spread = f" ± {number.paper.sd}" if number.paper.sd else ""
-            facts.append((f"{what} in the paper", f"{number.paper.mean}{spread} %"))
+            facts.append((f"{what} in the paper", f"{number.paper.mean}{spread} %, {number.paper.where}"))
         if number.difference is not None:
             facts.append((f"{what}, ours less the paper's", fixed(number.difference, signed=True)))
         facts += [(f"{what}, gain over {OVER[over]}", fixed(gain, signed=True)) for over, gain in number.gains.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 from dks.config.extensions import cited
@@ -34,6 +35,7 @@ def provenance(study: Study, table: Table) -> dict[str, Any]:
                     number.metric.value: {"mean": number.mean, "sd": number.sd, "n": cell.n, "values": list(number.values)}
                     for number in cell.numbers
                 },
+                "paper": {number.metric.value: asdict(number.paper) for number in cell.numbers if number.paper is not None},
                 "left_out": cell.left_out,
                 "runs": runs,
             }
