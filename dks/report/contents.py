@@ -150,7 +150,7 @@ def label(place: Place) -> str:
 def _facts(cell: TableCell, epoch: Epoch) -> list[tuple[str, str]]:
     """What is known of a configuration, each with its name."""
     facts = []
-    when = "after the last epoch" if epoch is Epoch.last else "in the best epoch"
+    when = "after the last epoch" if epoch is Epoch.last else "in its own best epoch"
     for number in cell.numbers:
         what = number.metric.label
         if number.mean is not None:
