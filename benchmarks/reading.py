@@ -33,6 +33,7 @@ from dks.config.identity import flatten
 from dks.config.schema import Config
 from dks.sweeps import manifest
 from dks.sweeps.manifest import Manifest, ManifestCell
+from dks.tracking.best import best_of, classifier_ending
 from dks.tracking.journal import Entry
 from dks.tracking.record import Attempt, Record, RunFolder, Status
 
@@ -91,7 +92,6 @@ def made_up(base: Config, number: int, epochs: int, point: tuple[str, str, str, 
         )
         for epoch in range(1, epochs + 1)
     ]
-    best = min(entries, key=lambda entry: entry.metrics["test/top1_error"])
     seconds = epochs * EPOCH / 1000
     versions = {"python": "3.11.7", "torch": "2.11.0", "torchvision": "0.26.0"}
     attempt = Attempt(
@@ -101,7 +101,7 @@ def made_up(base: Config, number: int, epochs: int, point: tuple[str, str, str, 
     record = Record(cell_id, config_id, seed, "dks", {}, " ".join(map(str, point)), [], "all", status=Status.done)
     record.attempts = [attempt]
     record.final = {"epoch": epochs, **entries[-1].metrics}
-    record.best = {"epoch": best.epoch, **best.metrics}
+    record.best = best_of(entries)
     record.cost = {"seconds": seconds, "training_flops": 1e15, "parameters": 1_227_950, "images_per_second": 1500.0}
     recipe = dataclasses.replace(base.recipe, lr=float(rate), epochs=epochs)
     return Run(record, dataclasses.replace(base, seed=seed, recipe=recipe), entries)
@@ -175,8 +175,8 @@ def _insert(store: sqlite3.Connection, run: Run, experiment: int) -> None:
     for table, values in (("tags", tags), ("params", params)):
         rows = [(key, value, run.run_id) for key, value in values.items()]
         store.executemany(f"INSERT INTO {table} (key, value, run_uuid) VALUES (?, ?, ?)", rows)
-    best = {f"best/{name}": value for name, value in record.best.items() if name != "epoch"}
-    ends = [(name, value, ended, int(record.best["epoch"]), 0, run.run_id) for name, value in best.items()]
+    steps = {name: int(record.best[f"epoch{classifier_ending(name)}"]) for name in record.best}
+    ends = [(f"best/{name}", value, ended, steps[name], 0, run.run_id) for name, value in record.best.items()]
     ends += [(f"cost/{name}", value, ended, 0, 0, run.run_id) for name, value in record.cost.items()]
     points = [
         (name, value, _milliseconds(entry.time), entry.epoch, 0, run.run_id)

@@ -31,8 +31,8 @@ from dks.figures import FORMATS, KINDS, draw, image, write
 from dks.figures.labels import Name, place
 from dks.figures.names import backbone_name, method_name, names, value_name
 from dks.figures.style import COLOURS, DPI, MARKERS, looks, new_figure, styled
+from dks.sweeps.paper import Key, paper_table
 from dks.tables.model import Epoch, Metric, Over, Shape, Table, build
-from dks.tables.paper import paper_table
 
 TRAIN, TEST = "train/top1_error", "test/top1_error"
 
@@ -112,6 +112,7 @@ def table_of(
     entries = []
     for run in runs:
         config_id = "|".join(run.labels.values())
+        row = more["paper"].labelled(run.labels) if "paper" in more else None
         values = {metric.name: math.nan if run.state != "done" else run.curves[metric.value][-1] for metric in metrics}
         entries.append(
             {
@@ -123,6 +124,7 @@ def table_of(
                 "method": run.labels.get("method", run.method),
                 "state": run.state,
                 "computed": "",
+                "keys": [Key(config_id)] if row is None else list(row.keys),
                 "left_out": "" if run.state != "done" or all(map(math.isfinite, values.values())) else "result not finite",
                 **{f"over_{over.value}": None for over in Over},
                 **values,

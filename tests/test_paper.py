@@ -15,11 +15,11 @@ from dks.config.files import declarations
 from dks.config.names import long_name
 from dks.sweeps import files
 from dks.sweeps.combinations import plain
+from dks.sweeps.paper import paper_table
 from dks.sweeps.request import grid_of
-from dks.tables.paper import paper_table
 
 NAMES = ("table1", "table2", "table3", "table4", "table5", "table6", "strategies", "noise", "resnet1202", "figure3")
-FIGURES = ("top1_error", "top1_sd", "top1_gain", "top5_error", "top5_gain", "printed", "where")
+FIGURES = ("top1_error", "top1_sd", "top1_gain", "top5_error", "top5_gain", "printed", "where", "setting", "config_ids")
 METRICS = ("top1", "top5")
 FIGURE = re.compile(r"\d+\.\d\d(?!\d)")  # as the paper prints errors, accuracies and gains; not a weight decay of 0.0001
 
@@ -73,8 +73,8 @@ def test_a_file_has_the_axes_of_its_sweep_then_figures_and_every_field_is_in_its
     assert list(every[0]) == [*axes, *(column for column in FIGURES if column in every[0])]
     for row in every:
         assert None not in row and None not in row.values(), row  # as many fields as columns
-        assert all(key(row)) and row["printed"] and row["where"] and row["top1_error"], row
-        for column in FIGURES[:-2]:
+        assert all(key(row)) and all(row[column] for column in ("top1_error", *FIGURES[5:])), row
+        for column in FIGURES[:5]:
             assert re.fullmatch(r"(-?\d+\.\d\d)?" if column.endswith("gain") else r"(\d+\.\d\d)?", row.get(column, "")), row
     assert len(table(name)) == len(every)
     for column in every[0]:
@@ -418,8 +418,8 @@ def test_the_reader_gives_every_row_by_short_and_by_long_names(name: str) -> Non
     for row in rows(name):
         labels = {column: value for column, value in row.items() if column not in FIGURES}
         for spelled in (labels, {long_name(axis): value for axis, value in labels.items()}, {**labels, "seed": "1"}):
-            one = found.find(spelled)
-            assert one is not None and one.where == row["where"]
+            one = found.labelled(spelled)
+            assert one is not None and {number.where for number in one.numbers.values()} == {row["where"]}
             assert one.labels == {long_name(axis): plain(value) for axis, value in labels.items()}
             assert set(one.numbers) == {metric for metric in METRICS if row.get(f"{metric}_error")}
             for metric, number in one.numbers.items():
@@ -430,7 +430,7 @@ def test_the_reader_gives_every_row_by_short_and_by_long_names(name: str) -> Non
 def test_the_reader_keeps_the_papers_digits() -> None:
     found = paper_table("table1")
     assert found is not None
-    row = found.find({"backbone": "resnet110", "method": "baseline"})
+    row = found.labelled({"backbone": "resnet110", "method": "baseline"})
     assert row is not None
     assert (row.numbers["top1"].mean, row.numbers["top1"].sd, row.numbers["top1"].gain) == ("27.66", "0.60", None)
 
@@ -438,10 +438,10 @@ def test_the_reader_keeps_the_papers_digits() -> None:
 def test_the_reader_reads_a_ratio_in_any_spelling_and_finds_nothing_for_other_labels() -> None:
     found = paper_table("noise")
     assert found is not None
-    clean = found.find({"label_noise.ratio": "0.0", "method": "baseline"})
+    clean = found.labelled({"label_noise.ratio": "0.0", "method": "baseline"})
     assert clean is not None and clean.numbers["top1"].mean == "5.38"
-    assert found.find({"label_noise.ratio": "0", "method": "dks"}) is None
-    assert found.find({"method": "dks"}) is None
+    assert found.labelled({"label_noise.ratio": "0", "method": "dks"}) is None
+    assert found.labelled({"method": "dks"}) is None
 
 
 def test_a_sweep_that_the_paper_does_not_have_has_no_numbers() -> None:

@@ -24,9 +24,9 @@ from conftest import ROOT
 from dks.report import curves, write_report
 from dks.report.page import page
 from dks.sweeps.manifest import Manifest, ManifestCell
+from dks.sweeps.paper import PaperTable, paper_table
 from dks.tables.entries import entries
 from dks.tables.model import Epoch, Metric, Over, Shape, Table, build
-from dks.tables.paper import PaperTable, paper_table
 from dks.tracking.record import Attempt, Record, RunFolder, Status
 
 COMMIT = "8ea1394f872ed4a26fe8321c2a1913862959b01a"
@@ -110,6 +110,12 @@ def identity(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
+def setting_of(aux: str, method: str) -> str:
+    """What the paper's Table 3 knows it by, if it does."""
+    row = paper_table("table3").labelled({"aux": aux, "method": method})  # type: ignore[union-attr]
+    return "" if row is None else next(iter(row.keys)).setting
+
+
 def manifest(designs: Sequence[str], seeds: Sequence[int], name: str = "table3", title: str = FakeStudy.title) -> Manifest:
     """A baseline, and DS and DKS with each of the designs."""
     configs = [("none", "baseline"), *((aux, method) for aux in designs for method in ("ds", "dks"))]
@@ -123,6 +129,7 @@ def manifest(designs: Sequence[str], seeds: Sequence[int], name: str = "table3",
             method=method,
             overrides=[],
             ds_id=identity(aux, "ds") if method == "dks" else None,
+            setting_id=setting_of(aux, method),
         )
         for aux, method in configs
         for seed in seeds

@@ -116,6 +116,9 @@ def fill(folder: Path, uri: str) -> dict[str, str]:
             (4, {TOP1: 60.0, "test/loss": nan, "train/loss": inf}),
         ],
     )
+    # The best epoch of c2 is another one; in the record, as in that of earlier versions, all is of c1's.
+    apart = [(40.0, 20.0), (30.0, 25.0), (35.0, 30.0)]
+    cells["apart"] = made(folder, uri, 8, [(at, {TOP1: c1, f"{TOP1}_c2": c2}) for at, (c1, c2) in enumerate(apart, 1)])
     # The same step twice, as a store gets it from a run that went on without knowing what was sent before.
     first = [(1, {TOP1: 30.0, "test/loss": 1.0}), (2, {TOP1: 20.0, "test/loss": 2.0})]
     cells["repeated"] = made(folder, uri, 7, first, tells_best=False)
@@ -197,6 +200,7 @@ def check_numbers(runs: pd.DataFrame, cells: dict[str, str]) -> None:
         "failed": ("failed", 1, 2, 1),
         "exploded": ("failed", 0, 2, 1),
         "odd": ("done", 4, 1, 1),
+        "apart": ("done", 3, 1, 1),
         "repeated": ("done", 2, 1, 1),
     }
     odd, repeated = found["odd"], found["repeated"]
@@ -204,6 +208,8 @@ def check_numbers(runs: pd.DataFrame, cells: dict[str, str]) -> None:
     assert math.isnan(odd["final/test/loss"])
     assert (odd["best/epoch"], odd["best/test/top1_error"], odd["best/train/loss"]) == (2, 40.0, 2.0)
     assert (repeated["final/test/top1_error"], repeated["best/test/top1_error"], repeated["best/epoch"]) == (25.0, 10.0, 1)
+    apart = [f"best/{name}" for name in ("epoch", TOP1, "epoch_c2", f"{TOP1}_c2")]
+    assert found["apart"][apart].tolist() == [2, 30.0, 1, 20.0]
     assert found["killed"]["best/epoch"] == 1
     assert found["killed"]["final/test/top1_error"] == found["killed"]["best/test/top1_error"]
     assert math.isnan(found["exploded"]["final/test/top1_error"])
@@ -254,6 +260,21 @@ def test_a_store_of_an_earlier_version_tells_the_best_epoch_by_its_history(copie
     assert theirs[["cost/seconds", "cost/training_flops"]].isna().all(axis=None)
     shared = [name for name in runs if name not in costs]
     pd.testing.assert_frame_equal(runs[shared], theirs[shared])
+
+
+def test_a_store_that_has_all_classifiers_in_the_best_epoch_of_c1_is_read_by_its_history(
+    copied: tuple[Path, str, dict[str, str]],
+) -> None:
+    """As earlier versions sent it."""
+    folder, uri, cells = copied
+    with closing(sqlite3.connect(folder / "mlflow.db")) as store, store:
+        for table in ("metrics", "latest_metrics"):
+            assert store.execute(f"DELETE FROM {table} WHERE key LIKE 'best/epoch%'").rowcount > 0
+            wrong = f"UPDATE {table} SET step = 2, value = 25 WHERE key = 'best/test/top1_error_c2' AND value = 20"
+            assert store.execute(wrong).rowcount == 1
+    runs, theirs = (source.runs().drop(columns="place") for source in (RecordSource(folder / "runs"), MlflowSource(uri)))
+    pd.testing.assert_frame_equal(runs, theirs)
+    check_numbers(theirs.set_index("cell_id"), cells)
 
 
 def test_sending_a_run_again_changes_nothing(copied: tuple[Path, str, dict[str, str]]) -> None:
@@ -504,10 +525,10 @@ def test_a_password_is_not_shown_where_a_run_is_to_be_tracked() -> None:
 def test_reading_imports_neither_torch_nor_mlflow(filled: tuple[Path, str, dict[str, str]]) -> None:
     code = (
         "import sys\nfrom dks.tables.records import RecordSource\n"
-        "assert len(RecordSource('runs').runs()) == 8\n"
+        "assert len(RecordSource('runs').runs()) == 9\n"
         "heavy = {'torch', 'mlflow', 'scipy', 'sqlalchemy'} & set(sys.modules); assert not heavy, heavy\n"
         "from dks.tables.mlflow_source import MlflowSource\n"
-        "assert len(MlflowSource('sqlite:///mlflow.db').runs()) == 8\n"
+        "assert len(MlflowSource('sqlite:///mlflow.db').runs()) == 9\n"
         "heavy = {'torch', 'mlflow', 'scipy'} & set(sys.modules); assert not heavy, heavy\n"
     )
     root = str(Path(__file__).resolve().parent.parent)

@@ -15,10 +15,11 @@ from dks.config.methods import computed_with
 from dks.sweeps.differences import differences
 from dks.tables.model import Epoch
 from dks.tables.study import Study
+from dks.validation import Resolver
 
 
-def lines(ours: list[str], paper: list[str], *but: str) -> list[str]:
-    return differences(config(*ours), composed(*ours).choices, config(*paper), composed(*paper).choices, but)
+def lines(ours: list[str], paper: list[str]) -> list[str]:
+    return differences(config(*ours), composed(*ours).choices, config(*paper), composed(*paper).choices)
 
 
 def test_another_choice_is_one_line_and_a_value_within_the_same_choice_names_its_key() -> None:
@@ -33,14 +34,21 @@ def test_another_choice_is_one_line_and_a_value_within_the_same_choice_names_its
     assert lines(["data=synthetic", "backbone=resnet8"], synthetic) == ["backbone=resnet8 (paper: resnet20)"]
 
 
-def test_what_cannot_change_a_result_the_seed_and_what_is_excepted_is_no_difference() -> None:
+def test_what_cannot_change_a_result_and_the_seed_are_no_difference() -> None:
     paper = ["data=synthetic", "backbone=resnet20"]
     same = ["seed=7", "threads=1", "tracking=off", "tracking.experiment=mine", "runs_dir=elsewhere", "eval_batch_size=7"]
     assert lines([*paper, *same], paper) == []
     taught = [*paper, "method=kd_c1", "teacher=checkpoint", "kd_teacher.cell=abc"]
     with pytest.raises(RequestError):
         config(*taught)  # no such run: what is compared are real configurations
-    assert lines([*paper, "loss.beta=2"], paper, "loss.beta") == []
+
+
+def test_other_images_of_the_same_source_are_a_difference() -> None:
+    """A part of ImageNet has a fingerprint, the whole has none."""
+    whole = composed("data=imagenet", "backbone=resnet18")
+    paper = Resolver(absent_ok=True)(whole)
+    part = dataclasses.replace(paper, data=dataclasses.replace(paper.data, fingerprint="ab12"))
+    assert differences(part, whole.choices, paper, whole.choices) == ["data.fingerprint=ab12 (paper: all of imagenet)"]
 
 
 def test_how_a_run_computes_is_no_difference_from_the_paper_but_said_of_its_cell() -> None:

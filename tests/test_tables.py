@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from dks.sweeps.paper import Key, PaperNumber, PaperRow, PaperTable
 from dks.tables import render
 from dks.tables.model import Epoch, Metric, Over, Shape, Table, TableCell, build
-from dks.tables.paper import PaperNumber, PaperRow, PaperTable
 from dks.tables.results import show
 from dks.tables.sheet import caption, sheets
 from dks.tables.statistics import compare, interval
 
 GOLDEN = Path(__file__).parent / "golden"
-AXES_OF_NOTHING = {"seed", "state", "value", "five", "method", "left_out", "computed"}
+AXES_OF_NOTHING = {"seed", "state", "value", "five", "method", "left_out", "computed", "keys"}
 
 
 def frame(*runs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -50,6 +50,7 @@ def frame(*runs: dict[str, Any]) -> list[dict[str, Any]]:
                 "left_out": "",
                 "method": method,
                 "computed": "",
+                "keys": [Key(named(method))],
                 "top1": run.get("value", math.nan),
                 "top5": run.get("five", math.nan),
                 **run,
@@ -294,9 +295,9 @@ def test_a_value_swept_in_two_spellings_counts_once() -> None:
 
 def paper(**means: str) -> PaperTable:
     rows = [
-        PaperRow({"net": "r", "method": method}, {"top1": PaperNumber(*mean.split(","), None)}, "here")
+        PaperRow({}, {"top1": PaperNumber(*mean.split(","), None, where="here")}, keys=frozenset({Key(f"r|{method}")}))  # type: ignore[misc]
         for method, mean in means.items()
-    ]  # type: ignore[arg-type]
+    ]
     return PaperTable("t", tuple(rows))
 
 
@@ -320,12 +321,14 @@ def test_the_papers_figure_stands_beside_ours_with_the_difference() -> None:
 
 def test_a_run_in_another_setting_is_never_beside_the_papers_figure() -> None:
     runs = methods(baseline=[29.9, 30.1], dks=[26.0, 27.0])
-    differs = {"r|baseline": ["recipe.epochs=2 (paper: 200)"], "r|dks": ["recipe.epochs=2 (paper: 200)"]}
+    for run in runs:
+        run["keys"] = [Key(f"short {run['method']}")]
+    differs = {"short baseline": ["recipe.epochs=2 (paper: 200)"], "short dks": ["recipe.epochs=2 (paper: 200)"]}
     table = make(runs, ["net", "method", "seed"], paper=paper(baseline="29.97,0.33"), differs=differs)
     assert not table.has_paper
     assert "29.97" not in render.markdown(table)
     assert "not the paper's setting, so its numbers are not shown: recipe.epochs=2 (paper: 200)" in sheets(table)[0].notes
-    differs["r|dks"].append("data=digits (paper: cifar100)")
+    differs["short dks"].append("data=digits (paper: cifar100)")
     mixed = make(runs, ["net", "method", "seed"], paper=paper(baseline="29.97,0.33"), differs=differs)
     assert "not the paper's setting in r dks: data=digits (paper: cifar100)" in sheets(mixed)[0].notes
 
@@ -384,11 +387,11 @@ def rich_table() -> Table:
     for entry in entries:
         entry["over_baseline"] = "none|baseline"
     rows = [
-        ("none", "baseline", PaperNumber("31.06", "0.10", None)),
-        ("ap_2fc", "ds", PaperNumber("31.85", "0.42", None)),
-        ("ap_2fc", "dks", PaperNumber("35.09", "0.54", "-3.24")),
+        ("none", "baseline", PaperNumber("31.06", "0.10", None, where="Table 3, caption")),
+        ("ap_2fc", "ds", PaperNumber("31.85", "0.42", None, where="Table 3")),
+        ("ap_2fc", "dks", PaperNumber("35.09", "0.54", "-3.24", "ds", "Table 3")),
     ]
-    printed = PaperTable("t", tuple(PaperRow({"aux_design": a, "method": m}, {"top1": n}, "Table 3") for a, m, n in rows))
+    printed = PaperTable("t", tuple(PaperRow({}, {"top1": n}, keys=frozenset({Key(f"{a}|{m}")})) for a, m, n in rows))
     shape = Shape((Metric.top1, Metric.top5), (Over.ds,), {"method": "baseline"})
     return build(entries, "my_sweep", "my_sweep, 100%", ["aux", "method", "seed"], ["aux"], ["method"], shape, paper=printed)
 

@@ -45,7 +45,7 @@ def dots(table: Table, source: Source | None = None) -> Figure:
             for place, line in enumerate(lines):
                 if isinstance(line, Series):
                     _dot(axes, place, line.cell.numbers[index], look_of[line.label])
-            optimistic = ", best epoch (optimistic)" if table.epoch.value == "best" else ""
+            optimistic = f", best epoch{table.whose} (optimistic)" if table.epoch.value == "best" else ""
             axes.set_xlabel(f"{metric.label} test error (%){optimistic}")
             low, high = axes.get_xlim()
             # The interval of two runs may be far wider than what an error can be.

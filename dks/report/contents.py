@@ -69,7 +69,7 @@ def _columns(frame: pd.DataFrame) -> dict[str, Any]:
         columns[name] = [0 if math.isnan(value) else int(value) for value in frame[name]]
     for name in sorted(frame.columns):
         kind, _, metric = name.partition("/")
-        if kind == "cost" or name == "best/epoch" or (kind in ("final", "best") and metric.startswith(_SHOWN)):
+        if kind == "cost" or name.startswith("best/epoch") or (kind in ("final", "best") and metric.startswith(_SHOWN)):
             numbers = [_number(value) for value in frame[name]]
             if any(number is not None for number in numbers):
                 columns[name] = numbers
@@ -150,7 +150,7 @@ def label(place: Place) -> str:
 def _facts(cell: TableCell, epoch: Epoch) -> list[tuple[str, str]]:
     """What is known of a configuration, each with its name."""
     facts = []
-    when = "after the last epoch" if epoch is Epoch.last else "in the best epoch"
+    when = "after the last epoch" if epoch is Epoch.last else "in its own best epoch"
     for number in cell.numbers:
         what = number.metric.label
         if number.mean is not None:
@@ -161,7 +161,7 @@ def _facts(cell: TableCell, epoch: Epoch) -> list[tuple[str, str]]:
             facts.append((f"{what}, 95 % interval of the mean", f"{fixed(low)} to {fixed(high)} %"))
         if number.paper is not None:
             spread = f" ± {number.paper.sd}" if number.paper.sd else ""
-            facts.append((f"{what} in the paper", f"{number.paper.mean}{spread} %"))
+            facts.append((f"{what} in the paper", f"{number.paper.mean}{spread} %, {number.paper.where}"))
         if number.difference is not None:
             facts.append((f"{what}, ours less the paper's", fixed(number.difference, signed=True)))
         facts += [(f"{what}, gain over {OVER[over]}", fixed(gain, signed=True)) for over, gain in number.gains.items()]

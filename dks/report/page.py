@@ -67,7 +67,7 @@ def page(study: Study, epoch: Epoch = Epoch.last) -> str:
         title=study.title,
         command=study.command,
         source=study.source.name,
-        epoch="of the last epoch" if epoch is Epoch.last else "of each run's best epoch: optimistic",
+        epoch="of the last epoch" if epoch is Epoch.last else "of the best epochs: optimistic",
         states=states,
         shares=[
             (state, count, end - count) for (state, count), end in zip(states.items(), accumulate(states.values()), strict=True)
@@ -111,6 +111,7 @@ def _table(table: Table, at: int) -> dict[str, Any]:
         "at": at,
         "title": table.title,
         "optimistic": table.epoch is Epoch.best,
+        "whose": table.whose or " of each run",
         "count": len(table.cells),
         "sheets": [_sheet(sheet, table, numbers, f"caption-{at}-{number}") for number, sheet in enumerate(sheets(table))],
         "lacking": [

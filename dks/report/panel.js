@@ -19,8 +19,8 @@ function epochs(run) {
   return last ? `${last}${asked && asked !== last ? ` of ${asked}` : ""}` : "";
 }
 
-function best(run, metric) {
-  const value = percent(told(run, `best/${metric}`)), at = told(run, "best/epoch");
+function best(run, classifier) {
+  const value = percent(told(run, `best/test/top1_error${classifier}`)), at = told(run, `best/epoch${classifier}`);
   return value && at !== null ? `${value} (epoch ${at})` : value;
 }
 
@@ -31,7 +31,7 @@ function results(cell, runs) {
     { head: "state", cell: (run) => stateChip(told(run, "state")), words: true },
     { head: "epochs", cell: epochs },
     { head: "top-1 error", cell: (run) => percent(told(run, `final/${own}`)) },
-    { head: "best top-1 error", cell: (run) => best(run, own) },
+    { head: "best top-1 error", cell: (run) => best(run, cell.classifier) },
     { head: "top-5 error", cell: (run) => percent(told(run, `final/test/top5_error${cell.classifier}`)) },
     { head: "training error", cell: (run) => percent(told(run, `final/train/top1_error${cell.classifier}`)) },
   ]);

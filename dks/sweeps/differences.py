@@ -1,17 +1,16 @@
-"""In what the setting of a sweep with overrides differs from that of its file, which for the paper's sweeps is the paper's."""
+"""In what a configuration differs from the paper's."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
 from dks.config.identity import canonical_json, is_execution_only
 from dks.config.schema import Config
 
-# Repetitions differ in the seed, and the same data may lie in other files.
-_NEVER = frozenset({"seed", "data.fingerprint"})
+_IMAGES = "data.fingerprint"  # none where it is the data that the source is called after
 
 
 def differences(
@@ -19,30 +18,26 @@ def differences(
     choices: Mapping[str, str | None],
     reference: Config,
     reference_choices: Mapping[str, str | None],
-    but: Collection[str] = (),
 ) -> list[str]:
     """One line for each group with another choice, and for each key that differs within the same choice; in the order of the
-    schema. How a configuration computes is left out, for the paper does not say it; tables tell it of every cell.
+    schema. The seed is left out, and how a configuration computes, for the paper does not say it; tables tell it of every cell.
 
     Args:
         choices: group -> name, of `config`; `reference_choices` those of `reference`.
-        but: dotted keys that may differ.
     """
     lines = []
     ours, theirs = _leaves(config), _leaves(reference)
-    left = [
-        key
-        for key in ours
-        if key not in _NEVER and key not in but and not key.startswith("compute.") and not is_execution_only(key)
-    ]
-    keys = [key for key in left if ours.get(key) != theirs.get(key)]
-    for key in keys:
+    for key in ours:
+        left_out = key == "seed" or key.startswith("compute.") or is_execution_only(key)
+        if left_out or ours.get(key) == theirs.get(key):
+            continue
         group = key.partition(".")[0]
         choice, other = choices.get(group), reference_choices.get(group)
         if choice is not None and other is not None and choice != other:
             lines.append(f"{group}={choice} (paper: {other})")
         else:
-            lines.append(f"{key}={_text(ours[key])} (paper: {_text(theirs[key])})")
+            other = f"all of {config.data.source}" if key == _IMAGES else _text(theirs[key])
+            lines.append(f"{key}={_text(ours[key])} (paper: {other})")
     return list(dict.fromkeys(lines))
 
 

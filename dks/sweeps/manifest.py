@@ -28,6 +28,7 @@ class ManifestCell:
     ds_id: str | None = None  # config_id of the same network deeply supervised, where this is not what it is already
     classifiers: list[str] = field(default_factory=lambda: ["c1"])  # of the network in training, from deep to shallow
     computed: str = ""  # what is not as in compute=standard
+    setting_id: str = ""  # the config_id in compute=standard, where this is another one
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ class Manifest:
     selection: list[ManifestCell] = field(default_factory=list)  # runs that choose a hyper-parameter; not in the table
     undecided: list[str] = field(default_factory=list)  # a line for every choice that is still open
     pending: list[dict[str, str]] = field(default_factory=list)  # labels of its table's cells that wait for such a choice
+    pending_ids: list[list[str]] = field(default_factory=list)  # of each, the settings of all candidates
     parts: list[str] = field(default_factory=list)  # names of the sweeps it is the union of; the tables are theirs
-    differs: dict[str, list[str]] = field(default_factory=dict)  # config_id -> what is not as in the file without overrides
+    differs: dict[str, list[str]] = field(default_factory=dict)  # setting_id -> what is not as the paper has it in this place
     named: str | None = None  # the file in `sweeps/` that it was made from
     request: list[str] = field(default_factory=list)  # overrides as typed: with `named`, the way to ask for it again
 
@@ -105,6 +107,10 @@ def _check_names(found: Manifest) -> None:
     for cell in (*found.cells, *found.selection):
         if not is_cell_id(cell.cell_id):
             raise ValueError(f"{short(cell.cell_id)} is no id of a cell")
+    if len(found.pending_ids) not in (0, len(found.pending)) or not all(
+        is_cell_id(each) for ids in found.pending_ids for each in ids
+    ):
+        raise ValueError("pending_ids are no ids of what is pending")
     for line in found.request:
         key, given, value = line.lstrip("~+").partition("=")
         is_key = re.fullmatch(r"[A-Za-z_][\w.-]*", key) is not None and key.split(".")[0] != "hydra"

@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dks.config.compose import Compose, Composed
 from dks.config.errors import RequestError
 from dks.config.identity import cell_id, config_id
 from dks.config.methods import baseline_of, classifiers_of, computed_with, ds_of, method_of
-from dks.config.names import long_name
 from dks.config.schema import Config
 from dks.ledger.states import Standing, State, survey_all, to_launch
 from dks.sweeps.differences import differences
-from dks.sweeps.files import read
+from dks.sweeps.files import CLASSIFIER, TRAINING
 from dks.sweeps.grid import Choice, Grid, Point
 from dks.sweeps.manifest import Manifest, ManifestCell
-from dks.sweeps.request import grid_of
+from dks.sweeps.paper import Key, paper_table, setting_id, settings
 from dks.terminal import Display
 from dks.validation import Resolver
 
@@ -73,6 +70,14 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class Pending:
+    """A cell that waits for a choice."""
+
+    point: Point
+    candidates: tuple[_Draft, ...]  # what it may become
+
+
+@dataclass(frozen=True)
 class Part:
     """The cells of one table. Two points may be the same cell, which then runs once."""
 
@@ -83,8 +88,8 @@ class Part:
     columns: tuple[str, ...] | None
     cells: tuple[Cell, ...]
     selections: tuple[Selection, ...] = ()
-    pending: tuple[Point, ...] = ()  # of its table, each waiting for a choice
-    differs: dict[str, list[str]] = field(default_factory=dict)  # config_id -> what is not as in the file without overrides
+    pending: tuple[Pending, ...] = ()  # of its table
+    differs: dict[str, list[str]] = field(default_factory=dict)  # setting_id -> what is not as the paper has it in this place
     named: str | None = None  # the file in `sweeps/`
     request: tuple[str, ...] = ()  # overrides as typed that reach it
 
@@ -104,7 +109,8 @@ class Part:
             columns=None if self.columns is None else list(self.columns),
             selection=[_manifest_cell(cell) for cell in self.selection_cells],
             undecided=[str(each) for each in self.selections if each.chosen is None],
-            pending=[point.labels for point in self.pending],
+            pending=[each.point.labels for each in self.pending],
+            pending_ids=[[setting_id(draft.config) for draft in each.candidates] for each in self.pending],
             differs=self.differs,
             parts=list(parts),
             named=self.named,
@@ -113,6 +119,7 @@ class Part:
 
 
 def _manifest_cell(cell: Cell) -> ManifestCell:
+    computed = computed_with(cell.config)
     return ManifestCell(
         labels=cell.point.labels,
         cell_id=cell.cell_id,
@@ -123,7 +130,8 @@ def _manifest_cell(cell: Cell) -> ManifestCell:
         seed=cell.config.seed,
         method=method_of(cell.config),
         overrides=list(cell.point.overrides),
-        computed=computed_with(cell.config),
+        computed=computed,
+        setting_id=setting_id(cell.config) if computed else "",
     )
 
 
@@ -204,17 +212,17 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False) -> Plan:
         points, choices = drafts[id(each)]
         if each.named is not None and not each.fixed:  # an override may make cells of a file equal, the file itself may not
             _refuse_twins(each.name, points)
-        selections, pending = [], list[Point]()
+        selections, pending = [], list[Pending]()
         for choice, candidates in choices:
             tried = {value: tuple(_cell(draft, standings) for draft in runs) for value, runs in candidates.items()}
             chosen = _chosen(tried, standings)
             place = " ".join(f"{key}={value}" for key, value in choice.labels.items())
             selections.append(Selection(choice.key, place, tried, len(choice.undecided), chosen))
             if chosen is None:
-                pending += choice.undecided
+                finals = [drafter.one(choice.final(value)[0]) for value in choice.candidates]
+                pending += [Pending(point, tuple(finals)) for point in choice.undecided]
             else:
                 finals = [drafter.one(point) for point in choice.final(chosen)]
-                drafter.complain()
                 standings |= _survey(finals)
                 points = [*points, *finals]
         cells = tuple(_cell(draft, standings) for draft in points)
@@ -228,7 +236,7 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False) -> Plan:
                 cells=cells,
                 selections=tuple(selections),
                 pending=tuple(pending),
-                differs=_differs(each, cells, compose),
+                differs=_differs(each.named, [*cells, *(draft for one in pending for draft in one.candidates)], compose),
                 named=each.named,
                 request=each.request,
             )
@@ -294,33 +302,28 @@ class _Drafter:
         return drafts
 
 
-def _differs(grid: Grid, cells: Iterable[Cell], compose: Compose) -> dict[str, list[str]]:
-    """config_id -> in what the configuration differs from the one that the file has in its place, where that is anything."""
-    if grid.named is None or not grid.fixed:
+def _differs(named: str | None, cells: Iterable[Cell | _Draft], compose: Compose) -> dict[str, list[str]]:
+    """setting_id -> in what it differs from the one that the paper's table of this name has in its place, if it has one."""
+    if (own := paper_table(named)) is None:
         return {}
-    file = grid_of(read(grid.named), (), OverridesParser.create())
-    axes = [axis for axis in file.axes if axis != "seed"]
-    chosen = {long_name(choice.key) for choice in file.choices}
-    places: dict[tuple[str | None, ...], Point] = {}
-    for point in (*file.points, *(point for choice in file.choices for point in choice.undecided)):
-        places.setdefault(tuple(point.labels.get(axis) for axis in axes), point)
-    resolve, originals = Resolver(absent_ok=True), dict[tuple[str, ...], Composed | None]()
     found: dict[str, list[str]] = {}
+    originals: dict[str, list[Composed]] = {}
     for cell in cells:
-        place = places.get(tuple(cell.point.labels.get(axis) for axis in axes))
-        if place is None or cell.config_id in found:
+        setting, classifier = setting_id(cell.config), classifiers_of(cell.config)[0]
+        if setting in found or own.find([Key(setting, classifier)]) is not None:
             continue
-        if place.overrides not in originals:
-            composed = compose(place.overrides)
+        alone = cell.config.aux_positions.alone or len(classifiers_of(cell.config)) == 1
+        labels = {CLASSIFIER: classifier, TRAINING: "alone" if alone else method_of(cell.config), **cell.point.labels}
+        if (row := own.labelled(labels)) is None:
+            continue
+        if row.setting not in originals:
             try:
-                originals[place.overrides] = replace(composed, config=resolve(composed))
-            except RequestError:  # the file leaves open what has to be given, such as a folder: it has no setting of its own
-                originals[place.overrides] = None
-        if (original := originals[place.overrides]) is None:
-            continue
-        lines = differences(cell.config, cell.choices, original.config, original.choices, chosen)
-        found[cell.config_id] = lines
-    return {config: lines for config, lines in found.items() if lines}
+                originals[row.setting] = settings(row, compose)
+            except RequestError:
+                originals[row.setting] = []
+        lines = [differences(cell.config, cell.choices, each.config, each.choices) for each in originals[row.setting]]
+        found[setting] = min(lines, key=len, default=[])
+    return {setting: lines for setting, lines in found.items() if lines}
 
 
 def _refuse_twins(name: str, drafts: Sequence[_Draft]) -> None:

@@ -12,6 +12,7 @@ from dks.config.names import long_name
 from dks.ledger.states import State
 from dks.sweeps.files import CLASSIFIER, TRAINING
 from dks.sweeps.manifest import Manifest, ManifestCell
+from dks.sweeps.paper import Key
 from dks.tables.model import Entry, Epoch, Metric, Over
 
 # What the axes `classifier` and `training` ("alone", or the method) say in their own way.
@@ -25,6 +26,7 @@ def entries(sweep: Manifest, runs: pd.DataFrame, metrics: Sequence[Metric], epoc
     """One row a point of the sweep, or a classifier of it.
 
     Keys: the labels of the axes; `cell_id`, `config_id`, `seed`, `method`; `computed` (what is not as in `compute=standard`);
+    `keys` (by which the paper may know it, a `dks.sweeps.paper.Key` for every candidate of what is still to be chosen);
     `entry_id` (the configuration, or one classifier of it) and `over_<Over>` (the entry that it is compared with, None: none);
     `state`; `left_out` (why a finished run does not count, "": it does); and one a metric, by its name, in percent, NaN unless
     the run is done.
@@ -37,7 +39,8 @@ def entries(sweep: Manifest, runs: pd.DataFrame, metrics: Sequence[Metric], epoc
     wanted = [name for name in runs if name in _NEEDED or name.startswith(tuple(f"{epoch.source}/{each}" for each in ending))]
     found = {run["cell_id"]: run for run in runs[wanted].to_dict("records")}
     rows = [row for cell in sweep.cells for row in _rows(cell, found.get(cell.cell_id), metrics, epoch, by_classifier)]
-    rows += [_pending(labels, metrics, by_classifier) for labels in sweep.pending]
+    ids = sweep.pending_ids or [[] for _ in sweep.pending]
+    rows += [_pending(labels, each, metrics, by_classifier) for labels, each in zip(sweep.pending, ids, strict=True)]
     if by_classifier:
         _compare_with_alone(rows, other_axes(sweep))
     return rows
@@ -64,6 +67,7 @@ def _rows(
             "seed": cell.seed,
             "method": cell.method,
             "computed": cell.computed,
+            "keys": [Key(cell.setting_id or cell.config_id, classifier)],
             "entry_id": f"{cell.config_id}/{classifier}" if by_classifier else cell.config_id,
             f"over_{Over.baseline.value}": None if by_classifier else cell.baseline_id,
             f"over_{Over.ds.value}": None if by_classifier else cell.ds_id,
@@ -74,16 +78,19 @@ def _rows(
         }
 
 
-def _pending(labels: Mapping[str, str], metrics: Sequence[Metric], by_classifier: bool) -> dict[str, Any]:
+def _pending(
+    labels: Mapping[str, str], setting_ids: Sequence[str], metrics: Sequence[Metric], by_classifier: bool
+) -> dict[str, Any]:
     """A cell that has no identity before something is chosen."""
     return {
         **labels,
         **({CLASSIFIER: "c1", TRAINING: labels.get("method", "")} if by_classifier else {}),
         "cell_id": "",
         "config_id": "",
-        "seed": int(labels.get("seed", 0)),
+        "seed": int(labels["seed"]) if labels.get("seed", "-") != "-" else 0,
         "method": labels.get("method", ""),
         "computed": "",
+        "keys": list(map(Key, setting_ids)),
         "entry_id": "",
         **{f"over_{over.value}": None for over in Over},
         "state": State.missing.value,

@@ -18,7 +18,8 @@ from dks.tables.cache import RowCache
 from dks.tables.mlflow_database import Database
 from dks.tables.mlflow_server import Server
 from dks.tables.mlflow_store import STATES, Point, Store, StoredData, StoredRun
-from dks.tables.rows import TOP1, Row, best_epoch, histories_frame, numbers, runs_frame
+from dks.tables.rows import Row, histories_frame, numbers, runs_frame
+from dks.tracking.best import TOP1, best_epoch, classifier_ending
 
 
 class MlflowSource:
@@ -88,20 +89,24 @@ class MlflowSource:
         return rows
 
     def _best(self, run_ids: Sequence[str], data: dict[str, StoredData]) -> dict[str, Row]:
-        """The numbers of the best epoch of runs that do not tell them: unfinished ones, and those of earlier versions."""
-        errors: dict[str, list[tuple[int, float]]] = defaultdict(list)
-        for (run_id, _, epoch), value in _newest(self._store.points(run_ids, [TOP1]) if run_ids else ()).items():
-            errors[run_id].append((epoch, value))
-        at: dict[int, list[str]] = defaultdict(list)
-        found: dict[str, Row] = {}
-        for run_id, known in errors.items():
+        """The numbers of the best epochs of runs that do not tell them: unfinished ones, and those of earlier versions."""
+        names = {run_id: [key for key in data[run_id].latest if not _is_summary(key)] for run_id in run_ids}
+        judged = sorted({key for keys in names.values() for key in keys if key.startswith(TOP1)})
+        errors: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)  # run, ending of the classifier
+        for (run_id, metric, epoch), value in _newest(self._store.points(run_ids, judged) if run_ids else ()).items():
+            errors[run_id, classifier_ending(metric)].append((epoch, value))
+        at: dict[int, set[tuple[str, str]]] = defaultdict(set)
+        found: dict[str, Row] = defaultdict(dict)
+        for (run_id, ending), known in errors.items():
             if (step := best_epoch(known)) is not None:
-                at[step].append(run_id)
-                found[run_id] = {"best/epoch": float(step)}
+                at[step].add((run_id, ending))
+                found[run_id][f"best/epoch{ending}"] = float(step)
         for step, members in at.items():
-            metrics = sorted({key for run_id in members for key in data[run_id].latest if not _is_summary(key)})
-            for (run_id, metric, _), value in _newest(self._store.points(members, metrics, step)).items():
-                found[run_id][f"best/{metric}"] = value
+            runs = list(dict.fromkeys(run_id for run_id, _ in sorted(members)))
+            metrics = sorted({key for run_id in runs for key in names[run_id] if (run_id, classifier_ending(key)) in members})
+            for (run_id, metric, _), value in _newest(self._store.points(runs, metrics, step)).items():
+                if (run_id, classifier_ending(metric)) in members:
+                    found[run_id][f"best/{metric}"] = value
         return found
 
 
@@ -133,9 +138,8 @@ def _row(run: StoredRun, data: StoredData, place: str) -> Row:
     epoch = latest[TOP1][0] if TOP1 in latest else 0
     final = {key: value for key, (step, value) in latest.items() if epoch and step == epoch and not _is_summary(key)}
     summary: dict[str, float] = {}
-    if run.status == "FINISHED" and f"best/{TOP1}" in latest:
+    if run.status == "FINISHED" and "best/epoch" in latest:  # without it, all are of the best epoch of c1
         summary = {key: value for key, (_, value) in latest.items() if key.startswith("best/")}
-        summary["best/epoch"] = float(latest[f"best/{TOP1}"][0])
     commit, fingerprint = tags.get("dks.git_commit", "unknown"), params.get("data.fingerprint", "None")
     return {
         "cell_id": run.cell_id,

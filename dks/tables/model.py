@@ -14,12 +14,14 @@ from typing import Any
 
 from dks.config.names import long_name
 from dks.ledger.states import State
-from dks.tables.paper import PaperNumber, PaperRow, PaperTable
+from dks.sweeps.files import CLASSIFIER
+from dks.sweeps.paper import PaperNumber, PaperRow, PaperTable, printed
 from dks.tables.statistics import Difference, compare, holm, interval, sample_sd
 
 Label = tuple[str, ...]
 Entry = dict[str, Any]  # a point of a sweep and what its run has shown, as `dks.tables.entries` makes it
 Place = tuple[Label, Label]  # labels of the row, labels of the column
+UNKNOWN = "the paper's table has no such configuration"
 
 
 class Metric(str, Enum):
@@ -37,7 +39,7 @@ class Epoch(str, Enum):
     """Which epoch of a run counts."""
 
     last = "last"
-    best = "best"  # the one with the lowest top-1 test error: chosen on the test set, so optimistic
+    best = "best"  # the one with the classifier's lowest top-1 test error: chosen on the test set, so optimistic
 
     @property
     def source(self) -> str:
@@ -68,7 +70,7 @@ class Number:
 
     metric: Metric
     values: tuple[float, ...]  # one a run, by seed
-    paper: PaperNumber | None = None  # the paper's figure, for the paper's setting only
+    paper: PaperNumber | None = None  # what the paper says of this very setting
     gains: dict[Over, float] = field(default_factory=dict)  # the other's mean less this one
 
     @property
@@ -103,7 +105,7 @@ class TableCell:
     cell_ids: tuple[str, ...]  # of all runs asked for
     config_id: str
     method: str
-    differs: tuple[str, ...] = ()  # how its setting differs from the paper's
+    differs: tuple[str, ...] = ()  # how its setting differs from those of the paper's table that the sweep is called after
     computed: str = ""  # what is not as in compute=standard
     is_best: bool = False  # lowest mean for its task and network among configurations with all their runs
 
@@ -146,9 +148,14 @@ class Table:
     gains: tuple[Over, ...] = ()  # those shown
     aside: tuple[Place, ...] = ()  # cells told beneath the table
     pairs: tuple[tuple[Place, Over, Place], ...] = ()  # a configuration, and the one that it is compared with
-    paper: PaperTable | None = None  # the paper's own table
     undecided: tuple[str, ...] = ()  # hyper-parameters still to be chosen, a line each
     states: dict[str, int] = field(default_factory=dict)  # state -> runs in it; a run is here once, in however many cells it is
+
+    @property
+    def whose(self) -> str:
+        """Whose best epoch it is, where the table tells the classifiers of a network apart: every one's own."""
+        own = self.epoch is Epoch.best and CLASSIFIER in (*self.row_axes, *self.column_axes)
+        return " of each classifier" if own else ""
 
     @property
     def tested(self) -> list[tuple[Place, Over, Place]]:
@@ -170,7 +177,7 @@ class Table:
 
     @cached_property
     def has_paper(self) -> bool:
-        """Is one of its cells in the paper's setting?"""
+        """Is one of its cells in a setting of the paper's?"""
         return any(number.paper is not None for cell in self.cells.values() for number in cell.numbers)
 
     @cached_property
@@ -228,8 +235,9 @@ def build(
     Args:
         entries: as `dks.tables.entries` makes them.
         axes: the swept keys, in the order typed.
-        paper: the paper's numbers; used for configurations that differ in nothing.
-        differs: config_id -> how its setting differs from the paper's.
+        paper: the paper's table that the sweep is called after. It gives the rows their order, and its numbers go before those
+            of the paper's other tables; any of them stands only beside the setting that it is of.
+        differs: setting -> how it differs from the one in its place there.
     """
     shape = shape or Shape()
     row_axes, column_axes = _layout(axes, rows, columns)
@@ -239,13 +247,8 @@ def build(
         labels = tuple(str(run[axis]) for axis in shown)
         # One that has no cell id yet is told from others by its seed.
         groups.setdefault((labels[: len(row_axes)], labels[len(row_axes) :]), {})[run["cell_id"] or str(run["seed"])] = run
-    cells, firsts = {}, {}
-    for place, members in groups.items():
-        runs = sorted(members.values(), key=lambda run: run["seed"])
-        firsts[place] = runs[0]
-        lines = tuple((differs or {}).get(runs[0]["config_id"], ()))
-        row = None if paper is None or lines else paper.find(_labels(place, shown))
-        cells[place] = _cell(runs, shape.metrics, lines, row)
+    members = {place: sorted(runs.values(), key=lambda run: run["seed"]) for place, runs in groups.items()}
+    firsts = {place: runs[0] for place, runs in members.items()}
     by_entry = {first["entry_id"]: place for place, first in firsts.items()}
     pairs = [
         (place, over, other)
@@ -253,13 +256,20 @@ def build(
         for over in Over
         if (other := by_entry.get(first[f"over_{over.value}"])) is not None and other != place
     ]
+    gains = tuple(over for over in shape.gain or (Over.baseline,) if any(over is each for _, each, _ in pairs))
+    cells = {}
+    for place, runs in members.items():
+        keys = firsts[place]["keys"]
+        is_own = paper is None or not keys or paper.find(keys) is not None
+        lines = () if is_own else tuple((differs or {}).get(keys[0].setting, ())) or (UNKNOWN,)
+        cells[place] = _cell(runs, shape.metrics, lines, printed(keys, paper, gains))
     cells = _mark_best(_with_gains(cells, pairs), shown)
     aside = tuple(place for place in cells if shape.aside and shape.aside.items() <= _labels(place, shown).items())
     within = [place for place in cells if place not in aside]
     rows_shown = list(dict.fromkeys(row for row, _ in within))
     if paper is not None:
         rows_shown.sort(key=lambda row: paper.position(dict(zip(row_axes, row, strict=True))))
-    states = {run["cell_id"] or (*place, run["seed"]): run["state"] for place in groups for run in groups[place].values()}
+    states = {run["cell_id"] or (*place, run["seed"]): run["state"] for place, runs in members.items() for run in runs}
     return Table(
         name,
         title,
@@ -270,10 +280,9 @@ def build(
         tuple(rows_shown),
         tuple(dict.fromkeys(column for _, column in within)),
         cells,
-        tuple(over for over in shape.gain or (Over.baseline,) if any(over is each for _, each, _ in pairs)),
+        gains,
         aside,
         tuple(pairs),
-        paper,
         tuple(undecided),
         dict(Counter(states.values())),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 from dks.config.extensions import cited
@@ -34,6 +35,7 @@ def provenance(study: Study, table: Table) -> dict[str, Any]:
                     number.metric.value: {"mean": number.mean, "sd": number.sd, "n": cell.n, "values": list(number.values)}
                     for number in cell.numbers
                 },
+                "paper": {number.metric.value: asdict(number.paper) for number in cell.numbers if number.paper is not None},
                 "left_out": cell.left_out,
                 "runs": runs,
             }
@@ -42,7 +44,7 @@ def provenance(study: Study, table: Table) -> dict[str, Any]:
         "source": study.source.name,
         "cells": "the runs of these cell ids",
         "metrics": [metric.value for metric in table.metrics],
-        "epoch": table.epoch.value,
+        "epoch": f"{table.epoch.value}{table.whose}",
         "leaves_out": "runs that are not done, have fewer epochs than asked for, or end in a number that is not finite",
     }
     return {

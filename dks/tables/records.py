@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -19,7 +18,8 @@ from dks.config.extensions import cited
 from dks.config.identity import flatten
 from dks.ledger.states import State, survey
 from dks.tables.cache import RowCache
-from dks.tables.rows import TOP1, Row, best_epoch, histories_frame, numbers, runs_frame
+from dks.tables.rows import Row, histories_frame, numbers, runs_frame
+from dks.tracking.best import best_of
 from dks.tracking.record import Record, RunFolder, Status
 
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the fast one, where it was built
@@ -148,17 +148,17 @@ def _row(folder: RunFolder, record: Record) -> Row:
         "extensions": cited(each for attempt in record.attempts for each in attempt.extensions),
         **numbers("cost", record.cost),
     }
-    final, best = (record.final, record.best) if record.status is Status.done else _ends(folder)
+    final, best = (record.final, folder.best(record)) if record.status is Status.done else _ends(folder)
     row |= numbers("final", final) | numbers("best", best)
     row["epoch"] = int(row.pop("final/epoch", 0))
     return row
 
 
 def _ends(folder: RunFolder) -> tuple[dict[str, float], dict[str, float]]:
-    """The metrics after the last epoch and in the best one, as a record of a run that is done has them."""
-    newest = {entry.epoch: {"epoch": entry.epoch, **entry.metrics} for entry in folder.journal.read()}
-    best = best_epoch((epoch, metrics.get(TOP1, math.nan)) for epoch, metrics in newest.items())
-    return newest[max(newest)] if newest else {}, {} if best is None else newest[best]
+    """The metrics after the last epoch and in the best ones, as a record of a run that is done has them."""
+    entries = folder.journal.read()
+    last = max(reversed(entries), key=lambda entry: entry.epoch, default=None)  # of several of one epoch the newest
+    return {} if last is None else {"epoch": last.epoch, **last.metrics}, best_of(entries)
 
 
 def _sections(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:

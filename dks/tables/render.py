@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from html import escape as html_escape
 from itertools import pairwise
 from typing import Any
@@ -218,6 +219,8 @@ def comma_separated(table: Table) -> str:
             "paper_mean",
             "paper_sd",
             "paper_gain",
+            "paper_gain_over",
+            "paper_where",
             "difference",
             "not_done",
             "left_out",
@@ -231,14 +234,14 @@ def comma_separated(table: Table) -> str:
     for place, cell in table.cells.items():
         for number in cell.numbers:
             low, high = number.interval or (None, None)
-            values: list[object] = [*place[0], *place[1], number.metric.value, table.epoch.value]
+            values: list[object] = [*place[0], *place[1], number.metric.value, f"{table.epoch.value}{table.whose}"]
             values += [number.mean, number.sd, cell.n, cell.wanted, low, high]
             for over in overs:
                 test = tests.get((place, over)) if number is cell.numbers[0] else None
                 values += [number.gains.get(over), *_tested(test.difference if test else None)]
                 values.insert(len(values) - 1, test.p_holm if test else None)
             paper = number.paper
-            values += [paper.mean, paper.sd, paper.gain] if paper else [None] * 3
+            values += asdict(paper).values() if paper else [None] * 5
             values += [number.difference, _counts(cell.states), _counts(cell.left_out), "; ".join(cell.differs), cell.computed]
             writer.writerow(map(_written, [*values, cell.config_id, " ".join(cell.cell_ids)]))
     return out.getvalue()
@@ -297,7 +300,7 @@ def _described(table: Table) -> dict[str, Any]:
     return {
         "name": table.name,
         "title": table.title,
-        "epoch": table.epoch.value,
+        "epoch": f"{table.epoch.value}{table.whose}",
         "rows": table.row_axes,
         "columns": table.column_axes,
         "states": table.states,
@@ -316,7 +319,7 @@ def _numbers(number: Number) -> dict[str, Any]:
         "low": low,
         "high": high,
         "gains": {over.value: gain for over, gain in number.gains.items()},
-        "paper": None if paper is None else {"mean": paper.mean, "sd": paper.sd, "gain": paper.gain},
+        "paper": None if paper is None else asdict(paper),
         "difference": number.difference,
     }
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dks.tracking.best import TOP1
+
 # What is known of a run: the names in `COLUMNS`, and numbers, absent where there is none.
 Row = dict[str, Any]
 
-TOP1, TOP5 = "test/top1_error", "test/top5_error"
+TOP5 = "test/top5_error"
 COLUMNS = (
     "cell_id",
     "config_id",
@@ -60,9 +62,3 @@ def histories_frame(points: Iterable[tuple[str, int, str, float]], cell_ids: Col
 def numbers(prefix: str, values: Mapping[str, float]) -> Row:
     """Metrics or costs as columns, such as `final/test/top1_error`."""
     return {f"{prefix}/{name}": float(value) for name, value in values.items()}
-
-
-def best_epoch(errors: Iterable[tuple[int, float]]) -> int | None:
-    """The first epoch with the lowest error; None where there is no number among (epoch, error)."""
-    known = [(error, epoch) for epoch, error in errors if not math.isnan(error)]
-    return min(known)[1] if known else None

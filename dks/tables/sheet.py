@@ -92,8 +92,10 @@ def _block(table: Table, column: Label) -> list[_Column]:
             block.append(_Column(_gain_title(table, over), lambda cell, place, over=over: _gain(cell, place, over)))  # type: ignore[misc]
     if any(number.paper is not None for cell in cells for number in cell.numbers):
         block.append(_Column("paper", _paper))
-        if any(number.paper is not None and number.paper.gain for cell in cells for number in cell.numbers):
-            block.append(_Column("paper's gain", _paper_gain))
+        for over in table.gains:
+            if any(_paper_gains(cell, over) for cell in cells):
+                title = f"paper's {_gain_title(table, over)}"
+                block.append(_Column(title, lambda cell, place, over=over: _paper_gain(cell, place, over)))  # type: ignore[misc]
         block.append(_Column("difference", _difference))
     if table.has_paper:
         block.append(_Column("n", _n))
@@ -167,8 +169,13 @@ def _paper(cell: TableCell, place: Place) -> SheetCell:
     return SheetCell(text, float(papers[0].mean) if papers else None, place)
 
 
-def _paper_gain(cell: TableCell, place: Place) -> SheetCell:
-    gains = [number.paper.gain for number in cell.numbers if number.paper is not None and number.paper.gain]
+def _paper_gains(cell: TableCell, over: Over) -> list[str]:
+    papers = [number.paper for number in cell.numbers if number.paper is not None]
+    return [paper.gain for paper in papers if paper.gain and paper.gain_over == over.value]
+
+
+def _paper_gain(cell: TableCell, place: Place, over: Over) -> SheetCell:
+    gains = _paper_gains(cell, over)
     return SheetCell("/".join(gains), float(gains[0]) if gains else None, place)
 
 
@@ -189,7 +196,8 @@ def caption(table: Table) -> str:
         few = f", n = {runs[0]}" + (" (a single seed, no standard deviation)" if runs[0] == 1 else " seeds")
     what = "mean(std) over seeds" if any(cell.wanted > 1 for cell in table.cells.values()) else "one run a cell"
     metrics = "/".join(metric.label for metric in table.metrics)
-    epoch = "last epoch" if table.epoch is Epoch.last else "best epoch, chosen by the test error itself and so optimistic"
+    epoch = f"{table.epoch.value} epoch{table.whose}"
+    epoch += ", chosen by the test error itself and so optimistic" if table.epoch is Epoch.best else ""
     text = f"{table.title}: {metrics} test error in %, {epoch}, {what}{few}"
     shown = [
         over for over in table.gains if any(over in number.gains for cell in table.cells.values() for number in cell.numbers)
@@ -215,6 +223,7 @@ def _notes(table: Table) -> Iterator[str]:
     for reason, count in table.left_out.items():
         yield f"left out: {count} finished {'run' if count == 1 else 'runs'} ({reason})"
     yield from _arithmetic(table)
+    yield from _printed(table)
     yield from _differences(table)
     yield from table.undecided
 
@@ -228,27 +237,39 @@ def _arithmetic(table: Table) -> Iterator[str]:
         if way and len(ways) == 1:
             yield f"computed with {way}"
         elif way:
-            where = ", ".join(" ".join((*row, *column)) for row, column in places)
-            yield f"computed with {way}: {where}"
+            yield f"computed with {way}: {_names(places)}"
     if "" in ways and len(ways) > 1:
         yield "computed in the standard way, float32: the others"
 
 
+def _names(places: Sequence[Place]) -> str:
+    return ", ".join(" ".join((*row, *column)) for row, column in places)
+
+
+def _printed(table: Table) -> Iterator[str]:
+    """Where the paper has the numbers that stand beside ours: of most of them, then of the others."""
+    places: dict[str, list[Place]] = {}
+    for place, cell in table.cells.items():
+        if (paper := next((number.paper for number in cell.numbers if number.paper is not None), None)) is not None:
+            places.setdefault(paper.where, []).append(place)
+    if places:
+        most, *others = sorted(places, key=lambda where: -len(places[where]))
+        yield "; ".join([f"the paper's numbers: {most}", *(f"of {_names(places[where])}: {where}" for where in others)])
+
+
 def _differences(table: Table) -> Iterator[str]:
-    """Where the setting is not the paper's, so that its numbers are not shown."""
+    """Where a sweep that is called after a table of the paper's has another setting."""
     by_lines: dict[tuple[str, ...], list[Place]] = {}
     for place, cell in table.cells.items():
         if cell.differs:
             by_lines.setdefault(cell.differs, []).append(place)
-    if not by_lines or table.paper is None:
-        return
-    everywhere = [line for line in next(iter(by_lines)) if all(line in cell.differs for cell in table.cells.values())]
+    everywhere = [line for line in next(iter(by_lines), ()) if all(line in cell.differs for cell in table.cells.values())]
     if everywhere:
-        yield f"not the paper's setting, so its numbers are not shown: {'; '.join(everywhere)}"
+        so = "" if table.has_paper else ", so its numbers are not shown"
+        yield f"not the paper's setting{so}: {'; '.join(everywhere)}"
     for lines, places in by_lines.items():
         if rest := [line for line in lines if line not in everywhere]:
-            where = ", ".join(" ".join((*row, *column)) for row, column in places)
-            yield f"not the paper's setting in {where}: {'; '.join(rest)}"
+            yield f"not the paper's setting in {_names(places)}: {'; '.join(rest)}"
 
 
 def _tests(table: Table) -> Sheet:

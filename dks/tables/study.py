@@ -15,9 +15,9 @@ from dks.config.files import declarations
 from dks.sweeps import manifest
 from dks.sweeps.files import TableShape, names, read
 from dks.sweeps.manifest import Manifest
+from dks.sweeps.paper import paper_table
 from dks.tables.entries import entries, other_axes
 from dks.tables.model import Epoch, Metric, Over, Shape, Table, build
-from dks.tables.paper import paper_table
 from dks.tables.source import Source
 from dks.terminal import duration, explain
 
@@ -114,7 +114,7 @@ class Study:
             columns,
             shape,
             epoch,
-            None if part.named is None else paper_table(part.named),
+            paper_table(part.named),
             part.differs,
             part.undecided,
         )

@@ -41,6 +41,7 @@ from dks.config.methods import method_of
 from dks.config.names import is_cell_id, is_sweep_name
 from dks.config.schema import Config
 from dks.tracking import damage, heartbeat
+from dks.tracking.best import best_of, classifier_ending
 from dks.tracking.disk import write_draft, writing
 from dks.tracking.journal import Entry, Journal
 from dks.tracking.lock import is_held
@@ -100,7 +101,7 @@ class Record:
     status: Status = Status.queued
     attempts: list[Attempt] = field(default_factory=list)
     final: dict[str, float] = field(default_factory=dict)  # metrics of the last epoch, and "epoch"
-    best: dict[str, float] = field(default_factory=dict)  # metrics of the epoch with the lowest test/top1_error, and "epoch"
+    best: dict[str, float] = field(default_factory=dict)  # of each classifier, as `dks.tracking.best` has it
     cost: dict[str, float] = field(default_factory=dict)  # seconds, images_per_second, parameters, ...
     error: dict[str, Any] | None = None  # type, message, and what else is known
     changed_labels: list[int] | None = None  # training images whose label was corrupted
@@ -281,6 +282,17 @@ class RunFolder:
             record.final, record.best, record.cost = results_of(entries)
         return record
 
+    def best(self, record: Record) -> dict[str, float]:
+        """`record.best`, of whatever version. Earlier ones kept what every classifier erred in the best epoch of c1; its own is
+        then in the journal, or unknown.
+        """
+        others = {classifier_ending(name) for name in record.best} - {""}
+        if all(f"epoch{ending}" in record.best for ending in others):
+            return record.best
+        return best_of(self.journal.read()) or {
+            name: value for name, value in record.best.items() if not classifier_ending(name)
+        }
+
     def _has_weights(self) -> bool:
         """Is the file of weights as long as its header says?"""
         try:
@@ -356,11 +368,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 def results_of(entries: Sequence[Entry]) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """`final`, `best` and `cost` of a record, as far as a whole journal tells."""
-    best = min(entries, key=lambda entry: entry.metrics["test/top1_error"])
     speeds = [entry.metrics["train/images_per_second"] for entry in entries]
     cost = {"images_per_second": round(statistics.median(speeds), 1)}
     ends = [datetime.fromisoformat(entry.time) for entry in entries]
     # Without those during which the clock was set back.
     if epochs := [seconds for begin, end in pairwise(ends) if (seconds := (end - begin).total_seconds()) >= 0]:
         cost["seconds_per_epoch"] = round(statistics.median(epochs), 4)  # evaluation and checkpoint included
-    return {"epoch": entries[-1].epoch, **entries[-1].metrics}, {"epoch": best.epoch, **best.metrics}, cost
+    return {"epoch": entries[-1].epoch, **entries[-1].metrics}, best_of(entries), cost

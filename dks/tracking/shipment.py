@@ -25,6 +25,7 @@ from dks.config.extensions import cited
 from dks.config.identity import flatten
 from dks.config.secrets import without_password
 from dks.tracking import heartbeat
+from dks.tracking.best import classifier_ending
 from dks.tracking.journal import Entry
 from dks.tracking.parents import find_run, sweep_condition
 from dks.tracking.record import Record, RunFolder, Status, write_atomically
@@ -241,7 +242,7 @@ class Shipment:
         tags = [RunTag(key, value) for key, value in news.items()]
         calls: list[tuple[list[Metric], Entry | None]]
         calls = [([point for entry in batch for point in _points(entry)], batch[-1]) for batch in _batches(entries)]
-        summary = _summary(record) if ends else []
+        summary = _summary(self.folder, record) if ends else []
         if calls and len(calls[-1][0]) + len(summary) <= POINTS:
             calls[-1] = calls[-1][0] + summary, calls[-1][1]
             summary = []
@@ -392,15 +393,15 @@ def _batches(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
         yield batch
 
 
-def _summary(record: Record) -> list[Metric]:
+def _summary(folder: RunFolder, record: Record) -> list[Metric]:
     """What is known at the end; nothing of a run that failed before it could begin."""
     from mlflow.entities import Metric
 
     if (ended := record.attempts[-1].ended) is None:
         return []
     when = milliseconds(ended)
-    best = {name: value for name, value in record.best.items() if name != "epoch"}
-    points = [Metric(f"best/{name}", value, when, int(record.best["epoch"])) for name, value in best.items()]
+    best = folder.best(record)
+    points = [Metric(f"best/{name}", value, when, int(best[f"epoch{classifier_ending(name)}"])) for name, value in best.items()]
     return points + [Metric(f"cost/{name}", value, when, 0) for name, value in record.cost.items()]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "howto" / "paper.md"
-_NOT_AXES = ("top1_error", "top1_sd", "top1_gain", "top5_error", "top5_gain", "printed", "where")
+_NOT_AXES = ("top1_error", "top1_sd", "top1_gain", "top5_error", "top5_gain", "printed", "where", "setting", "config_ids")
 
 
 def filled(page: str) -> str:
