@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, sampled
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -320,28 +320,30 @@ def test_a_forgetful_network_compiles() -> None:
         torch.testing.assert_close(ours, theirs, msg=name)
 
 
+BATCH, LIMIT = sampled((64, 5.0), (16, 1.9))  # images, GiB
 STEP = """
 import json, resource, torch, dks
 torch.manual_seed(0)
 net = dks.build("resnet1202", 100, "ours", ("c2", "c3"))
 optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9)
-loss = dks.SynergyLoss("bidir")(net(torch.randn(64, 3, 32, 32)), torch.randint(0, 100, (64,))).total
+loss = dks.SynergyLoss("bidir")(net(torch.randn(BATCH, 3, 32, 32)), torch.randint(0, 100, (BATCH,))).total
 loss.backward()
 optimizer.step()
 gradients = all(parameter.grad is not None for parameter in net.parameters())
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"peak": peak, "gradients": gradients, "finite": bool(loss.isfinite())}))
+print(json.dumps(dict(peak=peak, gradients=gradients, finite=bool(loss.isfinite()))))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is KiB on Linux")
-def test_resnet1202_with_branches_trains_at_batch_64_within_8_gib() -> None:
+def test_resnet1202_with_branches_trains_in_the_memory_that_is_promised() -> None:
     done = subprocess.run([sys.executable, "-c", STEP], cwd=ROOT, capture_output=True, text=True, timeout=1400)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     print(f"peak resident memory of one step: {seen['peak'] / 2**30:.2f} GiB")
     assert seen["gradients"] and seen["finite"]
-    # 3.5 and 3.9 GiB were measured, and 7.3 GiB without checkpointing: the 8 GiB that are promised would not notice its loss.
-    assert seen["peak"] < 5 * 2**30
+    # 3.5 and 3.9 GiB were measured at batch 64, and 7.3 GiB without checkpointing: the 8 GiB that are promised would not notice
+    # its loss. At batch 16 they were 1.3 and 2.4 GiB.
+    assert seen["peak"] < LIMIT * 2**30
