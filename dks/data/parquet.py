@@ -23,6 +23,7 @@ from dks.data.images import Facts, ImageSet, decode
 if TYPE_CHECKING:
     import numpy as np
 
+BATCH = 64  # images that are looked at together
 # Columns that are known, by the key that names another one; of the two labels of CIFAR-100 the fine one.
 KNOWN = {"image_column": ("image", "img", "jpg", "png"), "label_column": ("label", "labels", "fine_label", "cls")}
 
@@ -98,14 +99,14 @@ def rows(paths: Iterable[Path]) -> int:
     return sum(pq.read_metadata(path).num_rows for path in paths)
 
 
-def first_images(data: Data, path: Path, count: int) -> Iterator[tuple[str, io.BytesIO]]:
-    """What a person calls each of the first images of a file, and the encoded image."""
+def encoded(data: Data, path: Path) -> Iterator[tuple[str, io.BytesIO]]:
+    """What a person calls each image of a file, and the image as it is in there; no more are read than are taken."""
     import pyarrow.parquet as pq
 
+    column = columns_of(data, path).image
     with _readable(path), pq.ParquetFile(path) as file:
-        column = columns_of(data, path).image
-        batch = next(file.iter_batches(count, columns=[column]), None)
-        for number, item in enumerate(batch[column].to_pylist() if batch else ()):
+        items = (item for batch in file.iter_batches(BATCH, columns=[column]) for item in batch[column].to_pylist())
+        for number, item in enumerate(items):
             yield f"{path}, row {number}", io.BytesIO((item or {}).get("bytes") or b"")
 
 
@@ -204,7 +205,7 @@ def _distinct(path: Path, column: str) -> set[Any]:
     """
     import pyarrow.compute as pc
 
-    labels = _labels(path, column)
+    labels = labels_of(path, column)
     if labels.null_count:
         raise RequestError(f"{path}: {labels.null_count} label(s) are missing")
     found = set(pc.unique(labels).to_pylist())
@@ -213,7 +214,7 @@ def _distinct(path: Path, column: str) -> set[Any]:
     return found
 
 
-def _labels(path: Path, column: str) -> Any:
+def labels_of(path: Path, column: str) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -254,7 +255,7 @@ def _read(paths: list[Path], data: Data, names: tuple[str, ...] | None) -> Image
     labels: list[np.ndarray] = []
     for path in paths:
         columns = columns_of(data, path)
-        found = _labels(path, columns.label)
+        found = labels_of(path, columns.label)
         if columns.is_text:
             found = pc.index_in(found, value_set=pa.array(names, pa.string()))
         labels.append(found.to_numpy())

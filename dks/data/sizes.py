@@ -72,5 +72,5 @@ def _first_image(data: Data) -> Path | io.BytesIO:
     if data.source == "parquet":
         from dks.data import parquet
 
-        return next(image for _, image in parquet.first_images(data, parquet.find(data).train[0], 1))
+        return next(image for _, image in parquet.encoded(data, parquet.find(data).train[0]))
     raise RequestError(f"data.source={data.source} does not say how large its images are; set data.image_size")

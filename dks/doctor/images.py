@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -98,7 +99,7 @@ def _parquet(data: Data, text: str) -> Iterator[Finding]:
     for split, paths in (("train", found.train), ("test", found.test)):
         sizes = set[tuple[int, int]]()
         for path in paths:
-            for name, image in parquet.first_images(data, path, SAMPLED):
+            for name, image in islice(parquet.encoded(data, path), SAMPLED):
                 try:
                     sizes.add(decode(image, name).size)
                 except ValueError as error:
