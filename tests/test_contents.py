@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -35,9 +36,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are really read."""
     seen, original = list[str](), contents._hashed
 
-    def watched(paths: list[str]) -> list[bytes]:
+    def watched(ended: threading.Event, paths: list[str]) -> list[bytes]:
         seen.extend(os.path.basename(path) for path in paths)  # noqa: PTH119
-        return original(paths)
+        return original(ended, paths)
 
     monkeypatch.setattr(contents, "_hashed", watched)
     return seen
@@ -98,6 +99,30 @@ def test_a_file_that_was_replaced_is_read_again(root: Path, reads: list[str], re
     assert sorted(reads) == ["b", "c"], "those of its group"
 
 
+def test_groups_keep_their_order_whatever_is_known_of_them(root: Path) -> None:
+    """By it images have their classes."""
+    look(root)
+    in_place(root / "a")
+    assert list(look(root)) == ["one", "two"]
+
+
+def test_an_interrupted_reading_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(300):
+        (tmp_path / f"{number}").write_text("")
+    began, hashing = list[str](), contents.hashlib.sha256
+
+    def slow(*given: bytes) -> object:
+        began.append("a file")
+        time.sleep(0.01)
+        return hashing(*given)
+
+    reading = contents._read([str(tmp_path / f"{number}") for number in range(300)])
+    monkeypatch.setattr(contents.hashlib, "sha256", slow)
+    next(reading)
+    reading.close()
+    assert len(began) < 150 and not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+
+
 def test_what_just_changed_is_read_again(root: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contents, "RECENT", 2.0)
     for _ in range(2):
@@ -108,8 +133,8 @@ def test_what_just_changed_is_read_again(root: Path, reads: list[str], monkeypat
 def test_what_changes_while_it_is_read_is_not_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = contents._hashed
 
-    def disturbed(paths: list[str]) -> list[bytes]:
-        found = original(paths)
+    def disturbed(ended: threading.Event, paths: list[str]) -> list[bytes]:
+        found = original(ended, paths)
         (root / "a").write_text("AAAAA")
         return found
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -93,7 +95,8 @@ def state_of(root: Path, paths: Sequence[str]) -> State:
 
 
 def digests(root: Path, groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The SHA-256 of each group of files under `root`: of one file that of its content, of several that of theirs in a row.
+    """The SHA-256 of each group of files under `root`, in the order of the groups: of one file that of its content, of several
+    that of theirs in a row.
 
     Raises:
         RequestError: a file cannot be read.
@@ -105,36 +108,38 @@ def digests(root: Path, groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
             if isinstance(known := kept.get(name, state), str):
                 found[name] = known
         wanted = {name: paths for name, paths in groups.items() if name not in found}
-        read = _read([path for paths in wanted.values() for path in paths])
-        for name, paths in wanted.items():
-            each = [next(read) for _ in paths]
-            found[name] = each[0].hex() if len(each) == 1 else hashlib.sha256(b"".join(each)).hexdigest()
-            if states[name] == state_of(root, paths):  # nobody wrote to it meanwhile
-                kept.put(name, states[name], found[name])
+        with closing(_read([path for paths in wanted.values() for path in paths])) as read:
+            for name, paths in wanted.items():
+                each = [next(read) for _ in paths]
+                found[name] = each[0].hex() if len(each) == 1 else hashlib.sha256(b"".join(each)).hexdigest()
+                if states[name] == state_of(root, paths):  # nobody wrote to it meanwhile
+                    kept.put(name, states[name], found[name])
     except OSError as error:
         raise RequestError(f"{error.filename or root} cannot be read: {error.strerror}") from error
     kept.write()
-    return found
+    return {name: found[name] for name in groups}
 
 
-def _read(paths: Sequence[str]) -> Iterator[bytes]:
-    """The SHA-256 of each file, read by several threads."""
+def _read(paths: Sequence[str]) -> Generator[bytes]:
+    """The SHA-256 of each file, read by several threads, which end when it is closed."""
+    ended = threading.Event()
     size = max(1, min(PIECE, len(paths) // (4 * THREADS)))
     with ThreadPoolExecutor(THREADS) as pool:
         try:
-            pieces = pool.map(_hashed, (paths[first : first + size] for first in range(0, len(paths), size)))
+            pieces = pool.map(partial(_hashed, ended), (paths[at : at + size] for at in range(0, len(paths), size)))
             flat = (each for piece in pieces for each in piece)
             yield from Display.current().track(flat, len(paths), "reading files") if len(paths) > MANY else flat
         finally:
+            ended.set()
             pool.shutdown(cancel_futures=True)
 
 
-def _hashed(paths: Sequence[str]) -> list[bytes]:
+def _hashed(ended: threading.Event, paths: Sequence[str]) -> list[bytes]:
     found = []
     for path in paths:
         digest = hashlib.sha256()
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-            while block := file.read(BLOCK):
+            while not ended.is_set() and (block := file.read(BLOCK)):
                 digest.update(block)
         found.append(digest.digest())
     return found
