@@ -297,7 +297,10 @@ def test_imagenet_is_known_by_its_numbers_and_another_folder_is_a_set_of_its_own
     resolver = Resolver()
     resolver(composed("data=imagenet", "backbone=resnet18", f"data.root={root}"))
     numbers = "17 training and 9 test images, not 18 training and 9 test images"
-    assert resolver.notes == [f"{root} is not ImageNet but a set of its own, insects: {numbers}"]
+    assert resolver.notes == [f"{root} is not ImageNet but a set of its own: {numbers}"]
+    named = root.rename(root.parent / "imagenet")
+    for source in ("imagenet", "imagefolder"):
+        assert data.describe(dataclasses.replace(settings(named), source=source)).name == "imagenet-17"
 
 
 def test_other_images_are_another_cell_and_another_place_is_not(tmp_path: Path) -> None:

@@ -31,27 +31,26 @@ def inspect(data: Data) -> Facts:
     if (tested := class_names(test)) != classes:
         odd = sorted(set(classes) ^ set(tested))
         raise RequestError(f"{root}: {train.name} and {test.name} have different classes, for example {odd[0]}")
-    own = root.resolve().name
     if data.source == "imagenet":
         if len(classes) != IMAGENET_CLASSES:
             raise RequestError(f"{root} has {len(classes)} classes and ImageNet {IMAGENET_CLASSES}; choose data=imagefolder")
-        counts = [counted(train), counted(test)]
-        found = tuple(each.images for each in counts)
+        sets = counted(train), counted(test)
+        found = tuple(each.images for each in sets)
         if found == IMAGENET_IMAGES:
-            return replace(
-                IMAGENET, classes=tuple(classes), notes=(*notes, *(each.left_out for each in counts if each.left_out))
-            )
-        notes = (
-            *notes,
-            f"{root} is not ImageNet but a set of its own, {own}: {_numbers(found)}, not {_numbers(IMAGENET_IMAGES)}",
-        )
-    digest, lines = hashlib.sha256(), list(notes)
+            lines = [*notes, *(each.left_out for each in sets if each.left_out)]
+            return replace(IMAGENET, classes=tuple(classes), notes=tuple(lines))
+        notes = (*notes, f"{root} is not ImageNet but a set of its own: {_numbers(found)}, not {_numbers(IMAGENET_IMAGES)}")
+    digest, lines, counts = hashlib.sha256(), list(notes), list[int]()
     for role, folder in (("train", train), ("test", test)):
         listing = listed(folder)
+        counts.append(sum(map(len, listing.images.values())))
         lines += [listing.left_out] if listing.left_out else []
         for label, content in enumerate(digests(folder, listing.images).values()):
             digest.update(f"{role} {label} {content}\n".encode())
-    return Facts(len(classes), own, digest.hexdigest()[:16], tuple(classes), tuple(lines))
+    name = root.resolve().name
+    if name.lower() == IMAGENET.name and tuple(counts) != IMAGENET_IMAGES:
+        name = f"{name}-{counts[0]}"  # by its folder's name it would be taken for the whole
+    return Facts(len(classes), name, digest.hexdigest()[:16], tuple(classes), tuple(lines))
 
 
 def expected(data: Data) -> Facts | None:
