@@ -387,7 +387,7 @@ sys.stdin.read()
 @pytest.mark.slow
 def test_processes_that_start_at_the_same_time_decode_once_and_share_the_memory(tmp_path: Path) -> None:
     parquet(tmp_path / "flowers", image_size=256)
-    write_parquet(tmp_path / "flowers", "train", [300] * 12, [0, 1] * 6)
+    write_parquet(tmp_path / "flowers", "train", [300] * 12, [0, 1, 2, 3] * 3)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen(
