@@ -10,15 +10,16 @@ from enum import Enum
 from pathlib import Path
 
 import torch
+from rich.markup import escape
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 
 from dks import data
 from dks.config.errors import RequestError
 from dks.config.schema import Augmentation, Compute, Data
 from dks.data.batches import Normalise, TestBatches, channel_statistics, evaluation_batches
+from dks.data.folders import class_names, listed, test_folder
 from dks.data.holdout import hold_out
-from dks.data.images import ImageFiles
+from dks.data.imagefolder import image_files
 from dks.data.streaming import StreamedTest
 from dks.ledger.states import look_up
 from dks.machine.environment import pick_device
@@ -82,8 +83,10 @@ def evaluate_run(
     config, network = run_network(runs_dir, cell_id)
     _, record = look_up(runs_dir, cell_id)
     assert record is not None, "a finished run has a record"
-    if data.describe(config.data).fingerprint != config.data.fingerprint:
+    notes = list[str]()
+    if data.describe(config.data, notes=notes).fingerprint != config.data.fingerprint:
         raise RequestError(f"the files in data.root={config.data.root} are not those that run {cell_id} was trained on")
+    _tell(*notes)
     where = _usable(device or config.device)
     config.eval_batch_size = batch_size or config.eval_batch_size
     config.data.workers = config.data.workers if workers is None else workers
@@ -115,7 +118,8 @@ def evaluate_file(
     Args:
         weights: a state dict, see `dks.weights.load_state_dict`.
         backbone: the network it belongs to, a choice of the group `backbone`.
-        images: the folder, or the one that holds it as `val`. Its subfolders in alphabetical order are the classes 0, 1, ...
+        images: the folder, or the one that holds it as `val`, `validation` or `test`. Its subfolders in alphabetical order are
+            the classes 0, 1, ...
         batch_size: images a step.
         workers: processes that decode images, 0 for none beside this one; None: one for each core.
 
@@ -124,24 +128,26 @@ def evaluate_file(
     """
     where = _usable(device)
     num_classes, network = file_network(backbone, weights)
-    folder = _image_folder(images)
-    if len(folder.classes) > num_classes:
+    folder, notes = _image_folder(images)
+    if (classes := len(class_names(folder))) > num_classes:
         raise RequestError(
-            f"{folder.root} has {len(folder.classes)} classes and {weights} tells {num_classes} apart; "
+            f"{folder} has {classes} classes and {weights} tells {num_classes} apart; "
             "name a folder with the classes it was trained on"
         )
-    if len(folder.classes) < num_classes:
-        few = f"{len(folder.classes)} of the {num_classes} classes of {weights}"
-        Display.current().say(f"{folder.root} has {few}; they are taken for the first ones")
-    files = ImageFiles(tuple(path for path, _ in folder.samples), torch.tensor(folder.targets))
+    if classes < num_classes:
+        few = f"{classes} of the {num_classes} classes of {weights}"
+        Display.current().say(f"{folder} has {few}; they are taken for the first ones")
+    listing = listed(folder)
+    _tell(*notes, listing.left_out)
+    files = image_files(listing)
     form = Data(augmentation=AUGMENTATIONS[protocol], resize=RESIZED, image_size=CROPPED, workers=workers)
     batches = StreamedTest(files, batch_size, form, Normalise(IMAGENET_MEAN, IMAGENET_STD, where), where)
-    explain(f"weights from {weights}; {len(files):,} images in {folder.root} in batches of {batch_size} on {where}")
+    explain(f"weights from {weights}; {len(files):,} images in {folder} in batches of {batch_size} on {where}")
     subject = {
         "weights": weights,
         "fingerprint": fingerprint(weights),
         "backbone": backbone,
-        "images": str(folder.root),
+        "images": str(folder),
         "protocol": protocol.value,
     }
     return Evaluation(subject, len(files), network.classifiers, _tested(network, batches, where, Compute()))
@@ -166,16 +172,21 @@ def _read(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Te
         raise RequestError(str(error).splitlines()[-1].rpartition(f"{ValueError.__name__}: ")[2]) from error
 
 
-def _image_folder(images: str) -> ImageFolder:
+def _image_folder(images: str) -> tuple[Path, tuple[str, ...]]:
+    """The folder with the classes, and a line on others that could be it."""
     root = Path(images)
     if not root.is_dir():
         raise RequestError(
             f"--images {images} is not a folder; name the one with a subfolder for each class, or with val in it"
         )
-    try:
-        return ImageFolder(str(root / "val" if (root / "val").is_dir() else root))
-    except FileNotFoundError as error:
-        raise RequestError(f"--images {images}: {error}") from error
+    inner, notes = test_folder(root)
+    return (inner, notes) if inner.is_dir() else (root, ())
+
+
+def _tell(*lines: str) -> None:
+    for line in lines:
+        if line:
+            Display.current().say(escape(line))
 
 
 def _usable(name: str) -> torch.device:

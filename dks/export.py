@@ -16,7 +16,8 @@ from dks import data
 from dks.config.errors import RequestError
 from dks.config.schema import Config
 from dks.data.batches import channel_statistics
-from dks.data.images import ImageSet
+from dks.data.holdout import hold_out
+from dks.data.images import Images, ImageSet
 from dks.ledger.states import look_up
 from dks.models import build_network
 from dks.terminal import explain
@@ -143,7 +144,7 @@ def _statistics(config: Config) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the channels; the data is read only where the configuration does not name them."""
     mean, std = config.recipe.mean or config.data.mean, config.recipe.std or config.data.std
     if mean is None or std is None:
-        return channel_statistics(config, data.load(config.data)[0])
+        return channel_statistics(config, _images(config)[0])
     return mean, std
 
 
@@ -151,10 +152,17 @@ def _image_size(config: Config) -> tuple[int, int]:
     """Height and width of the images in a test batch, in pixels."""
     if config.data.image_size is not None:
         return config.data.image_size, config.data.image_size
-    _, test = data.load(config.data)
+    _, test = _images(config)
     assert isinstance(test, ImageSet), "image files are cut to data.image_size"
     height, width = test.images.shape[-2:]
     return height, width
+
+
+def _images(config: Config) -> tuple[Images, Images]:
+    """What the run was trained on, and its test set; a RequestError if the files are others now."""
+    data.require(config.data)
+    train, test = data.load(config.data)
+    return hold_out(train, config.data.holdout, config.seed)[0], test
 
 
 def _compare(found: Tensor, expected: Tensor, path: Path) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dks.config.errors import RequestError
 from dks.config.extensions import Component, register
 from dks.config.schema import Backbone, Data, Stage
+from dks.data.contents import digests
 from dks.data.images import Facts, ImageSet
 from dks.models.attach import places
 from dks.models.family import Family, Place, Tap
@@ -268,10 +269,10 @@ def _folder(spec: Data) -> Path:
 
 
 def _fingerprint(root: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.relative_to(root).as_posix()}\0{content}\0".encode())
+    digest, paths = hashlib.sha256(), sorted(path for path in root.rglob("*") if path.is_file())
+    content = digests(root, {str(path): [str(path)] for path in paths})
+    for path in paths:
+        digest.update(f"{path.relative_to(root).as_posix()}\0{content[str(path)]}\0".encode())
     return digest.hexdigest()[:16]
 
 

@@ -63,10 +63,15 @@ def _from_run(cell: str, runs_dir: str, classes: int) -> nn.Module:
 
 
 def _from_file(kd: KdTeacher, classes: int) -> nn.Module:
-    from dks.weights import file_network
+    from dks.weights import file_network, fingerprint
 
     assert kd.path is not None
     assert kd.backbone is not None
+    if kd.fingerprint not in (None, fingerprint(kd.path)):
+        raise RequestError(
+            f"kd_teacher.path={kd.path} is not the file that the run was planned with; put that back, or type the command "
+            "again, which makes another cell"
+        )
     known, network = file_network(kd.backbone, kd.path)
     if known != classes:
         raise RequestError(f"kd_teacher.path={kd.path} tells {known} classes apart, the data has {classes}")

@@ -268,10 +268,12 @@ def imagenet_folders(root: Path, classes: int) -> None:
     for split in ("train", "val"):
         for number in range(classes):
             (root / split / f"n{number:08}").mkdir(parents=True)
+            (root / split / f"n{number:08}" / "1.JPEG").write_bytes(b"")
 
 
 @pytest.mark.parametrize("source", ["cifar10", "cifar100", "imagenet"])
-def test_known_data_need_not_be_here_for_a_plan(tmp_path: Path, source: str) -> None:
+def test_known_data_need_not_be_here_for_a_plan(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dks.data.imagefolder.IMAGENET_IMAGES", (1000, 1000))
     overrides = (
         f"data={source}",
         f"data.root={tmp_path}",

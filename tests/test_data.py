@@ -163,11 +163,11 @@ def test_an_image_that_does_not_decode_is_named(tmp_path: Path) -> None:
 
 
 def no_label(root: Path) -> None:
-    pq.write_table(pa.table({"image": pa.array([{"bytes": b""}])}), root / "train-0.parquet")
+    pq.write_table(pa.table({"image": pa.array([{"bytes": b""}])}), root / "train-00000-of-00001.parquet")
 
 
 def wrong_image(root: Path) -> None:
-    pq.write_table(pa.table({"image": pa.array([b"x"]), "label": pa.array([0])}), root / "train-0.parquet")
+    pq.write_table(pa.table({"image": pa.array([b"x"]), "label": pa.array([0])}), root / "train-00000-of-00001.parquet")
 
 
 def negative_label(root: Path) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,16 +116,37 @@ def test_a_run_on_kept_images_ends_as_one_that_decodes(tmp_path: Path) -> None:
         assert_same_result(run, runs[0])
 
 
-def test_files_with_other_pixels_are_decoded_where_the_fingerprint_does_not_tell(tmp_path: Path, decodings: list[Data]) -> None:
-    before = folders(tmp_path / "images")
+def replace_pixels(root: Path) -> None:
+    """An image of the same name, size and time."""
+    picture = root / "train" / "ant" / "1.bmp"
+    state = picture.stat()
+    Image.new("RGB", (5, 6), (1, 2, 3)).save(picture)
+    os.utime(picture, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+@pytest.mark.parametrize("has_fingerprint", [True, False])
+def test_files_with_other_pixels_are_decoded_anew(tmp_path: Path, decodings: list[Data], has_fingerprint: bool) -> None:
+    def wanted() -> Data:
+        described = folders(tmp_path / "images")
+        return described if has_fingerprint else replace(described, fingerprint=None)  # as ImageNet
+
+    before = wanted()
     decoded.load(before)
-    Image.new("RGB", (5, 6), (1, 2, 3)).save(tmp_path / "images" / "train" / "ant" / "1.bmp")
-    after = folders(tmp_path / "images")
-    assert after == before, "names and sizes are the same"
-    train, _ = decoded.load(after)
+    replace_pixels(tmp_path / "images")
+    assert (wanted() != before) == has_fingerprint
+    train, _ = decoded.load(wanted())
     assert isinstance(train, ImageSet)
     assert train.images[1, :, 0, 0].tolist() == [1, 2, 3]
     assert len(decodings) == 2
+
+
+def test_files_that_changed_since_they_were_planned_are_not_taken_for_those(tmp_path: Path, cache: Path) -> None:
+    planned = folders(tmp_path / "images")
+    replace_pixels(tmp_path / "images")
+    decoded.load(planned)
+    assert not list(cache.glob("*.safetensors"))
+    with pytest.raises(RequestError, match="are not those that the run was planned with"):
+        data.require(planned)
 
 
 def test_files_that_change_while_they_are_decoded_are_not_kept(
@@ -365,7 +387,7 @@ sys.stdin.read()
 @pytest.mark.slow
 def test_processes_that_start_at_the_same_time_decode_once_and_share_the_memory(tmp_path: Path) -> None:
     parquet(tmp_path / "flowers", image_size=256)
-    write_parquet(tmp_path / "flowers", "train", [300] * 12, [0, 1] * 6)
+    write_parquet(tmp_path / "flowers", "train", [300] * 12, [0, 1, 2, 3] * 3)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen(

@@ -349,7 +349,7 @@ def test_parquet_files_are_opened_counted_and_tried(tmp_path: Path) -> None:
     assert "4 classes, 7 images in 1 file(s), 8x8 pixels" in found["train"].found
     assert "2 images" in found["test"].found
     assert {each.level for each in found.values()} == {Level.green}
-    write_parquet(tmp_path, "train", [8, 10], [0, 1])
+    write_parquet(tmp_path, "train", [8, 10, 8, 8], [0, 1, 2, 3])
     found = by_name(images.images(Data(source="parquet", root=str(tmp_path))))
     assert (found["train"].level, found["train"].advice[:15]) == (Level.red, "data.image_size")
     no_label(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -229,6 +230,28 @@ def test_a_run_whose_data_changed_or_went_away_is_not_tested(tmp_path: Path) -> 
         evaluate_run(runs, folder.cell_id)
 
 
+def test_a_run_whose_images_were_replaced_in_place_is_neither_tested_nor_exported(
+    tmp_path: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The names, sizes and times are as they were. What is exported has the statistics of the images in it."""
+    for place in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / "set" / place).mkdir(parents=True)
+        Image.effect_noise((8, 8), 90).convert("RGB").save(tmp_path / "set" / place / "1.bmp")
+    own = ("data.augmentation=pad_crop", "data.num_classes=null", "data.image_size=null", "data.mean=null", "data.std=null")
+    folder = finished_run(tmp_path, "data=imagefolder", f"data.root={tmp_path / 'set'}", *own, "recipe.epochs=1")
+    picture = tmp_path / "set" / "train" / "a" / "1.bmp"
+    state = picture.stat()
+    Image.effect_noise((8, 8), 90).convert("RGB").save(picture)
+    os.utime(picture, ns=(state.st_atime_ns, state.st_mtime_ns))
+    capsys.readouterr()
+    status, _, err = dks(capsys, "evaluate", folder.cell_id)
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"the files in data.root={tmp_path / 'set'} are not those that run {folder.cell_id} was trained on" in err
+    status, _, err = dks(capsys, "export", folder.cell_id, "--format", "safetensors")
+    assert (status, err.count("\n"), list(tmp_path.glob("*.safetensors"))) == (2, 1, [])
+    assert f"the files in data.root={tmp_path / 'set'} are not those that the run was planned with" in err
+
+
 def test_a_run_on_image_files_gives_again_what_it_recorded(tmp_path: Path, photos: Path) -> None:
     root = tmp_path / "photos"
     root.mkdir()
@@ -264,6 +287,21 @@ def test_a_released_checkpoint_gives_what_an_independent_computation_gives(
 
 def test_the_protocol_matters_for_images_that_are_not_square(expected: dict[str, dict[str, float]]) -> None:
     assert abs(expected["paper"]["test/loss"] - expected["torchvision"]["test/loss"]) > 0.01
+
+
+def test_the_images_are_those_that_a_run_would_take(
+    released: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A link is followed, other names are taken, and what is hidden or no image is not."""
+    (tmp_path / "test" / "a" / ".b").mkdir(parents=True)
+    (tmp_path / "test" / "a" / "more").symlink_to(photos / "val" / "n0000")
+    (tmp_path / "test" / "a" / "1.jfif").write_bytes((photos / "val" / "n0001" / "0.JPEG").read_bytes())
+    (tmp_path / "test" / "a" / "._1.png").write_bytes(b"")
+    (tmp_path / "test" / "a" / "list.txt").write_bytes(b"")
+    arguments = ["--weights", str(released), "--backbone", "resnet18", "--images", str(tmp_path), "--workers", "0"]
+    status, out, err = dks(capsys, "evaluate", *arguments, "--device", "cpu", "--json")
+    assert (status, json.loads(out)["images"], json.loads(out)["subject"]["images"]) == (0, 3, str(tmp_path / "test"))
+    assert f"{tmp_path}/test: not taken: 1 .txt (a/list.txt), 2 hidden (a/._1.png, ...)" in err
 
 
 def test_the_folder_itself_will_do(
@@ -326,7 +364,7 @@ def test_a_file_that_is_no_image_is_named_in_one_line(
         ("--weights w.pt --backbone resnet18 --images . --device cuda:99", "device=cuda:99 cannot be used here: "),
         ("--weights w.pt --backbone resnet18 --images . --device meta", "device=meta: choose auto, cpu, cuda or cuda:N"),
         ("--weights W --backbone resnet18 --images no", "--images no is not a folder"),
-        ("--weights W --backbone resnet18 --images .", "--images .: Couldn't find any class folder in "),
+        ("--weights W --backbone resnet18 --images .", ". has no folder in it; there must be one for each class"),
         ("--weights W --backbone resnet50 --images .", "as backbone=resnet50 does not fit the network: missing "),
     ],
 )

@@ -553,6 +553,10 @@ def test_files_under_the_root_are_part_of_the_identity(extend: Extend, tmp_path:
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "file").write_text("a")
     assert cell_id(config("data=noise", f"data.root={tmp_path / 'c'}")) == ids[0] != ids[1]
+    state = (tmp_path / "c" / "file").stat()
+    (tmp_path / "c" / "file").write_text("b")
+    os.utime(tmp_path / "c" / "file", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert cell_id(config("data=noise", f"data.root={tmp_path / 'c'}")) == ids[1]
 
 
 def test_a_name_that_is_taken_twice_is_refused_with_both_places(extend: Extend) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import signal
 import time
 from contextlib import suppress
@@ -11,18 +13,20 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import ROOT, config, queued, start
+from conftest import ROOT, composed, config, queued, start
 from PIL import Image
 from torchvision import transforms
 
 from dks import data
 from dks.config.errors import RequestError
 from dks.config.identity import cell_id
-from dks.config.schema import Augmentation, Data
+from dks.config.schema import Augmentation, Config, Data
 from dks.data.batches import Normalise
 from dks.data.images import ImageFiles, ImageSet
+from dks.data.sizes import images
 from dks.data.streaming import StreamedTest, StreamedTraining, _named, evaluation_transform, training_transform
 from dks.training.run import Outcome, run_cell
+from dks.validation import Resolver
 
 CPU = torch.device("cpu")
 AS_STORED = Normalise([0.0] * 3, [1 / 255] * 3, CPU)
@@ -196,7 +200,7 @@ def empty_class(root: Path) -> None:
 
 
 def no_val(root: Path) -> None:
-    (root / "val").rename(root / "test")
+    (root / "val").rename(root / "elsewhere")
 
 
 @pytest.mark.parametrize(
@@ -243,6 +247,60 @@ def test_what_a_worker_process_says_is_one_line() -> None:
 
     with pytest.raises(ValueError, match=r"^a\.png: \(truncated\)$"):
         list(_named(map(failing, [0])))
+
+
+def replaced(path: Path) -> None:
+    """By other bytes, as many, with the same times."""
+    state = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+@pytest.mark.parametrize("place", ["train/ant/5.JPEG", "val/cat/0.JPEG"])
+def test_images_that_are_replaced_in_place_are_another_cell(root: Path, place: str) -> None:
+    before = config("data=imagefolder", f"data.root={root}")
+    replaced(root / place)
+    assert cell_id(config("data=imagefolder", f"data.root={root}")) != cell_id(before)
+    with pytest.raises(RequestError, match="are not those that the run was planned with"):
+        data.require(before.data)
+
+
+def test_images_moved_to_another_class_are_another_cell_and_other_names_are_not(root: Path) -> None:
+    before = data.describe(settings(root))
+    for split in ("train", "val"):
+        (root / split / "cat").rename(root / split / "dog")  # it stays the third class
+    assert data.describe(settings(root)) == before
+    (root / "train" / "ant" / "5.JPEG").rename(root / "train" / "bee" / "6.JPEG")
+    assert data.describe(settings(root)).fingerprint != before.fingerprint
+
+
+def test_imagenet_is_known_by_its_numbers_and_another_folder_is_a_set_of_its_own(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dks.data.imagefolder.IMAGENET_CLASSES", 3)
+    planned = Resolver(absent_ok=True)(composed("data=imagenet", "backbone=resnet18"))
+
+    def here(*more: str) -> Config:
+        return config("data=imagenet", "backbone=resnet18", f"data.root={root}", *more)
+
+    monkeypatch.setattr("dks.data.imagefolder.IMAGENET_IMAGES", (18, 9))
+    assert cell_id(here()) == cell_id(planned)
+    assert (here().data.name, here().data.fingerprint) == ("imagenet", None)
+    (root / "train" / "ant" / "5.JPEG").unlink()
+    own = here()
+    assert (own.data.name, own.data.source, images(own.data)) == ("insects", "imagefolder", (17, 9))
+    assert cell_id(own) != cell_id(planned)
+    folder = ("data=imagefolder", f"data.root={root}", "data.augmentation=squash_crop", "data.num_classes=1000")
+    assert cell_id(own) == cell_id(config(*folder, "backbone=resnet18")), "by whatever name it goes"
+    with pytest.raises(RequestError, match="are not those that the run was planned with"):
+        data.require(dataclasses.replace(planned.data, root=str(root)))
+    resolver = Resolver()
+    resolver(composed("data=imagenet", "backbone=resnet18", f"data.root={root}"))
+    numbers = "17 training and 9 test images, not 18 training and 9 test images"
+    assert resolver.notes == [f"{root} is not ImageNet but a set of its own: {numbers}"]
+    named = root.rename(root.parent / "imagenet")
+    for source in ("imagenet", "imagefolder"):
+        assert data.describe(dataclasses.replace(settings(named), source=source)).name == "imagenet-17"
 
 
 def test_other_images_are_another_cell_and_another_place_is_not(tmp_path: Path) -> None:

@@ -212,6 +212,9 @@ def test_a_file_is_a_teacher_and_its_content_is_part_of_the_cell(tmp_path: Path)
     assert network is not None
     assert not network.training
     assert cell_id(one) == cell_id(moved) != cell_id(other)
+    (tmp_path / "c.pt").replace(tmp_path / "a.pt")
+    with pytest.raises(RequestError, match=r"a\.pt is not the file that the run was planned with; put that back"):
+        load_teacher(one)
 
 
 def wrong(*overrides: str) -> Callable[[Path], list[str]]:

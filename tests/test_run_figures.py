@@ -110,6 +110,21 @@ def test_a_matrix_is_drawn_in_percent_of_each_class() -> None:
     assert not large.axes[0].texts, "there is no room for numbers"
 
 
+def test_classes_have_their_names_where_there_is_room(folder: RunFolder, tmp_path: Path) -> None:
+    figure = confusion([[8, 2], [0, 0]], "a run", ["an ant", "a b\x1be\ne with a very long name", "one without images"])
+    shown = ["an ant", "a b\\x1be e wit"]
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == shown
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == shown
+    numbers = confusion([[8, 2], [0, 0]], "a run", ["one name too few"])
+    assert [text.get_text() for text in numbers.axes[0].get_xticklabels()] == ["0", "1"]
+    without = draw(folder, tmp_path)[-1].read_bytes()
+    folder.classes_file.write_text('["ant", "bee", "cat"]')
+    assert draw(folder, tmp_path)[-1].read_bytes() != without
+    for damaged in ("", "{", "[1, 2, 3]", '{"a": 1}'):
+        folder.classes_file.write_text(damaged)
+        assert draw(folder, tmp_path)[-1].read_bytes() == without
+
+
 def test_a_matrix_of_too_many_classes_is_not_drawn(folder: RunFolder, tmp_path: Path) -> None:
     folder.confusion_file.write_text("classifier,true,predicted,images\nc1,200,0,7\n")
     assert [path.name for path in draw(folder, tmp_path)] == ["curves.png"]

@@ -32,13 +32,15 @@ from dks.config.schema import (
 SCHEMA_VERSION = 1
 
 # Keys that cannot change a result. `device` and `threads` change its last bits and are recorded with every run instead;
-# what files under `data.root` hold is in `data.fingerprint`.
+# what files under `data.root` hold, and which columns of them are read, is in `data.fingerprint`.
 EXECUTION_ONLY = frozenset(
     {
         "backbone.activation_checkpointing",
         "compute.cuda_graphs",
         "data.cache_gib",
         "data.download",
+        "data.image_column",
+        "data.label_column",
         "data.name",
         "data.root",
         "data.workers",
@@ -125,6 +127,8 @@ def _canonical_teacher(kd: KdTeacher) -> KdTeacher:
 
 def _canonical_data(data: Data) -> Data:
     default = Data()
+    if data.source == "imagenet" and data.fingerprint is not None:  # it is not ImageNet, but some folder
+        data = dataclasses.replace(data, source="imagefolder")
     if data.source != "synthetic":
         data = dataclasses.replace(data, train_images=None, test_images=None)
     if data.augmentation is Augmentation.pad_crop:

@@ -194,6 +194,8 @@ class Data:
     source: str = MISSING  # name in dks/data/registry.py, or of an extension, with @VERSION once it is resolved
     name: str | None = None  # what tables call it; None: the source, or for parquet the folder's name
     root: str | None = None  # folder that holds the files, for sources that read some
+    image_column: str | None = None  # source=parquet: column of the images; None: image, img, jpg or png
+    label_column: str | None = None  # source=parquet: column of the labels; None: label, labels, fine_label or cls
     download: bool = False  # let torchvision fetch missing files (cifar10, cifar100)
     num_classes: int | None = None  # outputs of every classifier; None: as many as the data has
     image_size: int | None = None  # side in pixels, resized bilinearly; None: as stored
@@ -207,7 +209,8 @@ class Data:
     train_images: int | None = None  # source=synthetic: size of the training set, images
     test_images: int | None = None  # source=synthetic: size of the test set, images
     holdout: int = 0  # training images kept out of training and used for choices made before the test; drawn by the seed
-    fingerprint: str | None = None  # of the files' content, filled in when the configuration is resolved
+    # Of the files' content and of what is read of them, filled in when the configuration is resolved; None: the source fixes it
+    fingerprint: str | None = None
     cache_gib: float = 10.0  # the most that decoded images may take in this user's cache; 0: none are kept there
     options: dict[str, Any] = field(default_factory=dict)  # of an extension; its defaults are filled in when it is resolved
 

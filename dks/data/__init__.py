@@ -11,17 +11,20 @@ from dks.data.images import Facts, Images
 from dks.data.registry import AbsentError, source
 
 
-def describe(data: Data, absent: list[str] | None = None) -> Data:
+def describe(data: Data, absent: list[str] | None = None, notes: list[str] | None = None) -> Data:
     """The configuration with everything filled in that only the files know. No image is decoded.
 
     Args:
         absent: receives what is not on this machine, a line each, where that is no obstacle: what the files will say is known
             without them. None: the files must be here.
+        notes: receives what a person should know of the files, a line each: images that are not taken, for one.
 
     Raises:
         RequestError: files are missing or wrong, or the classifiers have fewer outputs than the data has labels.
     """
     facts = _facts(data, absent)
+    if notes is not None:
+        notes.extend(facts.notes)
     if data.num_classes is not None and 1 <= data.num_classes < facts.labels:  # below 1 is wrong for any data
         raise RequestError(f"data.num_classes={data.num_classes} is below the {facts.labels} labels of {facts.name}; drop it")
     return dataclasses.replace(
@@ -45,17 +48,19 @@ def _facts(data: Data, absent: list[str] | None) -> Facts:
     return facts
 
 
-def require(data: Data) -> None:
-    """See that the files are those that the configuration was resolved with, as far as their fingerprint can tell.
+def require(data: Data) -> Facts:
+    """What there is to say of the files, which must be those that the configuration was resolved with.
 
     Raises:
         RequestError: they are not, or are missing or wrong.
     """
-    if data.fingerprint is not None and (found := source(data.source).inspect(data).fingerprint) != data.fingerprint:
+    facts: Facts = source(data.source).inspect(data)
+    if facts.fingerprint != data.fingerprint:
         raise RequestError(
-            f"the files in data.root={data.root} are not those that the run was planned with (fingerprint {found}, not "
-            f"{data.fingerprint}); put those back, or type the command again, which makes other cells"
+            f"the files in data.root={data.root} are not those that the run was planned with (fingerprint {facts.fingerprint}, "
+            f"not {data.fingerprint}); put those back, or type the command again, which makes other cells"
         )
+    return facts
 
 
 # The runs of a sweep mostly share their data: the last one used stays in memory, under its configuration.

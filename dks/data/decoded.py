@@ -1,9 +1,9 @@
 """Decoded images, kept in a file that all processes of this user map.
 
 Whoever comes first decodes and writes the file, the others wait for it; from then on nobody decodes, and however many processes
-use the images, they are in memory once. The file is named after all that the pixels depend on, the sizes and times of the
-source's own files among it, for a fingerprint may not tell files apart that differ in pixels alone. What is wrong with the file
-or its folder stops nobody: the images are then decoded in memory.
+use the images, they are in memory once. The file is named after all that the pixels depend on: the fingerprint, or, where the
+data has none, sizes and times of its files. What is wrong with the file or its folder stops nobody: the images are then decoded
+in memory.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from torch import Tensor
 
 from dks.config.files import cache_folder
 from dks.config.identity import canonical_json
-from dks.config.schema import Data
+from dks.config.schema import Augmentation, Data
+from dks.data.contents import state_of
 from dks.data.images import Images, ImageSet
 from dks.data.registry import source
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the file; raise it when the same files are decoded to something else
+FORMAT = 2  # of the file; raise it when the same files are decoded to something else
 PATIENCE = 600  # seconds that a process waits for another one that decodes
 SPLITS = ("train", "test")
 
@@ -63,7 +64,7 @@ def load(data: Data) -> tuple[Images, Images]:
         if (kept := _read(path)) is not None:  # written between two looks
             return kept
         images = _decode(data)
-        unchanged = _name(data) == name
+        unchanged = _name(data) == name and source(data.source).inspect(data).fingerprint == data.fingerprint
         kept = _read(path) if unchanged and _write(path, images, data.cache_gib) else None
         return kept or images
     finally:
@@ -80,17 +81,15 @@ def _decode(data: Data) -> tuple[Images, Images]:
 def _name(data: Data) -> str | None:
     """What the file with these images is called; None where decoding costs nothing, or the source's files are not there."""
     list_files = getattr(source(data.source), "files", None)
-    if list_files is None:
+    if list_files is None or data.augmentation is not Augmentation.pad_crop:
         return None
+    root, content = Path(data.root or ""), data.fingerprint
     try:
-        files, root = list_files(data), Path(data.root or "")
-        states = [(path, path.stat()) for path in files]
-        content = [[str(path.relative_to(root)), each.st_size, each.st_mtime_ns, each.st_ctime_ns] for path, each in states]
+        content = content or state_of(root, [str(path) for path in list_files(data)]).digest
     except OSError:  # decoding says what is wrong
         return None
-    where = [str(root.resolve()), PIL.__version__, torch.__version__]
-    key = canonical_json([FORMAT, data.source, data.fingerprint, data.image_size, where, content])
-    return hashlib.sha256(key.encode()).hexdigest()[:16] if files else None
+    key = [FORMAT, data.source, content, data.image_size, str(root.resolve()), PIL.__version__, torch.__version__]
+    return hashlib.sha256(canonical_json(key).encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> tuple[ImageSet, ImageSet] | None:

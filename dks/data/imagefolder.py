@@ -3,45 +3,54 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from dataclasses import replace
 from pathlib import Path
 
 from dks.config.errors import RequestError
 from dks.config.schema import Augmentation, Data
+from dks.data.contents import digests
+from dks.data.folders import Listing, class_names, counted, listed, test_folder
 from dks.data.images import Facts, ImageFiles, Images, ImageSet, decode
 from dks.data.registry import AbsentError
+from dks.data.sizes import IMAGENET_IMAGES
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 IMAGENET_CLASSES = 1000
 IMAGENET = Facts(labels=IMAGENET_CLASSES, name="imagenet")
 
 
 def inspect(data: Data) -> Facts:
-    """Number of classes from the folders; the fingerprint is that of all names and sizes, and for ImageNet there is none.
+    """The classes from the folders, and a fingerprint of all images in their order and their labels.
+
+    ImageNet has none: it is known by the numbers of its classes and images, and a folder with others is a set of its own.
 
     Raises:
         RequestError: a folder is empty, or training and test set have different classes; AbsentError, if one is missing.
     """
-    if data.root is None:
-        raise AbsentError("data.root has no value; add data.root=FOLDER with the folders train and val in it")
-    root = Path(data.root)
-    classes = class_names(root / "train")
-    if (tested := class_names(root / "val")) != classes:
+    train, test, notes = _folders(data)
+    root, classes = train.parent, class_names(train)
+    if (tested := class_names(test)) != classes:
         odd = sorted(set(classes) ^ set(tested))
-        raise RequestError(f"{root}: train and val have different classes, for example {odd[0]}")
+        raise RequestError(f"{root}: {train.name} and {test.name} have different classes, for example {odd[0]}")
     if data.source == "imagenet":
         if len(classes) != IMAGENET_CLASSES:
             raise RequestError(f"{root} has {len(classes)} classes and ImageNet {IMAGENET_CLASSES}; choose data=imagefolder")
-        return IMAGENET
-    digest = hashlib.sha256()
-    for split in ("train", "val"):
-        for name in classes:
-            try:
-                sizes = [(path.name, path.stat().st_size) for path in images_in(root / split / name)]
-            except OSError as error:  # a link to nowhere, for one
-                raise RequestError(f"{error.filename or root / split / name} cannot be read: {error.strerror}") from error
-            digest.update("".join(f"{split}/{name}/{file} {size}\n" for file, size in sizes).encode())
-    return Facts(labels=len(classes), name=root.resolve().name, fingerprint=digest.hexdigest()[:16])
+        sets = counted(train), counted(test)
+        found = tuple(each.images for each in sets)
+        if found == IMAGENET_IMAGES:
+            lines = [*notes, *(each.left_out for each in sets if each.left_out)]
+            return replace(IMAGENET, classes=tuple(classes), notes=tuple(lines))
+        notes = (*notes, f"{root} is not ImageNet but a set of its own: {_numbers(found)}, not {_numbers(IMAGENET_IMAGES)}")
+    digest, lines, counts = hashlib.sha256(), list(notes), list[int]()
+    for role, folder in (("train", train), ("test", test)):
+        listing = listed(folder)
+        counts.append(sum(map(len, listing.images.values())))
+        lines += [listing.left_out] if listing.left_out else []
+        for label, content in enumerate(digests(folder, listing.images).values()):
+            digest.update(f"{role} {label} {content}\n".encode())
+    name = root.resolve().name
+    if name.lower() == IMAGENET.name and tuple(counts) != IMAGENET_IMAGES:
+        name = f"{name}-{counts[0]}"  # by its folder's name it would be taken for the whole
+    return Facts(len(classes), name, digest.hexdigest()[:16], tuple(classes), tuple(lines))
 
 
 def expected(data: Data) -> Facts | None:
@@ -51,10 +60,8 @@ def expected(data: Data) -> Facts | None:
 
 def files(data: Data) -> list[Path]:
     """What `load` decodes; inspect says what is raised."""
-    if data.augmentation is not Augmentation.pad_crop:
-        return []
-    folders = (Path(data.root or "") / split for split in ("train", "val"))
-    return [path for folder in folders for name in class_names(folder) for path in images_in(folder / name)]
+    train, test, _ = _folders(data)
+    return [Path(path) for folder in (train, test) for paths in listed(folder).images.values() for path in paths]
 
 
 def load(data: Data) -> tuple[Images, Images]:
@@ -64,46 +71,31 @@ def load(data: Data) -> tuple[Images, Images]:
         RequestError: a folder is missing or empty.
         ValueError: an image cannot be decoded, or its size differs from the others'.
     """
-    train, test = (_files(Path(str(data.root)) / split) for split in ("train", "val"))
+    train, test, _ = _folders(data)
+    found = image_files(listed(train)), image_files(listed(test))
     if data.augmentation is not Augmentation.pad_crop:
-        return train, test
-    return _decoded(train, data.image_size), _decoded(test, data.image_size)
+        return found
+    return _decoded(found[0], data.image_size), _decoded(found[1], data.image_size)
 
 
-def class_names(folder: Path) -> list[str]:
-    """The classes of `root/train` or `root/val`, sorted; inspect says what is raised."""
-    if not folder.is_dir():
-        raise AbsentError(f"{folder} is not a folder; data.root must hold train and val, each with a folder for each class")
-    try:
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        raise RequestError(f"{folder} cannot be read: {error.strerror}") from error
-    if lost := sorted(each.path for each in entries if each.is_symlink() and not os.path.exists(each.path)):  # noqa: PTH110
-        raise RequestError(f"{lost[0]} is a link to nowhere; it may be that of a class, so mend or remove it")
-    names = sorted(entry.name for entry in entries if entry.is_dir())
-    if not names:
-        raise RequestError(f"{folder} has no folder in it; there must be one for each class")
-    return names
-
-
-def images_in(folder: Path) -> list[Path]:
-    """The images of one class, sorted; a RequestError if there is none."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise RequestError(f"{folder} holds no image; a class needs at least one ({', '.join(SUFFIXES)})")
-    return found
-
-
-def _files(folder: Path) -> ImageFiles:
+def image_files(listing: Listing) -> ImageFiles:
+    """The images of all classes, which are 0, 1, ... in order."""
     import torch
 
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(class_names(folder)):
-        found = images_in(folder / name)
-        paths += map(str, found)
-        labels += [label] * len(found)
-    return ImageFiles(tuple(paths), torch.tensor(labels))
+    labels = [label for label, paths in enumerate(listing.images.values()) for _ in paths]
+    return ImageFiles(tuple(path for paths in listing.images.values() for path in paths), torch.tensor(labels))
+
+
+def _folders(data: Data) -> tuple[Path, Path, tuple[str, ...]]:
+    """Those of the training and the test set, and what is to be said of them."""
+    if data.root is None:
+        raise AbsentError("data.root has no value; add data.root=FOLDER with the folders train and val in it")
+    root = Path(data.root)
+    return root / "train", *test_folder(root)
+
+
+def _numbers(counts: tuple[int, ...]) -> str:
+    return f"{counts[0]:,} training and {counts[1]:,} test images"
 
 
 def _decoded(files: ImageFiles, side: int | None) -> ImageSet:

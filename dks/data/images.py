@@ -18,16 +18,26 @@ EXACT = 256  # bytes whose squares float32 sums without rounding, in whatever or
 
 # Formats of images that are read. Pillow knows many more: some run other programs, and few people ever look at their readers.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# What their files end in.
+SUFFIXES = frozenset(
+    {".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm"}
+    | {".tif", ".tiff", ".webp"}
+)
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 
 
 def decode(source: Path | str | io.BytesIO, name: str) -> Image.Image:
-    """An image of a file or of bytes, in RGB.
+    """An image of a file or of bytes, in RGB of 8 bits; of several pictures in one file the first.
+
+    Integers of more bits are scaled by the range of their type, what is transparent is laid on white, and the orientation that
+    a camera noted is not applied, as torchvision does not.
 
     Args:
         name: what a person calls it.
 
     Raises:
-        ValueError: it is no image in one of `FORMATS`, is damaged, or has so many pixels that it could fill the memory.
+        ValueError: it is no image in one of `FORMATS`, is damaged, has so many pixels that it could fill the memory, or would
+            lose its picture in 8 bits or on white.
     """
     from PIL import Image
 
@@ -35,9 +45,60 @@ def decode(source: Path | str | io.BytesIO, name: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source, formats=FORMATS) as opened:
-                return opened.convert("RGB")
+                return _rgb(opened)
     except Exception as error:  # its readers raise anything on files that are damaged
         raise ValueError(f"{name}: the image cannot be decoded ({error})") from error
+
+
+def is_plain(image: Image.Image) -> bool:
+    """Has it 8 bits a channel or fewer, and nothing transparent, so that Pillow's own conversion loses nothing of it?"""
+    return image.mode[0] not in "IF" and image.getbands()[-1] not in "Aa" and "transparency" not in image.info
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if is_plain(image):
+        return image.convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, and nobody says which one is white; store 8 or 16 bits")
+    return _on_white((_in_8_bits(image) if image.mode[0] == "I" else image).convert("RGBA"))
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """A gray image of 12, 16 or 32 bits, by its 8 highest, as Pillow reads colours of 16 bits."""
+    import numpy as np
+    from PIL import Image
+
+    tags = getattr(image, "tag_v2", {})  # of TIFF; the other formats have 16 bits without a sign
+    bits, signed = tags.get(_BITS, (16,))[0], tags.get(_SAMPLE_FORMAT, (1,))[0] == 2
+    values = np.asarray(image)
+    if signed and values.min() < 0:
+        raise ValueError("it has negative pixels; store 8 or 16 bits without a sign")
+    if bits == 32 and not signed:
+        values = values.view(np.uint32)  # Pillow has but integers with a sign
+    highest = (values >> (bits - 8 - signed)).astype(np.uint8)
+    if values.any() and not highest.any():
+        raise ValueError(f"its pixels have {bits} bits and none is above {values.max()}, which is black; store 8 bits")
+    gray = Image.fromarray(255 - highest if tags.get(_PHOTOMETRIC) == 0 else highest)
+    if (clear := image.info.get("transparency")) is not None:  # the one value that is transparent
+        gray.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return gray
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.getchannel("A").getextrema() == (255, 255):
+        return image.convert("RGB")
+    shown = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if _is_blank(shown) and not _is_blank(image):
+        raise ValueError(
+            "it is partly transparent, and on white nothing is left of it; lay it on the ground that it is meant for"
+        )
+    return shown
+
+
+def _is_blank(image: Image.Image) -> bool:
+    return len(image.getcolors(1) or ()) == 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +108,8 @@ class Facts:
     labels: int  # number of classes
     name: str  # what tables call the data
     fingerprint: str | None = None  # of the files' content, where the source's name does not fix it
+    classes: tuple[str, ...] | None = None  # their names, where the files have some
+    notes: tuple[str, ...] = ()  # what a person should know of the files, a line each: images that are not taken, for one
 
 
 @dataclass(frozen=True)

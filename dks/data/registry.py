@@ -8,8 +8,8 @@ A source may have a third one, so that runs on it can be planned where its files
 that `inspect` will find in the files, or None where only the files can tell; `inspect` then says by `AbsentError` that they are
 not there, rather than wrong.
 
-And a fourth, where decoding takes seconds. `files(data)` returns the files that `load` decodes, all of them under `data.root`,
-or none where it decodes nothing; what was decoded is kept for as long as none of them changes (`dks/data/decoded.py`).
+And a fourth, where decoding takes seconds. `files(data)` returns the files that `load` decodes, all of them under `data.root`;
+what was decoded is kept for as long as the fingerprint is the same, or without one the files are (`dks/data/decoded.py`).
 """
 
 from __future__ import annotations

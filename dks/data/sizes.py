@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,9 +49,15 @@ def images(data: Data) -> tuple[int, int] | None:
         elif data.source == "synthetic" and data.train_images and data.test_images:
             found = data.train_images, data.test_images
         elif data.source == "parquet":
-            found = _rows(data, "train"), _rows(data, "test")
+            from dks.data import parquet
+
+            files = parquet.find(data)
+            found = parquet.rows(files.train), parquet.rows(files.test)
         elif data.source == "imagefolder":
-            found = _files(data, "train"), _files(data, "val")
+            from dks.data.folders import counted, test_folder
+
+            root = Path(str(data.root))
+            found = counted(root / "train").images, counted(test_folder(root)[0]).images
     if found is None or not found[0] or data.holdout >= found[0]:
         return None
     return found[0] - data.holdout, found[1] + data.holdout
@@ -61,35 +66,11 @@ def images(data: Data) -> tuple[int, int] | None:
 def _first_image(data: Data) -> Path | io.BytesIO:
     """An image of the files, encoded."""
     if data.source == "imagefolder":
-        return next(_paths(Path(str(data.root)) / "train"))
+        from dks.data.folders import first_image
+
+        return Path(first_image(Path(str(data.root)) / "train"))
     if data.source == "parquet":
-        import pyarrow.parquet as pq
+        from dks.data import parquet
 
-        with pq.ParquetFile(_parquet_files(data, "train")[0]) as file:
-            rows = next(file.iter_batches(batch_size=1, columns=["image"]))
-        return io.BytesIO(rows.column("image")[0].as_py()["bytes"])
+        return next(image for _, image in parquet.encoded(data, parquet.find(data).train[0]))
     raise RequestError(f"data.source={data.source} does not say how large its images are; set data.image_size")
-
-
-def _parquet_files(data: Data, split: str) -> list[Path]:
-    root = Path(str(data.root))
-    found = sorted(root.glob(f"{split}-*.parquet")) or sorted(root.glob(f"{split}.parquet"))
-    if not found:
-        raise FileNotFoundError(root)
-    return found
-
-
-def _rows(data: Data, split: str) -> int:
-    import pyarrow.parquet as pq
-
-    return sum(pq.read_metadata(path).num_rows for path in _parquet_files(data, split))
-
-
-def _paths(folder: Path) -> Iterator[Path]:
-    from dks.data.imagefolder import SUFFIXES
-
-    return (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-
-
-def _files(data: Data, split: str) -> int:
-    return sum(1 for _ in _paths(Path(str(data.root)) / split))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,13 +23,16 @@ def images(data: Data) -> Iterator[Finding]:
         return
     from dks.data import describe
 
+    notes = list[str]()
     try:
-        described = describe(data)
+        described = describe(data, notes=notes)
     except RequestError as error:
         for problem in error.problems:
             yield red(data.source, one_line(problem), _where(data))
         return
     text = f"{described.name}, {described.num_classes} classes"
+    for note in notes:
+        yield yellow("images", one_line(note), "nothing, if that is meant; docs/guide.md says what is taken")
     if data.source == "parquet":
         yield from _parquet(data, text)
     elif data.source in ("imagefolder", "imagenet"):
@@ -88,53 +92,37 @@ def _cifar(data: Data) -> Iterator[Finding]:
 
 
 def _parquet(data: Data, text: str) -> Iterator[Finding]:
-    import io
-
-    import pyarrow.parquet as pq
-
+    from dks.data import parquet
     from dks.data.images import decode
 
-    for split in ("train", "test"):
-        rows, sizes = 0, set[tuple[int, int]]()
-        paths = sorted(Path(str(data.root)).glob(f"{split}-*.parquet")) or [Path(str(data.root)) / f"{split}.parquet"]
+    found = parquet.find(data)
+    for split, paths in (("train", found.train), ("test", found.test)):
+        sizes = set[tuple[int, int]]()
         for path in paths:
-            file = pq.ParquetFile(path)
-            rows += file.metadata.num_rows
-            batch = next(file.iter_batches(SAMPLED, columns=["image"]), ())
-            for number, item in enumerate(batch["image"].to_pylist() if batch else ()):
+            for name, image in islice(parquet.encoded(data, path), SAMPLED):
                 try:
-                    sizes.add(decode(io.BytesIO((item or {}).get("bytes") or b""), f"{path}, row {number}").size)
+                    sizes.add(decode(image, name).size)
                 except ValueError as error:
                     yield red(split, one_line(str(error)), "fetch that file again")
                     return
-        yield from _sampled(split, f"{text}, {rows:,} images in {len(paths)} file(s)", sizes, data)
+        yield from _sampled(split, f"{text}, {parquet.rows(paths):,} images in {len(paths)} file(s)", sizes, data)
 
 
 def _folders(data: Data, text: str) -> Iterator[Finding]:
-
-    from dks.data.imagefolder import class_names, images_in
+    from dks.data.folders import listed, test_folder
     from dks.data.images import decode
-    from dks.terminal import Display
 
-    for split in ("train", "val"):
-        folder = Path(str(data.root)) / split
-        names = class_names(folder)
-        count, chosen, sizes = 0, list[Path](), set[tuple[int, int]]()
-        try:
-            for name in Display.current().track(names, len(names), f"images in {folder}"):
-                paths = images_in(folder / name)
-                count += len(paths)
-                chosen += _spread(paths, 3)
-        except RequestError as error:
-            yield red(split, one_line(str(error)), "fill the folder, or remove it from train and val")
-            continue
+    root = Path(str(data.root))
+    for folder in (root / "train", test_folder(root)[0]):
+        images, sizes = listed(folder).images, set[tuple[int, int]]()
+        chosen = [path for paths in images.values() for path in _spread(paths, 3)]
         for path in _spread(chosen, SAMPLED):
             try:
-                sizes.add(decode(path, str(path)).size)
+                sizes.add(decode(path, path).size)
             except ValueError as error:
-                yield red(split, one_line(str(error)), "fetch that image again, or remove it")
+                yield red(folder.name, one_line(str(error)), "fetch that image again, or remove it")
                 return
-        yield from _sampled(split, f"{text}, {count:,} images", sizes, data)
+        yield from _sampled(folder.name, f"{text}, {sum(map(len, images.values())):,} images", sizes, data)
 
 
 def _sampled(split: str, text: str, sizes: set[tuple[int, int]], data: Data) -> Iterator[Finding]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dks.config.errors import RequestError
+from dks.config.errors import RequestError, one_line
 from dks.figures.curves import limit
 from dks.figures.files import write
 from dks.figures.runs import Curve
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 200  # that a picture can show
 FEW_CLASSES = 20  # up to which there is room for numbers
+LONGEST_NAME = 14  # characters of a class's name
 SCREEN = 150  # dots an inch: they are looked at in MLflow, and a figure for print is another one
 _TEST_ERROR, _TRAIN_ERROR, _TEST_LOSS = "test/top1_error", "train/top1_error", "test/loss"
 # What is minimised, and its part that is the cross-entropy of c1, as a test loss is.
@@ -42,7 +44,8 @@ def draw(folder: RunFolder, into: Path) -> list[Path]:
         written += write(curves(entries, folder.cell_id), into, "curves", ("png",))
     matrix = _matrix(folder.confusion_file)
     if 0 < len(matrix) <= MOST_CLASSES:
-        written += write(confusion(matrix, folder.cell_id), into, "confusion", ("png",))
+        names = _names(folder.classes_file)
+        written += write(confusion(matrix, folder.cell_id, names), into, "confusion", ("png",))
     return written
 
 
@@ -100,11 +103,12 @@ def _line(axes: Axes, entries: Iterable[Entry], metric: str, colour: str, meanin
     return [Curve(epochs, values, values, values, 1)]
 
 
-def confusion(matrix: Sequence[Sequence[int]], title: str) -> Figure:
+def confusion(matrix: Sequence[Sequence[int]], title: str, names: Sequence[str] = ()) -> Figure:
     """What the images of each class (a row) are taken for, in percent of the class, by the colour; the numbers are images.
 
     Args:
         matrix: (K, K), a row a true class.
+        names: of the classes, shown where there are few; without them they are numbers.
     """
     from matplotlib.colors import PowerNorm
 
@@ -114,7 +118,9 @@ def confusion(matrix: Sequence[Sequence[int]], title: str) -> Figure:
         size = SINGLE if few else DOUBLE
         figure = new_figure(title, size, 0.87 * size, fitted=False, dpi=2 * SCREEN if few else SCREEN)
         axes = figure.subplots()
-        figure.subplots_adjust(left=0.13 if few else 0.075, right=0.86 if few else 0.93, bottom=0.13 if few else 0.07, top=0.98)
+        named = few and len(names) >= len(matrix)
+        left, bottom = (0.29, 0.29) if named else (0.13, 0.13) if few else (0.075, 0.07)
+        figure.subplots_adjust(left=left, right=0.86 if few else 0.93, bottom=bottom, top=0.98)
         # By the square root, so that rare mistakes are seen beside what is right.
         image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
         figure.colorbar(image, label="images of the class (%)", ticks=[0, 1, 5, 20, 50, 100], fraction=0.045, pad=0.02)
@@ -123,8 +129,12 @@ def confusion(matrix: Sequence[Sequence[int]], title: str) -> Figure:
         axes.set_xlabel("predicted class of c1")
         axes.set_ylabel("true class")
         if few:
-            axes.set_xticks(range(len(matrix)))
-            axes.set_yticks(range(len(matrix)))
+            texts = [one_line(name)[:LONGEST_NAME] for name in names[: len(matrix)]] if named else None
+            axes.set_xticks(range(len(matrix)), texts)
+            axes.set_yticks(range(len(matrix)), texts)
+            if named:
+                axes.tick_params(labelsize=6)
+                axes.tick_params(axis="x", labelrotation=90)
             for true, row in enumerate(matrix):
                 for predicted, images in enumerate(row):
                     if images:
@@ -146,3 +156,12 @@ def _matrix(file: Path) -> list[list[int]]:
         raise RequestError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     classes = 1 + max((max(place) for place in counts), default=-1)
     return [[counts.get((true, predicted), 0) for predicted in range(classes)] for true in range(classes)]
+
+
+def _names(file: Path) -> list[str]:
+    """The names of the classes from `classes.json`; empty where there are none, or the file is damaged."""
+    try:
+        names = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []

@@ -21,6 +21,7 @@ from dks.config.schema import TrackingKind
 from dks.config.secrets import without_password
 from dks.ledger.launches import LaunchFolder
 from dks.ledger.states import State, look_up, survey_all, to_launch
+from dks.ledger.unfinished import on_other_files
 from dks.sweeps import manifest
 from dks.sweeps.command_line import command_line
 from dks.sweeps.plan import Cell, Plan, summary
@@ -74,13 +75,17 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, presen
         present: shows the table of a sweep, given `results_dir` and the sweep's name, and writes it there.
 
     Raises:
-        RequestError: data is missing, or a folder cannot be written; nothing was launched.
+        RequestError: data is missing, a run that is under way was begun on other data, or a folder cannot be written; nothing
+            was launched.
     """
     sweep, begun, interrupted = make(), set[str](), False
     if sweep.absent and sweep.launches(policy.only) and not launcher.detached:
         raise RequestError(*sweep.absent)  # where cells run elsewhere, it may be there
-    if problems := list(_unwritable(sweep, sweep.launches(policy.only), launcher)):
+    new = [cell.config for cell in sweep.launches(policy.only) if cell.state is State.missing]
+    if problems := [*_unwritable(sweep, sweep.launches(policy.only), launcher), *on_other_files(new)]:
         raise RequestError(*problems)
+    for line in sweep.notes:
+        Display().say(escape(line))
     while True:
         launches = [cell for cell in sweep.launches(policy.only) if cell.cell_id not in begun]
         say = Display().say

@@ -143,6 +143,7 @@ class Plan:
     title: str
     parts: tuple[Part, ...]
     absent: tuple[str, ...] = ()  # data that is not here: a line for each; the plan holds, but nothing can run
+    notes: tuple[str, ...] = ()  # what a person should know of the data, a line each
     named: str | None = None  # the file in `sweeps/`
     request: tuple[str, ...] = ()  # overrides as typed
 
@@ -241,7 +242,8 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False) -> Plan:
                 request=each.request,
             )
         )
-    whole = Plan(name, grid.title or name, tuple(parts), tuple(drafter.resolve.absent), grid.named, grid.request)
+    absent, notes = (tuple(dict.fromkeys(lines)) for lines in (drafter.resolve.absent, drafter.resolve.notes))
+    whole = Plan(name, grid.title or name, tuple(parts), absent, notes, grid.named, grid.request)
     for cell in whole.points:
         cell.config.sweep = name if whole.axes else cell.config.sweep
     return whole
@@ -403,7 +405,7 @@ def _single(cell: Cell) -> str:
 def plan_text(sweep: Plan, forecast: Forecast | None = None, slots: str | None = None) -> str:
     """What would run: one line a cell, then the summary, why so many cells at a time, and the forecast."""
     lines = [f"{cell.cell_id}  {cell.state.value:<8} {' '.join(cell.point.overrides)}".rstrip() for cell in sweep.cells]
-    lines += [summary(sweep), *(f"not here: {line}" for line in sweep.absent)]
+    lines += [summary(sweep), *(f"not here: {line}" for line in sweep.absent), *sweep.notes]
     return "\n".join([*lines, *([slots] if slots else []), *([str(forecast)] if forecast else [])])
 
 
@@ -428,6 +430,7 @@ def plan_json(sweep: Plan, forecast: Forecast | None = None, slots: str | None =
             "saved_runs": sweep.saved,
             "undecided": [str(each) for each in sweep.undecided],
             "absent": list(sweep.absent),
+            "notes": list(sweep.notes),
             "slots": slots,
             "forecast": forecast.to_dict() if forecast else None,
         },

@@ -9,6 +9,7 @@ environment.json      machine, system and packages of the newest attempt
 code.diff             what in the code was not committed, if anything
 model.txt             the network's layers, shapes and parameters
 confusion.csv         which test images were taken for what after the last epoch
+classes.json          the names of the classes in order, where the data has some
 run.log               log records and tracebacks
 lock                  held by the process that works on the cell
 """
@@ -151,6 +152,7 @@ class RunFolder:
         self.diff_file = self.path / "code.diff"
         self.model_file = self.path / "model.txt"
         self.confusion_file = self.path / "confusion.csv"
+        self.classes_file = self.path / "classes.json"
         self.log_file = self.path / "run.log"
         self.mlflow_file = self.path / "mlflow.json"
         self.record_is_damaged = False  # as `read_record` found it

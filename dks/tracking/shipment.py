@@ -50,6 +50,7 @@ ARTIFACTS = (
     "code.diff",
     "model.txt",
     "confusion.csv",
+    "classes.json",
     "run.log",
 )
 FREE_TEXTS = ("code.diff", "run.log")  # what is printed gets into the log as it is

@@ -224,6 +224,9 @@ def _trainer(
     if device.type == "cuda":
         torch.cuda.set_device(device)  # what names no device of its own, such as an event, is to be on this one
     train, val, test, changed = _data(config)
+    classes = data.require(config.data).classes
+    if classes is not None and world.is_main:
+        write_atomically(folder.classes_file, json.dumps(classes, indent=1) + "\n")
     for name, images in (("held-out", val), ("test", test)):
         if images is not None and len(images) < world.size:
             raise RequestError(f"{world.size} processes have only {len(images)} {name} images to share; start fewer")
@@ -242,11 +245,10 @@ def _data(config: Config) -> tuple[Images, Images | None, Images, Tensor]:
     and the indices in the whole training set whose labels were changed.
 
     Raises:
-        RequestError: all training images are to be held out; files are missing, or not those that the run was planned with.
+        RequestError: all training images are to be held out, or files are missing.
         ValueError: an image or a file of images is damaged.
     """
     train, test = data.load(config.data)  # says which file is damaged
-    data.require(config.data)
     assert config.data.num_classes is not None
     labels, changed = corrupt(train.labels, config.label_noise, config.data.num_classes, config.seed)
     kept, val = hold_out(dataclasses.replace(train, labels=labels), config.data.holdout, config.seed)

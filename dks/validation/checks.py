@@ -201,6 +201,9 @@ def _data_problems(data: Data) -> Iterator[str]:
             yield "data.mean and data.std must be given where images are not kept in memory"
     if not (math.isfinite(data.cache_gib) and data.cache_gib >= 0):
         yield f"data.cache_gib={data.cache_gib} must be a finite number of at least 0, in GiB; 0 keeps no decoded images"
+    for key in ("image_column", "label_column"):
+        if (name := getattr(data, key)) is not None and data.source != "parquet":
+            yield f"data.{key}={short(name)} is for data=parquet; data.source={data.source} has no columns, drop it"
     yield from _channel_problems("data", data.mean, data.std)
 
 

@@ -40,11 +40,14 @@ class Resolver:
     Args:
         absent_ok: go on where data is not on this machine but known without it (CIFAR, ImageNet); `absent` then says what is
             missing, a line each. The configurations are the very ones that a machine with the files would make.
+
+    `notes` is what a person should know of the data that was looked at, a line each.
     """
 
     def __init__(self, absent_ok: bool = False) -> None:
         self.absent_ok = absent_ok
         self.absent: list[str] = []
+        self.notes: list[str] = []
         self._data: dict[str, Data | RequestError] = {}
         self._devices: dict[str, tuple[str, ...]] = {}
         self._teachers: dict[str, str | RequestError | None] = {}
@@ -84,7 +87,7 @@ class Resolver:
         if key not in self._data:
             absent: list[str] = []
             try:
-                self._data[key] = describe(data, absent if self.absent_ok else None)
+                self._data[key] = describe(data, absent if self.absent_ok else None, self.notes)
             except RequestError as error:
                 self._data[key] = error
             self.absent = list(dict.fromkeys([*self.absent, *absent]))
