@@ -16,7 +16,7 @@ from urllib.parse import quote
 from dks.config.files import cache_folder
 from dks.tables.rows import Row
 
-VERSION = 2  # raise it when a row comes to say something else
+VERSION = 3  # raise it when a row comes to say something else
 UNUSED = 90 * 24 * 3600.0  # seconds after which a file to which nobody wrote goes
 FEW = 500  # so many rows are looked up one by one; of more, all are read
 

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterator
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dks.config.identity import flatten
 from dks.ledger.states import State, survey
 from dks.tables.cache import RowCache
 from dks.tables.rows import TOP1, Row, best_epoch, histories_frame, numbers, runs_frame
+from dks.tracking.attempts import computed_by
 from dks.tracking.record import Record, RunFolder, Status
 
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the fast one, where it was built
@@ -146,6 +148,7 @@ def _row(folder: RunFolder, record: Record) -> Row:
         "place": str(folder.path),
         "attempts": len(record.attempts),
         "extensions": cited(each for attempt in record.attempts for each in attempt.extensions),
+        "computed_by": [asdict(each) for each in computed_by(record.attempts)],
         **numbers("cost", record.cost),
     }
     final, best = (record.final, record.best) if record.status is Status.done else _ends(folder)

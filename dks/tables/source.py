@@ -21,7 +21,8 @@ class Source(Protocol):
         Columns: `cell_id`, `config_id`, `seed`, `method`, `state` (a value of `dks.ledger.states.State`), `epoch` (the last one
         with metrics, 0: none), `epochs` (asked for), `git_commit`, `data_fingerprint`, `device`, `started`, `mlflow_run_id`,
         `mlflow_experiment_id`, `place` (folder or URI of the run), `attempts`, `extensions` (a list, as
-        `dks.config.extensions.cited` makes it); and numbers, NaN where there is none:
+        `dks.config.extensions.cited` makes it), `computed_by` (a list of `dks.tracking.attempts.ComputedBy`, as dicts); and
+        numbers, NaN where there is none:
         `final/<metric>` after the last epoch, `best/<metric>` and `best/epoch` in the one with the lowest top-1 test error,
         `cost/<name>`.
         """
