@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from dks.config.catalogue import Origin, catalogue
+from dks.config.catalogue import catalogue
 
 # All that computes: packages, with every module in them, and modules. What describes, checks, records or shows is not here.
 SOURCES = ("data", "extend.py", "losses.py", "machine/world.py", "models", "teacher.py", "training", "weights.py")
@@ -25,19 +25,17 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 _UNSEEN = frozenset({"ctx", "kind", "type_comment"})  # of a tree: what its place, its spelling or a comment says
 
 
-@lru_cache(maxsize=64)
-def current(extensions: tuple[tuple[str, str], ...] = ()) -> str:
+def current(extensions: Collection[tuple[str, str]] = ()) -> str:
     """64 hex digits for the code that is here, the same in a process whatever happens to the files meanwhile.
 
     Args:
         extensions: kind and name of each that a run uses; theirs follow behind a "+".
     """
-    own = _own()
     if not extensions:
-        return own
+        return _own()
     listed = catalogue().offers
-    missing = [f"{kind} {name}" for kind, name in extensions if (kind, name) not in listed]
-    return f"{own}+{_digest({**extension_files(extensions), **dict.fromkeys(missing)})}"
+    missing = [(f"{kind} {name}", None) for kind, name in extensions if (kind, name) not in listed]
+    return f"{_own()}+{_digest((*sorted(extension_files(extensions).items()), *missing))}"
 
 
 def canonical(code: str | None) -> str:
@@ -55,20 +53,22 @@ def extension_files(extensions: Iterable[tuple[str, str]]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for key in extensions:
         for offer in catalogue().offers.get(key, []):
-            found |= _of_package(str(offer.module)) if offer.origin.file is None else _beside(offer.origin)
+            found |= _of_package(str(offer.module)) if offer.origin.file is None else _beside(offer.origin.file)
     return found
 
 
 @lru_cache(maxsize=1)
 def _own() -> str:
-    paths = [path for name in SOURCES for path in ([_PACKAGE / name] if name.endswith(".py") else _modules(_PACKAGE / name))]
-    return _digest({path.relative_to(_PACKAGE.parent).as_posix(): path for path in paths})
+    places = [_PACKAGE / name for name in SOURCES]
+    paths = [path for place in places for path in ([place] if place.suffix else _modules(place))]
+    return _digest(tuple(sorted((path.relative_to(_PACKAGE).as_posix(), path) for path in paths)))
 
 
 def _modules(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.py"))
 
 
+@lru_cache(maxsize=64)
 def _of_package(module: str) -> dict[str, Path]:
     """All modules of the package that this one belongs to."""
     import importlib.util
@@ -82,14 +82,14 @@ def _of_package(module: str) -> dict[str, Path]:
     return {path.relative_to(folder.parent).as_posix(): path for folder in folders for path in _modules(folder)}
 
 
-def _beside(origin: Origin) -> dict[str, Path]:
+@lru_cache(maxsize=64)
+def _beside(file: Path) -> dict[str, Path]:
     """A file, and of what lies beside it the modules that it imports, and those that they import."""
-    assert origin.file is not None
-    folder, waiting, found = origin.file.parent, [origin.file], dict[str, Path]()
+    folder, waiting, found = file.parent, [file], dict[str, Path]()
     while waiting:
         path = waiting.pop()
         found[path.relative_to(folder).as_posix()] = path
-        for name in _imported(path):
+        for name in _imported(path) - {_PACKAGE.name}:
             near = [folder / f"{name}.py", *_modules(folder / name)]
             waiting += [each for each in near if each.is_file() and each.relative_to(folder).as_posix() not in found]
     return found
@@ -103,10 +103,11 @@ def _imported(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in names if name}
 
 
-def _digest(modules: Mapping[str, Path | None]) -> str:
-    """Of modules by their names; None: one that is missing."""
+@lru_cache(maxsize=64)
+def _digest(modules: tuple[tuple[str, Path | None], ...]) -> str:
+    """Of modules, each with its name; None: one that is missing."""
     digest = hashlib.sha256()
-    for name, path in sorted(modules.items()):
+    for name, path in modules:
         tree = path and _tree(path)
         said = _text(tree).encode() if tree else path.read_bytes() if path else b""
         digest.update(f"{name}\0{hashlib.sha256(said).hexdigest()}\n".encode())

@@ -40,14 +40,19 @@ def _counted(cells: Iterable[Codes]) -> str:
 
 
 def command_for(name: str, named: str | None, request: Sequence[str]) -> str:
-    """What trains them again.
+    """What trains the cells of a begun sweep again.
 
     Args:
         name: of the sweep.
         named: its file; None: it was typed.
         request: with a file, the overrides as typed.
     """
+    return f"dks sweep run {shlex.join([named, *request] if named else [name])} --code same"
+
+
+def command_here(name: str, named: str | None, request: Sequence[str]) -> str:
+    """As `command_for`, of a sweep that need not be begun: what was typed, unless it has a file or was asked for by name."""
     typed = command_line()
     if named is None and not typed.startswith("dks sweep "):
         return f"{typed} hydra.sweeper.code=same"
-    return f"dks sweep run {shlex.join([named, *request] if named else [name])} --code same"
+    return command_for(name, named, request)

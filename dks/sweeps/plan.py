@@ -413,7 +413,7 @@ def _code_lines(sweep: Plan) -> list[str]:
         ]
     done = [cell.other_codes for cell in sweep.cells if cell.state is State.done and cell.other_codes]
     unfinished = [cell.other_codes for cell in sweep.cells if cell.goes_on and cell.other_codes]
-    return codes.lines(done, unfinished, codes.command_for(sweep.name, sweep.named, sweep.request))
+    return codes.lines(done, unfinished, codes.command_here(sweep.name, sweep.named, sweep.request))
 
 
 def _single(cell: Cell) -> str:

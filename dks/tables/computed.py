@@ -56,18 +56,19 @@ def _codes(runs: Sequence[Sequence[ComputedBy]]) -> Iterator[str]:
 
 
 def counted(runs: Iterable[Sequence[ComputedBy]]) -> dict[tuple[str, ...], int]:
-    """The codes of a run as a person reads them, each with its commits -> runs."""
+    """The codes of a run as a person reads them, each with its commits -> runs; the most frequent first."""
     runs = list(runs)
-    commits: dict[str, dict[str, None]] = {}
+    commits: dict[str, set[str]] = {}
     for each in (each for run in runs for each in run):
-        commits.setdefault(canonical(each.code), {})[_short_commit(each.git_commit)] = None
+        commits.setdefault(canonical(each.code), set()).add(_short_commit(each.git_commit))
 
     def name(code: str) -> str:
-        known = [commit for commit in commits[code] if commit]
+        known = sorted(filter(None, commits[code]))
         more = f" and {len(known) - _COMMITS} more" if len(known) > _COMMITS else ""
         return short(code) + (f" (commit {', '.join(known[:_COMMITS])}{more})" if known else "")
 
-    return dict(Counter(tuple(map(name, codes(run))) for run in runs))
+    counts = Counter(tuple(map(name, codes(run))) for run in runs)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _short_commit(commit: str | None) -> str:
