@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 SKEW, WRONG = 2.0, 60.0  # seconds that a clock may be off before it is worth a word, and before it is wrong
-_NEW_VENV = "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt ."
+_NEW_VENV = "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e ."
 
 
 def interpreter() -> Iterator[Finding]:

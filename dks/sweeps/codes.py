@@ -5,11 +5,26 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
+from dks.ledger.states import State
 from dks.machine.code import current, short
 from dks.sweeps.command_line import command_line
 
+if TYPE_CHECKING:
+    from dks.sweeps.plan import Cell
+
 Codes = Collection[str | None]  # of one cell, without today's; None: not known
+
+
+def of_cells(cells: Iterable[Cell], command: str) -> list[str]:
+    """As `lines`, of planned cells; or one line on those that are trained again."""
+    others = [cell for cell in cells if cell.other_codes]
+    if again := sum(cell.anew for cell in others):
+        noun = "cell is" if again == 1 else "cells are"
+        return [f"{again} {noun} trained again; what another code left is kept in superseded/"]
+    done = [cell.other_codes for cell in others if cell.state is State.done]
+    return lines(done, [cell.other_codes for cell in others if cell.state is not State.done], command)
 
 
 def lines(done: Sequence[Codes], unfinished: Sequence[Codes], command: str) -> list[str]:

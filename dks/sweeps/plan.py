@@ -53,11 +53,6 @@ class Cell:
     anew: bool = False  # it is trained again, for that reason
 
     @property
-    def is_open(self) -> bool:
-        """Is it to be run by whoever asks for it?"""
-        return to_launch(self.state) or self.anew
-
-    @property
     def place(self) -> str:
         """What a person calls it: its place in the sweep, or its overrides."""
         return " ".join(f"{key}={value}" for key, value in self.point.labels.items()) or " ".join(self.point.overrides)
@@ -176,7 +171,8 @@ class Plan:
 
     def launches(self, only: frozenset[State] | None = None) -> list[Cell]:
         """The cells that would run, each once, in order; with `only`, those in one of these states."""
-        return [cell for cell in self.cells if cell.is_open and (only is None or cell.state in only)]
+        found = [cell for cell in self.cells if to_launch(cell.state) or cell.anew]
+        return [cell for cell in found if only is None or cell.state in only]
 
     def counts(self) -> dict[State, int]:
         """State -> how many different cells are in it."""
@@ -406,14 +402,7 @@ def summary(sweep: Plan, only: frozenset[State] | None = None) -> str:
 
 
 def _code_lines(sweep: Plan) -> list[str]:
-    """What is to be said of cells that another code than today's has computed, or begun."""
-    if again := sum(cell.anew for cell in sweep.cells):
-        return [
-            f"{again} {'cell is' if again == 1 else 'cells are'} trained again; what another code left is kept in superseded/"
-        ]
-    done = [cell.other_codes for cell in sweep.cells if cell.state is State.done and cell.other_codes]
-    unfinished = [cell.other_codes for cell in sweep.cells if cell.goes_on and cell.other_codes]
-    return codes.lines(done, unfinished, codes.command_here(sweep.name, sweep.named, sweep.request))
+    return codes.of_cells(sweep.cells, codes.command_here(sweep.name, sweep.named, sweep.request))
 
 
 def _single(cell: Cell) -> str:
