@@ -193,7 +193,8 @@ def test_a_mean_over_two_versions_of_the_code_is_marked_wherever_it_is_shown(
     status, out, _ = dks(capsys, "sweep", "plan", name, "--probe", "0")
     assert (status, out.splitlines()[-1]) == (0, again)
     found = json.loads(dks(capsys, "sweep", "plan", name, "--probe", "0", "--json")[1])
-    assert (found["notes"], [each["other_codes"] for each in found["cells"]]) == ([again], [[A], [A], []])
+    one, two, _ = (each["cell_id"] for each in found["cells"])
+    assert (found["notes"], found["other_codes"]) == ([again], {one: [A], two: [A]})
     status, out, _ = dks(capsys, "sweep", "plan", name, "--probe", "0", "--code", "same")
     assert "3 cells (3 done); 2 to run" in out and "2 cells are trained again" in out
     assert json.loads(Path("results", name, "sweep.json").read_text())["cells"], "nothing was launched"

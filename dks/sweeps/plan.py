@@ -428,7 +428,6 @@ def plan_json(sweep: Plan, forecast: Forecast | None = None, slots: str | None =
             "seed": cell.config.seed,
             "overrides": list(cell.point.overrides),
             "state": cell.state.value,
-            "other_codes": list(cell.other_codes),
         }
         for cell in sweep.cells
     ]
@@ -441,6 +440,7 @@ def plan_json(sweep: Plan, forecast: Forecast | None = None, slots: str | None =
             "saved_runs": sweep.saved,
             "undecided": [str(each) for each in sweep.undecided],
             "absent": list(sweep.absent),
+            "other_codes": {cell.cell_id: cell.other_codes for cell in sweep.cells if cell.other_codes},
             "notes": _code_lines(sweep),
             "slots": slots,
             "forecast": forecast.to_dict() if forecast else None,
