@@ -166,9 +166,11 @@ def _row(run: StoredRun, data: StoredData, place: str) -> Row:
 
 def _computed_by(tags: Mapping[str, str]) -> list[dict[str, Any]]:
     """The `ComputedBy` of a run; of one that an older version sent, what its other tags say."""
-    if "dks.computed_by" in tags:
-        with suppress(TypeError):
-            return [asdict(ComputedBy(**each)) for each in _list(tags["dks.computed_by"])]
+    told = _list(tags.get("dks.computed_by"))
+    with suppress(TypeError):  # somebody has changed it by hand
+        made = [asdict(ComputedBy(**each)) for each in told]
+        if "dks.computed_by" in tags and all(type(each["code"]) in (str, type(None)) for each in made):
+            return made
     commit = tags.get("dks.git_commit", "unknown")
     return [asdict(ComputedBy(None, None if commit == "unknown" else commit, device_model(tags.get("dks.device", ""))))]
 

@@ -61,12 +61,16 @@ def computed_by(attempts: Sequence[Attempt]) -> list[ComputedBy]:
             device_model(attempt.device),
             attempt.processes,
             attempt.threads,
-            attempt.versions.get("torch"),
-            None if attempt.device == "cpu" else attempt.versions.get("driver"),
+            _version(attempt, "torch"),
+            None if attempt.device == "cpu" else _version(attempt, "driver"),
         )
         for attempt in contributing(attempts)
     )
     return list(dict.fromkeys(found))
+
+
+def _version(attempt: Attempt, name: str) -> str | None:
+    return str(attempt.versions[name]) if name in attempt.versions else None
 
 
 def codes(made: Sequence[ComputedBy]) -> tuple[str, ...]:
@@ -108,10 +112,8 @@ def cannot_go_on(begun: tuple[int, str], now: tuple[int, str]) -> str:
             f"begun with {_processes(before)} and cannot go on with {_processes(processes)}: each normalises its own part of a "
             "batch, so the result would be of neither"
         )
-    return f"begun on {_NAMES[device]} and cannot go on on {_NAMES[other]}: the result would be of neither"
-
-
-_NAMES = {"cpu": "the CPU", "cuda": "CUDA"}
+    names = {"cpu": "the CPU", "cuda": "CUDA"}
+    return f"begun on {names.get(device, device)} and cannot go on on {names.get(other, other)}: the result would be of neither"
 
 
 def _processes(number: int) -> str:

@@ -204,6 +204,9 @@ class RunFolder:
                 raise ValueError(f"{short(record.cell_id)} is no id of a cell")
             if record.sweep is not None and not is_sweep_name(record.sweep):
                 raise ValueError(f"{short(record.sweep)} is no name of a sweep")
+            for code in filter(None, (attempt.code for attempt in attempts)):
+                if not re.fullmatch(r"[0-9a-f+]{1,200}", code):
+                    raise ValueError(f"code={short(code)} is none")
             if not re.fullmatch(r"[\w-]*", record.uid):  # it is asked for in a store, between quotes
                 raise ValueError(f"uid={short(record.uid)} is none")
             return record
