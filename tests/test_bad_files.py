@@ -144,6 +144,9 @@ HOSTILE_RECORDS: dict[str, dict[str, Any]] = {
     "a condition for a store": {"uid": "' OR attributes.status = 'RUNNING"},
     "a number for a dict": {"final": 3},
     "attempts that are none": {"attempts": {"a": 1}},
+    "a code that is none": {
+        "attempts": [{"started": "2026-01-01", "host": "a", "pid": 1, "device": "cpu", "threads": 1, "code": "\x1b[2J"}]
+    },
     "an unknown status": {"status": "owned"},
     "a version that is a text": {"schema_version": "9"},
 }

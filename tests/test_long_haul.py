@@ -25,7 +25,7 @@ from tracking_services import mlflow_client
 from dks.config.schema import Tracking
 from dks.ledger.states import State, look_up
 from dks.sweeps.sync import sync
-from dks.tracking import disk, heartbeat, journal, record
+from dks.tracking import attempts, disk, heartbeat, journal, record
 from dks.tracking.journal import Journal
 from dks.tracking.lock import is_held
 from dks.tracking.record import RunFolder
@@ -325,7 +325,7 @@ class Clock:
             def now(cls, tz: Any = None) -> Any:
                 return datetime.now(tz) + timedelta(seconds=clock.ahead)
 
-        for module in (journal, heartbeat, record):
+        for module in (attempts, journal, heartbeat, record):
             monkeypatch.setattr(module, "datetime", Set)
         monkeypatch.setattr(time, "time", lambda: seconds() + clock.ahead)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import secrets
 import subprocess
 import sys
 import threading
@@ -13,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import psutil
 import pytest
@@ -23,13 +21,10 @@ from conftest import TINY, config, finished_run, queued, raise_at
 import dks
 from dks.config.secrets import VARIABLES, has_password, without_password
 from dks.data.batches import Batch, TrainingBatches
-from dks.machine import environment
 from dks.machine.interruption import Interrupted
 from dks.models.summary import parameters, summary
 from dks.sweeps.command_line import command_line
-from dks.sweeps.worker import run_cells
 from dks.tracking.record import RunFolder
-from dks.tracking.shipment import lay_out
 from dks.training import checkpoint, metrics, system
 from dks.training.confusion import Confusion, to_csv
 from dks.training.objective import Objective
@@ -273,105 +268,6 @@ def test_the_environment_of_the_newest_attempt_is_told_and_nothing_of_its_user(t
     folder.environment_file.write_text("{}")
     assert run_cell(folder.path) is Outcome.done
     assert json.loads(folder.environment_file.read_text()) == told
-
-
-# --- the code
-
-
-@pytest.fixture
-def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A repository of code with one committed file, in place of ours."""
-    file = tmp_path / "code" / "package" / "module.py"
-    file.parent.mkdir(parents=True)
-    file.write_text("a = 1\n")
-    git = ["git", "-C", str(tmp_path / "code"), "-c", "user.name=Me", "-c", "user.email=me@example.org"]
-    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
-        subprocess.run([*git, *arguments], check=True)
-    monkeypatch.setattr(environment, "__file__", str(file))
-    forget()
-    yield file
-    forget()
-
-
-def forget() -> None:
-    environment.git_commit.cache_clear()
-    environment.code_diff.cache_clear()
-
-
-def test_what_was_not_committed_is_kept_beside_the_run(code: Path, tmp_path: Path) -> None:
-    code.write_text("a = 2\n")
-    folder = queued(tmp_path)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("dks.terminal.RunView.stepped", raise_at(1, RuntimeError("stopped")))
-        run_cell(folder.path)
-    assert "-a = 1\n+a = 2\n" in folder.diff_file.read_text()
-    code.write_text("a = 1\n")
-    forget()
-    assert run_cell(folder.path) is Outcome.done
-    assert not folder.diff_file.exists(), "it belongs to the newest attempt"
-    record = folder.read_record()
-    assert record is not None
-    assert [str(attempt.git_commit).endswith("-dirty") for attempt in record.attempts] == [True, False]
-
-
-def test_a_diff_that_is_too_long_is_cut_and_says_so(code: Path) -> None:
-    code.write_text("ä = 1\n" * 400_000)
-    diff = environment.code_diff()
-    assert diff is not None
-    *_, last = diff.splitlines()
-    assert last.startswith("# cut here: the whole diff has 3,2") and last.endswith(" bytes")
-    assert environment.DIFF_LIMIT < len(diff.encode()) < environment.DIFF_LIMIT + 100
-
-
-def test_a_diff_of_bytes_that_are_no_text_is_still_told(code: Path) -> None:
-    code.write_bytes(b"a = '\xff\xfe'\n")
-    diff = environment.code_diff()
-    assert diff is not None and "+a = '" in diff
-
-
-def test_no_password_is_in_a_diff_or_in_what_is_sent_of_it(code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hidden = {name: secrets.token_urlsafe(16) + "/+" for name in VARIABLES}
-    for name, value in hidden.items():
-        monkeypatch.setenv(name, value)
-    in_uris = [secrets.token_hex(8) for _ in range(3)]
-    lines = [
-        f'uri = "postgresql://u:{in_uris[0]}@host/db"',
-        f"# http://:{in_uris[1]}@host",
-        f"mysql://h/d?password={in_uris[2]}",
-    ]
-    lines += [f'token = "{value}"' for value in hidden.values()]
-    lines += [f"https://host/?token={quote(value, safe='')}" for value in hidden.values()]
-    code.write_text("\n".join([*lines, "a = 2"]))
-    folder = queued(tmp_path)
-    monkeypatch.setattr("dks.terminal.RunView.stepped", raise_at(1, RuntimeError(f"{hidden['PGPASSWORD']} is wrong")))
-    run_cells([folder.path])
-    with folder.log_file.open("a") as log:  # as a library would that prints
-        log.write(f"connected to http://me:{in_uris[0]}@host with {hidden['MLFLOW_TRACKING_TOKEN']}\n")
-    assert code.read_text().count("postgresql") == 1, "the code itself is left alone"
-    kept = folder.diff_file.read_text()
-    assert 'uri = "postgresql://u@host/db"' in kept and 'token = "..."' in kept and "+a = 2" in kept
-    record = folder.read_record()
-    assert record is not None and record.error is not None and record.error["message"] == "... is wrong"
-    sent = tmp_path / "sent"
-    sent.mkdir()
-    lay_out(folder, sent)
-    assert "connected to http://me@host with ..." in (sent / "run.log").read_text()
-    assert (sent / "record.json").read_text() == folder.record_file.read_text()
-    texts = [path.read_text() for path in (*folder.path.glob("[!r]*.*"), folder.record_file, *sent.iterdir())]
-    assert len(texts) > 8
-    for secret in (*in_uris, *hidden.values(), *(quote(value, safe="") for value in hidden.values())):
-        assert not any(secret in text for text in texts)
-
-
-def test_a_diff_is_cut_after_its_passwords_are_out(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    secret = secrets.token_hex(500)
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", secret)
-    code.write_text(f"{secret}\n" * 3000)
-    diff = environment.code_diff()
-    assert diff is not None and secret[:40] not in diff and diff.count("+...\n") == 3000
-    started = time.monotonic()
-    without_password('{"a":"http://h:80/"},' * 50_000)
-    assert time.monotonic() - started < 10, "one long line of many addresses, as minified files have"
 
 
 def test_a_short_word_is_no_password_and_a_user_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

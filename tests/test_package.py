@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from dks.machine.code import current
+from dks.machine.commit import git_commit
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +31,7 @@ def test_the_wheel_holds_all_declarations_and_all_code(wheel: Path) -> None:
         files = [path.relative_to(ROOT) for path in (ROOT / folder).rglob(f"*.{kind}")]
         assert files
         assert {f"dks/share/{path.as_posix()}" for path in files} <= names
-    assert "dks/share/constraints.txt" in names
+    assert {"dks/share/constraints.txt", "dks/machine/equal_code.txt"} <= names
     code = {
         path.relative_to(ROOT).as_posix()
         for package in ("dks", "hydra_plugins")
@@ -55,6 +59,10 @@ def test_the_installed_wheel_works_in_any_folder(wheel: Path, tmp_path: Path) ->
     arguments = "train data=synthetic data.image_size=8 data.train_images=64 data.test_images=32 recipe.epochs=1 tracking=off"
     assert "c3" in run(arguments)
     assert [path.name for path in elsewhere.iterdir()] == ["runs"]
+    (record,) = elsewhere.glob("runs/*/record.json")
+    (attempt,) = json.loads(record.read_text())["attempts"]
+    assert attempt["code"] == current(), "a wheel is the same code as what it was built from"
+    assert attempt["git_commit"] == git_commit(), "and knows its commit"
     assert "| baseline | none | missing | 31.06/11.13 |" in run("table table4 --format md"), "the paper's numbers are in it"
     assert "\nmatrix_product  The limit of this machine" in run("bench --list")
     assert "large matrix product  bf16" in run("bench matrix_product --device cpu")
@@ -64,7 +72,7 @@ def test_the_readme_begins_with_the_two_commands_of_a_newcomer() -> None:
     blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     assert "python train.py -m aux=ours,shallow,narrow strategy=topdown,bottomup,bidir" in blocks[0].splitlines()
     assert "pytest" in blocks[1].splitlines()
-    assert all("-c constraints.txt" in block for block in blocks[:2])
+    assert all("pip install -c constraints.txt -e " in block for block in blocks[:2]), "one program, whichever way it is typed"
 
 
 def test_every_dependency_has_an_exact_version_in_the_constraints() -> None:

@@ -545,23 +545,27 @@ def test_three_processes_go_on_in_the_middle_of_an_epoch_each_with_its_own_dropo
     state = checkpoint.read(only_run(parts).checkpoints / NEWEST)
     assert state.progress == Progress(1, 8, 3)
     assert len({bytes(each["random"].numpy()) for each in state.processes}) == 3
+    alone = start([str(ROOT / "train.py"), *arguments], parts)
+    _, err = alone.communicate(timeout=240)
+    assert alone.returncode == 2 and err.count("\n") == 1, err
+    assert "begun with 3 processes that train together and cannot go on with 1 process" in err
+    assert "go on with: torchrun --nproc-per-node=3 train.py data=synthetic " in err
     status, err = torchrun(parts, str(ROOT / "train.py"), *arguments)
     assert status == 0, err
     assert [attempt.processes for attempt in record_of(only_run(parts)).attempts] == [3, 3]
     assert_same(only_run(whole), only_run(parts))
 
 
-def test_sums_of_several_processes_can_be_taken_over_by_fewer() -> None:
-    def counted(*values: float) -> Tally:
-        tally = Tally()
-        for value in values:
-            tally.add_losses({"loss": torch.tensor(value)}, 1)
-            tally.add_errors({"c1": torch.eye(3)[:1]}, torch.tensor([0]), top=(1,))
-        return tally
-
-    states = [counted(1.0, 2.0).state(), counted(4.0).state(), counted(9.0).state()]
-    assert Tally.restored(states, CPU).read("train") == {"train/loss": 4.0, "train/top1_error": 0.0}
-    assert Tally.restored(states[1:2], CPU).images() == 1
+def test_sums_go_on_from_what_was_counted() -> None:
+    tally = Tally()
+    for value in (1.0, 2.0):
+        tally.add_losses({"loss": torch.tensor(value)}, 1)
+        tally.add_errors({"c1": torch.eye(3)[:1]}, torch.tensor([0]), top=(1,))
+    restored = Tally.restored(tally.state(), CPU)
+    restored.add_losses({"loss": torch.tensor(9.0)}, 1)
+    restored.add_errors({"c1": torch.eye(3)[:1]}, torch.tensor([1]), top=(1,))
+    assert restored.read("train") == {"train/loss": 4.0, "train/top1_error": pytest.approx(100 / 3)}
+    assert tally.images() == 2, "it is not touched"
 
 
 # --- for real

@@ -24,7 +24,7 @@ from dks.tables.sheet import caption, sheets
 from dks.tables.statistics import compare, interval
 
 GOLDEN = Path(__file__).parent / "golden"
-AXES_OF_NOTHING = {"seed", "state", "value", "five", "method", "left_out", "computed", "keys"}
+AXES_OF_NOTHING = {"seed", "state", "value", "five", "method", "left_out", "computed", "computed_by", "keys"}
 
 
 def frame(*runs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -418,7 +418,7 @@ def test_programs_get_what_the_other_formats_say(rich_table: Table) -> None:
                 compared += 1
                 assert all(repr(test[name]) == line[f"{name}_over_{over}"] for name in ("gain_low", "p", "p_holm"))
     assert compared == len(rich_table.comparisons) > 0
-    assert {"name", "title", "epoch", "rows", "columns", "states", "undecided", "cells"} == set(found)
+    assert {"name", "title", "epoch", "rows", "columns", "states", "undecided", "computed", "cells"} == set(found)
 
 
 def test_the_terminal_is_as_looked_at(rich_table: Table) -> None:

@@ -23,16 +23,17 @@ def hydra_main() -> int:
     from dks.config.catalogue import catalogue
     from dks.config.compose import register_schema
     from dks.config.files import declarations
+    from dks.machine.commit import other_copies
 
     register_schema()
-    if "--shell-completion" not in sys.argv and "-sc" not in sys.argv:
-        for problem in catalogue().problems:
-            print(f"warning: {problem}", file=sys.stderr)
     if int(os.environ.get("RANK", "0")):  # under torchrun rank 0 plans and records, the others train along
         from dks.training.run import follow
 
         follow()
         return DONE
+    if "--shell-completion" not in sys.argv and "-sc" not in sys.argv:
+        for problem in (*catalogue().problems, *other_copies(Path.cwd())):
+            print(f"warning: {problem}", file=sys.stderr)
     sys.argv[1:] = _in_order(sys.argv[1:])
     with _leading():
         hydra.main(config_path=str(declarations("conf")), config_name="config", version_base="1.3")(_run)()

@@ -50,6 +50,7 @@ def add(commands: Commands) -> None:
         [
             "dks sweep run table3 data.root=data data.download=true",
             "dks sweep run table3 hydra.launcher.slots=2",
+            "dks sweep run table3 --code same",
             "dks sweep run table3 --launcher slurm hydra.launcher.partition=gpu hydra.launcher.gpus_per_node=1",
             "dks sweep run table3 data=digits backbone=resnet8 recipe.epochs=2 seed=1,2",
         ],
@@ -101,6 +102,12 @@ def add(commands: Commands) -> None:
         help="time for measuring networks that no earlier run tells of (default: 5; 0: estimate from FLOPs alone)",
     )
     running.add_argument("--dry-run", action="store_true", help="the same as plan")
+    for added in (planning, running):
+        added.add_argument(
+            "--code",
+            choices=("same",),
+            help="train again what another code than today's has computed (default: it is left as it is, and told)",
+        )
     for added in (running, retrying):
         added.add_argument("--launcher", choices=("local", "slurm"), help="where cells run (default: local)")
         added.add_argument(
@@ -125,13 +132,17 @@ def _list(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     show = "json" if options.json else "text"
-    return _named_sweep(options, f"hydra.sweeper.show={show}", f"hydra.sweeper.probe={options.probe}")
+    return _named_sweep(options, f"hydra.sweeper.show={show}", f"hydra.sweeper.probe={options.probe}", *_code(options))
 
 
 def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
-        return _named_sweep(options, "hydra.sweeper.show=text")
-    return _named_sweep(options, *_policy(options))
+        return _named_sweep(options, "hydra.sweeper.show=text", *_code(options))
+    return _named_sweep(options, *_policy(options), *_code(options))
+
+
+def _code(options: argparse.Namespace) -> list[str]:
+    return [] if options.code is None else [f"hydra.sweeper.code={options.code}"]
 
 
 def _retry(options: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 SKEW, WRONG = 2.0, 60.0  # seconds that a clock may be off before it is worth a word, and before it is wrong
-_NEW_VENV = "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt ."
+_NEW_VENV = "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e ."
 
 
 def interpreter() -> Iterator[Finding]:
@@ -233,16 +233,16 @@ def clock(runs_dir: Path) -> Iterator[Finding]:
 
 
 def code() -> Iterator[Finding]:
-    """The commit that records will name."""
+    """The hash and the commit that records will name."""
     from dks import __version__
-    from dks.machine.environment import git_commit
+    from dks.machine.code import current
+    from dks.machine.commit import git_commit
 
-    commit = git_commit()
+    commit, code = git_commit(), f"code {current()}"
     if commit is None:
-        yield green("code", f"dks {__version__}, not in a Git repository: records name the version only")
+        yield green("code", f"dks {__version__}, {code}; not in a Git repository, so records name no commit")
     elif commit.endswith("-dirty"):
-        yield yellow(
-            "code", f"commit {commit[:12]} with changes that are not committed", "git commit, so that records name what ran"
-        )
+        text = f"commit {commit[:12]} with changes that are not committed, {code}"
+        yield yellow("code", text, "git commit, so that records name what ran")
     else:
-        yield green("code", f"commit {commit[:12]}, nothing changed")
+        yield green("code", f"commit {commit[:12]}, nothing changed, {code}")

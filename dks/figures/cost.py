@@ -79,7 +79,7 @@ def cost(table: Table, source: Source) -> Figure:
         # Points that stand for themselves have their name beside them, unless they are too many.
         crowd = len(every) > TOGETHER and len(every) == len(named)
         listed = dict.fromkeys(series.label for name, group in named for series in group if crowd or name != series.label)
-        legends_below(figure, [_sample(look_of[label], label) for label in listed], _absent(named, panels.values()))
+        legends_below(figure, [_sample(look_of[label], label) for label in listed], _words(named, panels.values()))
         settle(figure)
         for axes, rows, unit in drawn if not crowd else []:
             at = [tuple((point.cost / unit, point.error) for point in reversed(row.points)) for row in rows]
@@ -153,20 +153,21 @@ def _sample(look: Look, label: str) -> Line2D:
     return Line2D([], [], linestyle="", color=look.colour, marker=look.marker, markersize=4.5, label=label)
 
 
-def _absent(named: Sequence[tuple[str, Sequence[Series]]], panels: Collection[Sequence[Row]]) -> list[Line2D]:
-    """Words that say which configurations have no point."""
+def _words(named: Sequence[tuple[str, Sequence[Series]]], panels: Collection[Sequence[Row]]) -> list[Line2D]:
+    """Which configurations have no point, and the points of which are of several codes."""
     from matplotlib.lines import Line2D
 
     shown = {point.series for rows in panels for row in rows for point in row.points}
-    names = [
-        series.label if name == series.label else f"{name} {series.label}"
-        for name, group in named
-        for series in group
-        if series not in shown
-    ]
-    if not names:
-        return []
-    some = "; ".join(names[:NAMED]) + (f"; {len(names) - NAMED} more" if len(names) > NAMED else "")
-    return [
-        Line2D([], [], linestyle="", label="\n".join(textwrap.wrap(f"no result yet: {some}", 90 if len(panels) > 1 else 42)))
-    ]
+    names = {
+        series: series.label if name == series.label else f"{name} {series.label}" for name, group in named for series in group
+    }
+    told = {
+        "no result yet": [name for series, name in names.items() if series not in shown],
+        "of several codes": [name for series, name in names.items() if series in shown and len(series.cell.codes) > 1],
+    }
+    lines = []
+    for what, some in told.items():
+        more = f"; {len(some) - NAMED} more" if len(some) > NAMED else ""
+        text = textwrap.wrap(f"{what}: {'; '.join(some[:NAMED])}{more}", 90 if len(panels) > 1 else 42)
+        lines += [Line2D([], [], linestyle="", label="\n".join(text))] if some else []
+    return lines

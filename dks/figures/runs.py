@@ -80,11 +80,12 @@ def finished(runs: pd.DataFrame) -> set[str]:
 
 
 def standing(cell: TableCell) -> str:
-    """How far a configuration is: "" if all runs asked for count, "3 of 5", and where none counts what they are: "missing"."""
-    if cell.is_whole:
-        return ""
+    """How far a configuration is: "" if all runs asked for count, "3 of 5", and where none counts what they are: "missing"; and
+    "2 codes" where its runs are of several.
+    """
+    codes = [f"{len(cell.codes)} codes"] if len(cell.codes) > 1 else []
     if cell.n:
-        return f"{cell.n} of {cell.wanted}"
+        return ", ".join([*([] if cell.is_whole else [f"{cell.n} of {cell.wanted}"]), *codes])
     reasons = Counter({**cell.states, **cell.left_out})
     if len(reasons) == 1:
         return next(iter(reasons))

@@ -20,9 +20,10 @@ from dks.config.schema import Config
 from dks.data.sizes import image_size, images
 from dks.forecast.cache import FlopsCache
 from dks.forecast.probe import is_busy
-from dks.forecast.speeds import Key, Machine, Source, Speed, Work, device_model, is_cuda, speeds_of
+from dks.forecast.speeds import Key, Machine, Source, Speed, Work, is_cuda, speeds_of
 from dks.forecast.text import network_label, text
 from dks.machine.environment import available_threads, device_name, pick_device
+from dks.tracking.attempts import device_model
 from dks.training.flops import Flops
 
 

@@ -23,6 +23,7 @@ from dks.data.sizes import images
 from dks.forecast.cache import ProbeCache
 from dks.forecast.probe import RATE_REACHED, Probe, convolution_rate, probe
 from dks.machine.environment import host, pick_device
+from dks.tracking.attempts import device_model
 from dks.tracking.record import Record, RunFolder, Status
 from dks.training.flops import Flops, network_key
 
@@ -151,11 +152,6 @@ def speeds_of(works: list[Work], runs_dir: Path, budget: float) -> dict[Key, Spe
         if work.key not in speeds:
             speeds[work.key] = _from_flops(work, rates[work.machine])
     return speeds
-
-
-def device_model(device: str) -> str:
-    """ "cpu", or a GPU's model without its number: "cuda:0 (NVIDIA H100)" -> "NVIDIA H100"."""
-    return device.partition("(")[2].rstrip(")") or device
 
 
 def place(machine: Machine) -> str:

@@ -17,6 +17,7 @@ from dks.ledger.handover import recover
 from dks.ledger.launches import Launch, LaunchFolder
 from dks.ledger.scheduler import Job, Scheduler, Stage
 from dks.tracking import heartbeat
+from dks.tracking.attempts import other_codes
 from dks.tracking.record import Record, RunFolder, Status
 
 # Seconds without a heartbeat after which a run that nobody can see is given up; it beats every 10.
@@ -100,6 +101,17 @@ class Standing:
     job_id: str | None = None
     job: Job | None = None
     launch: LaunchFolder | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Is it an unfinished run that nobody works on, and that would go on from a checkpoint?"""
+        return to_launch(self.state) and self.record is not None and self.folder.checkpoints.is_dir()
+
+    def other_codes(self) -> tuple[str | None, ...]:
+        """The codes that computed what is there and are not today's, if it is done or would go on; None: one is not known."""
+        if self.record is None or not (self.state is State.done or self.goes_on):
+            return ()
+        return tuple(other_codes(self.record.attempts))
 
 
 def survey(runs_dir: str, cell_ids: Iterable[str], scheduler: Scheduler | None = None) -> dict[str, Standing]:

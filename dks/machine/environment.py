@@ -1,4 +1,4 @@
-"""Where a run computes: device, threads, host, versions, packages, the code's git commit and what is not in it."""
+"""Where a run computes: device, threads, host, versions and packages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import socket
-import subprocess
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import distributions
@@ -15,10 +14,7 @@ from typing import Any
 
 import torch
 
-from dks.config.secrets import without_password
 from dks.machine.memory import MIB
-
-DIFF_LIMIT = 2**20  # bytes
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
@@ -52,6 +48,8 @@ def versions() -> dict[str, str]:
     found = {"dks": __version__, "python": platform.python_version(), "torch": torch.__version__}
     if torch.version.cuda and torch.cuda.is_available():
         found["cuda"] = torch.version.cuda
+        if (driver := _driver()) is not None:
+            found["driver"] = driver
     return found
 
 
@@ -111,42 +109,3 @@ def _driver() -> str | None:
         if found := re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", text):
             return found[1]
     return None
-
-
-@lru_cache(maxsize=1)
-def code_diff() -> str | None:
-    """What `git_commit` calls dirty: the changes of the code since its commit, without passwords and cut at DIFF_LIMIT.
-
-    None: there are none.
-    """
-    if not (git_commit() or "").endswith("-dirty"):
-        return None
-    try:
-        diff = _git(Path(__file__).resolve().parent, "diff", "--no-ext-diff", "--no-color", "--no-relative", "HEAD") + "\n"
-    except (OSError, subprocess.SubprocessError):
-        return None
-    diff = without_password(diff)  # before it is cut, which could leave half of one
-    content = diff.encode()
-    if len(content) <= DIFF_LIMIT:
-        return diff
-    return f"{content[:DIFF_LIMIT].decode(errors='ignore')}\n# cut here: the whole diff has {len(content):,} bytes\n"
-
-
-@lru_cache(maxsize=1)
-def git_commit() -> str | None:
-    """The commit of the code, with "-dirty" where files differ from it; None outside a repository."""
-    where = Path(__file__).resolve().parent
-    try:
-        commit = _git(where, "rev-parse", "HEAD")
-        # An installed package may lie inside somebody else's repository, which says nothing about this code.
-        if not _git(where, "ls-files", "--", __file__):
-            return None
-        return f"{commit}-dirty" if _git(where, "status", "--porcelain", "--untracked-files=no") else commit
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=10)
-    return done.stdout.decode(errors="replace").strip()

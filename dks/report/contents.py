@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from dks.machine.code import short
 from dks.report.curves import Curves, rounded
 from dks.report.runs import Runs
 from dks.sweeps.files import CLASSIFIER, TRAINING
@@ -166,4 +167,7 @@ def _facts(cell: TableCell, epoch: Epoch) -> list[tuple[str, str]]:
             facts.append((f"{what}, ours less the paper's", fixed(number.difference, signed=True)))
         facts += [(f"{what}, gain over {OVER[over]}", fixed(gain, signed=True)) for over, gain in number.gains.items()]
     computed = [("computed with", cell.computed)] if cell.computed else []
+    computed += [
+        (f"code {short(code)}", f"{count} of {cell.n} runs") for code, count in cell.codes.items() if len(cell.codes) > 1
+    ]
     return [*facts, *computed, ("runs that count", f"{cell.n} of {cell.wanted}")]

@@ -21,6 +21,7 @@ from dks.ledger.states import State
 from dks.report import curves
 from dks.report.contents import cells, contents, label
 from dks.report.runs import Runs, collect, kind
+from dks.tables.computed import computed_by, counted
 from dks.tables.model import Epoch, Place, Table, TableCell
 from dks.tables.sheet import Sheet, SheetCell, error_text, sheets
 from dks.tracking.record import write_atomically
@@ -55,6 +56,7 @@ def page(study: Study, epoch: Epoch = Epoch.last) -> str:
         flops=_flops, hours=_hours, join_states=_joined, runs=_runs, short=_short, thousands=lambda count: f"{count:,}"
     )
     states, done = runs.states, len(finished)
+    made = runs.frame[runs.frame["cell_id"].isin(finished)].to_dict("records")
     total = sum(states.values())
     under_way = sum(states.get(state, 0) for state in _UNDER_WAY)
     return environment.from_string(_text("page.html")).render(
@@ -81,6 +83,7 @@ def page(study: Study, epoch: Epoch = Epoch.last) -> str:
         flops=sum(each.flops for each in runs.spent),
         period=_period(runs),
         commits=_counted(runs.begun["git_commit"]),
+        codes=[(" and ".join(names), count) for names, count in counted(map(computed_by, made)).items()],
         versions=runs.versions,
         devices=_counted(runs.begun["device"].dropna().map(kind)),
         fingerprints=_counted(runs.begun["data_fingerprint"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dks.config.secrets import without_password
@@ -28,3 +28,14 @@ def command_line(arguments: Sequence[str] | None = None) -> str:
     else:
         rest.insert(0, "python")
     return shlex.join(without_password(each) for each in rest)
+
+
+def command_with(changed: Mapping[str, str], processes: int = 1) -> str:
+    """What was typed, with these keys set so, and under torchrun where several processes train together."""
+    typed = shlex.split(command_line())
+    kept = [each for each in typed if each.partition("=")[0] not in changed]
+    words = [*kept, *(f"{key}={value}" for key, value in changed.items())]
+    if processes > 1:
+        program = words[1:] if words[0] == "python" else ["-m", *words]
+        words = ["torchrun", f"--nproc-per-node={processes}", *program]
+    return shlex.join(words)

@@ -20,10 +20,12 @@ from dks.config.methods import method_of
 from dks.config.schema import TrackingKind
 from dks.config.secrets import without_password
 from dks.ledger.launches import LaunchFolder
-from dks.ledger.states import State, look_up, survey_all, to_launch
+from dks.ledger.states import Standing, State, look_up, survey_all, to_launch
 from dks.ledger.unfinished import on_other_files
+from dks.machine.commit import git_commit
 from dks.sweeps import manifest
 from dks.sweeps.command_line import command_line
+from dks.sweeps.going_on import other_ways
 from dks.sweeps.plan import Cell, Plan, summary
 from dks.terminal import Display, console
 from dks.tracking.best import classifier_ending
@@ -31,6 +33,7 @@ from dks.tracking.disk import refusal
 from dks.tracking.parents import status_of
 from dks.tracking.record import Record, RunFolder, Status
 from dks.tracking.sender import sending
+from dks.tracking.superseded import complete, supersede
 
 
 class Launcher(Protocol):
@@ -43,6 +46,10 @@ class Launcher(Protocol):
     @property
     def detached(self) -> bool:
         """Does it return as soon as the cells are handed over, and not when they are done?"""
+
+    @property
+    def processes(self) -> int:
+        """How many train a network together."""
 
     def launch(self, cells: list[Cell]) -> list[Exception]:
         """Run these cells, or hand them over; returns the errors of cells that could not even begin."""
@@ -81,8 +88,10 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, presen
     sweep, begun, interrupted = make(), set[str](), False
     if sweep.absent and sweep.launches(policy.only) and not launcher.detached:
         raise RequestError(*sweep.absent)  # where cells run elsewhere, it may be there
-    new = [cell.config for cell in sweep.launches(policy.only) if cell.state is State.missing]
-    if problems := [*_unwritable(sweep, sweep.launches(policy.only), launcher), *on_other_files(new)]:
+    launches = sweep.launches(policy.only)
+    new = [cell.config for cell in launches if cell.state is State.missing]
+    refused = [*other_ways(launches, launcher.processes, launcher.detached), *on_other_files(new)]
+    if problems := [*_unwritable(sweep, launches, launcher), *refused]:
         raise RequestError(*problems)
     for line in sweep.notes:
         Display().say(escape(line))
@@ -191,8 +200,6 @@ def _begin(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy
     """The launch on disk; a single run that is waited for needs none."""
     if not sweep.axes and not launcher.detached:
         return None
-    from dks.machine.environment import git_commit
-
     folders = [Path(cell.config.runs_dir) / cell.cell_id for cell in launches]
     results_dir = launches[0].config.results_dir
     return LaunchFolder.create(
@@ -206,9 +213,13 @@ def queue(cell: Cell, launch: LaunchFolder | None = None) -> None:
     if not folder.claim():
         return
     try:
+        complete(folder)
         record = folder.read_record()
         if folder.record_is_damaged:
             record = _mended(cell, folder)
+        if record is not None and cell.anew and _is_of_another_code(folder, record):
+            _supersede(cell, folder, record)
+            record = None
         if record is not None and record.status is Status.done:
             return
         folder.write_config(cell.config)
@@ -220,6 +231,21 @@ def queue(cell: Cell, launch: LaunchFolder | None = None) -> None:
         folder.write_record(fresh)
     finally:
         folder.release()
+
+
+def _is_of_another_code(folder: RunFolder, record: Record) -> bool:
+    """Still, for another process may have trained it again since it was planned."""
+    state = State.done if record.status is Status.done else State.killed
+    return bool(Standing(state, folder, record).other_codes())
+
+
+def _supersede(cell: Cell, folder: RunFolder, record: Record) -> None:
+    """Move an execution away, which may have died without a word."""
+    if record.status is not Status.done:
+        folder.end_attempt(record, cell.state.value)
+        record.status = Status.killed
+        folder.write_record(record)
+    supersede(folder)
 
 
 def _fresh(cell: Cell, launch: LaunchFolder | None = None) -> Record:

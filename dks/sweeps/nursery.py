@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from dks.config.files import python_path
+from dks.machine import code
 
 FILES = 3  # that come with an order
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -220,6 +221,7 @@ def _import() -> None:
     """What every run needs before its first step."""
     for name in ("dks.training.run", "dks.training.flops", "torch._dynamo"):  # the last one by torch's optimisers
         import_module(name)
+    code.current()  # as it is imported: whoever changes it meanwhile changes no worker
 
 
 def _serve(orders: socket.socket) -> None:

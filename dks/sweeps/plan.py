@@ -14,6 +14,7 @@ from dks.config.identity import cell_id, config_id
 from dks.config.methods import baseline_of, classifiers_of, computed_with, ds_of, method_of
 from dks.config.schema import Config
 from dks.ledger.states import Standing, State, survey_all, to_launch
+from dks.sweeps import codes
 from dks.sweeps.differences import differences
 from dks.sweeps.files import CLASSIFIER, TRAINING
 from dks.sweeps.grid import Choice, Grid, Point
@@ -44,6 +45,9 @@ class Cell:
     state: State
     ds_id: str | None = None  # config_id of the same network deeply supervised, where this is not what it is already
     done_epochs: int = 0  # by earlier attempts
+    goes_on: bool = False  # an unfinished run, from a checkpoint
+    other_codes: tuple[str | None, ...] = ()  # that what is there was computed by, and that are not today's; None: not known
+    anew: bool = False  # it is trained again, for that reason
 
     @property
     def place(self) -> str:
@@ -176,7 +180,8 @@ class Plan:
 
     def launches(self, only: frozenset[State] | None = None) -> list[Cell]:
         """The cells that would run, each once, in order; with `only`, those in one of these states."""
-        return [cell for cell in self.cells if to_launch(cell.state) and (only is None or cell.state in only)]
+        found = [cell for cell in self.cells if to_launch(cell.state) or cell.anew]
+        return [cell for cell in found if only is None or cell.state in only]
 
     def counts(self) -> dict[State, int]:
         """State -> how many different cells are in it."""
@@ -194,11 +199,12 @@ class Plan:
         return [*tables, whole.manifest([part.name for part in self.parts])]
 
 
-def plan(grid: Grid, compose: Compose, absent_ok: bool = False) -> Plan:
+def plan(grid: Grid, compose: Compose, absent_ok: bool = False, same_code: bool = False) -> Plan:
     """Compose and validate every cell, then look each up.
 
     Args:
         absent_ok: go on where data is not on this machine but its facts are known; `Plan.absent` says what is missing.
+        same_code: train again what another code than today's has computed.
 
     Raises:
         RequestError: with every problem of every cell; nothing was launched or written.
@@ -215,7 +221,7 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False) -> Plan:
             _refuse_twins(each.name, points)
         selections, pending = [], list[Pending]()
         for choice, candidates in choices:
-            tried = {value: tuple(_cell(draft, standings) for draft in runs) for value, runs in candidates.items()}
+            tried = {value: tuple(_cell(draft, standings, same_code) for draft in runs) for value, runs in candidates.items()}
             chosen = _chosen(tried, standings)
             place = " ".join(f"{key}={value}" for key, value in choice.labels.items())
             selections.append(Selection(choice.key, place, tried, len(choice.undecided), chosen))
@@ -226,7 +232,7 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False) -> Plan:
                 finals = [drafter.one(point) for point in choice.final(chosen)]
                 standings |= _survey(finals)
                 points = [*points, *finals]
-        cells = tuple(_cell(draft, standings) for draft in points)
+        cells = tuple(_cell(draft, standings, same_code) for draft in points)
         parts.append(
             Part(
                 name=each.name if grid.parts else name,
@@ -349,9 +355,11 @@ def _survey(drafts: Sequence[_Draft]) -> dict[str, Standing]:
     return survey_all((draft.config.runs_dir, draft.cell_id) for draft in drafts)
 
 
-def _cell(draft: _Draft, standings: dict[str, Standing]) -> Cell:
+def _cell(draft: _Draft, standings: dict[str, Standing], same_code: bool) -> Cell:
     standing = standings[draft.cell_id]
     begun = standing.state is not State.done and standing.record is not None and standing.record.attempts
+    others = standing.other_codes()
+    anew = same_code and bool(others)
     return Cell(
         draft.point,
         draft.config,
@@ -361,7 +369,10 @@ def _cell(draft: _Draft, standings: dict[str, Standing]) -> Cell:
         config_id(baseline_of(draft.config)),
         standing.state,
         None if (ds := ds_of(draft.config)) is None else config_id(ds),
-        len(standing.folder.journal.read()) if begun else 0,
+        len(standing.folder.journal.read()) if begun and not anew else 0,
+        standing.goes_on,
+        others,
+        anew,
     )
 
 
@@ -369,7 +380,7 @@ def _chosen(tried: dict[str, tuple[Cell, ...]], standings: dict[str, Standing]) 
     """The value with the lowest mean error on held-out images, the first of equals; None until all its runs are done."""
     means = {}
     for value, cells in tried.items():
-        records = [standings[cell.cell_id].record for cell in cells if cell.state is State.done]
+        records = [standings[cell.cell_id].record for cell in cells if cell.state is State.done and not cell.anew]
         if len(records) < len(cells):
             return None
         means[value] = statistics.fmean(record.final[CHOSEN_BY] for record in records if record is not None)
@@ -380,9 +391,9 @@ def summary(sweep: Plan, only: frozenset[State] | None = None) -> str:
     """How many cells there are and what is to be done, in a line; a second one for hyper-parameters still to be chosen."""
     cells, new, counts = sweep.cells, len(sweep.launches(only)), sweep.counts()
     if not sweep.axes:
-        return _single(cells[0])
+        return "\n".join([_single(cells[0]), *_code_lines(sweep)])
     elsewhere = counts.get(State.running, 0) + counts.get(State.queued, 0)
-    if len(cells) == counts.get(State.done):
+    if len(cells) == counts.get(State.done) and not new:
         text = (
             f"all {len(cells)} cells are done, nothing to launch" if len(cells) > 1 else "the cell is done, nothing to launch"
         )
@@ -392,11 +403,15 @@ def summary(sweep: Plan, only: frozenset[State] | None = None) -> str:
         text += ", another process or the scheduler has the others" if elsewhere else ""
     if sweep.saved:
         text += f"; {sweep.saved} runs are saved, for tables share cells"
-    return "\n".join([text, *(str(each) for each in sweep.undecided)])
+    return "\n".join([text, *_code_lines(sweep), *(str(each) for each in sweep.undecided)])
+
+
+def _code_lines(sweep: Plan) -> list[str]:
+    return codes.of_cells(sweep.cells, codes.command_here(sweep.name, sweep.named, sweep.request))
 
 
 def _single(cell: Cell) -> str:
-    if cell.state is State.done:
+    if cell.state is State.done and not cell.anew:
         return "the cell is done, nothing to launch"
     elsewhere = {State.running: "another process is working on", State.queued: "another process has queued"}
     return f"{elsewhere.get(cell.state, 'running')} cell {cell.cell_id}"
@@ -430,7 +445,8 @@ def plan_json(sweep: Plan, forecast: Forecast | None = None, slots: str | None =
             "saved_runs": sweep.saved,
             "undecided": [str(each) for each in sweep.undecided],
             "absent": list(sweep.absent),
-            "notes": list(sweep.notes),
+            "notes": [*sweep.notes, *_code_lines(sweep)],
+            "other_codes": {cell.cell_id: cell.other_codes for cell in sweep.cells if cell.other_codes},
             "slots": slots,
             "forecast": forecast.to_dict() if forecast else None,
         },

@@ -20,7 +20,7 @@ from dks.config.errors import RequestError
 from dks.ledger.launches import Launch, LaunchFolder
 from dks.ledger.scheduler import Scheduler, SchedulerSilentError
 from dks.ledger.states import Standing, State, survey
-from dks.sweeps import manifest
+from dks.sweeps import codes, manifest
 from dks.sweeps.manifest import Manifest
 from dks.sweeps.slurm import log_file
 from dks.sweeps.sync import close_dead
@@ -77,14 +77,21 @@ class SweepStatus:
             lines.append(escape("  queued at SLURM: " + ", ".join(f"{count} ({why})" for why, count in reasons.items())))
         if drifted := _drifted(self.standings):
             lines.append(escape(f"  {drifted}"))
-        return "\n".join(lines)
+        return "\n".join([*lines, *(escape(f"  {line}") for line in self.code_lines())])
+
+    def code_lines(self) -> list[str]:
+        """What is to be said of cells that another code than today's has computed, or begun."""
+        found = [(each.state is State.done, others) for each in self.standings.values() if (others := each.other_codes())]
+        command = codes.command_for(self.sweep.name, self.sweep.named, self.sweep.request)
+        return codes.lines([each for done, each in found if done], [each for done, each in found if not done], command)
 
     def to_json(self) -> str:
         """The same for programs."""
         labels = {cell.cell_id: cell.labels for cell in (*self.sweep.cells, *self.sweep.selection)}
         cells = [{"cell_id": cell_id, "labels": labels[cell_id], **_facts(each)} for cell_id, each in self.standings.items()]
         counts = {state.value: count for state, count in self.counts.items()}
-        return json.dumps({"name": self.sweep.name, "counts": counts, "cells": cells}, indent=1)
+        found = {"name": self.sweep.name, "counts": counts, "notes": self.code_lines(), "cells": cells}
+        return json.dumps(found, indent=1)
 
 
 def status(results_dir: str, name: str, scheduler: Scheduler | None = None) -> SweepStatus:
@@ -226,6 +233,7 @@ def _facts(standing: Standing) -> dict[str, Any]:
         "host": attempt.host if attempt and standing.state is not State.done else None,
         "job": standing.job_id,
         "attempts": len(record.attempts) if record else 0,
+        "other_codes": list(standing.other_codes()),
         "error": f"{error['type']}: {error['message']}" if error else None,
         "log": str(log) if log and standing.state in (State.failed, State.killed, State.lost) else None,
         "silent_seconds": heartbeat.age(folder.path) if standing.state is State.lost else None,

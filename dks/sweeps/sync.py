@@ -18,6 +18,7 @@ from dks.tracking.parents import status_of, tell_sweep
 from dks.tracking.record import RunFolder, Status
 from dks.tracking.shipment import RUNNING, DeletedRun, Draw, Note, Shipment
 from dks.tracking.store import Unavailable, open_client, prepare, reason
+from dks.tracking.superseded import executions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,6 +37,7 @@ class Sent:
     status: str | None = None  # as MLflow has it now
     told: bool = False  # the store was told something besides points: that the run is there, goes on or ended
     problem: str | None = None
+    superseded: str | None = None  # the number of an execution whose place another one has taken
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,11 @@ class Report:
                 yield f"tracking=off: {_count(runs)} left alone; --store URI sends them"
                 continue
             changed, problems = [run for run in runs if run.points or run.told], [run for run in runs if run.problem]
-            complete = len(runs) - len({run.cell_id for run in (*changed, *problems)})
+            complete = sum(not (run.points or run.told or run.problem) for run in runs)
             line = f"{uri}: {sum(run.points for run in runs):,} points of {_count(changed)} sent"
             yield line + (f"; {_count(complete)} complete already" if complete else "")
             for run in changed:
-                yield f"  {run.cell_id}  {run.points:,} points  {run.status}"
+                yield f"  {run.cell_id}  {run.points:,} points  {run.status}" + ("  superseded" if run.superseded else "")
             for problem, members in _grouped(problems).items():
                 yield f"  {_count(members)} not sent ({', '.join(members[:3])}{', ...' if len(members) > 3 else ''}): {problem}"
 
@@ -89,16 +91,20 @@ def sync(
     Raises:
         RequestError: `runs_dir` cannot be read, or there is no run in it.
     """
-    begun = [path.parent.name for path in sorted(Path(runs_dir).glob("*/record.json"))]
-    chosen = begun if cell_ids is None else [cell_id for cell_id in begun if cell_id in cell_ids]
+    begun = {path.parent.name for path in Path(runs_dir).glob("*/record.json")}
+    replaced = [each for path in sorted(Path(runs_dir).glob("*/superseded")) for each in executions(RunFolder(path.parent))]
+    known = sorted(begun | {folder.cell_id for folder in replaced})
+    chosen = known if cell_ids is None else [cell_id for cell_id in known if cell_id in cell_ids]
     if not chosen:
         raise RequestError(f"there is no run to send in runs_dir={runs_dir}; --runs-dir names another folder")
     standings = close_dead(survey(runs_dir, chosen))
+    looked_at = {standing.folder: standing for standing in standings.values()}
+    looked_at |= {folder: _superseded(folder) for folder in replaced if folder.cell_id in chosen}
     stores: dict[tuple[str, str], _Target] = {}
     sent = []
     prepared = set[tuple[str, str, str]]()
-    for folder in track([standing.folder for standing in standings.values()]):
-        standing = standings[folder.cell_id]
+    for folder in track(list(looked_at)):
+        standing = looked_at[folder]
         if standing.record is None or not standing.record.attempts:
             continue  # it never began
         try:
@@ -114,8 +120,15 @@ def sync(
         if (sweep := standing.record.sweep) is not None and (*key, sweep) not in prepared:
             prepared.add((*key, sweep))
             store.tell_sweep(sweep, standings)
-        sent.append(store.send(standing, draw))
+        number = folder.path.name if folder.is_superseded else None
+        sent.append(replace(store.send(standing, draw), superseded=number))
     return Report(sent)
+
+
+def _superseded(folder: RunFolder) -> Standing:
+    """An execution whose place another one has taken; it is over."""
+    record = folder.read_record()
+    return Standing(State.missing if record is None else State(record.status.value), folder, record)
 
 
 def close_dead(standings: Mapping[str, Standing]) -> dict[str, Standing]:
@@ -176,7 +189,7 @@ class _Target:
             return Sent(cell_id, self.name, problem=reason(error))
         self._failures = 0
         assert after is not None, "it was sent"
-        told = before is None or (before.run_id, before.status, before.ended) != (after.run_id, after.status, after.ended)
+        told = before is None or _known(before) != _known(after)
         return Sent(cell_id, self.name, points, after.status, told or pictured)
 
     def tell_sweep(self, sweep: str, standings: Mapping[str, Standing]) -> None:
@@ -230,6 +243,11 @@ def _closed(standing: Standing) -> Standing:
             raise
         return standing  # another user's, who will note it
     return replace(standing, record=standing.folder.read_record()) if closed else standing
+
+
+def _known(note: Note) -> tuple[object, ...]:
+    """What a store knows of a run besides points and pictures."""
+    return note.run_id, note.status, note.ended, note.superseded
 
 
 def _count(runs: int | Sequence[object]) -> str:

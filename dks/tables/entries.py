@@ -13,12 +13,13 @@ from dks.ledger.states import State
 from dks.sweeps.files import CLASSIFIER, TRAINING
 from dks.sweeps.manifest import Manifest, ManifestCell
 from dks.sweeps.paper import Key
+from dks.tables.computed import computed_by
 from dks.tables.model import Entry, Epoch, Metric, Over
 
 # What the axes `classifier` and `training` ("alone", or the method) say in their own way.
 _SAID = frozenset({"method", "aux_design", "aux_positions", "matching_strategy", "seed"})
 
-_NEEDED = frozenset({"cell_id", "state", "epoch", "epochs"})
+_NEEDED = frozenset({"cell_id", "state", "epoch", "epochs", "computed_by"})
 NON_FINITE, UNFINISHED = "result not finite", "epochs missing"
 
 
@@ -28,8 +29,8 @@ def entries(sweep: Manifest, runs: pd.DataFrame, metrics: Sequence[Metric], epoc
     Keys: the labels of the axes; `cell_id`, `config_id`, `seed`, `method`; `computed` (what is not as in `compute=standard`);
     `keys` (by which the paper may know it, a `dks.sweeps.paper.Key` for every candidate of what is still to be chosen);
     `entry_id` (the configuration, or one classifier of it) and `over_<Over>` (the entry that it is compared with, None: none);
-    `state`; `left_out` (why a finished run does not count, "": it does); and one a metric, by its name, in percent, NaN unless
-    the run is done.
+    `state`; `left_out` (why a finished run does not count, "": it does); `computed_by`; and one a metric, by its name, in
+    percent, NaN unless the run is done.
 
     Args:
         runs: as a `dks.tables.source.Source` gives them.
@@ -74,6 +75,7 @@ def _rows(
             f"over_{Over.alone.value}": None,
             "state": state,
             "left_out": _left_out(run, values) if run is not None and state == State.done.value else "",
+            "computed_by": () if run is None else computed_by(run),
             **values,
         }
 
@@ -95,6 +97,7 @@ def _pending(
         **{f"over_{over.value}": None for over in Over},
         "state": State.missing.value,
         "left_out": "",
+        "computed_by": (),
         **{metric.name: math.nan for metric in metrics},
     }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dks.config.errors import RequestError
 from dks.config.secrets import without_password
 from dks.tables.mlflow_store import PARAMS, TAGS, Point, StoredData, StoredRun, chunks, no_experiment, restored
+from dks.tracking.shipment import SUPERSEDED
 from dks.tracking.store import SQLITE, read_sqlite
 
 if TYPE_CHECKING:
@@ -42,8 +43,9 @@ class Database:
                 "SELECT r.run_uuid, c.value, r.experiment_id, r.status, r.start_time, r.end_time FROM runs r"
                 " JOIN tags c ON c.run_uuid = r.run_uuid AND c.key = 'dks.cell_id'"
                 " JOIN tags o ON o.run_uuid = r.run_uuid AND o.key = 'dks.role' AND o.value = 'cell'"
-                " WHERE r.experiment_id IN :experiments AND r.lifecycle_stage = 'active'",
-                {"experiments": ids},
+                " WHERE r.experiment_id IN :experiments AND r.lifecycle_stage = 'active'"
+                " AND NOT EXISTS (SELECT 1 FROM tags s WHERE s.run_uuid = r.run_uuid AND s.key = :superseded)",
+                {"experiments": ids, "superseded": SUPERSEDED},
             )
         return [StoredRun(run, cell, str(number), status, start or 0, end) for run, cell, number, status, start, end in found]
 

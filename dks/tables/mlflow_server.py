@@ -10,6 +10,7 @@ from typing import Any
 from dks.config.errors import RequestError
 from dks.config.secrets import without_password
 from dks.tables.mlflow_store import Point, StoredData, StoredRun, chunks, no_experiment, restored
+from dks.tracking.shipment import SUPERSEDED
 
 
 class Server:
@@ -45,7 +46,7 @@ class Server:
                 run.info.end_time,
             )
             for run in runs
-            if "dks.cell_id" in run.data.tags
+            if "dks.cell_id" in run.data.tags and SUPERSEDED not in run.data.tags
         ]
 
     def data(self, run_ids: Sequence[str]) -> dict[str, StoredData]:

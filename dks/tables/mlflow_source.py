@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from dks.tables.mlflow_database import Database
 from dks.tables.mlflow_server import Server
 from dks.tables.mlflow_store import STATES, Point, Store, StoredData, StoredRun
 from dks.tables.rows import Row, histories_frame, numbers, runs_frame
+from dks.tracking.attempts import ComputedBy, device_model
 from dks.tracking.best import TOP1, best_epoch, classifier_ending
 
 
@@ -157,20 +160,32 @@ def _row(run: StoredRun, data: StoredData, place: str) -> Row:
         "mlflow_experiment_id": run.experiment_id,
         "place": place,
         "attempts": int(tags.get("dks.attempts", 1)),
-        "extensions": _extensions(tags.get("dks.extensions", "[]")),
+        "extensions": cited(_list(tags.get("dks.extensions"))),
+        "computed_by": _computed_by(tags),
         **numbers("final", final),
         **summary,
         **{key: value for key, (_, value) in latest.items() if key.startswith("cost/")},
     }
 
 
-def _extensions(tag: str) -> list[dict[str, str]]:
-    """As `cited` has them; none where somebody has changed the tag by hand."""
+def _computed_by(tags: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The `ComputedBy` of a run; of one that an older version sent, what its other tags say."""
+    told = _list(tags.get("dks.computed_by"))
+    with suppress(TypeError):  # somebody has changed it by hand
+        made = [asdict(ComputedBy(**each)) for each in told]
+        if "dks.computed_by" in tags and all(type(each["code"]) in (str, type(None)) for each in made):
+            return made
+    commit = tags.get("dks.git_commit", "unknown")
+    return [asdict(ComputedBy(None, None if commit == "unknown" else commit, device_model(tags.get("dks.device", ""))))]
+
+
+def _list(tag: str | None) -> list[Any]:
+    """What a tag holds; nothing where somebody has changed it by hand."""
     try:
-        told = json.loads(tag)
+        told = json.loads(tag or "[]")
     except ValueError:
         return []
-    return cited(told) if isinstance(told, list) else []
+    return told if isinstance(told, list) else []
 
 
 def _absolute(uri: str) -> str:

@@ -19,7 +19,8 @@ from dks.ledger.states import State
 
 STATES = {"FINISHED": State.done, "FAILED": State.failed, "KILLED": State.killed}  # and all others: running
 TAGS = tuple(
-    f"dks.{name}" for name in ("cell_id", "config_id", "seed", "method", "git_commit", "device", "attempts", "extensions")
+    f"dks.{name}"
+    for name in ("cell_id", "config_id", "seed", "method", "git_commit", "device", "attempts", "extensions", "computed_by")
 )  # those that a row is made of
 PARAMS = ("recipe.epochs", "data.fingerprint")
 
@@ -62,7 +63,7 @@ class Store(Protocol):
     """How a kind of store is read. All methods raise RequestError where it cannot be."""
 
     def runs(self) -> list[StoredRun]:
-        """All runs of the experiment that are a cell, deleted ones left out."""
+        """All runs of the experiment that are a cell; without deleted ones, and those whose place another one has taken."""
 
     def data(self, run_ids: Sequence[str]) -> dict[str, StoredData]:
         """Of these runs: the tags `TAGS`, the params `PARAMS`, all metrics."""

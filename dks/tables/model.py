@@ -17,6 +17,7 @@ from dks.ledger.states import State
 from dks.sweeps.files import CLASSIFIER
 from dks.sweeps.paper import PaperNumber, PaperRow, PaperTable, printed
 from dks.tables.statistics import Difference, compare, holm, interval, sample_sd
+from dks.tracking.attempts import ComputedBy, codes
 
 Label = tuple[str, ...]
 Entry = dict[str, Any]  # a point of a sweep and what its run has shown, as `dks.tables.entries` makes it
@@ -107,6 +108,7 @@ class TableCell:
     method: str
     differs: tuple[str, ...] = ()  # how its setting differs from those of the paper's table that the sweep is called after
     computed: str = ""  # what is not as in compute=standard
+    codes: dict[str, int] = field(default_factory=dict)  # that its runs were computed by -> runs that count
     is_best: bool = False  # lowest mean for its task and network among configurations with all their runs
 
     @property
@@ -150,6 +152,12 @@ class Table:
     pairs: tuple[tuple[Place, Over, Place], ...] = ()  # a configuration, and the one that it is compared with
     undecided: tuple[str, ...] = ()  # hyper-parameters still to be chosen, a line each
     states: dict[str, int] = field(default_factory=dict)  # state -> runs in it; a run is here once, in however many cells it is
+    computed_by: dict[str, tuple[ComputedBy, ...]] = field(default_factory=dict)  # cell id -> what, of the runs that count
+
+    @cached_property
+    def compared_with(self) -> dict[tuple[Place, Over], Place]:
+        """What each configuration is compared with."""
+        return {(place, over): other for place, over, other in self.pairs}
 
     @property
     def whose(self) -> str:
@@ -205,6 +213,7 @@ class Table:
         """Its cells with one of these labels of each axis; without the tests and the totals, which are of the whole table."""
         said = {place: _labels(place, (*self.row_axes, *self.column_axes)) for place in self.cells}
         kept = [place for place in said if all(said[place].get(axis) in wanted for axis, wanted in labels.items())]
+        runs = {cell_id for place in kept for cell_id in self.cells[place].cell_ids}
         return dataclasses.replace(
             self,
             rows=tuple(row for row in self.rows if any(row == place[0] for place in kept)),
@@ -213,6 +222,7 @@ class Table:
             aside=tuple(place for place in self.aside if place in kept),
             pairs=(),
             states={},
+            computed_by={cell_id: made for cell_id, made in self.computed_by.items() if cell_id in runs},
         )
 
 
@@ -285,6 +295,7 @@ def build(
         tuple(pairs),
         tuple(undecided),
         dict(Counter(states.values())),
+        {run["cell_id"]: run.get("computed_by", ()) for members in groups.values() for run in members.values() if _counts(run)},
     )
 
 
@@ -303,7 +314,7 @@ def _labels(place: Place, shown: Sequence[str]) -> dict[str, str]:
 
 
 def _cell(runs: Sequence[Entry], metrics: Sequence[Metric], differs: tuple[str, ...], row: PaperRow | None) -> TableCell:
-    counted = [run for run in runs if run["state"] == State.done.value and not run["left_out"]]
+    counted = list(filter(_counts, runs))
     return TableCell(
         numbers=tuple(
             Number(metric, tuple(run[metric.name] for run in counted), None if row is None else row.numbers.get(metric.name))
@@ -317,7 +328,12 @@ def _cell(runs: Sequence[Entry], metrics: Sequence[Metric], differs: tuple[str, 
         method=runs[0]["method"],
         differs=differs,
         computed=runs[0]["computed"],
+        codes=dict(Counter(code for run in counted for code in codes(run.get("computed_by", ())))),
     )
+
+
+def _counts(run: Entry) -> bool:
+    return run["state"] == State.done.value and not run["left_out"]
 
 
 def _with_gains(cells: dict[Place, TableCell], pairs: Sequence[tuple[Place, Over, Place]]) -> dict[Place, TableCell]:

@@ -10,7 +10,19 @@ from dks.config.extensions import cited
 from dks.tables.model import Table
 from dks.tables.study import Study
 
-_RUN = ("seed", "state", "epoch", "git_commit", "data_fingerprint", "device", "started", "mlflow_run_id", "place", "extensions")
+_RUN = (
+    "seed",
+    "state",
+    "epoch",
+    "git_commit",
+    "data_fingerprint",
+    "device",
+    "started",
+    "mlflow_run_id",
+    "place",
+    "extensions",
+    "computed_by",
+)
 
 
 def provenance(study: Study, table: Table) -> dict[str, Any]:
@@ -53,8 +65,20 @@ def provenance(study: Study, table: Table) -> dict[str, Any]:
         "command": study.command,
         "query": query,
         "extensions": cited(each for cell in cells for run in cell["runs"] for each in run.get("extensions", ())),
+        "codes": _codes(table),
         "cells": cells,
     }
+
+
+def _codes(table: Table) -> list[dict[str, Any]]:
+    """The codes that runs which count were computed by, each with its commits and the number of runs; null: not known."""
+    found: dict[str | None, tuple[set[str], set[str]]] = {}
+    for cell_id, run in table.computed_by.items():
+        for each in run:
+            commits, runs = found.setdefault(each.code, (set(), set()))
+            commits |= set(filter(None, [each.git_commit]))
+            runs.add(cell_id)
+    return [{"code": code, "git_commits": sorted(commits), "runs": len(runs)} for code, (commits, runs) in found.items()]
 
 
 def _plain(value: Any) -> Any:

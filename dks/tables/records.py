@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dks.config.identity import flatten
 from dks.ledger.states import State, survey
 from dks.tables.cache import RowCache
 from dks.tables.rows import Row, histories_frame, numbers, runs_frame
+from dks.tracking.attempts import computed_by
 from dks.tracking.best import best_of
 from dks.tracking.record import Record, RunFolder, Status
 
@@ -146,6 +148,7 @@ def _row(folder: RunFolder, record: Record) -> Row:
         "place": str(folder.path),
         "attempts": len(record.attempts),
         "extensions": cited(each for attempt in record.attempts for each in attempt.extensions),
+        "computed_by": [asdict(each) for each in computed_by(record.attempts)],
         **numbers("cost", record.cost),
     }
     final, best = (record.final, folder.best(record)) if record.status is Status.done else _ends(folder)

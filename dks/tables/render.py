@@ -19,6 +19,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dks.config.errors import one_line, visible
+from dks.machine.code import short
+from dks.tables.computed import notes
 from dks.tables.model import Number, Over, Table
 from dks.tables.sheet import Heading, Sheet, SheetCell, SheetRow, main, sheets
 from dks.tables.statistics import Difference
@@ -164,6 +166,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "†": r"\dag{}",
     # A bracket after "\\" would be taken for its optional argument.
     "[": "{[}",
     "]": "{]}",
@@ -226,6 +229,7 @@ def comma_separated(table: Table) -> str:
             "left_out",
             "differs",
             "computed",
+            "codes",
             "config_id",
             "cell_ids",
         ]
@@ -243,6 +247,7 @@ def comma_separated(table: Table) -> str:
             paper = number.paper
             values += asdict(paper).values() if paper else [None] * 5
             values += [number.difference, _counts(cell.states), _counts(cell.left_out), "; ".join(cell.differs), cell.computed]
+            values.append(_counts({short(code): count for code, count in cell.codes.items()}))
             writer.writerow(map(_written, [*values, cell.config_id, " ".join(cell.cell_ids)]))
     return out.getvalue()
 
@@ -291,6 +296,7 @@ def _described(table: Table) -> dict[str, Any]:
             "tests": tests.get(place, {}),
             "differs": cell.differs,
             "computed": cell.computed,
+            "codes": cell.codes,
             "method": cell.method,
             "config_id": cell.config_id,
             "cell_ids": cell.cell_ids,
@@ -305,6 +311,7 @@ def _described(table: Table) -> dict[str, Any]:
         "columns": table.column_axes,
         "states": table.states,
         "undecided": table.undecided,
+        "computed": list(notes(table)),
         "cells": cells,
     }
 

@@ -32,6 +32,7 @@ COLUMNS = (
     "place",
     "attempts",
     "extensions",
+    "computed_by",
 )
 _WHOLE = frozenset({"seed", "epoch", "epochs", "attempts"})
 _ALWAYS = frozenset(  # numbers whose columns are there even if no run has one

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dks.ledger.states import State
+from dks.tables import computed
+from dks.tables.computed import MARK
 from dks.tables.model import Comparison, Epoch, Label, Number, Over, Place, Table, TableCell
 from dks.tables.statistics import CONFIDENCE, LEVEL
 
@@ -89,7 +91,7 @@ def _block(table: Table, column: Label) -> list[_Column]:
     block = [_Column(error, lambda cell, place: _error(cell, place, table))]
     for over in table.gains:
         if any(over in number.gains for cell in cells for number in cell.numbers):
-            block.append(_Column(_gain_title(table, over), lambda cell, place, over=over: _gain(cell, place, over)))  # type: ignore[misc]
+            block.append(_Column(_gain_title(table, over), lambda cell, place, over=over: _gain(cell, place, over, table)))  # type: ignore[misc]
     if any(number.paper is not None for cell in cells for number in cell.numbers):
         block.append(_Column("paper", _paper))
         for over in table.gains:
@@ -126,8 +128,13 @@ def _head(table: Table, blocks: dict[Label, list[_Column]]) -> tuple[tuple[Headi
 
 
 def error_text(cell: TableCell) -> str:
-    """`mean(std)`, or of two metrics `mean(std)/mean(std)`; empty without runs."""
-    return "" if not cell.n else "/".join(_mean_text(number) for number in cell.numbers)
+    """`mean(std)`, or of two metrics `mean(std)/mean(std)`, marked if several codes are in it; empty without runs."""
+    return "" if not cell.n else "/".join(_mean_text(number) for number in cell.numbers) + _mark(cell)
+
+
+def _mark(*cells: TableCell) -> str:
+    """At what was computed from the runs of these."""
+    return MARK if len({code for cell in cells for code in cell.codes}) > 1 else ""
 
 
 def _mean_text(number: Number) -> str:
@@ -157,10 +164,11 @@ def _error(cell: TableCell, place: Place, table: Table) -> SheetCell:
     return SheetCell(" ".join(parts), cell.numbers[0].mean, place, cell.is_best, tone)
 
 
-def _gain(cell: TableCell, place: Place, over: Over) -> SheetCell:
+def _gain(cell: TableCell, place: Place, over: Over, table: Table) -> SheetCell:
     gains = [number.gains.get(over) for number in cell.numbers]
     text = "/".join(fixed(gain) for gain in gains if gain is not None)
-    return SheetCell(text, gains[0], place)
+    other = table.compared_with.get((place, over))
+    return SheetCell(text + _mark(cell, table.cells[other]) if text and other else text, gains[0], place)
 
 
 def _paper(cell: TableCell, place: Place) -> SheetCell:
@@ -222,24 +230,10 @@ def _notes(table: Table) -> Iterator[str]:
         yield f"of {sum(table.states.values())} runs {told}"
     for reason, count in table.left_out.items():
         yield f"left out: {count} finished {'run' if count == 1 else 'runs'} ({reason})"
-    yield from _arithmetic(table)
+    yield from computed.notes(table)
     yield from _printed(table)
     yield from _differences(table)
     yield from table.undecided
-
-
-def _arithmetic(table: Table) -> Iterator[str]:
-    """How the numbers were computed, where that is not the standard way."""
-    ways: dict[str, list[Place]] = {}
-    for place, cell in table.cells.items():
-        ways.setdefault(cell.computed, []).append(place)
-    for way, places in ways.items():
-        if way and len(ways) == 1:
-            yield f"computed with {way}"
-        elif way:
-            yield f"computed with {way}: {_names(places)}"
-    if "" in ways and len(ways) > 1:
-        yield "computed in the standard way, float32: the others"
 
 
 def _names(places: Sequence[Place]) -> str:
@@ -282,18 +276,19 @@ def _tests(table: Table) -> Sheet:
         f"p corrected by Holm for {count} {'test' if count == 1 else 'tests'}",
         label_heads=(*table.row_axes, *table.column_axes),
         head=(tuple(map(Heading, head)),),
-        rows=tuple(_test(each) for each in table.comparisons),
+        rows=tuple(_test(each, table) for each in table.comparisons),
         notes=(f"evidence: p (Holm) below {LEVEL}; no evidence is not evidence of no effect, least of all with few seeds",),
     )
 
 
-def _test(each: Comparison) -> SheetRow:
+def _test(each: Comparison, table: Table) -> SheetRow:
     found = each.difference
+    both = (table.cells[place] for place in (each.place, table.compared_with[each.place, each.over]))
     verdict = "evidence" if each.p_holm < LEVEL else "no evidence"
     g = "" if found.g is None else fixed(found.g)
     cells: Sequence[tuple[str, float | None]] = (
         (OVER[each.over], None),
-        (fixed(found.mean), found.mean),
+        (fixed(found.mean) + _mark(*both), found.mean),
         (f"{fixed(found.low)} to {fixed(found.high)}", found.low),
         (_p(found.p), found.p),
         (_p(each.p_holm), each.p_holm),

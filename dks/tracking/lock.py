@@ -1,8 +1,11 @@
-"""Whether somebody holds a lock, for whoever only looks."""
+"""Locks of a run: whether somebody holds one, for whoever only looks, and the one of whoever sends it to MLflow."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -40,3 +43,21 @@ def _is_seen_held(path: str) -> bool:
     finally:
         os.close(file)
     return False
+
+
+class Busy(Exception):
+    """Another process is at it."""
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time sends a run, or moves it away. Another one has as long as a slow server needs.
+
+    Raises:
+        Busy: it needs longer.
+    """
+    try:
+        with FileLock(folder / "mlflow.lock", timeout=30):
+            yield
+    except Timeout as error:
+        raise Busy("another process is sending it") from error

@@ -11,6 +11,7 @@ model.txt             the network's layers, shapes and parameters
 confusion.csv         which test images were taken for what after the last epoch
 classes.json          the names of the classes in order, where the data has some
 run.log               log records and tracebacks
+superseded/<n>/       earlier executions, whose place another code has taken
 lock                  held by the process that works on the cell
 """
 
@@ -24,7 +25,7 @@ import statistics
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from enum import Enum
 from functools import cache, cached_property
 from itertools import pairwise
@@ -42,10 +43,13 @@ from dks.config.methods import method_of
 from dks.config.names import is_cell_id, is_sweep_name
 from dks.config.schema import Config
 from dks.tracking import damage, heartbeat
+from dks.tracking.attempts import Attempt
 from dks.tracking.best import best_of, classifier_ending
 from dks.tracking.disk import write_draft, writing
 from dks.tracking.journal import Entry, Journal
 from dks.tracking.lock import is_held
+
+SUPERSEDED = "superseded"
 
 
 class Status(str, Enum):
@@ -56,33 +60,6 @@ class Status(str, Enum):
     done = "done"
     failed = "failed"
     killed = "killed"
-
-
-@dataclass
-class Attempt:
-    """One execution: a run that was killed and went on has several."""
-
-    started: str  # UTC, ISO 8601
-    host: str
-    pid: int
-    device: str  # for example "cpu" or "cuda:0 (NVIDIA H100)"
-    threads: int  # CPU threads of torch
-    processes: int = 1  # that trained together
-    first_epoch: int = 1  # the epoch it began with, counted from 1
-    git_commit: str | None = None  # of the code; "-dirty" is appended where files had changed
-    job: str | None = None  # SLURM's id, such as "12_3" for a task of an array
-    versions: dict[str, str] = field(default_factory=dict)  # python, torch, ...
-    # kind, name and version of each, and package and package_version, or file and the sha256 of its content
-    extensions: list[dict[str, str]] = field(default_factory=list)
-    ended: str | None = None
-    status: str = Status.running.value
-    seconds: float = 0.0
-
-    def end(self, status: str, seconds: float) -> None:
-        """It ends now, after so many seconds by a clock that nobody sets: one that was set back does not end it before then."""
-        least = datetime.fromisoformat(self.started) + timedelta(seconds=seconds)
-        self.ended = max(least, datetime.now(timezone.utc)).isoformat(timespec="milliseconds")
-        self.status, self.seconds = status, round(seconds, 3)
 
 
 @dataclass
@@ -142,7 +119,8 @@ class RunFolder:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.cell_id = self.path.name
+        self.is_superseded = self.path.parent.name == SUPERSEDED
+        self.cell_id = (self.path.parent.parent if self.is_superseded else self.path).name
         self.config_file = self.path / "config.yaml"
         self.record_file = self.path / "record.json"
         self.journal = Journal(self.path / "metrics.jsonl")
@@ -229,6 +207,9 @@ class RunFolder:
                 raise ValueError(f"{short(record.cell_id)} is no id of a cell")
             if record.sweep is not None and not is_sweep_name(record.sweep):
                 raise ValueError(f"{short(record.sweep)} is no name of a sweep")
+            for code in filter(None, (attempt.code for attempt in attempts)):
+                if not re.fullmatch(r"[0-9a-f+]{1,200}", code):
+                    raise ValueError(f"code={short(code)} is none")
             if not re.fullmatch(r"[\w-]*", record.uid):  # it is asked for in a store, between quotes
                 raise ValueError(f"uid={short(record.uid)} is none")
             return record

@@ -19,16 +19,17 @@ from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from dks.config.extensions import cited
 from dks.config.identity import flatten
 from dks.config.secrets import without_password
 from dks.tracking import heartbeat
+from dks.tracking.attempts import computed_by
 from dks.tracking.best import classifier_ending
 from dks.tracking.journal import Entry
+from dks.tracking.lock import alone
 from dks.tracking.parents import find_run, sweep_condition
 from dks.tracking.record import Record, RunFolder, Status, write_atomically
+from dks.tracking.superseded import executions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RUNNING = "RUNNING"
+SUPERSEDED = "dks.superseded"  # the tag of a run whose place another execution of the cell has taken; it enters no mean
 STATUS = {Status.done: "FINISHED", Status.failed: "FAILED", Status.killed: "KILLED"}
 POINTS, PARAMS = 800, 100  # in one call; MLflow takes 1000 of all kinds together, and 100 parameters
 _PARAM_LIMIT = 6000  # characters; MLflow cuts longer values without a word
@@ -71,6 +73,7 @@ class Note:
     status: str = RUNNING  # as the store was told
     ended: str | None = None  # when the attempt ended whose end the store was told
     pictured: str | None = None  # when the attempt ended of which the store has pictures
+    superseded: bool = False  # as the store was told
 
     @classmethod
     def read(cls, folder: RunFolder) -> Note | None:
@@ -125,10 +128,10 @@ class Shipment:
             DeletedRun: the run is there, and deleted.
             Exception: of many kinds: the store did not take it. What it took is noted; call again.
         """
-        record = self.folder.read_record()
-        if record is None or not record.attempts:
-            return 0
-        with alone(self.folder):
+        with alone(self.folder.path):
+            record = self.folder.read_record()  # inside, for another execution may take its place
+            if record is None or not record.attempts:
+                return 0
             note, params = self._begun(record, check)
             entries, _ = self.folder.journal.read_from(0)
             if _has_diverged(note, entries):  # it began again where the store had more
@@ -142,6 +145,10 @@ class Shipment:
                 self.client.set_terminated(note.run_id, STATUS[Status.killed], _last_sign(self.folder, record))
                 note.status = STATUS[Status.killed]
                 note.write(self.folder)
+            if self.folder.is_superseded and not note.superseded:
+                self.client.set_tag(note.run_id, SUPERSEDED, self.folder.path.name)
+                note.superseded = True
+                note.write(self.folder)
             return sent
 
     def picture(self, draw: Draw) -> bool:
@@ -150,12 +157,12 @@ class Shipment:
         Raises:
             Exception: of many kinds: the store did not take them; call again.
         """
-        record, note = self.folder.read_record(), Note.read(self.folder)
-        if record is None or record.status is not Status.done or note is None or note.uri != self.uri:
-            return False
-        if not _knows_end(note, record) or note.pictured == note.ended:
-            return False
-        with alone(self.folder), tempfile.TemporaryDirectory() as place:
+        with alone(self.folder.path), tempfile.TemporaryDirectory() as place:
+            record, note = self.folder.read_record(), Note.read(self.folder)
+            if record is None or record.status is not Status.done or note is None or note.uri != self.uri:
+                return False
+            if not _knows_end(note, record) or note.pictured == note.ended:
+                return False
             try:
                 drawn = draw(self.folder, Path(place))
             except Exception:  # a run can do without a picture of it
@@ -203,12 +210,15 @@ class Shipment:
         known = [epoch for epoch, entry in entries.items() if all(steps.get(name, 0) >= epoch for name in entry.metrics)]
         epoch = max(known, default=0)
         told = run.info.status
-        same = note.status == told
+        same, withdrawn = note.status == told, SUPERSEDED in run.data.tags
         time = note.time if epoch == note.epoch and note.time else entries[epoch].time if epoch else None
         ended, pictured = (note.ended, note.pictured) if same else (None, None)
-        return dataclasses.replace(note, epoch=epoch, time=time, status=told, ended=ended, pictured=pictured)
+        return dataclasses.replace(
+            note, epoch=epoch, time=time, status=told, ended=ended, pictured=pictured, superseded=withdrawn
+        )
 
     def _create(self, record: Record) -> tuple[Note, list[Param]]:
+        self._withdraw_earlier()
         tags = {
             **self._attempt(record),
             "dks.cell_id": record.cell_id,
@@ -218,13 +228,33 @@ class Shipment:
             "dks.seed": str(record.seed),
             "mlflow.source.name": record.command or "dks",
             "mlflow.source.type": "JOB" if record.attempts[-1].job else "LOCAL",
+            **({SUPERSEDED: self.folder.path.name} if self.folder.is_superseded else {}),
             **({} if record.sweep is None else {"dks.sweep": record.sweep}),
         }
         with contextlib.suppress(OSError, KeyError):  # nobody has a name in some containers
             tags["mlflow.user"] = getuser()
         begun, name = milliseconds(record.attempts[0].started), record.label or record.cell_id
         run_id = self.client.create_run(self.experiment, begun, tags, name[:_NAME_LIMIT]).info.run_id
-        return Note(self.uri, run_id, self.experiment, attempts=len(record.attempts)), self._params()
+        note = Note(
+            self.uri,
+            run_id,
+            self.experiment,
+            attempts=len(record.attempts),
+            superseded=self.folder.is_superseded,
+        )
+        return note, self._params()
+
+    def _withdraw_earlier(self) -> None:
+        """What this execution has taken the place of is told to the store first: no reader ever finds both."""
+        for each in executions(self.folder):
+            record, note = each.read_record(), Note.read(each)
+            condition = f"tags.`dks.uid` = '{record.uid}'" if record is not None and record.uid else ""
+            run_id = find_run(self.client, self.experiment, condition) if condition else None
+            if run_id is None and note is not None and note.uri == self.uri:
+                run_id = note.run_id
+            run = None if run_id is None else self._run(run_id)
+            if run is not None and run.info.lifecycle_stage == "active":
+                self.client.set_tag(run_id, SUPERSEDED, each.path.name)
 
     def _params(self) -> list[Param]:
         """The configuration. Of a value that is too long for MLflow the beginning; the whole is in an artifact at the end."""
@@ -240,7 +270,9 @@ class Shipment:
         from mlflow.entities import RunTag
 
         news = self._attempt(record) if note.attempts < len(record.attempts) else {}
-        tags = [RunTag(key, value) for key, value in news.items()]
+        # What an attempt has contributed is known when it has trained.
+        told = news | {"dks.computed_by": _computed_by(record)} if ends else news
+        tags = [RunTag(key, value) for key, value in told.items()]
         calls: list[tuple[list[Metric], Entry | None]]
         calls = [([point for entry in batch for point in _points(entry)], batch[-1]) for batch in _batches(entries)]
         summary = _summary(self.folder, record) if ends else []
@@ -254,14 +286,14 @@ class Shipment:
             calls.append((summary, None))
         for points, last in calls:
             self.client.log_batch(note.run_id, metrics=points, params=params, tags=tags)
-            if tags and note.status != RUNNING:
+            if news and note.status != RUNNING:
                 self.client.update_run(note.run_id, status=RUNNING)
-            if tags:
+            if news:
                 note.attempts, note.status, note.ended = len(record.attempts), RUNNING, None
             if last is not None:
                 note.epoch, note.time = last.epoch, last.time
             note.write(self.folder)
-            params, tags = [], []
+            params, tags, news = [], [], {}
         return sum(len(entry.metrics) for entry in entries)
 
     def _attempt(self, record: Record) -> dict[str, str]:
@@ -271,6 +303,8 @@ class Shipment:
         return {
             **({"dks.uid": record.uid} if record.uid else {}),  # it may have been lost with a damaged record
             "dks.attempts": str(len(record.attempts)),
+            **({"dks.code": attempt.code} if attempt.code else {}),
+            "dks.computed_by": _computed_by(record),
             "dks.device": attempt.device,
             **({"dks.extensions": json.dumps(extensions)} if extensions else {}),
             "dks.git_commit": attempt.git_commit or "unknown",
@@ -328,22 +362,9 @@ def lay_out(run: RunFolder, into: Path) -> None:
             copy.writelines(map(without_password, lines))
 
 
-@contextlib.contextmanager
-def alone(folder: RunFolder) -> Iterator[None]:
-    """One process at a time sends a run. Another one has as long as a slow server needs.
-
-    Raises:
-        Busy: it needs longer.
-    """
-    try:
-        with FileLock(folder.path / "mlflow.lock", timeout=30):
-            yield
-    except Timeout as error:
-        raise Busy("another process is sending it") from error
-
-
-class Busy(Exception):
-    """Another process is at it."""
+def _computed_by(record: Record) -> str:
+    """As a tag."""
+    return json.dumps([dataclasses.asdict(each) for each in computed_by(record.attempts)])
 
 
 def _cut(value: str) -> str:

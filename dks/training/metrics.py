@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -29,13 +29,11 @@ class Tally:
         return {"sums": {name: value.cpu() for name, value in self._sums.items()}, "images": self._images}
 
     @classmethod
-    def restored(cls, states: Sequence[dict[str, Any]], device: torch.device) -> Tally:
-        """One that goes on from what was counted in these states together."""
+    def restored(cls, state: dict[str, Any], device: torch.device) -> Tally:
+        """One that goes on from what was counted in this state."""
         tally = cls()
-        for state in states:
-            tally._images += state["images"]
-            for name, value in state["sums"].items():
-                tally._add(name, value.to(device))
+        tally._images = state["images"]
+        tally._sums = {name: value.to(device) for name, value in state["sums"].items()}
         return tally
 
     def images(self, world: World = ALONE) -> int:

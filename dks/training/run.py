@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dks import data
 from dks.config.errors import RequestError
-from dks.config.extensions import require, used
+from dks.config.extensions import references, require, used
 from dks.config.identity import cell_id
 from dks.config.schema import Config
 from dks.config.secrets import without_password
@@ -28,16 +28,9 @@ from dks.data.holdout import hold_out
 from dks.data.images import Images
 from dks.data.label_noise import corrupt
 from dks.data.seeds import generator
-from dks.machine.environment import (
-    available_threads,
-    code_diff,
-    device_name,
-    environment,
-    git_commit,
-    host,
-    pick_device,
-    versions,
-)
+from dks.machine import code
+from dks.machine.commit import code_diff, git_commit
+from dks.machine.environment import available_threads, device_name, environment, host, pick_device, versions
 from dks.machine.interruption import Interruption
 from dks.machine.memory import PeakMemory
 from dks.machine.world import Broken, World
@@ -46,10 +39,11 @@ from dks.models.summary import parameters, summary
 from dks.teacher import load_teacher
 from dks.terminal import Display, say
 from dks.tracking import damage
+from dks.tracking.attempts import Attempt
 from dks.tracking.disk import write_draft
 from dks.tracking.heartbeat import Pulse, slurm_job
 from dks.tracking.journal import Entry, now, sync_folder
-from dks.tracking.record import Attempt, Record, RunFolder, Status, results_of, write_atomically
+from dks.tracking.record import Record, RunFolder, Status, results_of, write_atomically
 from dks.tracking.sender import NoSender, Sender, sending
 from dks.training import checkpoint
 from dks.training.arithmetic import choose_operations
@@ -138,6 +132,7 @@ def _execute(
     # Threads change the last bits of a result, so a run goes on with the number it began with.
     threads = record.attempts[0].threads if record.attempts else config.threads or max(1, available_threads() // world.size)
     torch.set_num_threads(threads)
+    uses = tuple((kind, reference.partition("@")[0]) for kind, reference in references(config))
     attempt = Attempt(
         started=now(),
         host=host(),
@@ -145,6 +140,7 @@ def _execute(
         device=device_name(device),
         processes=world.size,
         threads=torch.get_num_threads(),
+        code=code.current(uses),
         git_commit=git_commit(),
         job=slurm_job(),
         versions=versions(),
@@ -161,15 +157,14 @@ def _execute(
     try:
         for file in require(config, earlier):
             damage.report(file, "is not what the run was begun with, though its version is the same")
-        _write_environment(folder, device)
+        _write_environment(folder, device, uses)
         with Pulse(folder.path, attempt.host, config.recipe.epochs) as pulse, SystemSampler(device) as system:
             world.share((str(folder.path), threads))
             trainer = _trainer(folder, config, world, [display, pulse], interruption, system.means)
             _write_model(folder, config, trainer.side)
-            changed_labels, first_epoch = trainer.changed_labels.tolist() or None, len(trainer.entries) + 1
-            if (changed_labels, first_epoch) != (record.changed_labels, attempt.first_epoch):
-                record.changed_labels, attempt.first_epoch = changed_labels, first_epoch
-                folder.write_record(record)
+            record.changed_labels = trainer.changed_labels.tolist() or None
+            attempt.first_epoch, attempt.first_step = len(trainer.entries) + 1, trainer.progress.step
+            folder.write_record(record)
             entries = trainer.fit()
         write_atomically(folder.confusion_file, to_csv(trainer.confusion))
         _save_weights(folder, trainer.network)
@@ -278,10 +273,10 @@ def _summarise(record: Record, entries: list[Entry], network: torch.nn.Module, p
         record.cost["peak_memory_mib"] = round(peak_mib, 1)
 
 
-def _write_environment(folder: RunFolder, device: torch.device) -> None:
-    """What this attempt computes with, and with which code."""
+def _write_environment(folder: RunFolder, device: torch.device, extensions: tuple[tuple[str, str], ...]) -> None:
+    """What this attempt computes with, and with which code: ours, and that of these extensions, each a kind and a name."""
     write_atomically(folder.environment_file, json.dumps(environment(device), indent=1) + "\n")
-    diff = code_diff()
+    diff = code_diff(code.extension_files(extensions))
     if diff is not None:
         write_atomically(folder.diff_file, diff)
     else:

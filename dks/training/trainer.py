@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from dks.config.errors import RequestError
 from dks.config.schema import Config
 from dks.data.batches import Batch, Normalise, TestBatches, channel_statistics, evaluation_batches, training_batches
 from dks.data.images import Images, ImageSet
 from dks.machine.interruption import Interrupted, Interruption
 from dks.machine.world import ALONE, World
 from dks.models.network import SupervisedNetwork
+from dks.tracking.attempts import cannot_go_on
 from dks.tracking.journal import Entry
 from dks.tracking.record import RunFolder
 from dks.training import checkpoint
@@ -227,16 +229,17 @@ class Trainer:
     def _restore(self, side: Sequence[int]) -> None:
         """Go on from the newest good checkpoint, or begin; what the journal has beyond it is cut off.
 
-        With as many processes as before each has its own random state and sums again; with another number, new processes
-        begin with their own, and what the others had counted is counted by those that are left.
-
         Args:
             side: height and width of an image, pixels.
+
+        Raises:
+            RequestError: it was begun with another number of processes, or on another kind of device.
         """
         found = checkpoint.find(self.folder.checkpoints, len(self.entries)) if self.world.is_main else None
         path = self.world.share(found and found[0])
         if path is not None:
             state = found[1] if found else checkpoint.read(path)
+            mine = self._own_part(state.processes)
             if self.world.size > 1:
                 self._take_idle_step(side)
             self.progress = self.saved = state.progress
@@ -244,17 +247,22 @@ class Trainer:
             self.phases = Phases(self.device, state.phases)
             self.network.load_state_dict(state.network)
             self.step.load_state_dict(state.step)
-            rank, size = self.world.rank, self.world.size
-            self.tally = Tally.restored([each["tally"] for each in state.processes[rank::size]], self.device)
-            if rank < len(state.processes):
-                torch.set_rng_state(state.processes[rank]["random"])
-                random = state.processes[rank]["random_cuda"]
-                if random is not None and self.device.type == "cuda":
-                    torch.cuda.set_rng_state(random, self.device)
+            self.tally = Tally.restored(mine["tally"], self.device)
+            torch.set_rng_state(mine["random"])
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(mine["random_cuda"], self.device)
         if self.world.is_main:
             self.entries = self.folder.journal.keep_until(self.progress.epoch)
         if self.world.share(len(self.entries)) == self.progress.epoch:
             self.metrics = {}  # that epoch is evaluated already
+
+    def _own_part(self, processes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """What a checkpoint has of this process."""
+        begun = len(processes), "cpu" if processes[0]["random_cuda"] is None else "cuda"
+        now = self.world.size, self.device.type
+        if begun != now:
+            raise RequestError(f"run {self.folder.cell_id} was {cannot_go_on(begun, now)}")
+        return processes[self.world.rank]
 
     def _take_idle_step(self, side: Sequence[int]) -> None:
         """The gradients of blank images, for nothing: after its first step DistributedDataParallel puts gradients in another

@@ -28,12 +28,18 @@ class SlurmLauncher(Launcher):
             key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in resources.items()
         }
 
+    @property
+    def processes(self) -> int:
+        """How many train a network together."""
+        asked = Resources(**self.resources)
+        return asked.nodes * asked.tasks_per_node
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra; the cells' configurations are frozen in their folders, so nothing is kept."""
 
     def check(self) -> None:
         """Raises a RequestError if an option is wrong or there is no SLURM here; called before anything is written."""
-        from dks.sweeps.slurm import Resources, check
+        from dks.sweeps.slurm import check
 
         check(Resources(**self.resources))
 

@@ -9,6 +9,7 @@ import gc
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hydra.core.config_store import ConfigStore
@@ -35,6 +36,7 @@ class DksSweeper(Sweeper):
         retries: int,
         max_failures: int | None,
         only_unsuccessful: bool,
+        code: str | None,
     ) -> None:
         """
         named: a sweep of the folder `sweeps/`.
@@ -43,9 +45,11 @@ class DksSweeper(Sweeper):
         retries: how often a cell that fails is tried again.
         max_failures: begin no further cell when so many have failed; None: go on, whatever fails.
         only_unsuccessful: launch what has failed, was killed or got lost, and nothing new.
+        code: "same" trains again what another code than today's has computed; None: it is left as it is, and told.
         """
         self.named, self.show, self.probe = named, show, probe
         self.retries, self.max_failures, self.only_unsuccessful = retries, max_failures, only_unsuccessful
+        self.code = code
         self.config: DictConfig | None = None
         self.hydra_context: HydraContext | None = None
         self.launcher: Launcher | None = None
@@ -64,6 +68,7 @@ class DksSweeper(Sweeper):
             RequestError: something is wrong with a cell; nothing was launched.
         """
         from dks.config.composer import Composer
+        from dks.config.errors import RequestError
         from dks.sweeps import engine
         from dks.sweeps.files import read
         from dks.sweeps.grid import expand
@@ -71,15 +76,17 @@ class DksSweeper(Sweeper):
         from dks.sweeps.request import grid_of
 
         assert self.hydra_context is not None
+        if self.code not in (None, "same"):
+            raise RequestError(f"hydra.sweeper.code={self.code}: choose same, or null, which trains nothing again")
         policy = engine.Policy(self.retries, self.max_failures, engine.UNSUCCESSFUL if self.only_unsuccessful else None)
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         grid = grid_of(read(self.named), arguments, parser) if self.named else expand(parser.parse_overrides(arguments))
-        compose = Composer(self._compose)
+        planned = partial(plan, grid, Composer(self._compose), absent_ok=True, same_code=self.code == "same")
         if self.show is not None:
             gc.disable()  # thousands of cells are looked through again and again, and none is garbage
             from dks.forecast.forecast import forecast
 
-            found = plan(grid, compose, absent_ok=True)
+            found = planned()
             new = found.launches(policy.only)
             self._check()
             why = self._choose(new, measure=self.probe > 0)
@@ -92,7 +99,7 @@ class DksSweeper(Sweeper):
         self._check()
         several = bool(grid.axes or grid.parts)
         with getattr(self.launcher, "ready", nullcontext)() if several else nullcontext():  # the local launcher has it
-            status = engine.execute(lambda: plan(grid, compose, absent_ok=True), self, policy, _present)
+            status = engine.execute(planned, self, policy, _present)
         if status:
             raise SystemExit(status)
 
@@ -106,6 +113,11 @@ class DksSweeper(Sweeper):
     def detached(self) -> bool:
         """Does the launcher return as soon as it has handed the cells over?"""
         return bool(getattr(self.launcher, "detached", False))
+
+    @property
+    def processes(self) -> int:
+        """How many train a network together: jobs of SLURM bring their own, all others are those of torchrun."""
+        return int(getattr(self.launcher, "processes", os.environ.get("WORLD_SIZE", "1")))
 
     def launch(self, cells: list[Cell]) -> list[Exception]:
         """Called by the engine: run these cells, or hand them over; the errors of those that could not even begin."""
@@ -161,6 +173,7 @@ ConfigStore.instance().store(
         "retries": 0,
         "max_failures": None,
         "only_unsuccessful": False,
+        "code": None,
     },
     provider="dks",
 )
