@@ -1,36 +1,43 @@
-"""Testing trained networks: a finished run on its own test set, and a checkpoint on a folder of images as the paper tests."""
+"""Testing trained networks: a finished run on its own test set, a checkpoint on that of any configuration, or on a folder of
+images as the paper tests.
+"""
 
 from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.markup import escape
 from torch import Tensor
 
 from dks import data
+from dks.config.compose import check_overrides, compose_here
 from dks.config.errors import RequestError
-from dks.config.schema import Augmentation, Compute, Data
-from dks.data.batches import Normalise, TestBatches, channel_statistics, evaluation_batches
+from dks.config.files import load_choice
+from dks.config.schema import Augmentation, Backbone, Compute, Data
+from dks.data.batches import Normalise, TestBatches, evaluation_batches
 from dks.data.folders import class_names, listed, test_folder
-from dks.data.holdout import hold_out
 from dks.data.imagefolder import image_files
 from dks.data.streaming import StreamedTest
 from dks.ledger.states import look_up
 from dks.machine.environment import pick_device
 from dks.models.network import SupervisedNetwork
-from dks.terminal import Display, explain
+from dks.terminal import Display, explain, say
 from dks.training.arithmetic import choose_operations
 from dks.training.metrics import evaluate, suffix
-from dks.weights import file_network, fingerprint, run_network
+from dks.validation import resolve
+from dks.weights import file_network, fingerprint, run_input, run_network
 
 # Of each channel, images in [0, 1]: what every ImageNet network of the paper and of torchvision is trained with.
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+# The parts of a configuration that the test of a trained network depends on.
+DECIDING = ("backbone", "data", "recipe", "compute")
 RESIZED, CROPPED = 256, 224  # pixels, Section 4.2 of the paper
 
 
@@ -90,9 +97,8 @@ def evaluate_run(
     where = _usable(device or config.device)
     config.eval_batch_size = batch_size or config.eval_batch_size
     config.data.workers = config.data.workers if workers is None else workers
-    train, test = data.load(config.data)
-    train, _ = hold_out(train, config.data.holdout, config.seed)  # images are normalised by what the run was trained on
-    batches = evaluation_batches(config, test, Normalise(*channel_statistics(config, train), where), where)
+    own, (_, test) = run_input(config), data.load(config.data)
+    batches = evaluation_batches(config, test, Normalise(own.mean, own.std, where), where)
     explain(f"{len(test):,} test images of data={config.data.name} in batches of {config.eval_batch_size} on {where}")
     threads = torch.get_num_threads()
     try:
@@ -116,7 +122,7 @@ def evaluate_file(
     """Test the weights in a file, such as the authors released, on a folder of images with one subfolder for each class.
 
     Args:
-        weights: a state dict, see `dks.weights.load_state_dict`.
+        weights: a file, see `dks.weights.load_state_dict`.
         backbone: the network it belongs to, a choice of the group `backbone`.
         images: the folder, or the one that holds it as `val`, `validation` or `test`. Its subfolders in alphabetical order are
             the classes 0, 1, ...
@@ -127,7 +133,7 @@ def evaluate_file(
         RequestError: a file or the folder cannot be read, or they do not fit together.
     """
     where = _usable(device)
-    num_classes, network = file_network(backbone, weights)
+    num_classes, network, told = file_network(load_choice("backbone", backbone, Backbone), backbone, weights)
     folder, notes = _image_folder(images)
     if (classes := len(class_names(folder))) > num_classes:
         raise RequestError(
@@ -138,7 +144,7 @@ def evaluate_file(
         few = f"{classes} of the {num_classes} classes of {weights}"
         Display.current().say(f"{folder} has {few}; they are taken for the first ones")
     listing = listed(folder)
-    _tell(*notes, listing.left_out)
+    _tell(*notes, listing.left_out, told)
     files = image_files(listing)
     form = Data(augmentation=AUGMENTATIONS[protocol], resize=RESIZED, image_size=CROPPED, workers=workers)
     batches = StreamedTest(files, batch_size, form, Normalise(IMAGENET_MEAN, IMAGENET_STD, where), where)
@@ -151,6 +157,58 @@ def evaluate_file(
         "protocol": protocol.value,
     }
     return Evaluation(subject, len(files), network.classifiers, _tested(network, batches, where, Compute()))
+
+
+def evaluate_configured(
+    weights: str,
+    overrides: Sequence[str],
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+) -> Evaluation:
+    """Test the weights in a file on the test set of a configuration, its images normalised as a run of it would.
+
+    Args:
+        weights: a file, see `dks.weights.load_state_dict`.
+        overrides: as of a run, `backbone=` and `data=` among them; what else belongs to `DECIDING` can be given.
+        batch_size: images a step; None: that of a run.
+        workers: as `evaluate_file`.
+
+    Raises:
+        RequestError: the file or the data cannot be read, they do not fit together, or an override has no say in a test.
+    """
+    check_overrides(overrides)
+    parsed = OverridesParser.create().parse_overrides([*overrides])
+    if swept := [str(each.input_line) for each in parsed if each.is_sweep_override()]:
+        raise RequestError(f"{', '.join(swept)}: a file is tested in one way at a time; give one value")
+    keys = [each.key_or_group for each in parsed]
+    if strange := [key for key in keys if key.partition(".")[0] not in DECIDING]:
+        raise RequestError(f"{', '.join(strange)}: a test depends on {', '.join(DECIDING)} alone; drop what is beside them")
+    if lacking := [f"{key}=NAME" for key in ("backbone", "data") if key not in keys]:
+        raise RequestError(f"--weights {weights} needs {' and '.join(lacking)}")
+    composed = compose_here(["method=baseline", "tracking=off", *overrides])
+    config, backbone = resolve(composed), str(composed.choices["backbone"])
+    where = _usable(device)
+    config.eval_batch_size = batch_size or config.eval_batch_size
+    config.data.workers = config.data.workers if workers is None else workers
+    num_classes, network, told = file_network(config.backbone, backbone, weights)
+    if num_classes != config.data.num_classes:
+        raise RequestError(
+            f"{weights} tells {num_classes} classes apart, data={config.data.name} has {config.data.num_classes}"
+        )
+    if told:
+        say(escape(told))
+    own, (_, test) = run_input(config), data.load(config.data)
+    batches = evaluation_batches(config, test, Normalise(own.mean, own.std, where), where)
+    explain(f"weights from {weights}; {len(test):,} test images of data={config.data.name} on {where}")
+    explain(f"normalised by mean={own.mean} std={own.std}")
+    subject = {
+        "weights": weights,
+        "fingerprint": fingerprint(weights),
+        "backbone": backbone,
+        "data": str(config.data.name),
+    }
+    return Evaluation(subject, len(test), network.classifiers, _tested(network, batches, where, config.compute))
 
 
 def _tested(

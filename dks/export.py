@@ -12,16 +12,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dks import data
 from dks.config.errors import RequestError
 from dks.config.schema import Config
-from dks.data.batches import channel_statistics
-from dks.data.holdout import hold_out
-from dks.data.images import Images, ImageSet
 from dks.ledger.states import look_up
 from dks.models import build_network
 from dks.terminal import explain
-from dks.weights import load_into, load_state_dict, run_network
+from dks.weights import load_into, load_state_dict, run_input, run_network
 
 TOLERANCE = 1e-5  # of reloaded logits, relative to the largest: other programs add up in another order
 
@@ -49,7 +45,8 @@ def export(runs_dir: str, cell_id: str, form: Format, output: str | None = None,
         force: replace the file if there is one.
 
     Raises:
-        RequestError: there is no such finished run, the file exists or cannot be written, or a package is missing.
+        RequestError: there is no such finished run, only its data tells how its images were normalised and it is not there any
+            more, the file exists or cannot be written, or a package is missing.
         RuntimeError: the file that was written gives other logits.
     """
     path = Path(output or f"{cell_id}{SUFFIXES[form]}")
@@ -62,19 +59,19 @@ def export(runs_dir: str, cell_id: str, form: Format, output: str | None = None,
         _require_onnx()
     config, supervised = run_network(runs_dir, cell_id)
     network = supervised.strip().eval()
-    mean, std = _statistics(config)
+    own = run_input(config)
     _, record = look_up(runs_dir, cell_id)
     assert record is not None, "a finished run has a record"
     facts = {
         "cell_id": cell_id,
         "backbone": record.choices.get("backbone"),
         "num_classes": config.data.num_classes,
-        "mean": mean,
-        "std": std,
+        "mean": own.mean,
+        "std": own.std,
     }
     metadata = {key: json.dumps(value) for key, value in facts.items()}
     # A batch of another size than the tracers see: a batch size written into the file would fail here.
-    images = torch.randn(3, 3, *_image_size(config), generator=torch.Generator().manual_seed(0))
+    images = torch.randn(3, 3, *own.size, generator=torch.Generator().manual_seed(0))
     draft = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         draft.touch()  # says at once where nothing can be written
@@ -96,7 +93,7 @@ def _safetensors(config: Config, network: nn.Module, images: Tensor, metadata: d
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
     safetensors.torch.save_file(state, draft, metadata)
     again = build_network(config, initialise=False).strip().eval()
-    load_into(again, load_state_dict(draft), str(draft))
+    load_into(again, load_state_dict(draft, again.state_dict()).state, str(draft))
     return again
 
 
@@ -138,31 +135,6 @@ def _require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise RequestError(f'--format onnx needs the package {error.name}: pip install "dks[export]"') from error
-
-
-def _statistics(config: Config) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the channels; the data is read only where the configuration does not name them."""
-    mean, std = config.recipe.mean or config.data.mean, config.recipe.std or config.data.std
-    if mean is None or std is None:
-        return channel_statistics(config, _images(config)[0])
-    return mean, std
-
-
-def _image_size(config: Config) -> tuple[int, int]:
-    """Height and width of the images in a test batch, in pixels."""
-    if config.data.image_size is not None:
-        return config.data.image_size, config.data.image_size
-    _, test = _images(config)
-    assert isinstance(test, ImageSet), "image files are cut to data.image_size"
-    height, width = test.images.shape[-2:]
-    return height, width
-
-
-def _images(config: Config) -> tuple[Images, Images]:
-    """What the run was trained on, and its test set; a RequestError if the files are others now."""
-    data.require(config.data)
-    train, test = data.load(config.data)
-    return hold_out(train, config.data.holdout, config.seed)[0], test
 
 
 def _compare(found: Tensor, expected: Tensor, path: Path) -> None:

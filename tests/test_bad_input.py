@@ -231,6 +231,7 @@ def wrong_commands(draw: Callable[..., Any]) -> Line:
         st.just((("evaluate", "0123456789ab", "--batch-size", number), ("--batch-size", number, "whole number"))),
         st.just((("evaluate", "0123456789ab", "--runs-dir", "/dev/null"), ("--runs-dir", "/dev/null"))),
         st.just((("evaluate", "--weights", word, "--backbone", word, "--images", "."), (word, "no such choice", "resnet18"))),
+        st.just((("evaluate", "--weights", word, "backbone=resnet8", f"data={word}"), (f"data={word}", "no such choice"))),
         st.just((("export", word, "--format", "onnx"), (f"no run {word} in runs",))),
         st.just((("export", "0123456789ab", "--format", word), ("--format", word, "safetensors"))),
         st.just((("sync", word), (word, "no sweep"))),

@@ -52,6 +52,8 @@ def offered(line: str) -> list[str]:
         ("sweep run methods hydra.launcher.par", ["hydra.launcher.partition=", "hydra.launcher.parallel="]),
         ("doctor data=cifar10", ["data=cifar10", "data=cifar100"]),
         ("evaluate --weights ", [FILES]),
+        ("evaluate --weights w.pt data=cifar10", ["data=cifar10", "data=cifar100"]),
+        ("evaluate --weights w.pt data=cifar10 recipe=wrn_", ["recipe=wrn_code"]),
         ("evaluate --backbone=resnet10", []),
         ("train data.root=", [FILES]),
         ("train --package ", []),

@@ -18,11 +18,13 @@ import torch.nn.functional as F
 import torchvision
 from conftest import finished_run
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dks.cli import main
 from dks.config.errors import RequestError
-from dks.evaluation import evaluate, evaluate_file, evaluate_run
+from dks.evaluation import evaluate, evaluate_configured, evaluate_file, evaluate_run
+from dks.export import Format, export
 from dks.tracking.record import RunFolder
 
 CLASSES = 7
@@ -225,6 +227,9 @@ def test_a_run_whose_data_changed_or_went_away_is_not_tested(tmp_path: Path) -> 
     write("test", 200)
     with pytest.raises(RequestError, match=f"are not those that run {folder.cell_id} was trained on"):
         evaluate_run(runs, folder.cell_id)
+    # Nor is it exported with the mean and the standard deviation of other images.
+    with pytest.raises(RequestError, match="are not those that the run was planned with"):
+        export(runs, folder.cell_id, Format.safetensors, str(tmp_path / "net.safetensors"))
     (root / "test-0.parquet").unlink()
     with pytest.raises(RequestError, match=r"has no file test-\*\.parquet"):
         evaluate_run(runs, folder.cell_id)
@@ -276,7 +281,7 @@ def test_a_released_checkpoint_gives_what_an_independent_computation_gives(
     arguments = ["evaluate", "--weights", str(released), "--backbone", "resnet18", "--images", str(photos), "--workers", "1"]
     arguments += ["--batch-size", "5", "--device", "cpu"] + ([] if protocol == "paper" else ["--protocol", protocol])
     status, out, err = dks(capsys, *arguments, "--json")
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, f"weights from {released}: without the prefix module.\n")
     values = json.loads(out)
     assert values["subject"]["protocol"] == protocol
     assert values["images"] == 2 * CLASSES
@@ -308,7 +313,7 @@ def test_the_folder_itself_will_do(
     photos: Path, released: Path, expected: dict[str, dict[str, float]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--weights", str(released), "--backbone", "resnet18", "--images", str(photos / "val"), "--workers", "0"]
-    status, out, err = dks(capsys, "evaluate", *arguments, "--device", "cpu")
+    status, out, err = dks(capsys, "evaluate", *arguments, "--device", "cpu", "--quiet")
     assert (status, err) == (0, "")
     first, second = out.splitlines()
     assert first.endswith(f"backbone=resnet18 images={photos / 'val'} protocol=paper, 14 images: top-1 / top-5 error in %")
@@ -339,6 +344,42 @@ def test_a_checkpoint_with_fewer_classes_than_the_folder_is_refused(photos: Path
         evaluate_file(str(path), "resnet18", str(photos), device="cpu", workers=0)
 
 
+SMALL = ("backbone=resnet8", "data=synthetic", "data.image_size=8", "data.train_images=320", "data.test_images=70")
+
+
+def test_a_small_checkpoint_is_tested_on_the_data_of_a_configuration(
+    finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weights of a run, as somebody else's script saved them, have the error that the run recorded for c1."""
+    record, path = finished.read_record(), tmp_path / "ckpt.pth"
+    assert record is not None
+    state = {f"module.{name.removeprefix('backbone.')}": value for name, value in load_file(finished.weights_file).items()}
+    inner = {name: value for name, value in state.items() if "branches" not in name}
+    torch.save({"net": inner, "acc": np.float64(93.5), "epoch": 7}, path)
+    status, out, err = dks(capsys, "evaluate", SMALL[0], "--weights", str(path), *SMALL[1:], "--json")
+    values = json.loads(out)
+    assert (status, values["images"]) == (0, 70)
+    assert err == f"weights from {path}: under net, without the prefix module.\n"
+    assert {key: values["subject"][key] for key in ("backbone", "data")} == {"backbone": "resnet8", "data": "synthetic"}
+    errors = {name: record.final[name] for name in ("test/loss", "test/top1_error", "test/top5_error")}
+    assert values["metrics"] == pytest.approx(errors, rel=1e-5)
+    # Its normalisation is given as in training.
+    status, out, err = dks(capsys, "evaluate", "--weights", str(path), *SMALL, "recipe.mean=[0.9,0.9,0.9]", "--json", "--quiet")
+    assert (status, err) == (0, "")
+    assert abs(json.loads(out)["metrics"]["test/loss"] - record.final["test/loss"]) > 0.01
+
+
+def test_a_checkpoint_is_tested_on_image_files_as_a_run_on_them_is(
+    photos: Path, released: Path, expected: dict[str, dict[str, float]], tmp_path: Path
+) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).symlink_to(photos / "val")
+    overrides = ["backbone=resnet18", "data=imagefolder", f"data.root={tmp_path}"]
+    found = evaluate_configured(str(released), overrides, device="cpu", workers=0)
+    assert found.images == 2 * CLASSES
+    assert found.metrics == pytest.approx(expected["torchvision"], rel=1e-4)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_file_that_is_no_image_is_named_in_one_line(
     released: Path, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
@@ -356,8 +397,19 @@ def test_a_file_that_is_no_image_is_named_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "give CELL_ID, or --weights, --backbone and --images (--weights, --backbone, --images not given)"),
-        ("--weights w.pt --images .", "give CELL_ID, or --weights, --backbone and --images (--backbone not given)"),
+        ("", "or --weights, --backbone and --images (--weights, --backbone, --images not given)"),
+        ("--weights w.pt --images .", "or --weights, --backbone and --images (--backbone not given)"),
+        (
+            "backbone=resnet8 data=digits",
+            "give CELL_ID, --weights with backbone=NAME and data=NAME, or --weights, --backbone and ",
+        ),
+        ("abc data=digits", "a run is tested on its own test set; drop data=digits, or CELL_ID"),
+        ("--weights w.pt backbone=resnet8", "--weights w.pt needs data=NAME"),
+        ("--weights w.pt --images . data=digits", "--images and data=digits: name network and images in one way or the other"),
+        ("--weights w.pt backbone=resnet8 data=digits seed=1", "seed: a test depends on backbone, data, recipe, compute alone"),
+        ("--weights w.pt backbone=resnet8,resnet20 data=digits", "backbone=resnet8,resnet20: a file is tested in one way at a"),
+        ("--weights W backbone=resnet18 data=digits", "tells 7 classes apart, data=digits has 10"),
+        ("--weights W backbone=resnet18 data=nowhere", "data=nowhere: no such choice; choose from cifar10, "),
         ("abc --weights w.pt --protocol paper", "a run is tested on its own test set; drop --weights, --protocol, or CELL_ID"),
         ("abc", "there is no run abc in runs"),
         ("--weights w.pt --backbone resnet18 --images .", "w.pt cannot be read: No such file or directory"),

@@ -22,6 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import dks
 from dks import data, export
 from dks.cli import main
+from dks.config.files import load_choice
+from dks.config.schema import Backbone
+from dks.data.holdout import hold_out
 from dks.export import Format
 from dks.tracking.record import RunFolder
 from dks.weights import file_network, run_network
@@ -74,7 +77,7 @@ def test_safetensors_fit_the_plain_backbone(finished: RunFolder, dks_export: Dks
     with torch.no_grad():
         assert torch.equal(plain(images), c1)
     # It can be used as a checkpoint of this project, too.
-    classes, network = file_network("resnet8", path)
+    classes, network, _ = file_network(load_choice("backbone", "resnet8", Backbone), "resnet8", path)
     assert classes == 10
     with torch.no_grad():
         assert torch.equal(network.eval()(images)["c1"], c1)
@@ -121,6 +124,22 @@ def test_every_format_says_what_a_user_has_to_know(finished: RunFolder, dks_expo
     extra = {"metadata.json": ""}
     torch.export.load(f"{finished.cell_id}.pt2", extra_files=extra)
     assert json.loads(extra["metadata.json"]) == metadata
+
+
+def test_the_constants_of_a_run_that_held_images_out_are_those_that_it_was_trained_with(
+    tmp_path: Path, in_folder: Path
+) -> None:
+    """Of the images that it saw, not of the held-out ones beside them."""
+    folder = finished_run(tmp_path, "data.holdout=40", "recipe.epochs=1", "method=baseline")
+    path = export.export(str(folder.path.parent), folder.cell_id, Format.safetensors)
+    with safe_open(path, "pt") as file:
+        found = {key: json.loads(value) for key, value in file.metadata().items()}
+    config = folder.read_config()
+    kept, held_out = hold_out(data.load(config.data)[0], 40, config.seed)
+    assert held_out is not None and (len(kept), len(held_out)) == (24, 40)
+    pixels = kept.images.numpy().transpose(1, 0, 2, 3).reshape(3, -1) / 255
+    assert found["mean"] == pytest.approx(pixels.mean(axis=1), rel=1e-9)
+    assert found["std"] == pytest.approx(pixels.std(axis=1), rel=1e-6)
 
 
 # --- nothing of the branches is left

@@ -18,6 +18,7 @@ from dks.config.files import choices, load_choice
 from dks.config.identity import cell_id
 from dks.config.methods import method_of
 from dks.config.schema import Backbone, Recipe, Schedule
+from dks.data import load
 from dks.models import build_network
 from dks.teacher import load_teacher
 from dks.tracking.record import Status
@@ -178,8 +179,8 @@ def test_a_distilled_run_logs_its_loss_and_leaves_the_teacher_alone(teacher: Pat
 
     calls, loaded = [], []
 
-    def watched(given: Any) -> nn.Module:
-        network = load_teacher(given)
+    def watched(given: Any, train: Any) -> nn.Module:
+        network = load_teacher(given, train)
         assert network is not None
         network.register_forward_hook(lambda *_: calls.append((network.training, torch.is_grad_enabled())))
         loaded.append((network, [value.clone() for value in network.state_dict().values()]))
@@ -208,13 +209,14 @@ def test_a_file_is_a_teacher_and_its_content_is_part_of_the_cell(tmp_path: Path)
         return config(*TINY, "method=kd_c1", "teacher=checkpoint", f"kd_teacher.path={path}", "kd_teacher.backbone=resnet20")
 
     one, moved, other = (student(saved(name, seed)) for name, seed in (("a.pt", 0), ("b.pt", 0), ("c.pt", 1)))
-    network = load_teacher(one)
+    train = load(one.data)[0]
+    network = load_teacher(one, train)
     assert network is not None
     assert not network.training
     assert cell_id(one) == cell_id(moved) != cell_id(other)
     (tmp_path / "c.pt").replace(tmp_path / "a.pt")
     with pytest.raises(RequestError, match=r"a\.pt is not the file that the run was planned with; put that back"):
-        load_teacher(one)
+        load_teacher(one, train)
 
 
 def wrong(*overrides: str) -> Callable[[Path], list[str]]:

@@ -215,7 +215,9 @@ def _begun(given: dict[str, str]) -> set[str]:
     return {path.parent.name for path in Path(given.get("results_dir", "results")).glob("*/sweep.json")}
 
 
-def _runs(given: dict[str, str], word: str) -> list[str]:
+def _runs(given: dict[str, str], word: str) -> Iterable[str]:
+    if "weights" in given:  # of `dks evaluate`: a file is tested
+        return _overrides(given, word)
     return sorted(path.parent.name for path in Path(given.get("runs_dir", "runs")).glob("*/record.json"))
 
 

@@ -13,15 +13,26 @@ def add(commands: Commands) -> None:
     evaluate = add_command(
         commands,
         "evaluate",
-        "test a finished run again, or a checkpoint on a folder of images",
-        ["dks evaluate 0123456789ab --json", "dks evaluate --weights resnet18.pth --backbone resnet18 --images imagenet"],
+        "test a finished run again, or a checkpoint on the data of a run or on a folder of images",
+        [
+            "dks evaluate 0123456789ab --json",
+            "dks evaluate --weights resnet32.pt backbone=resnet32 data=cifar100 data.root=data",
+            "dks evaluate --weights resnet18.pth --backbone resnet18 --images imagenet",
+        ],
         _evaluate,
         usage="dks evaluate CELL_ID [--runs-dir DIR] [options]\n       "
+        "dks evaluate --weights FILE backbone=NAME data=NAME [KEY=VALUE ...] [options]\n       "
         "dks evaluate --weights FILE --backbone NAME --images FOLDER\n                    [--protocol NAME] [options]",
     )
     evaluate.add_argument("cell_id", nargs="?", metavar="CELL_ID", help="a finished run, tested on its own test set")
+    evaluate.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="network, data and normalisation of a checkpoint, as for dks train: backbone, data, recipe and compute",
+    )
     add_runs_dir(evaluate)
-    evaluate.add_argument("--weights", metavar="FILE", help="a state dict, as torch.save or safetensors wrote it")
+    evaluate.add_argument("--weights", metavar="FILE", help="a checkpoint, as torch.save or safetensors wrote it")
     evaluate.add_argument("--backbone", metavar="NAME", help="the network that the weights belong to, for example resnet18")
     evaluate.add_argument("--images", metavar="FOLDER", help="one subfolder for each class, in FOLDER/val or in FOLDER itself")
     evaluate.add_argument(
@@ -32,7 +43,9 @@ def add(commands: Commands) -> None:
     evaluate.add_argument(
         "--workers", type=at_least(0), metavar="N", help="processes that decode image files (default: all cores)"
     )
-    evaluate.add_argument("--batch-size", type=at_least(1), metavar="N", help="images a step (default: the run's, or 128)")
+    evaluate.add_argument(
+        "--batch-size", type=at_least(1), metavar="N", help="images a step (default: the run's, or 128 with --images)"
+    )
     evaluate.add_argument(
         "--device", type=device, metavar="NAME", help="auto, cpu, cuda or cuda:N (default: the run's, or auto)"
     )
@@ -60,18 +73,26 @@ def add(commands: Commands) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     from dks.ledger.states import finished_run
 
+    words = [*([options.cell_id] if options.cell_id is not None else []), *options.overrides]
+    is_run = bool(words) and "=" not in words[0]
     files = {"--weights": options.weights, "--backbone": options.backbone, "--images": options.images}
-    more = {**files, "--protocol": options.protocol}
-    if options.cell_id is not None and (given := [name for name, value in more.items() if value is not None]):
-        raise RequestError(f"a run is tested on its own test set; drop {', '.join(given)}, or CELL_ID")
-    if options.cell_id is None and (lacking := [name for name, value in files.items() if value is None]):
-        raise RequestError(f"give CELL_ID, or --weights, --backbone and --images ({', '.join(lacking)} not given)")
-    if options.cell_id is not None:
-        finished_run(options.runs_dir, options.cell_id)  # torch takes seconds to import, and this is known without it
-    from dks.evaluation import Protocol, evaluate_file, evaluate_run
+    given = [name for name, value in {**files, "--protocol": options.protocol}.items() if value is not None]
+    if is_run and (more := [*given, *words[1:]]):
+        raise RequestError(f"a run is tested on its own test set; drop {', '.join(more)}, or CELL_ID")
+    lacking = [name for name, value in files.items() if value is None and (name == "--weights" or not words)]
+    if not is_run and lacking:
+        ways = "CELL_ID, --weights with backbone=NAME and data=NAME, or --weights, --backbone and --images"
+        raise RequestError(f"give {ways} ({', '.join(lacking)} not given)")
+    if not is_run and words and (more := [name for name in given if name != "--weights"]):
+        raise RequestError(f"{', '.join(more)} and {' '.join(words)}: name network and images in one way or the other")
+    if is_run:
+        finished_run(options.runs_dir, words[0])  # torch takes seconds to import, and this is known without it
+    from dks.evaluation import Protocol, evaluate_configured, evaluate_file, evaluate_run
 
-    if options.cell_id is not None:
-        found = evaluate_run(options.runs_dir, options.cell_id, options.device, options.batch_size, options.workers)
+    if is_run:
+        found = evaluate_run(options.runs_dir, words[0], options.device, options.batch_size, options.workers)
+    elif words:
+        found = evaluate_configured(options.weights, words, options.device or "auto", options.batch_size, options.workers)
     else:
         found = evaluate_file(
             options.weights,

@@ -56,7 +56,17 @@ EXECUTION_ONLY = frozenset(
 )
 
 # Keys that came later and are empty in whatever needs them not: left out of the identity then, so that no older cell changes.
-LEFT_OUT_WHEN_EMPTY = frozenset({"aux_design.options", "backbone.options", "data.options", "matching_strategy.options"})
+LEFT_OUT_WHEN_EMPTY = frozenset(
+    {
+        "aux_design.options",
+        "backbone.options",
+        "data.options",
+        "kd_teacher.image_size",
+        "kd_teacher.mean",
+        "kd_teacher.std",
+        "matching_strategy.options",
+    }
+)
 
 
 def is_execution_only(key: str) -> bool:
@@ -101,7 +111,7 @@ def canonical(config: Config) -> Config:
         aux_design=_canonical_design(config.aux_design),
         aux_positions=dataclasses.replace(config.aux_positions, at=sorted(config.aux_positions.at)),
         loss=loss,
-        kd_teacher=_canonical_teacher(config.kd_teacher),
+        kd_teacher=_canonical_teacher(config.kd_teacher, config),
         data=_canonical_data(config.data),
         recipe=_canonical_recipe(config.recipe, config.data),
     )
@@ -115,13 +125,15 @@ def _canonical_design(design: AuxDesign) -> AuxDesign:
     return AuxDesign(design.kind, options=design.options)
 
 
-def _canonical_teacher(kd: KdTeacher) -> KdTeacher:
+def _canonical_teacher(kd: KdTeacher, config: Config) -> KdTeacher:
     if kd.kind is TeacherKind.none:
         return KdTeacher()
     if kd.kind is TeacherKind.torchvision:
         kd = dataclasses.replace(kd, path=None, cell=None, fingerprint=None)
     elif kd.cell is not None:  # the run knows its own network
         kd = dataclasses.replace(kd, backbone=None)
+    mean, std = config.recipe.mean or config.data.mean, config.recipe.std or config.data.std
+    kd = dataclasses.replace(kd, mean=None if kd.mean == mean else kd.mean, std=None if kd.std == std else kd.std)
     return dataclasses.replace(kd, scale_by_t2=True) if kd.temperature == 1 else kd
 
 

@@ -173,6 +173,9 @@ class KdTeacher:
     path: str | None = None  # kind=checkpoint: the file, as torch or safetensors wrote it
     cell: str | None = None  # kind=checkpoint: the run, by its cell id in the same runs_dir
     fingerprint: str | None = None  # of the file's content, filled in when the configuration is resolved
+    mean: list[float] | None = None  # path: of each channel, images in [0, 1], in its own training; None: the student's
+    std: list[float] | None = None  # path: of each channel, images in [0, 1], in its own training; None: the student's
+    image_size: int | None = None  # path: side in pixels, to which images are resized bilinearly; None: the student's
     students: list[str] = field(default_factory=list)  # the classifiers it teaches
     temperature: float = 1.0  # T of both distributions; the paper tries 1, 2, 5, 10 and 20
     weight: float = 1.0  # of every student's term; not stated in the paper

@@ -30,7 +30,8 @@ def attach(module: nn.Module, taps: Mapping[str, str], example: Tensor, num_clas
     stages.
 
     Args:
-        module: images (N, C, H, W) -> logits (N, K), in training as well as in evaluation; kept as it is, not copied.
+        module: images (N, C, H, W) -> logits (N, K), in evaluation and in training, where auxiliary outputs of its own are
+            refused; kept as it is, not copied.
         taps: classifier -> name of a layer with a feature map (N, C, H, W), as `module.named_modules()` has it. The classifiers
             are c2 (the deepest) to c9.
         example: images (N, C, H, W) of the size to be trained on; run once, in evaluation mode and without gradients.
@@ -38,7 +39,8 @@ def attach(module: nn.Module, taps: Mapping[str, str], example: Tensor, num_clas
 
     Returns:
         A network from images to logits {"c1": (N, K), "c2": (N, K), ...}, the branches on the device and of the type of their
-        feature maps. Its `strip()` gives `module` back.
+        feature maps. A branch gets what its layer gives, whatever later layers change in place. Its `strip()` gives `module`
+        back.
 
     Raises:
         RequestError: a name is unknown or at the wrong depth, or the module is no convolutional classifier of K classes.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
+
+from dks.config.errors import RequestError
 
 
 class SupervisedNetwork(nn.Module):
@@ -23,10 +26,8 @@ class SupervisedNetwork(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.branches = nn.ModuleDict({name: branches[name] for name in sorted(branches)})
-        self._features: dict[str, Tensor] = {}
-        self._hooks = [
-            backbone.get_submodule(taps[name]).register_forward_hook(_Tap(self._features, name)) for name in self.branches
-        ]
+        self._taps = {name: _Tap(name, taps[name]) for name in self.branches}
+        self._hooks = [backbone.get_submodule(tap.layer).register_forward_hook(tap) for tap in self._taps.values()]
 
     @property
     def classifiers(self) -> tuple[str, ...]:
@@ -34,11 +35,21 @@ class SupervisedNetwork(nn.Module):
         return ("c1", *self.branches)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Images (N, C, H, W) -> logits {"c1": (N, K), "c2": (N, K), ...}, all in one pass over the backbone."""
-        logits = {"c1": self.backbone(images)}
-        for name, branch in self.branches.items():
-            logits[name] = branch(self._features.pop(name))
-        return logits
+        """Images (N, C, H, W) -> logits {"c1": (N, K), "c2": (N, K), ...}, all in one pass over the backbone.
+
+        Raises:
+            RequestError: the backbone gives more than logits in training, or a place is no place for a branch in training.
+        """
+        for tap in self._taps.values():
+            tap.begin(self.training)
+        output = self.backbone(images)
+        if not isinstance(output, Tensor):
+            raise RequestError(
+                f"in {'training' if self.training else 'evaluation'} the network gives a {type(output).__name__}, not logits "
+                "(N, K); build it without auxiliary outputs of its own, in torchvision with aux_logits=False"
+            )
+        features = {name: tap.take() for name, tap in self._taps.items()}
+        return {"c1": output, **{name: branch(features[name]) for name, branch in self.branches.items()}}
 
     def strip(self) -> nn.Module:
         """The plain backbone, images -> logits (N, K), with no trace of the branches. This network is of no use afterwards."""
@@ -49,10 +60,57 @@ class SupervisedNetwork(nn.Module):
 
 
 class _Tap:
-    """Forward hook that hands a module's output over; a class, so that networks can be copied and pickled."""
+    """Forward hook that hands over what a layer gives, as it is at that moment: a later layer may write over it in place.
 
-    def __init__(self, features: dict[str, Tensor], name: str) -> None:
-        self.features, self.name = features, name
+    In the first pass it keeps a copy, and from then on only where the output was written over. A class, so that networks can be
+    copied and pickled.
+    """
+
+    def __init__(self, classifier: str, layer: str) -> None:
+        self.classifier, self.layer = classifier, layer
+        self.overwritten: dict[bool, bool] = {}  # in training, in evaluation: is the output written over? Unknown at first
+        self.training: bool | None = None  # of the pass under way; None: a checkpointed block computes again, for nobody here
+        self.output: Tensor | None = None
+        self.copy: Tensor | None = None
+        self.version, self.differentiable = 0, True
+
+    def begin(self, training: bool) -> None:
+        """The network begins a pass."""
+        self.training = training
 
     def __call__(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        self.features[self.name] = output
+        if self.training is None:
+            return
+        self.output, self.differentiable = output, torch.is_grad_enabled()
+        self.copy = output.clone() if self.overwritten.get(self.training, True) else None
+        self.version = output._version if _is_counted(output) else 0
+
+    def take(self) -> Tensor:
+        """What the layer gave in the pass that has ended.
+
+        Raises:
+            RequestError: it was written over for the first time after many passes, or the gradient of the branch ends there.
+        """
+        output, copy, training = self.output, self.copy, self.training
+        self.output = self.copy = self.training = None
+        assert output is not None and training is not None, f"the layer {self.layer} ran"
+        taken = output if copy is None else copy
+        if _is_counted(output):
+            overwritten = self.overwritten[training] = output._version != self.version
+            if overwritten and copy is None:
+                raise RequestError(
+                    f"{self.classifier}: what the layer {self.layer} gives was changed in place by a later one, as in no pass "
+                    "before; set inplace=False there"
+                )
+            taken = taken if overwritten else output  # without the copy, gradients add up in the order that they always have
+        if torch.is_grad_enabled() and not (self.differentiable or taken.requires_grad):
+            raise RequestError(
+                f"{self.classifier}: the layer {self.layer} runs without gradients, as in torch.utils.checkpoint with "
+                "use_reentrant=True, so its branch could teach nothing before it; set use_reentrant=False"
+            )
+        return taken
+
+
+def _is_counted(output: Tensor) -> bool:
+    """Does torch count how often it is written over?"""
+    return not torch.compiler.is_compiling() and not output.is_inference()

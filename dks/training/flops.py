@@ -19,8 +19,10 @@ from dks.config.identity import canonical_json
 from dks.config.schema import Augmentation, Backbone, Config, Data, TeacherKind
 from dks.data.sizes import image_size
 from dks.models import build_network
+from dks.teacher import Teacher, torchvision_input, torchvision_weights
 from dks.tracking.record import RunFolder
 from dks.training.objective import Objective
+from dks.weights import Input
 
 
 def network_key(config: Config) -> str:
@@ -29,7 +31,7 @@ def network_key(config: Config) -> str:
     The synergy loss and the weights are left out: they add next to nothing to a step.
     """
     kd = config.kd_teacher
-    teacher = None if kd.kind is TeacherKind.none else [kd.kind, kd.backbone, kd.fingerprint, kd.cell]
+    teacher = None if kd.kind is TeacherKind.none else [kd.kind, kd.backbone, kd.fingerprint, kd.cell, kd.image_size]
     parts = [asdict(config.backbone), asdict(config.aux_design), asdict(config.aux_positions)]
     streamed = config.data.augmentation is not Augmentation.pad_crop
     return canonical_json([*parts, config.data.num_classes, image_size(config.data), streamed, teacher])
@@ -215,11 +217,16 @@ def untrained_teacher(config: Config) -> nn.Module | None:
         from torchvision.models import get_model
 
         teacher: nn.Module = get_model(str(kd.backbone), weights=None)
+        size: tuple[int, int] | None = torchvision_input(torchvision_weights(config)).size
     elif kd.cell is not None:
         trained = RunFolder(Path(config.runs_dir) / kd.cell).read_config()
-        teacher = build_network(trained, initialise=False).strip()
+        teacher, size = build_network(trained, initialise=False).strip(), image_size(trained.data)
     else:
         spec = load_choice("backbone", str(kd.backbone), Backbone)
         plain = Config(backbone=spec, data=Data(source="", num_classes=data.num_classes))
         teacher = build_network(plain, initialise=False).strip()
-    return teacher.eval().requires_grad_(False)
+        size = None if kd.image_size is None else (kd.image_size, kd.image_size)
+    shown = image_size(data)
+    assert shown is not None, "what is counted has a size"
+    channels = [0.0] * 3, [1.0] * 3  # the same for both, for a normalisation costs next to nothing
+    return Teacher(teacher, Input(*channels, size or shown), Input(*channels, shown))

@@ -229,7 +229,7 @@ def _trainer(
     network = build_network(config).to(device).to(memory_format=torch.channels_last)
     if world.rank:  # the weights are the same everywhere, dropout is not
         torch.manual_seed(generator(config.seed, "rank", world.rank).initial_seed())
-    teacher = load_teacher(config)
+    teacher = load_teacher(config, train)
     if teacher is not None:
         teacher = teacher.to(device).to(memory_format=torch.channels_last)
     return Trainer(config, network, train, test, changed, device, folder, observers, interruption, teacher, world, val, system)

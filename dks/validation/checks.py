@@ -91,6 +91,7 @@ RANGES = {
     "data.train_images": (1, 10_000_000, ""),
     "data.workers": (0, 1024, ", or null for one a core"),
     "eval_batch_size": (1, 1_000_000, ""),
+    "kd_teacher.image_size": (1, 10_000, ""),
     "recipe.batch_size": (1, 1_000_000, ""),
     "recipe.epochs": (1, 1_000_000, ""),
     "threads": (1, 4096, ", or null for all cores"),
@@ -225,6 +226,10 @@ def distillation_problems(config: Config) -> Iterator[str]:
     classifiers = ["c1", *([] if config.aux_positions.alone else sorted(config.aux_positions.at))]
     if not kd.students or len(set(kd.students)) < len(kd.students) or not set(kd.students) <= set(classifiers):
         yield f"kd_teacher.students={kd.students} must name classifiers of this network, each once: {', '.join(classifiers)}"
+    own = [key for key in ("mean", "std", "image_size") if getattr(kd, key) is not None]
+    if own and kd.path is None:
+        yield f"kd_teacher.{own[0]} is for a file (kd_teacher.path); a run and torchvision's weights have their own, drop it"
+    yield from _channel_problems("kd_teacher", kd.mean, kd.std)
     for key in ("temperature", "weight"):
         value = getattr(kd, key)
         if not (math.isfinite(value) and value > 0):

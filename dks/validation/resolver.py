@@ -114,16 +114,20 @@ class Resolver:
 
     def _teacher_problems(self, config: Config) -> Iterator[str]:
         """What is wrong with the teacher, if there is to be one; notes the content of its file in the configuration."""
+        from dks.data.sizes import image_size
+
         kd = config.kd_teacher
         yield from distillation_problems(config)
         if kd.kind is TeacherKind.none:
             return
-        key = repr((kd.kind, kd.backbone, kd.path, kd.cell, config.runs_dir, config.data.num_classes))
+        key = repr((kd.kind, kd.backbone, kd.path, kd.cell, kd.mean, kd.std, config.runs_dir, config.data.num_classes))
         if key not in self._teachers:
             try:
                 self._teachers[key] = _teacher_fingerprint(config)
             except RequestError as error:
                 self._teachers[key] = error
+        if kd.image_size is not None and image_size(config.data) == (kd.image_size, kd.image_size):
+            kd.image_size = None  # the same experiment in its one spelling
         try:
             kd.fingerprint = _found(self._teachers[key])
         except RequestError as error:
