@@ -24,7 +24,7 @@ from dks.config.extensions import require, used
 from dks.config.identity import cell_id
 from dks.config.schema import Config
 from dks.config.secrets import without_password
-from dks.data.holdout import hold_out
+from dks.data.holdout import hold_out, kept_rows
 from dks.data.images import Images
 from dks.data.label_noise import corrupt
 from dks.data.seeds import generator
@@ -238,8 +238,8 @@ def _trainer(
 
 
 def _data(config: Config) -> tuple[Images, Images | None, Images, Tensor]:
-    """The images to train on, their labels corrupted as asked for; those held out of them, if any; the test set, never touched;
-    and the indices in the whole training set whose labels were changed.
+    """The images to train on, their labels corrupted as asked for; those held out, if any, and the test set, whose labels are
+    never touched; and the indices in the whole training set of the labels that were changed.
 
     Raises:
         RequestError: all training images are to be held out; files are missing, or not those that the run was planned with.
@@ -248,9 +248,11 @@ def _data(config: Config) -> tuple[Images, Images | None, Images, Tensor]:
     train, test = data.load(config.data)  # says which file is damaged
     data.require(config.data)
     assert config.data.num_classes is not None
-    labels, changed = corrupt(train.labels, config.label_noise, config.data.num_classes, config.seed)
-    kept, val = hold_out(dataclasses.replace(train, labels=labels), config.data.holdout, config.seed)
-    return kept, val, test, changed
+    kept, val = hold_out(train, config.data.holdout, config.seed)
+    labels, changed = corrupt(kept.labels, config.label_noise, config.data.num_classes, config.seed)
+    if val is not None:
+        changed = kept_rows(len(train), len(val), config.seed)[changed]
+    return dataclasses.replace(kept, labels=labels), val, test, changed
 
 
 def _save_weights(folder: RunFolder, network: torch.nn.Module) -> None:
