@@ -229,7 +229,7 @@ def test_a_milestone_forgets_the_momentum_once(tmp_path: Path) -> None:
 
 
 def test_a_run_whose_first_steps_are_skipped_goes_on_exactly(tmp_path: Path) -> None:
-    """In float16 a loss this large overflows until its scaling has come down, which takes more steps than the first epoch has."""
+    """In float16 a loss this large overflows until its scaling has come down, which takes longer than the first epoch."""
     fp16 = ("compute.precision=fp16", "compute.deterministic=true")  # without the latter, memory may be 0 by chance
     overrides = (*SMALL, *fp16, "loss.beta=30", "recipe.lr=0.001")
     whole, parts = queued(tmp_path / "a", *overrides), queued(tmp_path / "b", *overrides)

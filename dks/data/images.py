@@ -47,6 +47,7 @@ class Facts:
     labels: int  # number of classes
     name: str  # what tables call the data
     fingerprint: str | None = None  # of the files' content, where the source's name does not fix it
+    side: int | None = None  # of every image as it is stored, in pixels, where the source's name fixes it
 
 
 @dataclass(frozen=True)

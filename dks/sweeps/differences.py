@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
-from dks.config.identity import canonical_json, is_execution_only
+from dks.config.identity import canonical, canonical_json, is_execution_only
 from dks.config.schema import Config
 
 # Repetitions differ in the seed, and the same data may lie in other files.
@@ -30,12 +30,15 @@ def differences(
     """
     lines = []
     ours, theirs = _leaves(config), _leaves(reference)
+    recipe = dataclasses.replace(reference.recipe, epochs=config.recipe.epochs)
+    # Milestones that lie beyond the last epoch are no difference of their own.
+    as_long = _leaves(canonical(dataclasses.replace(reference, recipe=recipe))) | {"recipe.epochs": reference.recipe.epochs}
     left = [
         key
         for key in ours
         if key not in _NEVER and key not in but and not key.startswith("compute.") and not is_execution_only(key)
     ]
-    keys = [key for key in left if ours.get(key) != theirs.get(key)]
+    keys = [key for key in left if key in theirs and ours[key] not in (theirs[key], as_long[key])]
     for key in keys:
         group = key.partition(".")[0]
         choice, other = choices.get(group), reference_choices.get(group)
@@ -55,6 +58,8 @@ def _flat(part: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         value, key = getattr(part, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
             yield from _flat(value, f"{key}.")
+        elif key == "backbone.branches":  # which of them there are follows from where branches are and what they are made of
+            yield from ((f"{key}.{place}", branch) for place, branch in value.items() if branch.stages)
         else:
             yield key, value
 

@@ -24,7 +24,7 @@ from dks.ledger.states import State, look_up, survey_all, to_launch
 from dks.sweeps import manifest
 from dks.sweeps.command_line import command_line
 from dks.sweeps.plan import Cell, Plan, summary
-from dks.terminal import Display, console
+from dks.terminal import Display, console, error_head, error_text
 from dks.tracking.disk import refusal
 from dks.tracking.parents import status_of
 from dks.tracking.record import Record, RunFolder, Status
@@ -278,12 +278,11 @@ def run_summary(state: State, record: Record | None, folder: Path) -> str:
     """The errors of every classifier of a single run."""
     if record is None or state is not State.done:
         return f"{folder}: {state.value}"
-    lines = [f"{folder}  top-1 / top-5 test error in %, last epoch (best epoch {record.best['epoch']:.0f})"]
-    for key, value in record.final.items():
+    head, best = error_head(record.final), f"best epoch {record.best['epoch']:.0f}"
+    lines = [f"{folder}  {head} test error in %, last epoch ({best})"]
+    for key in record.final:
         if key.startswith("test/top1_error"):
-            five = key.replace("top1", "top5")
-            name = key.removeprefix("test/top1_error").lstrip("_") or "c1"
-            lines.append(
-                f"  {name}  {value:6.2f} / {record.final[five]:.2f}   ({record.best[key]:.2f} / {record.best[five]:.2f})"
-            )
+            ending = key.removeprefix("test/top1_error")
+            name = ending.lstrip("_") or "c1"
+            lines.append(f"  {name}  {error_text(record.final, ending, width=6)}   ({error_text(record.best, ending)})")
     return "\n".join(lines)

@@ -120,6 +120,7 @@ def _manifest_cell(cell: Cell) -> ManifestCell:
         baseline_id=cell.baseline_id,
         ds_id=cell.ds_id,
         classifiers=classifiers_of(cell.config),
+        classes=cell.config.data.num_classes or 0,
         seed=cell.config.seed,
         method=method_of(cell.config),
         overrides=list(cell.point.overrides),

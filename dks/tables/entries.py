@@ -27,7 +27,7 @@ def entries(sweep: Manifest, runs: pd.DataFrame, metrics: Sequence[Metric], epoc
     Keys: the labels of the axes; `cell_id`, `config_id`, `seed`, `method`; `computed` (what is not as in `compute=standard`);
     `entry_id` (the configuration, or one classifier of it) and `over_<Over>` (the entry that it is compared with, None: none);
     `state`; `left_out` (why a finished run does not count, "": it does); and one a metric, by its name, in percent, NaN unless
-    the run is done.
+    the run is done, None where there is none: `is_told`.
 
     Args:
         runs: as a `dks.tables.source.Source` gives them.
@@ -43,6 +43,11 @@ def entries(sweep: Manifest, runs: pd.DataFrame, metrics: Sequence[Metric], epoc
     return rows
 
 
+def is_told(metric: Metric, cell: ManifestCell) -> bool:
+    """Can there be such an error? With five classes or fewer no label is beyond the first five."""
+    return metric is not Metric.top5 or not 0 < cell.classes <= 5
+
+
 def other_axes(sweep: Manifest) -> list[str]:
     """The axes that `classifier` and `training` do not stand for."""
     return [axis for axis in sweep.axes if long_name(axis) not in _SAID]
@@ -55,7 +60,8 @@ def _rows(
     several = len(cell.classifiers) > 1
     for classifier in cell.classifiers if by_classifier else cell.classifiers[:1]:
         suffix = f"_{classifier}" if several and classifier != "c1" else ""
-        values = {metric.name: _value(run, metric.value + suffix, epoch) for metric in metrics}
+        told = [metric for metric in metrics if is_told(metric, cell)]
+        values = {metric.name: _value(run, metric.value + suffix, epoch) for metric in told}
         yield {
             **cell.labels,
             **({CLASSIFIER: classifier, TRAINING: cell.method if several else "alone"} if by_classifier else {}),
@@ -70,7 +76,7 @@ def _rows(
             f"over_{Over.alone.value}": None,
             "state": state,
             "left_out": _left_out(run, values) if run is not None and state == State.done.value else "",
-            **values,
+            **{metric.name: values.get(metric.name) for metric in metrics},
         }
 
 

@@ -297,7 +297,11 @@ def _cell(runs: Sequence[Entry], metrics: Sequence[Metric], differs: tuple[str, 
     counted = [run for run in runs if run["state"] == State.done.value and not run["left_out"]]
     return TableCell(
         numbers=tuple(
-            Number(metric, tuple(run[metric.name] for run in counted), None if row is None else row.numbers.get(metric.name))
+            Number(
+                metric,
+                tuple(run[metric.name] for run in counted if run[metric.name] is not None),
+                None if row is None else row.numbers.get(metric.name),
+            )
             for metric in metrics
         ),
         wanted=len(runs),

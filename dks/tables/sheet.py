@@ -124,12 +124,13 @@ def _head(table: Table, blocks: dict[Label, list[_Column]]) -> tuple[tuple[Headi
 
 
 def error_text(cell: TableCell) -> str:
-    """`mean(std)`, or of two metrics `mean(std)/mean(std)`; empty without runs."""
+    """`mean(std)`, or of two metrics `mean(std)/mean(std)`, with a dash for one that there is not; empty without runs."""
     return "" if not cell.n else "/".join(_mean_text(number) for number in cell.numbers)
 
 
 def _mean_text(number: Number) -> str:
-    assert number.mean is not None
+    if number.mean is None:
+        return "-"
     return fixed(number.mean) + (f"({fixed(number.sd)})" if number.sd is not None else "")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -64,10 +63,7 @@ class Resolver:
         problems = [*_method_problems(composed), *config_problems(config), *self._device_problems(config.device)]
         problems += self._compiler_problems(config.compute)
         try:
-            data = self._described(config.data)
-            config.data = dataclasses.replace(
-                config.data, num_classes=data.num_classes, name=data.name, fingerprint=data.fingerprint
-            )
+            config.data = self._described(config.data)
         except RequestError as error:
             problems.extend(error.problems)
         if not problems:
