@@ -123,6 +123,15 @@ def test_every_classifier_is_a_row_and_compared_with_itself_trained_alone() -> N
     assert table.states == {"done": 3}, "a run with two classifiers is one run"
 
 
+def test_an_axis_method_has_what_was_typed_and_the_cell_what_it_trains() -> None:
+    """A preset of one's own, and a synergy of weight 0; who names no method is called after what is trained."""
+    typed = {"a": "mine", "b": "dks", "c": "-"}
+    cells = [dataclasses.replace(cell(name, "ds"), labels={"method": method}) for name, method in typed.items()]
+    table = build(made(sweep(*cells)), "s", "S", ["method"])
+    assert list(table.rows) == [("mine",), ("dks",), ("ds",)]
+    assert [each.method for each in table.cells.values()] == ["ds", "ds", "ds"]
+
+
 def test_a_cell_that_waits_for_a_choice_has_its_place() -> None:
     found = made(sweep(cell("a"), pending=[{"method": "kd_c1"}]), run("a", final_top1_error=5.0, final_top5_error=1.0))
     table = build(found, "s", "S", ["method"], ["method"], undecided=["kd_c1: 1 more cell follows"])

@@ -120,7 +120,7 @@ def table_of(
                 "config_id": config_id,
                 "entry_id": config_id,
                 "seed": run.seed,
-                "method": run.labels.get("method", run.method),
+                "trained": run.labels.get("method", run.method),
                 "state": run.state,
                 "computed": "",
                 "left_out": "" if run.state != "done" or all(map(math.isfinite, values.values())) else "result not finite",

@@ -83,7 +83,7 @@ def test_the_quirks_of_the_wrn_code() -> None:
 
 @pytest.mark.parametrize("branches", ["method=baseline", "method=ds"])
 def test_convolutions_are_drawn_by_their_inputs_where_the_authors_code_does(branches: str) -> None:
-    """A 3x3 convolution of 16 channels to 32 spreads by sqrt(2 / (9 * 16)) for its inputs, by sqrt(2 / (9 * 32)) for its outputs."""
+    """A 3x3 convolution of 16 channels to 32: by its inputs sqrt(2 / (9 * 16)), by its outputs sqrt(2 / (9 * 32))."""
     name = "backbone.stage2.0.conv1.weight"
     by_inputs, by_outputs = drawn("recipe.fan_in=true", branches), drawn(branches)
     assert float(by_inputs[name].std()) == pytest.approx(0.11785, rel=0.05)

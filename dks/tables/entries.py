@@ -17,6 +17,8 @@ from dks.tables.model import Entry, Epoch, Metric, Over
 # What the axes `classifier` and `training` ("alone", or the method) say in their own way.
 _SAID = frozenset({"method", "aux_design", "aux_positions", "matching_strategy", "seed"})
 
+_NO_METHOD = ("-", "null")  # labels of cells that name none; they are called after what they train
+
 _NEEDED = frozenset({"cell_id", "state", "epoch", "epochs"})
 NON_FINITE, UNFINISHED = "result not finite", "epochs missing"
 
@@ -24,10 +26,11 @@ NON_FINITE, UNFINISHED = "result not finite", "epochs missing"
 def entries(sweep: Manifest, runs: pd.DataFrame, metrics: Sequence[Metric], epoch: Epoch, by_classifier: bool) -> list[Entry]:
     """One row a point of the sweep, or a classifier of it.
 
-    Keys: the labels of the axes; `cell_id`, `config_id`, `seed`, `method`; `computed` (what is not as in `compute=standard`);
-    `entry_id` (the configuration, or one classifier of it) and `over_<Over>` (the entry that it is compared with, None: none);
-    `state`; `left_out` (why a finished run does not count, "": it does); and one a metric, by its name, in percent, NaN unless
-    the run is done, None where there is none: `is_told`.
+    Keys: the labels of the axes; `cell_id`, `config_id`, `seed`; `trained` (the method; an axis so called has what was typed, a
+    preset of one's own or one whose terms have no weight); `computed` (what is not as in `compute=standard`); `entry_id` (the
+    configuration, or one classifier of it) and `over_<Over>` (the entry that it is compared with, None: none); `state`;
+    `left_out` (why a finished run does not count, "": it does); and one a metric, by its name, in percent, NaN unless it is
+    done, None where there is none: `is_told`.
 
     Args:
         runs: as a `dks.tables.source.Source` gives them.
@@ -64,11 +67,12 @@ def _rows(
         values = {metric.name: _value(run, metric.value + suffix, epoch) for metric in told}
         yield {
             **cell.labels,
+            **({"method": cell.method} if cell.labels.get("method") in _NO_METHOD else {}),
             **({CLASSIFIER: classifier, TRAINING: cell.method if several else "alone"} if by_classifier else {}),
             "cell_id": cell.cell_id,
             "config_id": cell.config_id,
             "seed": cell.seed,
-            "method": cell.method,
+            "trained": cell.method,
             "computed": cell.computed,
             "entry_id": f"{cell.config_id}/{classifier}" if by_classifier else cell.config_id,
             f"over_{Over.baseline.value}": None if by_classifier else cell.baseline_id,
@@ -88,7 +92,7 @@ def _pending(labels: Mapping[str, str], metrics: Sequence[Metric], by_classifier
         "cell_id": "",
         "config_id": "",
         "seed": int(labels.get("seed", 0)),
-        "method": labels.get("method", ""),
+        "trained": labels.get("method", ""),
         "computed": "",
         "entry_id": "",
         **{f"over_{over.value}": None for over in Over},

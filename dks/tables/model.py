@@ -149,6 +149,7 @@ class Table:
     paper: PaperTable | None = None  # the paper's own table
     undecided: tuple[str, ...] = ()  # hyper-parameters still to be chosen, a line each
     states: dict[str, int] = field(default_factory=dict)  # state -> runs in it; a run is here once, in however many cells it is
+    same: dict[Place, Place] = field(default_factory=dict)  # place -> an earlier one, where both are the same configuration
 
     @property
     def tested(self) -> list[tuple[Place, Over, Place]]:
@@ -181,7 +182,7 @@ class Table:
     @property
     def left_out(self) -> dict[str, int]:
         """Reason -> finished runs that do not count."""
-        return dict(sum((Counter(cell.left_out) for cell in self.cells.values()), Counter()))
+        return dict(sum((Counter(cell.left_out) for place, cell in self.cells.items() if place not in self.same), Counter()))
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -206,6 +207,7 @@ class Table:
             aside=tuple(place for place in self.aside if place in kept),
             pairs=(),
             states={},
+            same={place: other for place, other in self.same.items() if {place, other} <= {*kept}},
         )
 
 
@@ -246,14 +248,18 @@ def build(
         lines = tuple((differs or {}).get(runs[0]["config_id"], ()))
         row = None if paper is None or lines else paper.find(_labels(place, shown))
         cells[place] = _cell(runs, shape.metrics, lines, row)
-    by_entry = {first["entry_id"]: place for place, first in firsts.items()}
+    by_entry: dict[str, Place] = {}
+    same: dict[Place, Place] = {}
+    for place, first in firsts.items():
+        if (earlier := by_entry.setdefault(first["entry_id"] or str(place), place)) != place:
+            same[place] = earlier
     pairs = [
         (place, over, other)
         for place, first in firsts.items()
         for over in Over
-        if (other := by_entry.get(first[f"over_{over.value}"])) is not None and other != place
+        if (other := by_entry.get(first[f"over_{over.value}"])) is not None and other != same.get(place, place)
     ]
-    cells = _mark_best(_with_gains(cells, pairs), shown)
+    cells = _mark_best(_with_gains(cells, pairs), shown, same)
     aside = tuple(place for place in cells if shape.aside and shape.aside.items() <= _labels(place, shown).items())
     within = [place for place in cells if place not in aside]
     rows_shown = list(dict.fromkeys(row for row, _ in within))
@@ -272,10 +278,11 @@ def build(
         cells,
         tuple(over for over in shape.gain or (Over.baseline,) if any(over is each for _, each, _ in pairs)),
         aside,
-        tuple(pairs),
+        tuple(pair for pair in pairs if pair[0] not in same),  # each is tested once
         paper,
         tuple(undecided),
         dict(Counter(states.values())),
+        same,
     )
 
 
@@ -309,7 +316,7 @@ def _cell(runs: Sequence[Entry], metrics: Sequence[Metric], differs: tuple[str, 
         left_out=dict(Counter(run["left_out"] for run in runs if run["left_out"])),
         cell_ids=tuple(run["cell_id"] for run in runs if run["cell_id"]),
         config_id=runs[0]["config_id"],
-        method=runs[0]["method"],
+        method=runs[0]["trained"],
         differs=differs,
         computed=runs[0]["computed"],
     )
@@ -336,11 +343,11 @@ def _with_gains(cells: dict[Place, TableCell], pairs: Sequence[tuple[Place, Over
 _TASK = ("backbone", "data", "label_noise")
 
 
-def _mark_best(cells: dict[Place, TableCell], shown: Sequence[str]) -> dict[Place, TableCell]:
+def _mark_best(cells: dict[Place, TableCell], shown: Sequence[str], same: Mapping[Place, Place]) -> dict[Place, TableCell]:
     tasks = [axis for axis in shown if long_name(axis).partition(".")[0] in _TASK]
     groups: dict[Label, list[float]] = {}
     for place, cell in cells.items():
-        if cell.is_whole and (mean := cell.numbers[0].mean) is not None:
+        if place not in same and cell.is_whole and (mean := cell.numbers[0].mean) is not None:
             groups.setdefault(_task(place, shown, tasks), []).append(mean)
     if all(len(means) == 1 for means in groups.values()):
         tasks, groups = [], {(): [mean for means in groups.values() for mean in means]}

@@ -18,7 +18,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dks.config.errors import one_line, visible
-from dks.tables.model import Number, Over, Table
+from dks.tables.model import Number, Over, Place, Table
 from dks.tables.sheet import Heading, Sheet, SheetCell, SheetRow, main, sheets
 from dks.tables.statistics import Difference
 
@@ -225,6 +225,7 @@ def comma_separated(table: Table) -> str:
             "computed",
             "config_id",
             "cell_ids",
+            "same_as",
         ]
     )
     writer.writerow(map(_written, head))
@@ -234,13 +235,15 @@ def comma_separated(table: Table) -> str:
             values: list[object] = [*place[0], *place[1], number.metric.value, table.epoch.value]
             values += [number.mean, number.sd, cell.n, cell.wanted, low, high]
             for over in overs:
-                test = tests.get((place, over)) if number is cell.numbers[0] else None
+                test = tests.get((table.same.get(place, place), over)) if number is cell.numbers[0] else None
                 values += [number.gains.get(over), *_tested(test.difference if test else None)]
                 values.insert(len(values) - 1, test.p_holm if test else None)
             paper = number.paper
             values += [paper.mean, paper.sd, paper.gain] if paper else [None] * 3
             values += [number.difference, _counts(cell.states), _counts(cell.left_out), "; ".join(cell.differs), cell.computed]
-            writer.writerow(map(_written, [*values, cell.config_id, " ".join(cell.cell_ids)]))
+            first = table.same.get(place, ((), ()))
+            values += [cell.config_id, " ".join(cell.cell_ids), " ".join((*first[0], *first[1]))]
+            writer.writerow(map(_written, values))
     return out.getvalue()
 
 
@@ -276,8 +279,7 @@ def _described(table: Table) -> dict[str, Any]:
         tests.setdefault(each.place, {})[each.over.value] = {name: _finite(value) for name, value in found.items()}
     cells = [
         {
-            "row": dict(zip(table.row_axes, place[0], strict=True)),
-            "column": dict(zip(table.column_axes, place[1], strict=True)),
+            **_named(table, place),
             "aside": place in table.aside,
             "best": cell.is_best,
             "n": cell.n,
@@ -285,12 +287,13 @@ def _described(table: Table) -> dict[str, Any]:
             "not_done": cell.states,
             "left_out": cell.left_out,
             "metrics": {number.metric.name: _numbers(number) for number in cell.numbers},
-            "tests": tests.get(place, {}),
+            "tests": tests.get(table.same.get(place, place), {}),
             "differs": cell.differs,
             "computed": cell.computed,
             "method": cell.method,
             "config_id": cell.config_id,
             "cell_ids": cell.cell_ids,
+            "same_as": _named(table, table.same[place]) if place in table.same else None,
         }
         for place, cell in table.cells.items()
     ]
@@ -303,6 +306,14 @@ def _described(table: Table) -> dict[str, Any]:
         "states": table.states,
         "undecided": table.undecided,
         "cells": cells,
+    }
+
+
+def _named(table: Table, place: Place) -> dict[str, dict[str, str]]:
+    row, column = place
+    return {
+        "row": dict(zip(table.row_axes, row, strict=True)),
+        "column": dict(zip(table.column_axes, column, strict=True)),
     }
 
 

@@ -215,9 +215,20 @@ def _notes(table: Table) -> Iterator[str]:
         yield f"of {sum(table.states.values())} runs {told}"
     for reason, count in table.left_out.items():
         yield f"left out: {count} finished {'run' if count == 1 else 'runs'} ({reason})"
+    yield from _repetitions(table)
     yield from _arithmetic(table)
     yield from _differences(table)
     yield from table.undecided
+
+
+def _repetitions(table: Table) -> Iterator[str]:
+    """Rows that the same runs fill."""
+    axes = (*table.row_axes, *table.column_axes)
+    for first in dict.fromkeys(table.same.values()):
+        places = [first, *(place for place, other in table.same.items() if other == first)]
+        named = (zip(axes, (*row, *column), strict=True) for row, column in places)
+        told = " and ".join(" ".join(f"{axis}={value}" for axis, value in labels) for labels in named)
+        yield f"the same configuration, trained once: {told}"
 
 
 def _arithmetic(table: Table) -> Iterator[str]:

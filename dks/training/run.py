@@ -25,7 +25,7 @@ from dks.config.identity import cell_id
 from dks.config.schema import Config
 from dks.config.secrets import without_password
 from dks.data.holdout import hold_out, kept_rows
-from dks.data.images import Images
+from dks.data.images import Images, ImageSet
 from dks.data.label_noise import corrupt
 from dks.data.seeds import generator
 from dks.machine.environment import (
@@ -57,6 +57,7 @@ from dks.training.confusion import to_csv
 from dks.training.finite import NonFiniteLoss
 from dks.training.system import SystemSampler
 from dks.training.trainer import Observer, Trainer
+from dks.validation import lone_image_problems
 
 if TYPE_CHECKING:
     from dks.training.flops import Flops
@@ -227,6 +228,9 @@ def _trainer(
     for name, images in (("held-out", val), ("test", test)):
         if images is not None and len(images) < world.size:
             raise RequestError(f"{world.size} processes have only {len(images)} {name} images to share; start fewer")
+    size = train.stored.shape[-2:] if isinstance(train, ImageSet) else (config.data.image_size or 1,) * 2
+    for problem in lone_image_problems(config, len(train), world.size, size):
+        raise RequestError(problem)
     torch.manual_seed(config.seed)
     network = build_network(config).to(device).to(memory_format=torch.channels_last)
     if world.rank:  # the weights are the same everywhere, dropout is not
