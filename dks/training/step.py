@@ -57,7 +57,6 @@ class Step:
             nesterov=recipe.nesterov,
             fused=True,
         )
-        self.forget_momentum()
         # Without one, small gradients are 0 in float16. It does nothing in the other precisions.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is Precision.fp16)
         module = cast(nn.Module, torch.compile(network)) if compute.compile else network
@@ -75,17 +74,10 @@ class Step:
         """Change the weights by the gradients of the batch's loss."""
         if self._graph is None or not self._graph.owns(outputs):
             self._backward(outputs, batch.weight)
+        if not self.optimizer.state:
+            self._begin_momentum()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-
-    def forget_momentum(self) -> None:
-        """Begin with a momentum of 0, which the first step takes as it takes none.
-
-        The optimiser would make the buffers in its first step, and fill them unless that one is skipped: the scaling of float16
-        skips it where a gradient is infinite, and the next steps would go on from whatever was in the memory.
-        """
-        for parameter in self.network.parameters() if self.optimizer.defaults["momentum"] else ():
-            self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def rehearse(self, images: Tensor, labels: Tensor) -> None:
         """Both passes for nothing: what they set up once is set up, and no weight changes."""
@@ -110,6 +102,15 @@ class Step:
     def _backward(self, outputs: Outputs, weight: float) -> None:
         self.optimizer.zero_grad()
         self.scaler.scale(outputs.loss.total * weight).backward()
+
+    def _begin_momentum(self) -> None:
+        """With zeros, which a first step takes as it takes none.
+
+        The optimiser itself makes the buffers in that step and fills them unless it is skipped, as the scaling of float16 skips
+        it where a gradient is infinite: the next steps would go on from whatever was in the memory.
+        """
+        for parameter in self.network.parameters() if self.optimizer.defaults["momentum"] else ():
+            self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _can_record(config: Config, device: torch.device, world: World) -> bool:

@@ -131,7 +131,7 @@ class Trainer:
         for group in self.step.optimizer.param_groups:
             group["lr"] = lr
         if self.recipe.reset_momentum and self.progress.batch == 0 and is_milestone(self.recipe, finished):
-            self.step.forget_momentum()
+            self.step.optimizer.state.clear()
         self.network.train()
         self.phases.begin()
         for batch in self.train_batches.epoch(finished + 1, first=self.progress.batch):
