@@ -33,7 +33,7 @@ from dks.tracking.record import Record, RunFolder, Status
 from dks.training.finite import FiniteGuard, NonFiniteLoss
 from dks.training.metrics import Tally
 from dks.training.run import Outcome, run_cell
-from dks.training.schedule import learning_rate
+from dks.training.schedule import is_milestone, learning_rate
 
 
 def record_of(folder: RunFolder) -> Record:
@@ -57,6 +57,17 @@ def test_the_learning_rate_of_every_epoch_of_the_papers_cifar_resnets() -> None:
 def test_milestones_can_be_fractions_of_all_epochs() -> None:
     recipe = Recipe(epochs=10, lr=1.0, gamma=0.5, milestones=[0.5, 0.75])
     assert [learning_rate(recipe, finished) for finished in range(10)] == [1.0] * 5 + [0.5] * 3 + [0.25] * 2
+
+
+@pytest.mark.parametrize(
+    ("epochs", "fraction", "first"),
+    [(25, 0.28, 7), (100, 0.07, 7), (100, 0.29, 29), (25, 0.56, 14), (15, 2 / 3, 10), (15, 0.85, 13), (40, 1e-9, 1)],
+)
+def test_a_fraction_is_that_of_exact_numbers_rounded_up(epochs: int, fraction: float, first: int) -> None:
+    """0.28 of 25 is 7, though floating-point numbers make a little more of it; 0.85 of 15 is 12.75."""
+    recipe = Recipe(epochs=epochs, lr=1.0, gamma=0.5, milestones=[fraction])
+    assert [learning_rate(recipe, finished) for finished in range(epochs)] == [1.0] * first + [0.5] * (epochs - first)
+    assert [finished for finished in range(epochs) if is_milestone(recipe, finished)] == [first]
 
 
 # --- metrics
