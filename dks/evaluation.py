@@ -28,7 +28,7 @@ from dks.data.streaming import StreamedTest
 from dks.ledger.states import look_up
 from dks.machine.environment import pick_device
 from dks.models.network import SupervisedNetwork
-from dks.terminal import Display, explain, say
+from dks.terminal import Display, error_head, error_text, explain, say
 from dks.training.arithmetic import choose_operations
 from dks.training.metrics import evaluate, suffix
 from dks.validation import resolve
@@ -64,10 +64,11 @@ class Evaluation:
 
     def __str__(self) -> str:
         what = " ".join(f"{key}={value}" for key, value in self.subject.items())
-        lines = [f"{what}, {self.images:,} images: top-1 / top-5 error in %"]
+        lines = [f"{what}, {self.images:,} images: {error_head(self.metrics)} error in %"]
         for name in self.classifiers:
-            recorded = f"   (recorded {_errors(self.recorded, name)})" if self.recorded is not None else ""
-            lines.append(f"  {name}  {_errors(self.metrics, name)}{recorded}")
+            end = suffix(name)
+            recorded = "" if self.recorded is None else f"   (recorded {error_text(self.recorded, end, width=6)})"
+            lines.append(f"  {name}  {error_text(self.metrics, end, width=6)}{recorded}")
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -256,8 +257,3 @@ def _usable(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise RequestError(f"device={name}: choose auto, cpu, cuda or cuda:N")
     return device
-
-
-def _errors(metrics: dict[str, float], classifier: str) -> str:
-    end = suffix(classifier)
-    return f"{metrics[f'test/top1_error{end}']:6.2f} / {metrics[f'test/top5_error{end}']:.2f}"

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import IntEnum
@@ -354,6 +354,19 @@ def outcome(record: Record) -> str:
     if record.error is not None and record.status is Status.failed:
         return f"[red]failed[/]  {escape(record.error['type'])}: {escape(record.error['message'])}"
     return f"[yellow]{record.status.value}[/]  {took}"
+
+
+def error_text(metrics: Mapping[str, float], ending: str = "", width: int = 0) -> str:
+    """`12.34 / 1.23`, the top-1 and the top-5 test error of the classifier with this ending (`_c2`, ...); the latter where
+    there is one, which is not so with five classes or fewer.
+    """
+    five = metrics.get(f"test/top5_error{ending}")
+    return f"{metrics[f'test/top1_error{ending}']:{width}.2f}" + ("" if five is None else f" / {five:.2f}")
+
+
+def error_head(metrics: Mapping[str, float]) -> str:
+    """What `error_text` tells."""
+    return "top-1 / top-5" if "test/top5_error" in metrics else "top-1"
 
 
 def duration(seconds: float) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pandas as pd
 import pytest
 
 from dks.sweeps.manifest import Manifest, ManifestCell
 from dks.tables.entries import entries
-from dks.tables.model import Epoch, Metric, Over, build
+from dks.tables.model import Epoch, Metric, Over, Shape, build
+from dks.tables.sheet import caption, main
+from dks.tables.source import Source
+from dks.tables.study import Study
 
 METRICS = (Metric.top1, Metric.top5)
 
@@ -49,6 +54,30 @@ def test_a_cell_without_a_run_is_missing_and_one_that_is_not_done_has_no_number(
 def test_a_result_that_is_not_finite_is_left_out(value: float) -> None:
     (found,) = made(sweep(cell("a")), run("a", final_top1_error=5.0, final_top5_error=value))
     assert (found["state"], found["left_out"]) == ("done", "result not finite")
+
+
+def test_with_five_classes_or_fewer_there_is_no_top5_error_and_the_run_counts() -> None:
+    few, more = (dataclasses.replace(cell(name), classes=classes) for name, classes in (("few", 5), ("more", 6)))
+    runs = [run("few", final_top1_error=5.0), run("more", final_top1_error=5.0, final_top5_error=1.0)]
+    found = made(sweep(few, more), *runs)
+    assert [(each["left_out"], each["top1"], each["top5"]) for each in found] == [("", 5.0, None), ("", 5.0, 1.0)]
+    old = made(sweep(few), run("few", final_top1_error=5.0, final_top5_error=0.0))  # as runs had it
+    assert (old[0]["left_out"], old[0]["top5"]) == ("", None)
+    labelled = [dataclasses.replace(each, labels={"data": each.cell_id}) for each in (few, more)]
+    table = build(made(sweep(*labelled), *runs), "s", "S", ["data"], shape=Shape(METRICS))
+    assert [row.cells[0].text for row in main(table).rows] == ["5.00/-", "5.00/1.00"]
+
+
+def test_a_table_has_no_column_for_an_error_that_none_of_its_cells_has() -> None:
+    """`table2` asks for both."""
+    few = dataclasses.replace(cell("few", "baseline"), classes=5, labels={"backbone": "resnet18", "method": "baseline"})
+    whole = Manifest("table2", "T", ["backbone", "method"], "runs", [few], ["backbone"], ["method"], named="table2")
+    frame = pd.DataFrame([run("few", final_top1_error=5.0)])
+    source = cast(Source, SimpleNamespace(name="runs", runs=lambda cell_ids: frame))
+    table = Study(whole, (whole,), source).table()
+    assert table.metrics == (Metric.top1,)
+    assert "top-1 test error" in caption(table)
+    assert [row.cells[0].text for row in main(table).rows] == ["5.00"]
 
 
 def test_a_run_with_fewer_epochs_than_asked_for_is_left_out() -> None:
@@ -92,6 +121,15 @@ def test_every_classifier_is_a_row_and_compared_with_itself_trained_alone() -> N
     gains = {place[0][0]: cell.numbers[0].gains for place, cell in table.cells.items() if place[1] == ("dks",)}
     assert gains == {"c1": {Over.alone: 2.5}, "c2": {Over.alone: 3.0}}
     assert table.states == {"done": 3}, "a run with two classifiers is one run"
+
+
+def test_an_axis_method_has_what_was_typed_and_the_cell_what_it_trains() -> None:
+    """A preset of one's own, and a synergy of weight 0; who names no method is called after what is trained."""
+    typed = {"a": "mine", "b": "dks", "c": "-"}
+    cells = [dataclasses.replace(cell(name, "ds"), labels={"method": method}) for name, method in typed.items()]
+    table = build(made(sweep(*cells)), "s", "S", ["method"])
+    assert list(table.rows) == [("mine",), ("dks",), ("ds",)]
+    assert [each.method for each in table.cells.values()] == ["ds", "ds", "ds"]
 
 
 def test_a_cell_that_waits_for_a_choice_has_its_place() -> None:

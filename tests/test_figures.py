@@ -121,7 +121,7 @@ def table_of(
                 "config_id": config_id,
                 "entry_id": config_id,
                 "seed": run.seed,
-                "method": run.labels.get("method", run.method),
+                "trained": run.labels.get("method", run.method),
                 "state": run.state,
                 "computed": "",
                 "keys": [Key(config_id)] if row is None else list(row.keys),

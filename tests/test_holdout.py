@@ -10,9 +10,11 @@ from conftest import TINY, composed, config, queued
 
 from dks import data
 from dks.config.errors import RequestError
+from dks.config.schema import Config
 from dks.data.batches import Normalise, channel_statistics, evaluation_batches
 from dks.data.holdout import hold_out
 from dks.data.images import ImageFiles, ImageSet
+from dks.data.seeds import generator
 from dks.tracking.record import RunFolder, Status
 from dks.training.metrics import evaluate
 from dks.training.run import Outcome, _data, run_cell
@@ -61,18 +63,29 @@ def test_image_files_are_divided_as_images_are() -> None:
     assert not set(kept.paths) & set(val.paths)
 
 
-def test_labels_are_corrupted_before_the_images_are_held_out() -> None:
-    """The same labels are wrong with and without held-out images, and some of them are among these."""
+def check_noise_of(settings: Config, held: int, wrong: int) -> None:
+    """So many images are held out with the labels that they have, and of the others exactly so many have a wrong one."""
+    whole, _ = data.load(settings.data)
+    kept, val, _, changed = _data(settings)
+    expected_kept, expected_val = hold_out(whole, held, settings.seed)
+    assert val is not None and expected_val is not None
+    assert len(val) == held
+    assert torch.equal(val.labels, expected_val.labels), "choices are made by clean labels"
+    assert int((kept.labels != expected_kept.labels).sum()) == len(changed) == wrong
+    order = torch.randperm(len(whole), generator=generator(settings.seed, "holdout"))
+    rows = order[held:].sort().values  # of the whole set
+    assert changed.tolist() == rows[kept.labels != whole.labels[rows]].tolist()
+
+
+def test_held_out_images_have_clean_labels_and_the_ratio_is_exact_for_the_others() -> None:
     noisy = ("noise=uniform", "label_noise.ratio=0.5")
+    check_noise_of(config(*TINY, *noisy, "data.holdout=16"), held=16, wrong=24)
+    check_noise_of(config(*TINY, *noisy, "data.holdout=1", "label_noise.ratio=0.8", "seed=3"), held=1, wrong=50)
     plain, none, _, changed = _data(config(*TINY, *noisy))
-    kept, val, _, same = _data(config(*TINY, *noisy, "data.holdout=16"))
-    assert none is None and val is not None
-    assert torch.equal(changed, same)
-    assert sorted([*kept.labels.tolist(), *val.labels.tolist()]) == sorted(plain.labels.tolist())
-    whole, _ = data.load(config(*TINY).data)
-    _, clean = hold_out(whole, 16, 0)
-    assert clean is not None
-    assert not torch.equal(val.labels, clean.labels)
+    clean, _ = data.load(config(*TINY).data)
+    assert none is None
+    assert changed.tolist() == torch.nonzero(plain.labels != clean.labels).flatten().tolist()
+    assert len(changed) == 32
 
 
 def test_the_test_set_stays_and_no_held_out_image_is_trained_on(tmp_path: Path) -> None:
@@ -126,7 +139,7 @@ def test_the_images_are_loaded_once_for_both() -> None:
 
 
 def test_files_that_are_held_out_are_tested_as_test_images_are(tmp_path: Path) -> None:
-    """Streamed: the held-out files are decoded by the test protocol, without augmentation."""
+    """Streamed: the held-out files are decoded by the test protocol, without augmentation, and keep their labels."""
     from PIL import Image
 
     for split, count in (("train", 10), ("val", 4)):
@@ -135,13 +148,14 @@ def test_files_that_are_held_out_are_tested_as_test_images_are(tmp_path: Path) -
             folder.mkdir(parents=True)
             for number in range(count):
                 Image.effect_noise((12, 12), 60).convert("RGB").save(folder / f"{number}.png")
-    folder = streamed(tmp_path)
+    folder = streamed(tmp_path, "noise=uniform", "label_noise.ratio=0.5")
+    check_noise_of(folder.read_config(), held=8, wrong=6)
     assert run_cell(folder.path) is Outcome.done, folder.read_record()
     assert [entry.step for entry in folder.journal.read()] == [3], "12 of 20 files are trained on"
     assert folder.journal.read()[0].metrics["val/top1_error"] % 12.5 == 0, "8 images"
 
 
-def streamed(tmp_path: Path) -> RunFolder:
+def streamed(tmp_path: Path, *more: str) -> RunFolder:
     return queued(
         tmp_path,
         "data=imagefolder",
@@ -155,4 +169,5 @@ def streamed(tmp_path: Path) -> RunFolder:
         "data.holdout=8",
         "recipe.batch_size=4",
         "recipe.epochs=1",
+        *more,
     )

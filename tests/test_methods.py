@@ -30,7 +30,7 @@ PAPER = {
     "cifar_resnet": [0.1] * 60 + [0.01] * 60 + [0.001] * 60 + [0.0001] * 20,
     "densenet": [0.1] * 150 + [0.01] * 75 + [0.001] * 75,
     "wrn": [0.1] * 60 + [0.02] * 60 + [0.004] * 40 + [0.0008] * 40,
-    "wrn_code": [0.1] * 60 + [0.02] * 60 + [0.004] * 40 + [0.0008] * 40,
+    "wrn_code": [0.1] * 59 + [0.02] * 60 + [0.004] * 40 + [0.0008] * 41,  # not the paper's: what the authors' loop does
     "imagenet": [0.1] * 30 + [0.01] * 30 + [0.001] * 30 + [0.0001] * 10,
 }
 # epochs, batch size, momentum, Nesterov, weight decay
@@ -60,28 +60,63 @@ def test_warm_up_and_cosine() -> None:
         config("recipe.warmup_epochs=15")
 
 
+def drawn(*overrides: str) -> dict[str, torch.Tensor]:
+    """The weights that seed 0 gives a network, by the names they have in the plain one and in the branches."""
+    torch.manual_seed(0)
+    net = build_network(config("data=synthetic", *overrides))
+    return {name.replace("backbone.trunk.", "backbone."): value.detach() for name, value in net.named_parameters()}
+
+
 def test_the_quirks_of_the_wrn_code() -> None:
+    """Its loop counts epochs from 1, and drops the rate at the start of the 60th, the 120th and the 160th."""
     recipe = load_choice("recipe", "wrn_code", Recipe)
-    assert [epoch for epoch in range(200) if is_milestone(recipe, epoch)] == [60, 120, 160]
+    assert [epoch for epoch in range(1, 201) if is_milestone(recipe, epoch - 1)] == [60, 120, 160]
     assert recipe.mean == pytest.approx([125.3 / 255, 123.0 / 255, 113.9 / 255])
     assert recipe.std == pytest.approx([63.0 / 255, 62.1 / 255, 66.7 / 255])
-    torch.manual_seed(0)
-    net = build_network(config("recipe.uniform_gamma=true", "data=synthetic"))
-    scales = torch.cat([layer.weight.detach() for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)])
+    assert (recipe.fan_in, recipe.uniform_gamma, recipe.reset_momentum) == (True, True, True)
+    scales = torch.cat(
+        [value for name, value in drawn("recipe.uniform_gamma=true").items() if "bn" in name and "weight" in name]
+    )
     assert scales.min() >= 0
     assert scales.max() < 1
     assert float(scales.mean()) == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.parametrize("branches", ["method=baseline", "method=ds"])
+def test_convolutions_are_drawn_by_their_inputs_where_the_authors_code_does(branches: str) -> None:
+    """A 3x3 convolution of 16 channels to 32: by its inputs sqrt(2 / (9 * 16)), by its outputs sqrt(2 / (9 * 32))."""
+    name = "backbone.stage2.0.conv1.weight"
+    by_inputs, by_outputs = drawn("recipe.fan_in=true", branches), drawn(branches)
+    assert float(by_inputs[name].std()) == pytest.approx(0.11785, rel=0.05)
+    assert float(by_outputs[name].std()) == pytest.approx(0.08333, rel=0.05)
+    if branches == "method=ds":  # 128 channels from 32
+        name = "branches.c2.stage1.0.conv1.weight"
+        assert float(by_inputs[name].std()) == pytest.approx(math.sqrt(2 / (9 * 32)), rel=0.02)
+        assert float(by_outputs[name].std()) == pytest.approx(math.sqrt(2 / (9 * 128)), rel=0.02)
+
+
+@pytest.mark.parametrize("quirks", [(), ("recipe.uniform_gamma=true",), ("recipe.uniform_gamma=true", "recipe.fan_in=true")])
+def test_the_backbone_of_a_seed_is_the_same_whatever_it_carries(quirks: tuple[str, ...]) -> None:
+    plain = drawn("method=baseline", *quirks)
+    assert len(plain) == 23
+    for method in (("method=dks",), ("aux=ap_conv_2fc",), ("method=ds", "positions=c3"), ("method=single", "positions=c3")):
+        other = drawn(*method, *quirks)
+        shared = [name for name in plain if name in other]
+        assert len(shared) == (9 if method[0] == "method=single" else 23), (
+            "the trunk of a single path is its stem and one stage"
+        )
+        assert [name for name in shared if not torch.equal(plain[name], other[name])] == []
+
+
 def test_momentum_is_lost_at_each_drop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two epochs of one step, the drop between them: the optimiser then begins without state."""
+    """Two epochs of one step, the drop between them: the optimiser then begins without momentum."""
     from dks.training import step
 
     seen = []
 
     class Watched(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
-            seen.append(len(self.state))
+            seen.append(sum(float(state["momentum_buffer"].abs().sum()) for state in self.state.values()))
             return super().step(closure)
 
     monkeypatch.setattr(step, "SGD", Watched)

@@ -79,7 +79,13 @@ def designs_by_methods() -> Table:
         {
             **{"aux": aux, "method": method, "seed": seed, "cell_id": f"{aux}-{method}-{seed}", "config_id": f"{aux}-{method}"},
             **{"entry_id": f"{aux}-{method}", "over_baseline": "none-baseline", "over_ds": f"{aux}-ds", "over_alone": None},
-            **{"state": "done", "left_out": "", "computed": "", "top1": error + seed / 10 - (method == "dks")},
+            **{
+                "state": "done",
+                "left_out": "",
+                "trained": method,
+                "computed": "",
+                "top1": error + seed / 10 - (method == "dks"),
+            },
         }
         for aux, method, error in [
             ("none", "baseline", 8.0),

@@ -228,6 +228,23 @@ def test_a_milestone_forgets_the_momentum_once(tmp_path: Path) -> None:
     assert_same(whole, parts)
 
 
+def test_a_run_whose_first_steps_are_skipped_goes_on_exactly(tmp_path: Path) -> None:
+    """In float16 a loss this large overflows until its scaling has come down, which takes longer than the first epoch."""
+    fp16 = ("compute.precision=fp16", "compute.deterministic=true")  # without the latter, memory may be 0 by chance
+    overrides = (*SMALL, *fp16, "loss.beta=30", "recipe.lr=0.001")
+    whole, parts = queued(tmp_path / "a", *overrides), queued(tmp_path / "b", *overrides)
+    try:
+        assert run_cell(whole.path) is Outcome.done
+        with at_call(Trainer, "_step", 2, ask(signal.SIGTERM)), pytest.raises(Interrupted):
+            run_cell(parts.path)
+        run_cell(parts.path)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same(whole, parts)
+    losses = [entry.metrics["train/loss"] for entry in whole.journal.read()]
+    assert losses[2] < losses[0], "it learns once no step is skipped"
+
+
 # --- killed without a warning
 
 

@@ -166,3 +166,60 @@ def test_after_full_training_the_fast_way_errs_as_the_standard_one_within_the_no
     assert len(standard) == len(fast) == len(seeds.split(","))
     assert stats.ttest_ind(standard, fast, equal_var=False).pvalue > 0.01, (standard, fast)
     assert max(fast) < 4, "percent; chance is 90"
+
+
+# --- the steps that the scaling of float16 skips
+
+
+@pytest.fixture
+def dirty_memory() -> Iterator[None]:
+    """Memory that nobody has written to holds NaN, not by chance the zeros of a fresh page."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def scaled_by(step: Step, scale: float) -> None:
+    step.scaler.load_state_dict({**step.scaler.state_dict(), "scale": scale})
+
+
+@pytest.mark.parametrize("form", ["recipe.nesterov=false", "recipe.nesterov=true"])
+def test_a_skipped_step_leaves_no_momentum_whenever_it_begins_anew(dirty_memory: None, form: str) -> None:
+    """The first step, and the first one behind a milestone that forgets the momentum: a gradient is infinite, nothing changes,
+    and the next step is that of an optimiser that has seen nothing.
+    """
+    given = config("data=synthetic", "data.image_size=8", "recipe.batch_size=8", "compute.precision=fp16", form)
+    source = batches(given)
+    _, step = both(given, "fp16")
+    for _ in range(2):
+        before = copy.deepcopy(step.network)
+        scaled_by(step, 2.0**100)
+        taken(step, next(source))
+        for name, value in step.network.named_parameters():
+            assert torch.equal(value, dict(before.named_parameters())[name]), "skipped"
+        scaled_by(step, 1.0)
+        batch = next(source)
+        fresh = Step(given, copy.deepcopy(step.network), CPU)
+        scaled_by(fresh, 1.0)
+        assert taken(step, batch) == taken(fresh, batch)
+        for one, other in zip(step.network.parameters(), fresh.network.parameters(), strict=True):
+            assert torch.isfinite(one).all()
+            assert torch.equal(one, other)
+        step.optimizer.state.clear()
+
+
+@pytest.mark.parametrize("form", ["recipe.nesterov=false", "recipe.nesterov=true"])
+def test_a_momentum_of_zero_is_bitwise_none(form: str) -> None:
+    """What torch does without buffers, whose first step makes them of the gradient."""
+    given = config("data=synthetic", "data.image_size=8", "recipe.batch_size=8", form)
+    _, ours = both(given)
+    theirs = Step(given, copy.deepcopy(ours.network), CPU)
+    source = batches(given)
+    for _ in range(3):
+        batch = next(source)
+        taken(ours, batch)
+        theirs.optimizer.zero_grad()
+        theirs.forward(batch).loss.total.backward()
+        theirs.optimizer.step()
+    for one, other in zip(ours.network.parameters(), theirs.network.parameters(), strict=True):
+        assert torch.equal(one, other)

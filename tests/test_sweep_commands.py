@@ -177,13 +177,20 @@ def test_a_retry_uses_the_overrides_that_change_no_result_as_well(sweeps: Path, 
     assert [len(record["attempts"]) for record in made] == [2, 2]
 
 
-def test_a_file_with_the_same_cell_in_two_spellings_is_refused(sweeps: Path, dks: Dks) -> None:
-    (sweeps / "mine.yaml").write_text("grids:\n- {method: dks, seed: 1}\n- {method: dks, aux: ours, seed: 1}\n")
-    status, _, err = dks("sweep", "plan", "mine")
-    assert (status, err) == (
-        2,
-        "error: mine.yaml has the same cell twice: method=dks seed=1 and method=dks aux=ours seed=1; drop one of them\n",
+def test_a_cell_that_a_file_has_in_two_spellings_runs_once_and_fills_both_rows(sweeps: Path, dks: Dks, in_folder: Path) -> None:
+    same = "positions: none, aux_positions.at: [[c2]]"
+    (sweeps / "mine.yaml").write_text(
+        "table: {rows: [positions]}\n"
+        f"grids:\n- {{positions: c2, seed: [1, 2]}}\n- {{positions: c3, seed: [1, 2]}}\n- {{{same}, seed: [1, 2]}}\n"
     )
+    status, out, err = dks("sweep", "plan", "mine", "--probe", "0", *SMALL)
+    assert status == 0, err
+    assert "4 cells (4 missing); 4 to run; 2 more points are one of these in other words" in out
+    status, out, err = dks("sweep", "run", "mine", *SMALL)
+    assert status == 0, err
+    made = records(in_folder)
+    assert len(made) == 4 and all(len(record["attempts"]) == 1 for record in made.values())
+    assert "the same configuration, trained once: positions=c2 and positions=none" in out
 
 
 def test_failures_are_retried_limited_and_run_again_on_request(sweeps: Path, dks: Dks, in_folder: Path) -> None:

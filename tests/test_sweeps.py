@@ -38,8 +38,9 @@ def test_a_single_run_is_a_grid_of_one_point_without_axes() -> None:
     assert grid("aux=choice(ours)").axes == ()
 
 
-def test_a_value_given_twice_counts_once_and_a_key_given_twice_as_last_typed() -> None:
-    assert len(grid("aux=ours,ours,shallow").points) == 2
+def test_a_value_given_twice_is_refused_and_a_key_given_twice_counts_as_last_typed() -> None:
+    with pytest.raises(RequestError, match="aux=ours,ours,shallow has ours twice; give each value once"):
+        grid("aux=ours,ours,shallow")
     assert [point.overrides for point in grid("seed=1,2", "seed=5").points] == [("seed=5",)]
 
 

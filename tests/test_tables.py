@@ -49,6 +49,7 @@ def frame(*runs: dict[str, Any]) -> list[dict[str, Any]]:
                 "state": "done",
                 "left_out": "",
                 "method": method,
+                "trained": method,
                 "computed": "",
                 "keys": [Key(named(method))],
                 "top1": run.get("value", math.nan),

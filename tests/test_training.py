@@ -15,14 +15,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import queued, raise_at, reproducible
+from conftest import finished_run, queued, raise_at, reproducible
 from safetensors.torch import load_file
 
 import dks
 from dks.config.files import load_choice
 from dks.config.schema import Recipe
+from dks.evaluation import evaluate_run
+from dks.ledger.states import State
 from dks.losses import Loss
 from dks.machine.interruption import Interrupted, Interruption
+from dks.sweeps.engine import run_summary
 from dks.tracking import heartbeat
 from dks.tracking.heartbeat import Pulse
 from dks.tracking.journal import Entry
@@ -30,7 +33,7 @@ from dks.tracking.record import Record, RunFolder, Status
 from dks.training.finite import FiniteGuard, NonFiniteLoss
 from dks.training.metrics import Tally
 from dks.training.run import Outcome, run_cell
-from dks.training.schedule import learning_rate
+from dks.training.schedule import is_milestone, learning_rate
 
 
 def record_of(folder: RunFolder) -> Record:
@@ -56,6 +59,17 @@ def test_milestones_can_be_fractions_of_all_epochs() -> None:
     assert [learning_rate(recipe, finished) for finished in range(10)] == [1.0] * 5 + [0.5] * 3 + [0.25] * 2
 
 
+@pytest.mark.parametrize(
+    ("epochs", "fraction", "first"),
+    [(25, 0.28, 7), (100, 0.07, 7), (100, 0.29, 29), (25, 0.56, 14), (15, 2 / 3, 10), (15, 0.85, 13), (40, 1e-9, 1)],
+)
+def test_a_fraction_is_that_of_exact_numbers_rounded_up(epochs: int, fraction: float, first: int) -> None:
+    """0.28 of 25 is 7, though floating-point numbers make a little more of it; 0.85 of 15 is 12.75."""
+    recipe = Recipe(epochs=epochs, lr=1.0, gamma=0.5, milestones=[fraction])
+    assert [learning_rate(recipe, finished) for finished in range(epochs)] == [1.0] * first + [0.5] * (epochs - first)
+    assert [finished for finished in range(epochs) if is_milestone(recipe, finished)] == [first]
+
+
 # --- metrics
 
 
@@ -78,10 +92,13 @@ def test_errors_and_losses_are_means_over_images_in_percent() -> None:
     )
 
 
-def test_with_few_classes_top5_counts_all_there_are() -> None:
+@pytest.mark.parametrize(("classes", "told"), [(1, [1]), (3, [1]), (5, [1]), (6, [1, 5])])
+def test_with_five_classes_or_fewer_there_is_no_top5(classes: int, told: list[int]) -> None:
     tally = Tally()
-    tally.add_errors({"c1": torch.tensor([[1.0, 0.0, -1.0]])}, torch.tensor([2]), top=(1, 5))
-    assert tally.read("test") == {"test/top1_error": 100.0, "test/top5_error": 0.0}
+    logits = torch.arange(float(classes), 0, -1).expand(2, -1)  # the last class comes last
+    tally.add_errors({"c1": logits, "c2": logits}, torch.tensor([classes - 1, 0]), top=(1, 5))
+    expected = {f"test/top{k}_error{end}": 50.0 if classes > k else 0.0 for end in ("", "_c2") for k in told}
+    assert tally.read("test") == expected
 
 
 # --- a whole run
@@ -115,6 +132,23 @@ def test_a_run_leaves_its_record_journal_and_weights(tmp_path: Path) -> None:
     # And again: nothing to do.
     assert run_cell(folder.path) is Outcome.already_done
     assert len(record_of(folder).attempts) == 1
+
+
+def test_a_run_with_five_classes_tells_no_top5_error_anywhere(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path, "data.num_classes=5", "data.holdout=10", "recipe.epochs=1", "positions=c2")
+    record = record_of(folder)
+    assert [name for name in record.final if "top" in name] == [
+        *("train/top1_error", "train/top1_error_c2", "val/top1_error", "val/top1_error_c2"),
+        *("test/top1_error", "test/top1_error_c2"),
+    ]
+    record.final |= {"test/top1_error": 12.5, "test/top1_error_c2": 100.0}
+    told = run_summary(State.done, record, folder.path).splitlines()
+    assert told[0].startswith(f"{folder.path}  top-1 test error in %, last epoch")
+    assert [line[:12] for line in told[1:]] == ["  c1   12.50", "  c2  100.00"]
+    assert not [line for line in told if "/ " in line]
+    tested = str(evaluate_run(str(folder.path.parent), folder.cell_id))
+    assert tested.splitlines()[0].endswith("32 images: top-1 error in %")
+    assert " / " not in tested
 
 
 def test_a_baseline_has_one_classifier_and_one_loss(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from enum import Enum
 from functools import cache
 from typing import Any, get_type_hints
@@ -16,11 +17,14 @@ from typing import Any, get_type_hints
 from dks.config.schema import (
     Augmentation,
     AuxDesign,
+    Backbone,
+    Branch,
     Config,
     Data,
     DesignKind,
     KdTeacher,
     LossTerms,
+    MatchingStrategy,
     PadMode,
     Recipe,
     Schedule,
@@ -100,26 +104,57 @@ def canonical(config: Config) -> Config:
     """The same experiment in its one spelling: what its other choices make meaningless has its default.
 
     A sweep over `aux_design.hidden` has the same cell for every value where the branches have no hidden layer. Only what the
-    code that trains never reads is touched, and the configuration must have passed its checks; its own parts are left alone.
+    code that trains never reads is touched, or reads to the same effect, and the configuration must have passed its checks; its
+    own parts are left alone. Numbers that come out the same by chance, such as a batch larger than the training set, are not
+    looked for.
     """
-    alone = config.aux_positions.alone or config.aux_design.kind == DesignKind.none  # one classifier
-    matched = config.matching_strategy.name != Strategy.none
     default = LossTerms()
+    alone = config.aux_positions.alone or config.aux_design.kind == DesignKind.none  # one classifier
+    matched = config.matching_strategy.name != Strategy.none and config.loss.beta > 0
     loss = default if alone else config.loss if matched else LossTerms(config.loss.alpha, default.beta, default.form)
+    data, recipe = _canonical_images(_canonical_data(config.data), config.recipe)
     return dataclasses.replace(
         config,
-        aux_design=_canonical_design(config.aux_design),
+        backbone=_canonical_backbone(config),
+        aux_design=_canonical_design(config),
         aux_positions=dataclasses.replace(config.aux_positions, at=sorted(config.aux_positions.at)),
+        matching_strategy=config.matching_strategy if matched else MatchingStrategy(),
         loss=loss,
         kd_teacher=_canonical_teacher(config.kd_teacher, config),
-        data=_canonical_data(config.data),
-        recipe=_canonical_recipe(config.recipe, config.data),
+        data=data,
+        recipe=_canonical_recipe(recipe),
     )
 
 
-def _canonical_design(design: AuxDesign) -> AuxDesign:
+def drops(recipe: Recipe) -> list[int]:
+    """The whole epochs after which the learning rate of the step schedule drops; one that is there twice drops it twice.
+
+    A fraction of all epochs counts from the first whole epoch at or behind it: 0.28 of 25 is 7, though floating-point numbers
+    make 7.000000000000001 of it.
+    """
+    return [max(1, math.ceil(mark * recipe.epochs - 1e-6)) if mark < 1 else int(mark) for mark in recipe.milestones]
+
+
+def _canonical_backbone(config: Config) -> Backbone:
+    """Without the branches that are not built; of those that are no stages of the backbone's own blocks the places are kept. An
+    extension has no depth, and one that makes branches may look at all of them.
+    """
+    backbone, design = config.backbone, config.aux_design.kind
+    depth = 0 if "@" in backbone.family else backbone.depth
+    if "@" in design:
+        return dataclasses.replace(backbone, depth=depth)
+    built = {name: branch for name, branch in backbone.branches.items() if name in config.aux_positions.at}
+    branches = built if design == DesignKind.blocks else {name: Branch() for name in built}
+    return dataclasses.replace(backbone, depth=depth, branches=branches)
+
+
+def _canonical_design(config: Config) -> AuxDesign:
+    design = config.aux_design
     if design.kind == DesignKind.blocks:
-        return AuxDesign(design.kind, width=design.width, max_blocks=design.max_blocks)
+        built = (config.backbone.branches[name] for name in config.aux_positions.at)
+        longest = max((stage.blocks for branch in built for stage in branch.stages), default=0)
+        limit = None if design.max_blocks is None or design.max_blocks >= longest else design.max_blocks
+        return AuxDesign(design.kind, width=design.width, max_blocks=limit)
     if design.kind == DesignKind.fc:
         return AuxDesign(design.kind, pool=design.pool, conv_channels=design.conv_channels, hidden=design.hidden)
     return AuxDesign(design.kind, options=design.options)
@@ -128,6 +163,7 @@ def _canonical_design(design: AuxDesign) -> AuxDesign:
 def _canonical_teacher(kd: KdTeacher, config: Config) -> KdTeacher:
     if kd.kind is TeacherKind.none:
         return KdTeacher()
+    kd = dataclasses.replace(kd, students=sorted(kd.students))
     if kd.kind is TeacherKind.torchvision:
         kd = dataclasses.replace(kd, path=None, cell=None, fingerprint=None)
     elif kd.cell is not None:  # the run knows its own network
@@ -148,16 +184,29 @@ def _canonical_data(data: Data) -> Data:
     return dataclasses.replace(data, pad=default.pad)
 
 
-def _canonical_recipe(recipe: Recipe, data: Data) -> Recipe:
-    if recipe.schedule is Schedule.cosine:
-        recipe = dataclasses.replace(recipe, milestones=[])
-    if not recipe.milestones:
-        recipe = dataclasses.replace(recipe, gamma=1.0)
-    if not recipe.milestones or recipe.momentum == 0:
-        recipe = dataclasses.replace(recipe, reset_momentum=False)
-    if data.augmentation is not Augmentation.pad_crop or data.pad == 0:
-        recipe = dataclasses.replace(recipe, pad_mode=PadMode.zero)
-    return recipe
+def _canonical_images(data: Data, recipe: Recipe) -> tuple[Data, Recipe]:
+    """By what images are normalised, in one place, and what lies around them, where they are padded."""
+    data = dataclasses.replace(data, mean=recipe.mean or data.mean, std=recipe.std or data.std)
+    is_padded = data.augmentation is Augmentation.pad_crop and data.pad > 0
+    return data, dataclasses.replace(recipe, mean=None, std=None, pad_mode=recipe.pad_mode if is_padded else PadMode.zero)
+
+
+def _canonical_recipe(recipe: Recipe) -> Recipe:
+    """The milestones are whole epochs at which something changes."""
+    epochs, warmup = recipe.epochs, recipe.warmup_epochs
+    marks = [mark for mark in drops(recipe) if mark < epochs] if recipe.schedule is Schedule.step else []
+    reset = recipe.reset_momentum and recipe.momentum > 0 and bool(marks)
+    if not reset:  # a drop in the warm-up is seen behind it, and a factor of 1 is none
+        marks = [] if recipe.gamma == 1 else [max(mark, warmup) for mark in marks]
+    schedule = Schedule.step if epochs - warmup == 1 else recipe.schedule  # the cosine of one epoch does not fall
+    return dataclasses.replace(
+        recipe,
+        schedule=schedule,
+        warmup_epochs=0 if warmup == 1 and schedule is Schedule.step else warmup,  # to rise in one epoch is to be there
+        milestones=list(map(float, marks)),
+        gamma=recipe.gamma if marks else 1.0,
+        reset_momentum=reset,
+    )
 
 
 def _written(config: Config) -> dict[str, str]:

@@ -63,6 +63,7 @@ def baseline_of(config: Config) -> Config:
     """The plain network under the same conditions: the same in everything but branches, matching and distillation."""
     return dataclasses.replace(
         config,
+        backbone=dataclasses.replace(config.backbone, branches={}),
         aux_design=AuxDesign(),
         aux_positions=AuxPositions(),
         matching_strategy=MatchingStrategy(),

@@ -184,10 +184,12 @@ class KdTeacher:
 
 @dataclass
 class LabelNoise:
-    """Corrupted training labels (Section 4.3 of the paper, "DKS on Noisy Data"); the test set is never touched."""
+    """Corrupted training labels (Section 4.3 of the paper, "DKS on Noisy Data"); those of the test set and of held-out images
+    are never touched.
+    """
 
     kind: NoiseKind = NoiseKind.none
-    ratio: float = 0.0  # fraction of the training set, in [0, 1)
+    ratio: float = 0.0  # fraction of the images that are trained on, in [0, 1)
 
 
 @dataclass
@@ -226,7 +228,7 @@ class Recipe:
     batch_size: int = MISSING  # images a step; the last batch of an epoch may be smaller and is kept
     lr: float = MISSING  # initial learning rate
     schedule: Schedule = Schedule.step
-    milestones: list[float] = MISSING  # lr changes after this many epochs; a value below 1 is a fraction of all epochs
+    milestones: list[float] = MISSING  # lr changes after this many epochs; below 1: a fraction of all, rounded up
     gamma: float = MISSING  # factor on lr at each milestone
     warmup_epochs: int = 0  # lr rises linearly to its value over the first epochs: 1/n, 2/n, ... of it
     pad_mode: PadMode = PadMode.zero  # what the crops show beyond the border of an image
@@ -236,6 +238,7 @@ class Recipe:
     uniform_gamma: bool = (
         False  # batch normalisation's scale starts uniform in [0, 1) (a quirk of the authors' WRN code), not at 1
     )
+    fan_in: bool = False  # convolutions are drawn with a spread by their inputs (a quirk of the authors' WRN code), not outputs
     momentum: float = MISSING  # of SGD
     nesterov: bool = MISSING  # Nesterov's form of the momentum
     weight_decay: float = MISSING  # L2, on every parameter

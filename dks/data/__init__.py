@@ -32,6 +32,7 @@ def describe(data: Data, absent: list[str] | None = None, notes: list[str] | Non
         num_classes=data.num_classes or facts.labels,
         name=data.name or facts.name,
         fingerprint=facts.fingerprint,
+        image_size=None if data.image_size == facts.side else data.image_size,  # to resize to what it is does nothing
     )
 
 

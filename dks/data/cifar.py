@@ -30,7 +30,7 @@ def inspect(data: Data) -> Facts:
 
 def expected(data: Data) -> Facts:
     """The same without the files."""
-    return Facts(labels=CLASSES[data.source], name=data.source)
+    return Facts(labels=CLASSES[data.source], name=data.source, side=32)
 
 
 def files(data: Data) -> list[Path]:

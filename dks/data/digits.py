@@ -19,7 +19,7 @@ FILE = Path("datasets") / "data" / "digits.csv.gz"  # in scikit-learn
 
 def inspect(data: Data) -> Facts:
     """Ten classes; the package fixes the content."""
-    return Facts(labels=CLASSES, name="digits")
+    return Facts(labels=CLASSES, name="digits", side=8)
 
 
 def load(data: Data) -> tuple[ImageSet, ImageSet]:

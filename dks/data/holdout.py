@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from dks.config.errors import RequestError
 from dks.data.images import Images
@@ -19,7 +20,18 @@ def hold_out(train: Images, count: int, seed: int) -> tuple[Images, Images | Non
     """
     if count == 0:
         return train, None
-    if count >= len(train):
-        raise RequestError(f"data.holdout={count} leaves none of the {len(train)} training images; hold out fewer")
-    order = torch.randperm(len(train), generator=generator(seed, "holdout"))
-    return train.subset(order[count:].sort().values), train.subset(order[:count].sort().values)
+    kept, held = _rows(len(train), count, seed)
+    return train.subset(kept), train.subset(held)
+
+
+def kept_rows(images: int, count: int, seed: int) -> Tensor:
+    """Which of so many training images `hold_out` leaves, sorted."""
+    return _rows(images, count, seed)[0]
+
+
+def _rows(images: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Those that are trained on and those that are held out, both sorted."""
+    if count >= images:
+        raise RequestError(f"data.holdout={count} leaves none of the {images} training images; hold out fewer")
+    order = torch.randperm(images, generator=generator(seed, "holdout"))
+    return order[count:].sort().values, order[:count].sort().values

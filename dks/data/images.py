@@ -110,6 +110,7 @@ class Facts:
     fingerprint: str | None = None  # of the files' content, where the source's name does not fix it
     classes: tuple[str, ...] | None = None  # their names, where the files have some
     notes: tuple[str, ...] = ()  # what a person should know of the files, a line each: images that are not taken, for one
+    side: int | None = None  # of every image as it is stored, in pixels, where the source's name fixes it
 
 
 @dataclass(frozen=True)

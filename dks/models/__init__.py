@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from dks.config.errors import RequestError
 from dks.config.files import load_choice
-from dks.config.schema import AuxDesign, AuxPositions, Backbone, Config, Data, DesignKind
+from dks.config.schema import AuxDesign, AuxPositions, Backbone, Config, Data, DesignKind, Recipe
 from dks.models import registry  # its function `family` has the name of a module here
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from dks.models.family import Family
     from dks.models.network import SupervisedNetwork
 
 
@@ -48,7 +49,7 @@ def build(backbone: str, num_classes: int, aux_design: str = "none", aux_positio
 def build_network(config: Config, initialise: bool = True) -> SupervisedNetwork:
     """The network of a resolved configuration, its weights drawn from torch's global generator.
 
-    The backbone's weights are drawn first, so for one seed they are the same whatever branches it carries. Without
+    All of the backbone's weights are drawn first, so for one seed they are the same whatever branches it carries. Without
     `initialise` they are torch's defaults, which is enough to look at the structure.
 
     Raises:
@@ -65,7 +66,7 @@ def build_network(config: Config, initialise: bool = True) -> SupervisedNetwork:
     kind = registry.family(spec.family)
     backbone = kind.backbone(spec, num_classes)
     if initialise:
-        kind.initialise(backbone)
+        _initialise(backbone, kind, config.recipe)
     places = kind.taps(spec)
     branches: dict[str, nn.Module] = {}
     for position in sorted(config.aux_positions.at):
@@ -73,10 +74,7 @@ def build_network(config: Config, initialise: bool = True) -> SupervisedNetwork:
             raise RequestError(f"aux_positions: {position} is not a place in this backbone; it has {', '.join(sorted(places))}")
         branches[position] = build_branch(config.aux_design, kind, spec, position, places[position], num_classes)
         if initialise:
-            kind.initialise(branches[position])
-    if config.recipe.uniform_gamma and initialise:
-        for module in (backbone, *branches.values()):
-            _uniform_gamma(module)
+            _initialise(branches[position], kind, config.recipe)
     if spec.activation_checkpointing:
         for module in (backbone, *branches.values()):
             forget_activations(module, kind.block)
@@ -101,10 +99,13 @@ def _until(backbone: nn.Module, last: str, family: str, in_order: bool) -> nn.Mo
     return nn.Sequential(OrderedDict(children[: names.index(last) + 1]))
 
 
-def _uniform_gamma(module: nn.Module) -> None:
-    """Batch normalisation's scale uniform in [0, 1), as the authors' WRN code draws it."""
+def _initialise(module: nn.Module, family: Family, recipe: Recipe) -> None:
+    """Draw the weights as the family does, or as the authors' WRN code does in what the recipe says."""
     from torch import nn
 
+    family.initialise(module)
     for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
+        if recipe.fan_in and isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        elif recipe.uniform_gamma and isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
-from dks.config.identity import canonical_json, is_execution_only
+from dks.config.identity import canonical, canonical_json, is_execution_only
 from dks.config.schema import Config
 
 _IMAGES = "data.fingerprint"  # none where it is the data that the source is called after
@@ -27,9 +27,12 @@ def differences(
     """
     lines = []
     ours, theirs = _leaves(config), _leaves(reference)
-    for key in ours:
-        left_out = key == "seed" or key.startswith("compute.") or is_execution_only(key)
-        if left_out or ours.get(key) == theirs.get(key):
+    recipe = dataclasses.replace(reference.recipe, epochs=config.recipe.epochs)
+    # Milestones that lie beyond the last epoch are no difference of their own.
+    as_long = _leaves(canonical(dataclasses.replace(reference, recipe=recipe))) | {"recipe.epochs": reference.recipe.epochs}
+    left = [key for key in ours if key != "seed" and not key.startswith("compute.") and not is_execution_only(key)]
+    for key in left:
+        if ours.get(key) in (theirs.get(key), as_long.get(key)):
             continue
         group = key.partition(".")[0]
         choice, other = choices.get(group), reference_choices.get(group)
@@ -50,6 +53,8 @@ def _flat(part: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         value, key = getattr(part, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
             yield from _flat(value, f"{key}.")
+        elif key == "backbone.branches":  # which of them there are follows from where branches are and what they are made of
+            yield from ((f"{key}.{place}", branch) for place, branch in value.items() if branch.stages)
         else:
             yield key, value
 

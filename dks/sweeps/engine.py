@@ -27,7 +27,7 @@ from dks.sweeps import manifest
 from dks.sweeps.command_line import command_line
 from dks.sweeps.going_on import other_ways
 from dks.sweeps.plan import Cell, Plan, summary
-from dks.terminal import Display, console
+from dks.terminal import Display, console, error_head, error_text
 from dks.tracking.best import classifier_ending
 from dks.tracking.disk import refusal
 from dks.tracking.parents import status_of
@@ -310,13 +310,13 @@ def run_summary(state: State, record: Record | None, folder: Path) -> str:
     """The errors of every classifier of a single run."""
     if record is None or state is not State.done:
         return f"{folder}: {state.value}"
-    lines, best = [f"{folder}  top-1 / top-5 test error in %, last epoch (its best epoch)"], RunFolder(folder).best(record)
-    for key, value in record.final.items():
+    best = RunFolder(folder).best(record)
+    lines = [f"{folder}  {error_head(record.final)} test error in %, last epoch (its best epoch)"]
+    for key in record.final:
         if key.startswith("test/top1_error"):
-            five = key.replace("top1", "top5")
-            name = key.removeprefix("test/top1_error").lstrip("_") or "c1"
-            lines.append(f"  {name}  {value:6.2f} / {record.final[five]:.2f}")
+            ending = classifier_ending(key)
+            name = ending.lstrip("_") or "c1"
+            lines.append(f"  {name}  {error_text(record.final, ending, width=6)}")
             if key in best:
-                epoch = best[f"epoch{classifier_ending(key)}"]
-                lines[-1] += f"   ({best[key]:.2f} / {best[five]:.2f} in epoch {epoch:.0f})"
+                lines[-1] += f"   ({error_text(best, ending)} in epoch {best[f'epoch{ending}']:.0f})"
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -123,7 +124,7 @@ def values_of(override: Override) -> list[str]:
         # Counted first: the values of shuffle(range(...)) are all made at once.
         whole = override.value()
         many = isinstance(whole, RangeSweep) and any(True for _ in itertools.islice(whole.range(), MOST_CELLS, None))
-        values = [] if many else list(dict.fromkeys(override.sweep_string_iterator()))
+        values = [] if many else list(override.sweep_string_iterator())
     except (ValueError, ArithmeticError, HydraException) as error:
         raise RequestError(f"{short(override.input_line)}: {error}") from error
     if many:
@@ -132,6 +133,9 @@ def values_of(override: Override) -> list[str]:
         )
     if not values:
         raise RequestError(f"{override.input_line}: there is nothing to sweep over")
+    if len(set(values)) < len(values):
+        twice = next(value for value, count in Counter(values).items() if count > 1)
+        raise RequestError(f"{short(override.input_line)} has {short(twice)} twice; give each value once")
     return values
 
 

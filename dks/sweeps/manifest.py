@@ -27,6 +27,7 @@ class ManifestCell:
     overrides: list[str]
     ds_id: str | None = None  # config_id of the same network deeply supervised, where this is not what it is already
     classifiers: list[str] = field(default_factory=lambda: ["c1"])  # of the network in training, from deep to shallow
+    classes: int = 0  # that each of them tells apart; 0: not known
     computed: str = ""  # what is not as in compute=standard
     setting_id: str = ""  # the config_id in compute=standard, where this is another one
 

@@ -131,6 +131,7 @@ def _manifest_cell(cell: Cell) -> ManifestCell:
         baseline_id=cell.baseline_id,
         ds_id=cell.ds_id,
         classifiers=classifiers_of(cell.config),
+        classes=cell.config.data.num_classes or 0,
         seed=cell.config.seed,
         method=method_of(cell.config),
         overrides=list(cell.point.overrides),
@@ -178,6 +179,11 @@ class Plan:
             self.cells
         )
 
+    @property
+    def repeated(self) -> int:
+        """How many places of its tables are filled by a run that fills another one of the same table as well."""
+        return sum(len(part.cells) - len({cell.cell_id for cell in part.cells}) for part in self.parts)
+
     def launches(self, only: frozenset[State] | None = None) -> list[Cell]:
         """The cells that would run, each once, in order; with `only`, those in one of these states."""
         found = [cell for cell in self.cells if to_launch(cell.state) or cell.anew]
@@ -217,8 +223,6 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False, same_code: bool 
     parts = []
     for each in grid.parts or (grid,):
         points, choices = drafts[id(each)]
-        if each.named is not None and not each.fixed:  # an override may make cells of a file equal, the file itself may not
-            _refuse_twins(each.name, points)
         selections, pending = [], list[Pending]()
         for choice, candidates in choices:
             tried = {value: tuple(_cell(draft, standings, same_code) for draft in runs) for value, runs in candidates.items()}
@@ -334,15 +338,6 @@ def _differs(named: str | None, cells: Iterable[Cell | _Draft], compose: Compose
     return {setting: lines for setting, lines in found.items() if lines}
 
 
-def _refuse_twins(name: str, drafts: Sequence[_Draft]) -> None:
-    """Raises a RequestError if two points of a file mean the same cell in different words."""
-    seen: dict[str, _Draft] = {}
-    for draft in drafts:
-        if (twin := seen.setdefault(draft.cell_id, draft)) is not draft:
-            one, other = (" ".join(each.point.overrides) for each in (twin, draft))
-            raise RequestError(f"{name}.yaml has the same cell twice: {one} and {other}; drop one of them")
-
-
 def _cells(places: list[str], count: int, shown: int = 6) -> str:
     """The cells that have a problem, of that many; their names where these say something."""
     if len(places) == count > shown:
@@ -403,6 +398,9 @@ def summary(sweep: Plan, only: frozenset[State] | None = None) -> str:
         text += ", another process or the scheduler has the others" if elsewhere else ""
     if sweep.saved:
         text += f"; {sweep.saved} runs are saved, for tables share cells"
+    if sweep.repeated:
+        text += "; 1 more point is" if sweep.repeated == 1 else f"; {sweep.repeated} more points are"
+        text += " one of these in other words"
     return "\n".join([text, *_code_lines(sweep), *(str(each) for each in sweep.undecided)])
 
 

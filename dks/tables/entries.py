@@ -19,6 +19,8 @@ from dks.tables.model import Entry, Epoch, Metric, Over
 # What the axes `classifier` and `training` ("alone", or the method) say in their own way.
 _SAID = frozenset({"method", "aux_design", "aux_positions", "matching_strategy", "seed"})
 
+_NO_METHOD = ("-", "null")  # labels of cells that name none; they are called after what they train
+
 _NEEDED = frozenset({"cell_id", "state", "epoch", "epochs", "computed_by"})
 NON_FINITE, UNFINISHED = "result not finite", "epochs missing"
 
@@ -26,11 +28,12 @@ NON_FINITE, UNFINISHED = "result not finite", "epochs missing"
 def entries(sweep: Manifest, runs: pd.DataFrame, metrics: Sequence[Metric], epoch: Epoch, by_classifier: bool) -> list[Entry]:
     """One row a point of the sweep, or a classifier of it.
 
-    Keys: the labels of the axes; `cell_id`, `config_id`, `seed`, `method`; `computed` (what is not as in `compute=standard`);
-    `keys` (by which the paper may know it, a `dks.sweeps.paper.Key` for every candidate of what is still to be chosen);
-    `entry_id` (the configuration, or one classifier of it) and `over_<Over>` (the entry that it is compared with, None: none);
-    `state`; `left_out` (why a finished run does not count, "": it does); `computed_by`; and one a metric, by its name, in
-    percent, NaN unless the run is done.
+    Keys: the labels of the axes; `cell_id`, `config_id`, `seed`; `trained` (the method; an axis so called has what was typed, a
+    preset of one's own or one whose terms have no weight); `computed` (what is not as in `compute=standard`); `keys` (by which
+    the paper may know it, a `dks.sweeps.paper.Key` for every candidate of what is still to be chosen); `entry_id` (the
+    configuration, or one classifier of it) and `over_<Over>` (the entry that it is compared with, None: none); `state`;
+    `left_out` (why a finished run does not count, "": it does); `computed_by`; and one a metric, by its name, in percent, NaN
+    unless it is done, None where there is none: `is_told`.
 
     Args:
         runs: as a `dks.tables.source.Source` gives them.
@@ -47,6 +50,11 @@ def entries(sweep: Manifest, runs: pd.DataFrame, metrics: Sequence[Metric], epoc
     return rows
 
 
+def is_told(metric: Metric, cell: ManifestCell) -> bool:
+    """Can there be such an error? With five classes or fewer no label is beyond the first five."""
+    return metric is not Metric.top5 or not 0 < cell.classes <= 5
+
+
 def other_axes(sweep: Manifest) -> list[str]:
     """The axes that `classifier` and `training` do not stand for."""
     return [axis for axis in sweep.axes if long_name(axis) not in _SAID]
@@ -59,14 +67,16 @@ def _rows(
     several = len(cell.classifiers) > 1
     for classifier in cell.classifiers if by_classifier else cell.classifiers[:1]:
         suffix = f"_{classifier}" if several and classifier != "c1" else ""
-        values = {metric.name: _value(run, metric.value + suffix, epoch) for metric in metrics}
+        told = [metric for metric in metrics if is_told(metric, cell)]
+        values = {metric.name: _value(run, metric.value + suffix, epoch) for metric in told}
         yield {
             **cell.labels,
+            **({"method": cell.method} if cell.labels.get("method") in _NO_METHOD else {}),
             **({CLASSIFIER: classifier, TRAINING: cell.method if several else "alone"} if by_classifier else {}),
             "cell_id": cell.cell_id,
             "config_id": cell.config_id,
             "seed": cell.seed,
-            "method": cell.method,
+            "trained": cell.method,
             "computed": cell.computed,
             "keys": [Key(cell.setting_id or cell.config_id, classifier)],
             "entry_id": f"{cell.config_id}/{classifier}" if by_classifier else cell.config_id,
@@ -76,7 +86,7 @@ def _rows(
             "state": state,
             "left_out": _left_out(run, values) if run is not None and state == State.done.value else "",
             "computed_by": () if run is None else computed_by(run),
-            **values,
+            **{metric.name: values.get(metric.name) for metric in metrics},
         }
 
 
@@ -90,7 +100,7 @@ def _pending(
         "cell_id": "",
         "config_id": "",
         "seed": int(labels["seed"]) if labels.get("seed", "-") != "-" else 0,
-        "method": labels.get("method", ""),
+        "trained": labels.get("method", ""),
         "computed": "",
         "keys": list(map(Key, setting_ids)),
         "entry_id": "",

@@ -153,6 +153,7 @@ class Table:
     undecided: tuple[str, ...] = ()  # hyper-parameters still to be chosen, a line each
     states: dict[str, int] = field(default_factory=dict)  # state -> runs in it; a run is here once, in however many cells it is
     computed_by: dict[str, tuple[ComputedBy, ...]] = field(default_factory=dict)  # cell id -> what, of the runs that count
+    same: dict[Place, Place] = field(default_factory=dict)  # place -> an earlier one, where both are the same configuration
 
     @cached_property
     def compared_with(self) -> dict[tuple[Place, Over], Place]:
@@ -196,7 +197,7 @@ class Table:
     @property
     def left_out(self) -> dict[str, int]:
         """Reason -> finished runs that do not count."""
-        return dict(sum((Counter(cell.left_out) for cell in self.cells.values()), Counter()))
+        return dict(sum((Counter(cell.left_out) for place, cell in self.cells.items() if place not in self.same), Counter()))
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -223,6 +224,7 @@ class Table:
             pairs=(),
             states={},
             computed_by={cell_id: made for cell_id, made in self.computed_by.items() if cell_id in runs},
+            same={place: other for place, other in self.same.items() if {place, other} <= {*kept}},
         )
 
 
@@ -259,12 +261,16 @@ def build(
         groups.setdefault((labels[: len(row_axes)], labels[len(row_axes) :]), {})[run["cell_id"] or str(run["seed"])] = run
     members = {place: sorted(runs.values(), key=lambda run: run["seed"]) for place, runs in groups.items()}
     firsts = {place: runs[0] for place, runs in members.items()}
-    by_entry = {first["entry_id"]: place for place, first in firsts.items()}
+    by_entry: dict[str, Place] = {}
+    same: dict[Place, Place] = {}
+    for place, first in firsts.items():
+        if (earlier := by_entry.setdefault(first["entry_id"] or str(place), place)) != place:
+            same[place] = earlier
     pairs = [
         (place, over, other)
         for place, first in firsts.items()
         for over in Over
-        if (other := by_entry.get(first[f"over_{over.value}"])) is not None and other != place
+        if (other := by_entry.get(first[f"over_{over.value}"])) is not None and other != same.get(place, place)
     ]
     gains = tuple(over for over in shape.gain or (Over.baseline,) if any(over is each for _, each, _ in pairs))
     cells = {}
@@ -273,7 +279,7 @@ def build(
         is_own = paper is None or not keys or paper.find(keys) is not None
         lines = () if is_own else tuple((differs or {}).get(keys[0].setting, ())) or (UNKNOWN,)
         cells[place] = _cell(runs, shape.metrics, lines, printed(keys, paper, gains))
-    cells = _mark_best(_with_gains(cells, pairs), shown)
+    cells = _mark_best(_with_gains(cells, pairs), shown, same)
     aside = tuple(place for place in cells if shape.aside and shape.aside.items() <= _labels(place, shown).items())
     within = [place for place in cells if place not in aside]
     rows_shown = list(dict.fromkeys(row for row, _ in within))
@@ -292,10 +298,11 @@ def build(
         cells,
         gains,
         aside,
-        tuple(pairs),
+        tuple(pair for pair in pairs if pair[0] not in same),  # each is tested once
         tuple(undecided),
         dict(Counter(states.values())),
         {run["cell_id"]: run.get("computed_by", ()) for members in groups.values() for run in members.values() if _counts(run)},
+        same,
     )
 
 
@@ -317,7 +324,11 @@ def _cell(runs: Sequence[Entry], metrics: Sequence[Metric], differs: tuple[str, 
     counted = list(filter(_counts, runs))
     return TableCell(
         numbers=tuple(
-            Number(metric, tuple(run[metric.name] for run in counted), None if row is None else row.numbers.get(metric.name))
+            Number(
+                metric,
+                tuple(run[metric.name] for run in counted if run[metric.name] is not None),
+                None if row is None else row.numbers.get(metric.name),
+            )
             for metric in metrics
         ),
         wanted=len(runs),
@@ -325,7 +336,7 @@ def _cell(runs: Sequence[Entry], metrics: Sequence[Metric], differs: tuple[str, 
         left_out=dict(Counter(run["left_out"] for run in runs if run["left_out"])),
         cell_ids=tuple(run["cell_id"] for run in runs if run["cell_id"]),
         config_id=runs[0]["config_id"],
-        method=runs[0]["method"],
+        method=runs[0]["trained"],
         differs=differs,
         computed=runs[0]["computed"],
         codes=dict(Counter(code for run in counted for code in codes(run.get("computed_by", ())))),
@@ -357,11 +368,11 @@ def _with_gains(cells: dict[Place, TableCell], pairs: Sequence[tuple[Place, Over
 _TASK = ("backbone", "data", "label_noise")
 
 
-def _mark_best(cells: dict[Place, TableCell], shown: Sequence[str]) -> dict[Place, TableCell]:
+def _mark_best(cells: dict[Place, TableCell], shown: Sequence[str], same: Mapping[Place, Place]) -> dict[Place, TableCell]:
     tasks = [axis for axis in shown if long_name(axis).partition(".")[0] in _TASK]
     groups: dict[Label, list[float]] = {}
     for place, cell in cells.items():
-        if cell.is_whole and (mean := cell.numbers[0].mean) is not None:
+        if place not in same and cell.is_whole and (mean := cell.numbers[0].mean) is not None:
             groups.setdefault(_task(place, shown, tasks), []).append(mean)
     if all(len(means) == 1 for means in groups.values()):
         tasks, groups = [], {(): [mean for means in groups.values() for mean in means]}

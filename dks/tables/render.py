@@ -21,7 +21,7 @@ from rich.text import Text
 from dks.config.errors import one_line, visible
 from dks.machine.code import short
 from dks.tables.computed import notes
-from dks.tables.model import Number, Over, Table
+from dks.tables.model import Number, Over, Place, Table
 from dks.tables.sheet import Heading, Sheet, SheetCell, SheetRow, main, sheets
 from dks.tables.statistics import Difference
 
@@ -232,6 +232,7 @@ def comma_separated(table: Table) -> str:
             "codes",
             "config_id",
             "cell_ids",
+            "same_as",
         ]
     )
     writer.writerow(map(_written, head))
@@ -241,14 +242,16 @@ def comma_separated(table: Table) -> str:
             values: list[object] = [*place[0], *place[1], number.metric.value, f"{table.epoch.value}{table.whose}"]
             values += [number.mean, number.sd, cell.n, cell.wanted, low, high]
             for over in overs:
-                test = tests.get((place, over)) if number is cell.numbers[0] else None
+                test = tests.get((table.same.get(place, place), over)) if number is cell.numbers[0] else None
                 values += [number.gains.get(over), *_tested(test.difference if test else None)]
                 values.insert(len(values) - 1, test.p_holm if test else None)
             paper = number.paper
             values += asdict(paper).values() if paper else [None] * 5
             values += [number.difference, _counts(cell.states), _counts(cell.left_out), "; ".join(cell.differs), cell.computed]
             values.append(_counts({short(code): count for code, count in cell.codes.items()}))
-            writer.writerow(map(_written, [*values, cell.config_id, " ".join(cell.cell_ids)]))
+            first = table.same.get(place, ((), ()))
+            values += [cell.config_id, " ".join(cell.cell_ids), " ".join((*first[0], *first[1]))]
+            writer.writerow(map(_written, values))
     return out.getvalue()
 
 
@@ -284,8 +287,7 @@ def _described(table: Table) -> dict[str, Any]:
         tests.setdefault(each.place, {})[each.over.value] = {name: _finite(value) for name, value in found.items()}
     cells = [
         {
-            "row": dict(zip(table.row_axes, place[0], strict=True)),
-            "column": dict(zip(table.column_axes, place[1], strict=True)),
+            **_named(table, place),
             "aside": place in table.aside,
             "best": cell.is_best,
             "n": cell.n,
@@ -293,13 +295,14 @@ def _described(table: Table) -> dict[str, Any]:
             "not_done": cell.states,
             "left_out": cell.left_out,
             "metrics": {number.metric.name: _numbers(number) for number in cell.numbers},
-            "tests": tests.get(place, {}),
+            "tests": tests.get(table.same.get(place, place), {}),
             "differs": cell.differs,
             "computed": cell.computed,
             "codes": cell.codes,
             "method": cell.method,
             "config_id": cell.config_id,
             "cell_ids": cell.cell_ids,
+            "same_as": _named(table, table.same[place]) if place in table.same else None,
         }
         for place, cell in table.cells.items()
     ]
@@ -313,6 +316,14 @@ def _described(table: Table) -> dict[str, Any]:
         "undecided": table.undecided,
         "computed": list(notes(table)),
         "cells": cells,
+    }
+
+
+def _named(table: Table, place: Place) -> dict[str, dict[str, str]]:
+    row, column = place
+    return {
+        "row": dict(zip(table.row_axes, row, strict=True)),
+        "column": dict(zip(table.column_axes, column, strict=True)),
     }
 
 

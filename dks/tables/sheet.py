@@ -128,7 +128,9 @@ def _head(table: Table, blocks: dict[Label, list[_Column]]) -> tuple[tuple[Headi
 
 
 def error_text(cell: TableCell) -> str:
-    """`mean(std)`, or of two metrics `mean(std)/mean(std)`, marked if several codes are in it; empty without runs."""
+    """`mean(std)`, of two metrics with a slash between, a dash for one that is not there, a mark if it is of several codes; empty
+    without runs.
+    """
     return "" if not cell.n else "/".join(_mean_text(number) for number in cell.numbers) + _mark(cell)
 
 
@@ -138,7 +140,8 @@ def _mark(*cells: TableCell) -> str:
 
 
 def _mean_text(number: Number) -> str:
-    assert number.mean is not None
+    if number.mean is None:
+        return "-"
     return fixed(number.mean) + (f"({fixed(number.sd)})" if number.sd is not None else "")
 
 
@@ -230,10 +233,21 @@ def _notes(table: Table) -> Iterator[str]:
         yield f"of {sum(table.states.values())} runs {told}"
     for reason, count in table.left_out.items():
         yield f"left out: {count} finished {'run' if count == 1 else 'runs'} ({reason})"
+    yield from _repetitions(table)
     yield from computed.notes(table)
     yield from _printed(table)
     yield from _differences(table)
     yield from table.undecided
+
+
+def _repetitions(table: Table) -> Iterator[str]:
+    """Rows that the same runs fill."""
+    axes = (*table.row_axes, *table.column_axes)
+    for first in dict.fromkeys(table.same.values()):
+        places = [first, *(place for place, other in table.same.items() if other == first)]
+        named = (zip(axes, (*row, *column), strict=True) for row, column in places)
+        told = " and ".join(" ".join(f"{axis}={value}" for axis, value in labels) for labels in named)
+        yield f"the same configuration, trained once: {told}"
 
 
 def _names(places: Sequence[Place]) -> str:

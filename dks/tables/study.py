@@ -16,7 +16,7 @@ from dks.sweeps import manifest
 from dks.sweeps.files import TableShape, names, read
 from dks.sweeps.manifest import Manifest
 from dks.sweeps.paper import paper_table
-from dks.tables.entries import entries, other_axes
+from dks.tables.entries import entries, is_told, other_axes
 from dks.tables.model import Epoch, Metric, Over, Shape, Table, build
 from dks.tables.source import Source
 from dks.terminal import duration, explain
@@ -99,7 +99,10 @@ class Study:
         file = read(part.named) if part.named in names() else None
         declared = file.shape if file else TableShape()
         over = None if declared.gain is None else tuple(map(Over, declared.gain))
-        shape = Shape(tuple(Metric[name] for name in declared.metrics), over, declared.aside)
+        metrics = tuple(Metric[name] for name in declared.metrics)
+        if part.cells:
+            metrics = tuple(each for each in metrics if any(is_told(each, cell) for cell in part.cells)) or (Metric.top1,)
+        shape = Shape(metrics, over, declared.aside)
         axes, rows, columns = part.axes, part.rows, part.columns
         by_classifier = bool(declared.classifier_rows or declared.classifier_columns)
         if by_classifier:

@@ -46,7 +46,8 @@ class Tally:
             self._add(name, value.detach() * images)
 
     def add_errors(self, logits: Mapping[str, Tensor], labels: Tensor, top: tuple[int, ...]) -> dict[str, Tensor]:
-        """Count the images whose label is not among the `k` largest logits, for every classifier and k in `top`.
+        """Count the images whose label is not among the `k` largest logits, for every classifier and k in `top`. With no more
+        than k classes that is no image, and is left out; but not the error itself, k = 1.
 
         Returns:
             classifier -> (N,) the classes that it takes the images for.
@@ -58,6 +59,8 @@ class Tally:
             largest = z.detach().topk(ranks, dim=1).indices  # (N, ranks)
             predictions[classifier], hits = largest[:, 0], largest == labels[:, None]
             for k in top:
+                if k > 1 and k >= z.shape[1]:
+                    continue
                 self._add(f"top{k}_error{suffix(classifier)}", 100 * (len(labels) - hits[:, :k].sum()))
         return predictions
 

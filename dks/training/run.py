@@ -24,8 +24,8 @@ from dks.config.extensions import references, require, used
 from dks.config.identity import cell_id
 from dks.config.schema import Config
 from dks.config.secrets import without_password
-from dks.data.holdout import hold_out
-from dks.data.images import Images
+from dks.data.holdout import hold_out, kept_rows
+from dks.data.images import Images, ImageSet
 from dks.data.label_noise import corrupt
 from dks.data.seeds import generator
 from dks.machine import code
@@ -51,6 +51,7 @@ from dks.training.confusion import to_csv
 from dks.training.finite import NonFiniteLoss
 from dks.training.system import SystemSampler
 from dks.training.trainer import Observer, Trainer
+from dks.validation import lone_image_problems
 
 if TYPE_CHECKING:
     from dks.training.flops import Flops
@@ -225,6 +226,9 @@ def _trainer(
     for name, images in (("held-out", val), ("test", test)):
         if images is not None and len(images) < world.size:
             raise RequestError(f"{world.size} processes have only {len(images)} {name} images to share; start fewer")
+    size = train.stored.shape[-2:] if isinstance(train, ImageSet) else (config.data.image_size or 1,) * 2
+    for problem in lone_image_problems(config, len(train), world.size, size):
+        raise RequestError(problem)
     torch.manual_seed(config.seed)
     network = build_network(config).to(device).to(memory_format=torch.channels_last)
     if world.rank:  # the weights are the same everywhere, dropout is not
@@ -236,8 +240,8 @@ def _trainer(
 
 
 def _data(config: Config) -> tuple[Images, Images | None, Images, Tensor]:
-    """The images to train on, their labels corrupted as asked for; those held out of them, if any; the test set, never touched;
-    and the indices in the whole training set whose labels were changed.
+    """The images to train on, their labels corrupted as asked for; those held out, if any, and the test set, whose labels are
+    never touched; and the indices in the whole training set of the labels that were changed.
 
     Raises:
         RequestError: all training images are to be held out, or files are missing.
@@ -245,9 +249,11 @@ def _data(config: Config) -> tuple[Images, Images | None, Images, Tensor]:
     """
     train, test = data.load(config.data)  # says which file is damaged
     assert config.data.num_classes is not None
-    labels, changed = corrupt(train.labels, config.label_noise, config.data.num_classes, config.seed)
-    kept, val = hold_out(dataclasses.replace(train, labels=labels), config.data.holdout, config.seed)
-    return kept, val, test, changed
+    kept, val = hold_out(train, config.data.holdout, config.seed)
+    labels, changed = corrupt(kept.labels, config.label_noise, config.data.num_classes, config.seed)
+    if val is not None:
+        changed = kept_rows(len(train), len(val), config.seed)[changed]
+    return dataclasses.replace(kept, labels=labels), val, test, changed
 
 
 def _save_weights(folder: RunFolder, network: torch.nn.Module) -> None:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 
+from dks.config.identity import drops
 from dks.config.schema import Recipe, Schedule
-
-
-def milestones(recipe: Recipe) -> list[float]:
-    """The milestones of the step schedule, in whole or broken epochs."""
-    return [mark * recipe.epochs if mark < 1 else mark for mark in recipe.milestones]
 
 
 def learning_rate(recipe: Recipe, finished: int) -> float:
@@ -23,10 +19,10 @@ def learning_rate(recipe: Recipe, finished: int) -> float:
     if recipe.schedule is Schedule.cosine:
         part = (finished - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
         return recipe.lr * (1 + math.cos(math.pi * part)) / 2
-    passed = sum(finished >= mark for mark in milestones(recipe))
+    passed = sum(finished >= mark for mark in drops(recipe))
     return recipe.lr * float(recipe.gamma**passed)
 
 
 def is_milestone(recipe: Recipe, finished: int) -> bool:
     """Does the learning rate drop, by the step schedule, right before the epoch that follows `finished` whole epochs?"""
-    return recipe.schedule is Schedule.step and any(math.ceil(mark) == finished for mark in milestones(recipe))
+    return recipe.schedule is Schedule.step and finished in drops(recipe)

@@ -74,6 +74,8 @@ class Step:
         """Change the weights by the gradients of the batch's loss."""
         if self._graph is None or not self._graph.owns(outputs):
             self._backward(outputs, batch.weight)
+        if not self.optimizer.state:
+            self._begin_momentum()
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -100,6 +102,15 @@ class Step:
     def _backward(self, outputs: Outputs, weight: float) -> None:
         self.optimizer.zero_grad()
         self.scaler.scale(outputs.loss.total * weight).backward()
+
+    def _begin_momentum(self) -> None:
+        """With zeros, which a first step takes as it takes none.
+
+        The optimiser itself makes the buffers in that step and fills them unless it is skipped, as the scaling of float16 skips
+        it where a gradient is infinite: the next steps would go on from whatever was in the memory.
+        """
+        for parameter in self.network.parameters() if self.optimizer.defaults["momentum"] else ():
+            self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _can_record(config: Config, device: torch.device, world: World) -> bool:

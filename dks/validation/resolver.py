@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -26,6 +25,7 @@ from dks.config.schema import (
     TeacherKind,
     TrackingKind,
 )
+from dks.validation.batches import lone_image_problems
 from dks.validation.checks import config_problems, distillation_problems
 
 T = TypeVar("T")
@@ -49,6 +49,7 @@ class Resolver:
         self.absent: list[str] = []
         self.notes: list[str] = []
         self._data: dict[str, Data | RequestError] = {}
+        self._sizes: dict[str, tuple[tuple[int, int] | None, tuple[int, int] | None]] = {}
         self._devices: dict[str, tuple[str, ...]] = {}
         self._teachers: dict[str, str | RequestError | None] = {}
 
@@ -67,15 +68,14 @@ class Resolver:
         problems = [*_method_problems(composed), *config_problems(config), *self._device_problems(config.device)]
         problems += self._compiler_problems(config.compute)
         try:
-            data = self._described(config.data)
-            config.data = dataclasses.replace(
-                config.data, num_classes=data.num_classes, name=data.name, fingerprint=data.fingerprint
-            )
+            config.data = self._described(config.data)
         except RequestError as error:
             problems.extend(error.problems)
         if not problems:
             problems.extend(_network_problems(config))
             problems.extend(self._teacher_problems(config))
+        if not problems:
+            problems.extend(self._batch_problems(config))
         if problems:
             raise RequestError(*problems)
         return canonical(config)
@@ -92,6 +92,17 @@ class Resolver:
                 self._data[key] = error
             self.absent = list(dict.fromkeys([*self.absent, *absent]))
         return _found(self._data[key])
+
+    def _batch_problems(self, config: Config) -> Iterator[str]:
+        """What is wrong with the last batch, where it is known before a run how many images there are, and of which size."""
+        from dks.data.sizes import image_size, images
+
+        key = repr(config.data)
+        if key not in self._sizes:
+            self._sizes[key] = images(config.data), image_size(config.data)
+        count, size = self._sizes[key]
+        if count is not None and size is not None:
+            yield from lone_image_problems(config, count[0], int(os.environ.get("WORLD_SIZE", "1")), size)
 
     def _device_problems(self, device: str) -> tuple[str, ...]:
         if device not in self._devices:
