@@ -10,6 +10,7 @@ from typing import Any
 from dks.config.errors import RequestError
 from dks.config.secrets import without_password
 from dks.tables.mlflow_store import Point, StoredData, StoredRun, chunks, no_experiment, restored
+from dks.tracking.store import reason, said
 
 
 class Server:
@@ -77,7 +78,7 @@ class Server:
         with self._asking():
             answer = self._get(path, params=query)
         if answer.status_code != 200:
-            raise RequestError(f"{self.name} answers {answer.status_code} to {path}: {' '.join(answer.text.split())[:200]}")
+            raise RequestError(f"{self.name} answers {answer.status_code} to {path}: {said(answer.text)}")
         points = answer.json()["metrics"]
         if len(points) < self.POINTS:
             return [(point["run_id"], point["step"], point["timestamp"], point["value"]) for point in points]
@@ -110,5 +111,4 @@ class Server:
         except RequestError:
             raise
         except Exception as error:  # of many kinds, all of them about this server
-            reason = without_password(" ".join(str(error).split()) or type(error).__name__)
-            raise RequestError(f"{self.name} cannot be read: {reason[:300]}") from error
+            raise RequestError(f"{self.name} cannot be read: {reason(error)}") from error

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from dks.config.errors import RequestError
 from dks.config.schema import Tracking, TrackingKind
+from dks.config.secrets import without_password
 from dks.tracking.parents import tell_sweep
 from dks.tracking.record import RunFolder
 from dks.tracking.shipment import DeletedRun, Draw, Shipment
@@ -45,6 +46,10 @@ class Store:
     failures: int = 0  # since it last took something
     problem: str = ""
     quiet_until: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return without_password(str(self.tracking.uri))
 
     def open(self) -> MlflowClient:
         if self.client is None:
@@ -202,9 +207,7 @@ class Dispatch:
             if store.failures == 1:
                 for run in self.runs.values():
                     if run.store is store:
-                        _note(
-                            run.folder, f"{store.tracking.uri} does not take what is sent: {store.problem}; it is tried again"
-                        )
+                        _note(run.folder, f"{store.name} does not take what is sent: {store.problem}; it is tried again")
             return False
         store.failures, store.quiet_until = 0, 0.0
         return True
@@ -234,7 +237,7 @@ class Dispatch:
         lines = list(self.problems)
         for store in self.stores.values():
             left = [run for run in self.runs.values() if run.store is store]
-            told = f"{store.tracking.uri} has not got everything" + (f": {store.problem}" if store.problem else " in time")
+            told = f"{store.name} has not got everything" + (f": {store.problem}" if store.problem else " in time")
             for run in left:
                 _note(run.folder, f"{told}; the journal is complete, and dks sync sends the rest")
             if left:

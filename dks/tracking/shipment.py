@@ -39,6 +39,7 @@ RUNNING = "RUNNING"
 STATUS = {Status.done: "FINISHED", Status.failed: "FAILED", Status.killed: "KILLED"}
 POINTS, PARAMS = 800, 100  # in one call; MLflow takes 1000 of all kinds together, and 100 parameters
 _PARAM_LIMIT = 6000  # characters; MLflow cuts longer values without a word
+_BLOCK = 2**20  # bytes of a text that are read at a time
 _NAME_LIMIT = 250  # characters; PostgreSQL refuses a run with a longer name, its column being so wide
 # What is kept beside the run's metrics, of those that are there.
 ARTIFACTS = (
@@ -220,7 +221,8 @@ class Shipment:
         }
         with contextlib.suppress(OSError, KeyError):  # nobody has a name in some containers
             tags["mlflow.user"] = getuser()
-        begun, name = milliseconds(record.attempts[0].started), record.label or record.cell_id
+        begun, name = milliseconds(record.attempts[0].started), without_password(record.label) or record.cell_id
+        tags = {key: without_password(value) for key, value in tags.items()}
         run_id = self.client.create_run(self.experiment, begun, tags, name[:_NAME_LIMIT]).info.run_id
         return Note(self.uri, run_id, self.experiment, attempts=len(record.attempts)), self._params()
 
@@ -229,7 +231,7 @@ class Shipment:
         from mlflow.entities import Param
 
         values = flatten(dataclasses.asdict(self.folder.read_config()))
-        return [Param(key, _cut(str(value))) for key, value in values.items()]
+        return [Param(key, _cut(without_password(str(value)))) for key, value in values.items()]
 
     def _send(self, note: Note, record: Record, entries: Sequence[Entry], params: list[Param], ends: bool) -> int:
         """The configuration, what is another in each attempt, epochs and what is known at the end, in as few calls as they fit
@@ -305,9 +307,10 @@ class Shipment:
         with tempfile.TemporaryDirectory() as place:
             lay_out(self.folder, folder := Path(place))
             for key, value in flatten(dataclasses.asdict(self.folder.read_config())).items():
-                if _cut(str(value)) != str(value):
+                text = without_password(str(value))
+                if _cut(text) != text:
                     (folder / "params").mkdir(exist_ok=True)
-                    (folder / "params" / f"{key}.txt").write_text(str(value), encoding="utf-8")
+                    (folder / "params" / f"{key}.txt").write_text(text, encoding="utf-8")
             self.client.log_artifacts(run_id, place)
 
 
@@ -323,7 +326,8 @@ def lay_out(run: RunFolder, into: Path) -> None:
             path.open(encoding="utf-8", errors="replace", newline="") as lines,
             (into / name).open("w", encoding="utf-8", newline="") as copy,
         ):
-            copy.writelines(map(without_password, lines))
+            while block := lines.readlines(_BLOCK):
+                copy.write(without_password("".join(block)))
 
 
 @contextlib.contextmanager

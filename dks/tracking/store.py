@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
-from dks.config.errors import RequestError
+from dks.config.errors import RequestError, one_line
 from dks.config.schema import Tracking, TrackingKind
 from dks.config.secrets import without_password
 from dks.tracking.disk import refusal
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 TIMEOUT = 10  # seconds that a server has for an answer; MLflow would wait two minutes, and ask seven times again
+LONGEST = 300  # characters of what is told of a store's words
 LOOK = 1.0  # seconds that a look at an SQLite store waits for whoever makes it
 _CREATION = 0x646B73  # the advisory lock under which a database gets MLflow's tables: "dks" in ASCII
 
@@ -171,8 +172,12 @@ def reason(error: BaseException) -> str:
     originals = [getattr(cause, "orig", None) for cause in _causes(error)]
     original = next((each for each in originals if each is not None), error)
     lines = str(original).strip().splitlines()
-    text = without_password(_essence(without_password(lines[0] if lines else type(error).__name__)), shortest=1)
-    return text if len(text) <= 300 else f"{text[:300]}..."
+    return said(_essence(without_password(lines[0] if lines else type(error).__name__, shortest=1)))
+
+
+def said(text: str, longest: int = LONGEST) -> str:
+    """What a store says, as one line that does nothing to a terminal and holds no secret; it is cut after these are out."""
+    return one_line(without_password(text, shortest=1), longest)
 
 
 # What matters in what MLflow's client says of a request: the server's own words, or why it could not be reached.
