@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,10 @@ from torch import Tensor, nn
 from dks.config.errors import RequestError
 from dks.config.extensions import require
 from dks.config.files import load_choice
+from dks.config.reading import check_size, open_file
 from dks.config.schema import Backbone, Config, Data
 from dks.ledger.states import finished_run
+from dks.machine.memory import free_memory
 from dks.models import build_network
 from dks.models.network import SupervisedNetwork
 from dks.terminal import explain
@@ -38,11 +43,8 @@ def load_state_dict(path: Path | str) -> dict[str, Tensor]:
     Raises:
         RequestError: the file cannot be read, or holds anything but tensors under names. Nothing in it was executed.
     """
-    try:
-        with Path(path).open("rb") as file:
-            head = file.read(9)
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+    with _opened(path) as file:
+        head = file.read(9)
     state = _content(Path(path), head)
     if isinstance(state, dict):
         state = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), state)
@@ -92,11 +94,8 @@ def fingerprint(path: Path | str) -> str:
     Raises:
         RequestError: it cannot be read.
     """
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+    with _opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def run_network(runs_dir: Path | str, cell_id: str) -> tuple[Config, SupervisedNetwork]:
@@ -136,12 +135,29 @@ def file_network(backbone: str, path: Path | str) -> tuple[int, SupervisedNetwor
     return num_classes, network
 
 
+@contextmanager
+def _opened(path: Path | str) -> Iterator[io.BufferedReader]:
+    """A file that fits into the memory.
+
+    Raises:
+        RequestError: it does not, or cannot be read, here or inside of the context.
+    """
+    try:
+        with open_file(path, free_memory(torch.device("cpu"))) as file:
+            yield file
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def _content(path: Path, head: bytes) -> Any:
     try:
         # A safetensors file begins with the length of its header, 8 bytes, and the header with a brace.
         header = int.from_bytes(head[:8], "little")
         if path.suffix == ".safetensors" or (head[8:] == b"{" and header < path.stat().st_size):
             return safetensors.torch.load_file(path)
+        if zipfile.is_zipfile(path):  # as torch.save makes them; others may be packed, and unpack to more than they seem
+            with zipfile.ZipFile(path) as packed:
+                check_size(path, sum(each.file_size for each in packed.infolist()), free_memory(torch.device("cpu")))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about contents that are refused below
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dks.config.reading import MIB, check_file
+
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
@@ -18,6 +20,7 @@ EXACT = 256  # bytes whose squares float32 sums without rounding, in whatever or
 
 # Formats of images that are read. Pillow knows many more: some run other programs, and few people ever look at their readers.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+LARGEST = 1024 * MIB  # bytes of a file with an image
 
 
 def decode(source: Path | str | io.BytesIO, name: str) -> Image.Image:
@@ -32,6 +35,8 @@ def decode(source: Path | str | io.BytesIO, name: str) -> Image.Image:
     from PIL import Image
 
     try:
+        if not isinstance(source, io.BytesIO):
+            check_file(source, LARGEST)
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source, formats=FORMATS) as opened:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dks.config.errors import RequestError
+from dks.config.reading import require_file
 from dks.config.schema import Data
 from dks.data.images import Facts, ImageSet, decode
 
@@ -101,6 +102,8 @@ def _files(root: Path, split: str) -> list[Path]:
     found = sorted(root.glob(f"{split}-*.parquet")) or sorted(root.glob(f"{split}.parquet"))
     if not found:
         raise RequestError(f"data.root={root} has no file {split}-*.parquet")
+    for path in found:
+        require_file(path)
     return found
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dks.config.errors import RequestError
+from dks.config.reading import check_file
 from dks.config.schema import Data
 
 CIFAR_IMAGES, DIGITS_IMAGES, IMAGENET_IMAGES = (50_000, 10_000), (1_433, 364), (1_281_167, 50_000)  # training, test
@@ -61,7 +62,8 @@ def images(data: Data) -> tuple[int, int] | None:
 def _first_image(data: Data) -> Path | io.BytesIO:
     """An image of the files, encoded."""
     if data.source == "imagefolder":
-        return next(_paths(Path(str(data.root)) / "train"))
+        check_file(path := next(_paths(Path(str(data.root)) / "train")))
+        return path
     if data.source == "parquet":
         import pyarrow.parquet as pq
 
@@ -76,6 +78,8 @@ def _parquet_files(data: Data, split: str) -> list[Path]:
     found = sorted(root.glob(f"{split}-*.parquet")) or sorted(root.glob(f"{split}.parquet"))
     if not found:
         raise FileNotFoundError(root)
+    for path in found:
+        check_file(path)
     return found
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dks.config.errors import RequestError
+from dks.config.reading import read_text
 from dks.figures.curves import limit
 from dks.figures.files import write
 from dks.figures.runs import Curve
@@ -40,8 +42,7 @@ def draw(folder: RunFolder, into: Path) -> list[Path]:
     written = []
     if entries := folder.journal.read():
         written += write(curves(entries, folder.cell_id), into, "curves", ("png",))
-    matrix = _matrix(folder.confusion_file)
-    if 0 < len(matrix) <= MOST_CLASSES:
+    if matrix := _matrix(folder.confusion_file):
         written += write(confusion(matrix, folder.cell_id), into, "confusion", ("png",))
     return written
 
@@ -135,14 +136,15 @@ def confusion(matrix: Sequence[Sequence[int]], title: str) -> Figure:
 
 
 def _matrix(file: Path) -> list[list[int]]:
-    """The confusion matrix of c1 from `confusion.csv`; empty where there is none."""
+    """The confusion matrix of c1 from `confusion.csv`; empty where there is none, or none that a picture can show."""
     try:
-        with file.open(encoding="utf-8", newline="") as lines:
-            rows = [row for row in csv.DictReader(lines) if row["classifier"] == "c1"]
+        rows = [row for row in csv.DictReader(io.StringIO(read_text(file))) if row["classifier"] == "c1"]
         counts = {(int(row["true"]), int(row["predicted"])): int(row["images"]) for row in rows}
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     classes = 1 + max((max(place) for place in counts), default=-1)
+    if classes > MOST_CLASSES:  # or so it says
+        return []
     return [[counts.get((true, predicted), 0) for predicted in range(classes)] for true in range(classes)]

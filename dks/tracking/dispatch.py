@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dks.config.errors import RequestError
 from dks.config.schema import Tracking, TrackingKind
 from dks.config.secrets import without_password
+from dks.tracking.addresses import point_at
 from dks.tracking.parents import tell_sweep
 from dks.tracking.record import RunFolder
 from dks.tracking.shipment import DeletedRun, Draw, Shipment
@@ -99,6 +100,7 @@ class Dispatch:
         """Prepare the store with these settings. What is wrong is said as in `dks/tracking/sender.py`; it is tried again when
         there is something to send.
         """
+        point_at(str(values["uri"]))
         try:
             self._store(_tracking(values)).open()
         except RequestError as error:
@@ -117,6 +119,10 @@ class Dispatch:
                     run.over, run.due = True, 0.0
             case {"sweep": name, "status": status, "tracking": values}:
                 self.sweeps[name] = Sweep(name, status, self._store(_tracking(values)))
+
+    def is_busy(self) -> bool:
+        """Is a run under way?"""
+        return not all(run.over for run in list(self.runs.values()))
 
     def work(self) -> float:
         """Send what is due; returns the seconds until something will be."""
@@ -191,6 +197,7 @@ class Dispatch:
             self.problems.append(f"{folder.path} cannot be sent: {reason(error)}")
             return
         if tracking.kind is not TrackingKind.off:
+            point_at(str(tracking.uri))  # whoever begins a run has just written its configuration
             self.runs[folder.path] = Run(folder, self._store(tracking), due=time.monotonic() + FIRST)
 
     def _store(self, tracking: Tracking) -> Store:

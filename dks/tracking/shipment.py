@@ -23,11 +23,14 @@ from filelock import FileLock, Timeout
 
 from dks.config.extensions import cited
 from dks.config.identity import flatten
+from dks.config.reading import read_text
 from dks.config.secrets import without_password
 from dks.tracking import heartbeat
+from dks.tracking.addresses import HTTP, how_to_allow, is_pointed_at
 from dks.tracking.journal import Entry
 from dks.tracking.parents import find_run, sweep_condition
 from dks.tracking.record import Record, RunFolder, Status, write_atomically
+from dks.tracking.store import Unavailable, said
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -75,10 +78,10 @@ class Note:
     def read(cls, folder: RunFolder) -> Note | None:
         """None where there is none, or none that can be read."""
         try:
-            values = json.loads(folder.mlflow_file.read_text(encoding="utf-8"))
+            values = json.loads(read_text(folder.mlflow_file))
             known = {field.name for field in dataclasses.fields(cls)}
             return cls(**{name: value for name, value in values.items() if name in known})
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             return None
 
     def write(self, folder: RunFolder) -> None:
@@ -155,6 +158,7 @@ class Shipment:
         if not _knows_end(note, record) or note.pictured == note.ended:
             return False
         with alone(self.folder), tempfile.TemporaryDirectory() as place:
+            self._check_place(note.run_id)
             try:
                 drawn = draw(self.folder, Path(place))
             except Exception:  # a run can do without a picture of it
@@ -304,6 +308,7 @@ class Shipment:
 
     def _send_files(self, run_id: str) -> None:
         """All in one call."""
+        self._check_place(run_id)
         with tempfile.TemporaryDirectory() as place:
             lay_out(self.folder, folder := Path(place))
             for key, value in flatten(dataclasses.asdict(self.folder.read_config())).items():
@@ -312,6 +317,18 @@ class Shipment:
                     (folder / "params").mkdir(exist_ok=True)
                     (folder / "params" / f"{key}.txt").write_text(text, encoding="utf-8")
             self.client.log_artifacts(run_id, place)
+
+    def _check_place(self, run_id: str) -> None:
+        """A server that stands only in the folder of a run takes files itself; it does not say where else they go, such as into
+        a folder of this machine, or with which other account.
+
+        Raises:
+            Unavailable: it does.
+        """
+        if self.uri.startswith(HTTP) and not is_pointed_at(self.uri):
+            place = self.client.get_run(run_id).info.artifact_uri
+            if not place.startswith(("mlflow-artifacts:", *HTTP)):
+                raise Unavailable(f"it wants the files of runs at {said(place)}; {how_to_allow(self.uri)}")
 
 
 def lay_out(run: RunFolder, into: Path) -> None:
