@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ROOT, finished_run
+from conftest import ROOT, TINY, finished_run
 from small_server import REFUSAL, Remembering, remembering, trickling
 from test_doctor import asked as examined
 
@@ -21,6 +21,8 @@ from dks.config.errors import RequestError
 from dks.config.schema import Tracking, TrackingKind
 from dks.doctor import tracking as doctors_tracking
 from dks.ledger.states import survey
+from dks.sweeps import manifest
+from dks.sweeps.manifest import Manifest
 from dks.sweeps.sync import close_dead, sync, tell_dead
 from dks.tables import mlflow_server
 from dks.terminal import Display
@@ -38,7 +40,8 @@ TOKEN = "a-token-of-mine"
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nobody's credentials, and nothing pointed at."""
-    monkeypatch.setattr(addresses, "_pointed", set[str]())
+    monkeypatch.setattr(addresses, "_pointed", {})
+    monkeypatch.setattr(addresses, "_replays", False)
     for name in ("URI", "USERNAME", "PASSWORD", "TOKEN"):
         monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "NETRC"):
@@ -199,14 +202,14 @@ def test_an_address_from_the_folder_of_a_run_is_asked_without_credentials(
         return told.out + told.err
 
     assert (
-        f"it refuses (UNAUTHENTICATED: who are you?): no account was sent to what stands only in the folders of runs; "
+        f"it refuses (UNAUTHENTICATED: who are you?): no account was sent to what stands only in the files of runs; "
         f"MLFLOW_TRACKING_URI={server.uri} in your environment, or dks sync --store {server.uri}, says that it is yours"
     ) in said()
     assert server.asked and server.credentials == set()
     assert "set MLFLOW_TRACKING_USERNAME" in said("--store", server.uri)
     assert server.credentials == {f"Bearer {TOKEN}"}
     server.asked.clear()
-    monkeypatch.setattr(addresses, "_pointed", set[str]())
+    monkeypatch.setattr(addresses, "_pointed", {})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     said()
     assert server.credentials == {f"Bearer {TOKEN}"}
@@ -226,7 +229,7 @@ def test_a_status_tells_no_foreign_server_more(shared: Any, server: Remembering,
     finally:
         run.record_file.write_text(whole)
         run.mlflow_file.unlink()
-    assert "no account was sent to what stands only in the folders of runs" in problem
+    assert "no account was sent to what stands only in the files of runs" in problem
     assert server.asked and server.credentials == set()
 
 
@@ -241,7 +244,7 @@ def test_no_password_goes_to_a_database_that_a_folder_names(shared: Any, uri: st
     run = shared(uri, TrackingKind.server if "databricks" in uri else TrackingKind.local)
     (sent,) = sync(str(run.path.parent)).runs
     assert sent.problem == (
-        f"no password goes to a database that stands only in the folders of runs; MLFLOW_TRACKING_URI={uri} in your "
+        f"no password goes to a database that stands only in the files of runs; MLFLOW_TRACKING_URI={uri} in your "
         f"environment, or dks sync --store {uri}, says that it is yours"
     )
 
@@ -260,21 +263,63 @@ def test_a_foreign_server_says_not_where_files_go_on_this_machine(tmp_path: Path
     shipment._check_place("1")
 
 
-def test_runs_that_this_user_begins_are_sent_with_credentials(
-    shared: Any, server: Remembering, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = shared(server.uri)
+def test_runs_that_this_user_begins_are_sent_with_credentials(server: Remembering, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
     values = {"kind": "server", "uri": server.uri, "experiment": "dks", "drain_seconds": 1.0}
     sender = Dispatch()
     sender.obey({"sweep": "mine", "status": "RUNNING", "tracking": values})
     sender.work()
+    assert "no account was sent" in sender.open(values, own=False)["silent"]
     assert server.asked and server.credentials == set(), "`dks sweep wait` has the address from a folder"
-    assert "refuses" in Dispatch().open(values)["silent"]
+    assert "set MLFLOW_TRACKING_USERNAME" in sender.open(values, own=True)["silent"]
     assert server.credentials == {f"Bearer {TOKEN}"}
-    monkeypatch.setattr(addresses, "_pointed", set[str]())
-    sender.obey({"begin": str(run.path)})
-    assert is_pointed_at(server.uri)
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, *command: str) -> list[bool]:
+    """Which addresses the process that sends would be told to be this user's, by a command that runs nothing."""
+    told: list[bool] = []
+
+    def stop(self: Sender, command: dict[str, Any]) -> None:
+        told.append(command["own"])
+        raise RequestError("that was enough")
+
+    monkeypatch.setattr(addresses, "_pointed", {})
+    monkeypatch.setattr(addresses, "_replays", False)
+    monkeypatch.setattr(Sender, "_tell", stop)
+    with pytest.raises(SystemExit):
+        cli.main(list(command))
+    return told
+
+
+def test_a_sweep_that_is_asked_for_again_names_no_server_of_this_user(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever may write to `results/` may write there whose server it is."""
+    typed = [*TINY, "seed=1,2", "tracking=server", "tracking.uri=http://127.0.0.1:9"]
+    assert opened(monkeypatch, "train", "-m", *typed) == [True]
+    (in_folder / "runs").mkdir()
+    manifest.write(Manifest("mine", "mine", ["seed"], "runs", [], request=typed), "results")
+    assert opened(monkeypatch, "sweep", "run", "mine") == [False]
+    assert opened(monkeypatch, "sweep", "retry", "mine") == [] and addresses._replays, "none of its cells was begun"
+    assert opened(monkeypatch, "sweep", "run", "mine", "tracking.uri=http://127.0.0.1:9") == [True]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert opened(monkeypatch, "sweep", "run", "mine") == [True]
+    capsys.readouterr()
+
+
+def test_a_job_of_slurm_is_told_which_server_is_this_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dks.sweeps.slurm import _importable
+
+    def told() -> list[str]:
+        return [line for line in _importable() if "MLFLOW" in line]
+
+    point_at("sqlite:///mlflow.db")
+    assert told() == []
+    point_at("https://mlflow.example.org/$(touch made)")
+    assert told() == ["export MLFLOW_TRACKING_URI='https://mlflow.example.org/$(touch made)'"]
+    monkeypatch.setattr(addresses, "_pointed", {})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://other.example.org")
+    assert told() == ["export MLFLOW_TRACKING_URI=https://other.example.org"]
 
 
 def test_a_password_that_can_be_read_on_the_way_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,7 +404,9 @@ def test_a_server_that_trickles_is_one_line_for_every_command(
         with pytest.raises(RequestError, match=f"^{uri} cannot be read: no whole answer in 1 s$"):
             mlflow_server.Server(uri, "dks").runs()
         assert examined(uri)["answer"].found == f"{uri}: no whole answer in 1 s"
-        assert Dispatch().open({"kind": "server", "uri": uri}) == {"silent": "it does not answer (no whole answer in 1 s)"}
+        assert Dispatch().open({"kind": "server", "uri": uri}, True) == {
+            "silent": "it does not answer (no whole answer in 1 s)"
+        }
         assert time.monotonic() - began < 20
 
 

@@ -1,7 +1,8 @@
 """Whose addresses are whose: passwords and tokens go only where this user's own words point.
 
-These are the command line and the configuration that a command composes, by `point_at`, and MLFLOW_TRACKING_URI. An address
-that stands only in the folder of a run is one that anybody may have written there.
+These are the command line and the configuration that a command composes, by `point_at`, and MLFLOW_TRACKING_URI, by which jobs
+are told as well. An address that stands only in the folder of a run, or of a sweep that is asked for again, is one that anybody
+may have written there.
 """
 
 from __future__ import annotations
@@ -15,12 +16,26 @@ from dks.config.secrets import without_password
 from dks.tracking import damage
 
 HTTP = ("http://", "https://")
-_pointed = set[str]()  # of this process
+_pointed: dict[str, str] = {}  # where -> the address, of this process
+_replays = False  # is what is composed here also made of what was read from a file?
 
 
 def point_at(uri: str) -> None:
-    """This user named it."""
-    _pointed.add(_place(uri))
+    """This user named it, unless it may come from a file that was read (`distrust`)."""
+    if not _replays:
+        _pointed[_place(uri)] = uri
+
+
+def distrust() -> None:
+    """What is composed from now on names addresses that nobody has typed here."""
+    global _replays
+    _replays = True
+
+
+def named() -> list[str]:
+    """The stores that this user named, but for files."""
+    known = [*_pointed.values(), os.environ.get("MLFLOW_TRACKING_URI", "")]
+    return [uri for uri in dict.fromkeys(known) if uri and not uri.startswith("sqlite:")]
 
 
 def is_pointed_at(uri: str) -> bool:
@@ -29,7 +44,7 @@ def is_pointed_at(uri: str) -> bool:
 
 
 def how_to_allow(uri: str) -> str:
-    """What a user says who trusts an address that stands only in a run's folder."""
+    """What a user says who trusts an address that stands only in the files of runs."""
     name = without_password(uri)
     return f"MLFLOW_TRACKING_URI={name} in your environment, or dks sync --store {name}, says that it is yours"
 

@@ -96,11 +96,12 @@ class Dispatch:
     problems: list[str] = field(default_factory=list)
     finishing: bool = False
 
-    def open(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Prepare the store with these settings. What is wrong is said as in `dks/tracking/sender.py`; it is tried again when
-        there is something to send.
+    def open(self, values: dict[str, Any], own: bool) -> dict[str, Any]:
+        """Prepare the store with these settings, which this user named or not. What is wrong is said as in
+        `dks/tracking/sender.py`; it is tried again when there is something to send.
         """
-        point_at(str(values["uri"]))
+        if own:
+            point_at(str(values["uri"]))
         try:
             self._store(_tracking(values)).open()
         except RequestError as error:
@@ -197,7 +198,6 @@ class Dispatch:
             self.problems.append(f"{folder.path} cannot be sent: {reason(error)}")
             return
         if tracking.kind is not TrackingKind.off:
-            point_at(str(tracking.uri))  # whoever begins a run has just written its configuration
             self.runs[folder.path] = Run(folder, self._store(tracking), due=time.monotonic() + FIRST)
 
     def _store(self, tracking: Tracking) -> Store:

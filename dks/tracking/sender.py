@@ -6,8 +6,8 @@ other one imports torch. Of the processes that belong together, as a sweep's wor
 
 `python -m dks.commands.sender` takes commands on standard input, one JSON object a line:
 
-{"open": {...}}                  this store will be used (a Tracking), says who began the runs; it is made if it is not there
-{"begin": "<run folder>"}        its epochs are to be sent as they come, to the store that its configuration names
+{"open": {...}, "own": true}     this store will be used (a Tracking); it is made if it is not there. own: the user named it
+{"begin": "<run folder>"}        its epochs are to be sent as they come
 {"end": "<run folder>"}          it ended; its record says how
 {"sweep": "<name>", "status": "RUNNING", "tracking": {...}}
 {"finish": 30.0}                 send the rest, for at most so many seconds, and leave
@@ -38,7 +38,7 @@ from rich.markup import escape
 from dks.config.errors import RequestError
 from dks.config.files import python_path
 from dks.config.schema import Tracking, TrackingKind
-from dks.tracking.addresses import point_at, warn_if_exposed
+from dks.tracking.addresses import is_pointed_at, point_at, warn_if_exposed
 from dks.tracking.store import SQLITE, look
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Sender:
         point_at(str(tracking.uri))
         warn_if_exposed(str(tracking.uri))
         known = look(tracking)
-        self._tell({"open": dataclasses.asdict(tracking)})
+        self._tell({"open": dataclasses.asdict(tracking), "own": is_pointed_at(str(tracking.uri))})
         if known is not None or str(tracking.uri).startswith(SQLITE) or self._process is None:
             return None
         try:

@@ -100,11 +100,11 @@ def prepare(tracking: Tracking) -> str:
 
     Raises:
         RequestError: as `look`.
-        Unavailable: a server does not answer, or refuses; or this is a database that only the folder of a run names.
+        Unavailable: a server does not answer, or refuses; or this is a database that only the files of a run name.
     """
     uri = str(tracking.uri)
     if not uri.startswith((SQLITE, *HTTP)) and not is_pointed_at(uri):
-        raise Unavailable(f"no password goes to a database that stands only in the folders of runs; {how_to_allow(uri)}")
+        raise Unavailable(f"no password goes to a database that stands only in the files of runs; {how_to_allow(uri)}")
     if tracking.kind is TrackingKind.server:
         _refuse_insecure()
         with _explained(tracking):
@@ -296,7 +296,7 @@ def _explained(tracking: Tracking) -> Iterator[None]:
             raise Unavailable(f"it does not answer ({reason(error)})") from error
         account = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         if not is_pointed_at(str(tracking.uri)):
-            account = f"no account was sent to what stands only in the folders of runs; {how_to_allow(uri)}"
+            account = f"no account was sent to what stands only in the files of runs; {how_to_allow(uri)}"
         advice = {
             401: account,
             403: "the account may not, or the server does not know itself by this name (mlflow server --allowed-hosts)",
