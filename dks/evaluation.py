@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 
 import torch
+from rich.markup import escape
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
@@ -132,7 +133,7 @@ def evaluate_file(
         )
     if len(folder.classes) < num_classes:
         few = f"{len(folder.classes)} of the {num_classes} classes of {weights}"
-        Display.current().say(f"{folder.root} has {few}; they are taken for the first ones")
+        Display.current().say(escape(f"{folder.root} has {few}; they are taken for the first ones"))
     files = ImageFiles(tuple(path for path, _ in folder.samples), torch.tensor(folder.targets))
     form = Data(augmentation=AUGMENTATIONS[protocol], resize=RESIZED, image_size=CROPPED, workers=workers)
     batches = StreamedTest(files, batch_size, form, Normalise(IMAGENET_MEAN, IMAGENET_STD, where), where)

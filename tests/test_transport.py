@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -484,6 +485,14 @@ def test_what_a_server_says_does_nothing_to_a_terminal(
     with pytest.raises(RequestError) as refused:
         mlflow_server.Server(server.uri, "dks").runs()
     assert shown in str(refused.value)
+    server.answer = lambda *_: (200, words, {})
+    monkeypatch.delenv("MLFLOW_LOGGING_LEVEL")
+    store.load_mlflow()
+    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])  # which is read when it is imported
+    with pytest.raises(SystemExit):
+        cli.main(["sync", "--runs-dir", str(run.path.parent)])
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err
     display = Display()
     monkeypatch.setattr(Sender, "_tell", lambda self, command: None)
     monkeypatch.setattr(Sender, "finish", lambda self, patience: [f"{server.uri} has not got everything: {words}"])

@@ -119,7 +119,7 @@ def add(commands: Commands) -> None:
 def _list(options: argparse.Namespace) -> int:
     from dks.sweeps.listing import listed
 
-    print(listed(options.results_dir, options.json))
+    print(visible(listed(options.results_dir, options.json)))
     return DONE
 
 
@@ -245,5 +245,5 @@ def _cancel(options: argparse.Namespace) -> int:
     from dks.sweeps.status import cancel, status
 
     found = cancel(status(options.results_dir, _begun(options).name), Scheduler())
-    print(found.to_json() if options.json else found)
+    print(found.to_json() if options.json else visible(str(found)))
     return DONE

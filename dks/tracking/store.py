@@ -156,7 +156,7 @@ def load_mlflow(timeout: int = TIMEOUT) -> None:
         timeout: seconds that a server has for an answer, where the environment does not say it.
     """
     for name, value in {
-        "MLFLOW_LOGGING_LEVEL": "WARNING",  # read when mlflow is imported; its messages break into the progress bars
+        "MLFLOW_LOGGING_LEVEL": "ERROR",  # read when mlflow is imported; its messages break into bars and quote servers
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # of every run that ends, into what programs read
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout),
