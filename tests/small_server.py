@@ -9,6 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from dks.config.schema import Tracking, TrackingKind
+from dks.tracking import addresses
+from dks.tracking.record import RunFolder
 
 
 @dataclass
@@ -100,3 +107,48 @@ def trickling(begin: bytes = b"", every: float = 0.1) -> Iterator[Trickling]:
         over.set()
         listening.shutdown(socket.SHUT_RDWR)
         listening.close()
+
+
+# --- fixtures
+
+
+@pytest.fixture
+def no_account(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nobody's credentials, and nothing pointed at; the home in which there are none."""
+    monkeypatch.setattr(addresses, "_pointed", {})
+    monkeypatch.setattr(addresses, "_replays", False)
+    for name in ("URI", "USERNAME", "PASSWORD", "TOKEN"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def refusing() -> Iterator[Remembering]:
+    """A server that lets nobody in."""
+    with remembering(lambda method, path: (401, REFUSAL, {"Content-Type": "application/json"})) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run."""
+    from conftest import finished_run
+
+    return finished_run(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def foreign(trained: RunFolder) -> Callable[..., RunFolder]:
+    """Gives a run an address, as anybody may who writes to its folder."""
+
+    def at(uri: str, kind: TrackingKind = TrackingKind.server) -> RunFolder:
+        config = trained.read_config()
+        config.tracking = Tracking(kind, uri)
+        trained.write_config(config)
+        return trained
+
+    return at
