@@ -78,7 +78,6 @@ def _cells(options: argparse.Namespace) -> set[str] | None:
 
 def _target(options: argparse.Namespace) -> Tracking | None:
     from dks.config.schema import Tracking, TrackingKind
-    from dks.tracking.addresses import point_at
     from dks.validation import tracking_problems
 
     if options.store is None:
@@ -87,5 +86,4 @@ def _target(options: argparse.Namespace) -> Tracking | None:
     target = Tracking(kind, options.store, options.experiment)
     if problems := list(tracking_problems(target)):
         raise RequestError(*problems)
-    point_at(options.store)
     return target

@@ -13,12 +13,12 @@ from dks.config.errors import RequestError
 from dks.config.schema import Tracking, TrackingKind
 from dks.config.secrets import without_password
 from dks.ledger.states import Standing, State, survey
-from dks.tracking.addresses import warn_if_exposed
+from dks.tracking.addresses import point_at, warn_if_exposed
 from dks.tracking.disk import FORBIDDEN
 from dks.tracking.parents import status_of, tell_sweep
 from dks.tracking.record import RunFolder, Status
 from dks.tracking.shipment import RUNNING, DeletedRun, Draw, Note, Shipment
-from dks.tracking.store import Unavailable, all_cells, open_client, prepare, reason
+from dks.tracking.store import Unavailable, all_cells, open_named, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -93,6 +93,8 @@ def sync(
     chosen = begun if cell_ids is None else [cell_id for cell_id in begun if cell_id in cell_ids]
     if not chosen:
         raise RequestError(f"there is no run to send in runs_dir={runs_dir}; --runs-dir names another folder")
+    if target is not None:
+        point_at(str(target.uri))
     standings = close_dead(survey(runs_dir, chosen))
     stores: dict[tuple[str, str], _Target] = {}
     sent = []
@@ -194,8 +196,7 @@ class _Target:
             raise Unavailable(self._problem)
         if self._client is None:
             warn_if_exposed(str(self.tracking.uri))
-            self._experiment = prepare(self.tracking)
-            client = open_client(str(self.tracking.uri))
+            self._experiment, client = open_named(self.tracking)
             self._known = _runs(client, self._experiment) if self._bulk else {}
             self._client = client
         return self._client

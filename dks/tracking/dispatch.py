@@ -23,7 +23,7 @@ from dks.tracking.addresses import point_at
 from dks.tracking.parents import tell_sweep
 from dks.tracking.record import RunFolder
 from dks.tracking.shipment import DeletedRun, Draw, Shipment
-from dks.tracking.store import Unavailable, open_client, prepare, reason
+from dks.tracking.store import Unavailable, open_named, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,8 +54,7 @@ class Store:
 
     def open(self) -> MlflowClient:
         if self.client is None:
-            self.experiment = prepare(self.tracking)
-            self.client = open_client(str(self.tracking.uri))
+            self.experiment, self.client = open_named(self.tracking)
         return self.client
 
     def failed(self, error: Exception) -> None:

@@ -1,7 +1,7 @@
 """The MLflow store that runs are sent to: opened with short time-outs, created once, never migrated unasked.
 
-Whoever opens a store asks `prepare` first; whoever only wants to know whether it can be used, and has no time for MLflow, asks
-`look`. Passwords and tokens come from the environment, as MLflow's client reads them
+Whoever opens a store asks `prepare` first, as `open_named` does; whoever only wants to know whether it can be used, and has no
+time for MLflow, asks `look`. Passwords and tokens come from the environment, as MLflow's client reads them
 (MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD); nothing here repeats them, and they go only
 where `dks/tracking/addresses.py` says.
 """
@@ -100,11 +100,9 @@ def prepare(tracking: Tracking) -> str:
 
     Raises:
         RequestError: as `look`.
-        Unavailable: a server does not answer, or refuses; or this is a database that only the files of a run name.
+        Unavailable: a server does not answer, or refuses.
     """
     uri = str(tracking.uri)
-    if not uri.startswith((SQLITE, *HTTP)) and not is_pointed_at(uri):
-        raise Unavailable(f"no password goes to a database that stands only in the files of runs; {how_to_allow(uri)}")
     if tracking.kind is TrackingKind.server:
         _refuse_insecure()
         with _explained(tracking):
@@ -115,6 +113,18 @@ def prepare(tracking: Tracking) -> str:
         if uri.startswith(SQLITE):
             Path(uri.removeprefix(SQLITE)).touch()  # as the umask has it; SQLite would never let a group write
         return _experiment(open_client(uri), tracking.experiment)
+
+
+def open_named(tracking: Tracking) -> tuple[str, MlflowClient]:
+    """`prepare` and `open_client` for an address that may be anybody's: the id of the experiment, and the client.
+
+    Raises:
+        RequestError, Unavailable: as `prepare`; and this is a database that only the files of runs name.
+    """
+    uri = str(tracking.uri)
+    if not uri.startswith((SQLITE, *HTTP)) and not is_pointed_at(uri):
+        raise Unavailable(f"no password goes to a database that stands only in the files of runs; {how_to_allow(uri)}")
+    return prepare(tracking), open_client(uri)
 
 
 def _refuse_insecure() -> None:
