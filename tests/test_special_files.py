@@ -145,7 +145,8 @@ def test_a_run_goes_on_where_something_else_took_the_place_of_its_files(tmp_path
     run = queued(tmp_path, "recipe.epochs=1")
     run.checkpoints.mkdir()
     places = [run.journal.path, run.log_file, run.weights_file, run.checkpoints / checkpoint.NEWEST, run.diff_file]
-    for path in places:
+    drafts = [f".record.json.{os.getpid()}", ".weights.safetensors", ".heartbeat.json", f"checkpoints/{checkpoint.DRAFT}"]
+    for path in (*places, *(run.path / name for name in drafts)):
         SPECIAL[kind](path)
     assert run_cell(run.path) is Outcome.done
     assert [entry.epoch for entry in run.journal.read()] == [1]

@@ -133,6 +133,7 @@ class Pulse:
         beat = Heartbeat(now(), self._host, os.getpid(), slurm_job(), self._epoch, self._epochs, round(speed, 1), ends)
         draft = self._path.with_name(f".{FILE}")
         try:
+            draft.unlink(missing_ok=True)  # nobody else's FIFO is waited for
             draft.write_text(json.dumps(asdict(beat)) + "\n", encoding="utf-8")
             draft.replace(self._path)
         except OSError:
