@@ -75,10 +75,11 @@ def _setting(found: re.Match[str]) -> str:
 
 
 def _secrets(shortest: int) -> Iterator[str]:
-    for name, value in os.environ.items():
+    for name in filter(_is_secret, os.environ):
+        value = os.environ[name]
         if name in VARIABLES:
             yield from [value] if len(value) >= shortest else []
-        elif len(value) >= SHORTEST and _is_secret(name) and not _is_path(value):
+        elif not _is_path(value):
             yield from (line for line in value.splitlines() if len(line) >= SHORTEST)  # a key may have several
 
 
