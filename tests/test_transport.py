@@ -214,7 +214,7 @@ def test_what_sends_ends_whatever_it_waits_for(how: str, tmp_path: Path) -> None
     with trickling(ANSWERS["a body"]) as server, Popen(command, stdin=PIPE, stdout=PIPE, env=variables, cwd=tmp_path) as sender:
         assert sender.stdin is not None
         values = {"kind": "server", "uri": server.uri, "experiment": "dks", "drain_seconds": 1.0}
-        sender.stdin.write(json.dumps({"open": values}).encode() + b"\n")
+        sender.stdin.write(json.dumps({"open": values, "own": True}).encode() + b"\n")
         sender.stdin.flush()
         try:
             until = time.monotonic() + 120

@@ -46,8 +46,8 @@ def main() -> None:
                     case {"finish": patience}:
                         _answer(problems=dispatch.finish(patience))
                         return
-                    case {"open": values, "own": own}:
-                        _answer(opened=dispatch.open(values, own))
+                    case {"open": values}:
+                        _answer(opened=dispatch.open(values, command.get("own", False)))
                     case _:
                         dispatch.obey(command)
                 command = commands.get_nowait()
