@@ -86,7 +86,8 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {one_line(message.removeprefix('argument '))}; {self.prog} --help shows what there is", file=sys.stderr)
+        said = one_line(without_password(message.removeprefix("argument ")))
+        print(f"error: {said}; {self.prog} --help shows what there is", file=sys.stderr)
         sys.exit(WRONG_REQUEST)
 
 

@@ -143,7 +143,7 @@ def evaluate_file(
         )
     if classes < num_classes:
         few = f"{classes} of the {num_classes} classes of {weights}"
-        Display.current().say(f"{folder} has {few}; they are taken for the first ones")
+        _tell(f"{folder} has {few}; they are taken for the first ones")
     listing = listed(folder)
     _tell(*notes, listing.left_out, told)
     files = image_files(listing)

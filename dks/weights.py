@@ -5,10 +5,13 @@ into networks.
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import warnings
+import zipfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,14 @@ from torch import Tensor, nn
 from dks import data
 from dks.config.errors import RequestError, one_line
 from dks.config.extensions import require
+from dks.config.reading import check_size, open_file
 from dks.config.schema import Backbone, Config, Data
 from dks.data.batches import channel_statistics
 from dks.data.holdout import hold_out
 from dks.data.images import Images, ImageSet
 from dks.data.sizes import image_size
 from dks.ledger.states import finished_run
+from dks.machine.memory import free_memory
 from dks.models import build_network
 from dks.models.network import SupervisedNetwork
 from dks.terminal import explain
@@ -68,11 +73,8 @@ def load_state_dict(path: Path | str, names: Iterable[str]) -> Weights:
         RequestError: the file cannot be read, holds no tensors under names, or several sets of the network's weights. Nothing
             in it was executed.
     """
-    try:
-        with Path(path).open("rb") as file:
-            head = file.read(9)
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+    with _opened(path) as file:
+        head = file.read(9)
     content = _content(Path(path), head)
     if not isinstance(content, dict):
         raise RequestError(f"{path} holds a {type(content).__name__}, not a state dict: tensors under their names")
@@ -135,11 +137,8 @@ def fingerprint(path: Path | str) -> str:
     Raises:
         RequestError: it cannot be read.
     """
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+    with _opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def run_network(runs_dir: Path | str, cell_id: str) -> tuple[Config, SupervisedNetwork]:
@@ -245,12 +244,29 @@ class _Beside:
     def __setstate__(self, ignored: object) -> None: ...
 
 
+@contextmanager
+def _opened(path: Path | str) -> Iterator[io.BufferedReader]:
+    """A file that fits into the memory.
+
+    Raises:
+        RequestError: it does not, or cannot be read, here or inside of the context.
+    """
+    try:
+        with open_file(path, free_memory(torch.device("cpu"))) as file:
+            yield file
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def _content(path: Path, head: bytes) -> Any:
     try:
         # A safetensors file begins with the length of its header, 8 bytes, and the header with a brace.
         header = int.from_bytes(head[:8], "little")
         if path.suffix == ".safetensors" or (head[8:] == b"{" and header < path.stat().st_size):
             return safetensors.torch.load_file(path)
+        if zipfile.is_zipfile(path):  # as torch.save makes them; others may be packed, and unpack to more than they seem
+            with zipfile.ZipFile(path) as packed:
+                check_size(path, sum(each.file_size for each in packed.infolist()), free_memory(torch.device("cpu")))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about contents that are refused below
             with torch.serialization.safe_globals([(_Beside, name) for name in BESIDE]):

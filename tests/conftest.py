@@ -14,6 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from slurm_cluster import cluster  # noqa: F401  (a fixture)
+from small_server import foreign, no_account, refusing, trained  # noqa: F401  (fixtures)
 from tracking_services import basic_auth, postgresql, postgresql_server  # noqa: F401  (fixtures)
 
 from dks.config.compose import Composed, from_hydra, register_schema

@@ -319,7 +319,7 @@ def test_a_token_or_a_password_from_the_environment_opens_the_door_and_is_writte
         )
         for kind, proxy in proxies.items():
             assert (ended[kind].status, secret in ended[kind].said) == (0, False), ended[kind].said
-            check_nothing_is_left(tmp_path / kind, **variables[kind])
+            check_nothing_is_left(tmp_path / kind, **variables[kind], MLFLOW_TRACKING_URI=proxy.uri)
             (run,) = runs(tmp_path / kind)
             check_mlflow(server.uri, run)
             assert proxy.counts["denied"] == 0 < proxy.counts["pass"]
@@ -337,7 +337,7 @@ def test_a_wrong_password_stops_no_run(server: MlflowServer, experiment: str, tm
         for each in side_by_side(commands).values():
             assert (each.status, secret in each.said) == (0, False), each.said
             check_said(each, "401", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
-        sync(tmp_path, **account("ann", secret))
+        sync(tmp_path, **account("ann", secret), MLFLOW_TRACKING_URI=proxy.uri)
         for run in runs(tmp_path):
             check_mlflow(server.uri, run)
     assert_nowhere(secret, tmp_path, server.folder)
@@ -364,7 +364,7 @@ def test_a_run_whose_password_is_taken_back_goes_on(server: MlflowServer, experi
         assert len(why := [line for line in ended.result().said.splitlines() if "401" in line]) == 1, why
         assert "dks sync" in why[0]
         proxy.authorization = basic("ann", secret)
-        sync(tmp_path, **ours)
+        sync(tmp_path, **ours, MLFLOW_TRACKING_URI=proxy.uri)
         (run,) = runs(tmp_path)
         check_mlflow(server.uri, run)
     assert_nowhere(secret, tmp_path, server.folder)
@@ -379,7 +379,7 @@ def test_mlflows_own_access_control(experiment: str, tmp_path: Path) -> None:
     ):
         known = execute(training(here, server.uri, experiment, **account("ann", secret)))
         assert (known.status, secret in known.said) == (0, False), known.said
-        check_nothing_is_left(here, **account("ann", secret))
+        check_nothing_is_left(here, **account("ann", secret), MLFLOW_TRACKING_URI=server.uri)
         (run,) = runs(here)
         wrong = execute(training(here, server.uri, experiment, "seed=1", **account("ann", f"not-{secret}")))
         assert (wrong.status, secret in wrong.said) == (0, False), wrong.said

@@ -126,7 +126,7 @@ def add(commands: Commands) -> None:
 def _list(options: argparse.Namespace) -> int:
     from dks.sweeps.listing import listed
 
-    print(listed(options.results_dir, options.json))
+    print(visible(listed(options.results_dir, options.json)))
     return DONE
 
 
@@ -149,7 +149,16 @@ def _retry(options: argparse.Namespace) -> int:
     launcher = [item for item in options.overrides if item.startswith("hydra.launcher.")]
     options.overrides = [item for item in options.overrides if item not in launcher]
     begun = _begun(options)
+    _distrust_unless_typed(begun.request, options.overrides)
     return _ask_for(begun.named, [*begun.request, *launcher], "hydra.sweeper.only_unsuccessful=true", *_policy(options))
+
+
+def _distrust_unless_typed(request: Sequence[str], typed: Sequence[str]) -> None:
+    """A sweep that is asked for again says where it was tracked to: that is no word of this command line."""
+    from dks.tracking.addresses import distrust
+
+    if not {line for line in request if line.lstrip("+~").startswith("tracking")} <= set(typed):
+        distrust()
 
 
 def _policy(options: argparse.Namespace) -> list[str]:
@@ -169,6 +178,8 @@ def _named_sweep(options: argparse.Namespace, *more: str) -> int:
         results_dir = getattr(options, "results_dir", "results")
         if name in manifest.known(results_dir):  # an ad-hoc sweep, or a named one with overrides, asked for again
             begun = manifest.read(results_dir, name)
+            if not any(line.startswith("tracking.uri=") for line in overrides):
+                _distrust_unless_typed(begun.request, overrides)
             name, overrides = begun.named, [*begun.request, *overrides]
         else:
             read(name)  # says which names there are
@@ -245,5 +256,5 @@ def _cancel(options: argparse.Namespace) -> int:
     from dks.sweeps.status import cancel, status
 
     found = cancel(status(options.results_dir, _begun(options).name), Scheduler())
-    print(found.to_json() if options.json else found)
+    print(found.to_json() if options.json else visible(str(found)))
     return DONE

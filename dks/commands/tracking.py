@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dks.commands.exit_status import DONE, FAILED
 from dks.commands.options import Commands, add_command, add_json, add_loudness, add_results_dir, add_runs_dir
-from dks.config.errors import RequestError
+from dks.config.errors import RequestError, visible
 
 if TYPE_CHECKING:
     from dks.config.schema import Tracking
@@ -27,7 +27,8 @@ def add(commands: Commands) -> None:
             "dks sync --store sqlite:///again.db           a store made anew from the runs' journals",
         ],
         _sync,
-        "That is what an outage kept back, and the end of runs that died.",
+        "That is what an outage kept back, and the end of runs that died. A server gets your password or token only where "
+        "--store or MLFLOW_TRACKING_URI names it.",
     )
     added.add_argument("names", nargs="*", metavar="NAME", help="sweeps, or cells by their ids (default: all runs)")
     added.add_argument("--store", metavar="URI", help="send to this store (default: the one that each run was configured for)")
@@ -53,7 +54,7 @@ def _sync(options: argparse.Namespace) -> int:
         print(report.to_json())
     else:
         for line in report.lines():
-            print(line)
+            print(visible(line))
     return FAILED if report.failed else DONE
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from dks.config.errors import RequestError
 from dks.config.files import declarations
 from dks.config.names import SHORT_NAMES
+from dks.config.reading import read_bytes, read_text
 
 ENTRY_POINTS = "dks.extensions"  # their names are KIND.NAME, for example backbone.pebble
 VARIABLE = "DKS_EXTENSIONS"  # files, and folders of files with a `conf/` beside them
@@ -56,7 +57,7 @@ class Origin:
     @cached_property
     def sha256(self) -> str | None:
         """Of the file's content; None for a package."""
-        return None if self.file is None else hashlib.sha256(self.file.read_bytes()).hexdigest()
+        return None if self.file is None else hashlib.sha256(read_bytes(self.file)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _of_files(found: Catalogue, paths: list[Path]) -> Iterator[Offer]:
             origin = Origin(file=file, folder=folder, conf=conf)
             found.origins.append(origin)
             try:
-                tree = ast.parse(file.read_text(encoding="utf-8"))
+                tree = ast.parse(read_text(file))
             except (OSError, SyntaxError, ValueError) as error:
                 found.problems.append(f"{origin} cannot be read: {' '.join(str(error).split())}")
                 continue

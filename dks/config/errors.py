@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from dks.config.secrets import without_password
+
 LONGEST = 4000  # characters of one line of a message
 LONGEST_VALUE = 80  # characters of a value inside of it
 
@@ -12,7 +14,7 @@ class RequestError(Exception):
     """The request was wrong and nothing was launched. Each problem is one line for the user; exit status 2."""
 
     def __init__(self, *problems: str) -> None:
-        self.problems = tuple(map(one_line, problems))
+        self.problems = tuple(one_line(without_password(problem)) for problem in problems)
         super().__init__(*self.problems)
 
     def __str__(self) -> str:
@@ -27,8 +29,9 @@ def one_line(text: str, longest: int = LONGEST) -> str:
     """A text as one line that does nothing to a terminal.
 
     What would move the cursor, colour the screen, hide text or turn its direction is shown as its escape, such as \\x1b; a
-    text longer than `longest` characters is cut in its middle.
+    text longer than `longest` characters is cut in its middle, after its passwords are out: half of one would not be known.
     """
+    text = without_password(text) if len(text) > longest else text
     shown = visible(re.sub(r"\s*\n\s*", " ", text).strip(" "))
     return shown if len(shown) <= longest else f"{shown[: longest * 2 // 3]} ... {shown[-longest // 3 :]}"
 

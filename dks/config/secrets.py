@@ -1,36 +1,106 @@
-"""Passwords and tokens: they belong into the environment, and never into what is shown or kept."""
+"""Passwords and tokens: they belong into the environment, and never into what is shown or kept.
+
+What is left out of any text:
+
+- of an address the password behind its user; with http and https a user who has none as well, for a token may stand there;
+- the values of parameters that say token, secret, password, signature, credential or key (`?sig=...&X-Amz-Signature=...`);
+- what an `Authorization:` header says, whatever its scheme;
+- a password among the settings of a database (`host=db password=...`, `Server=db;Pwd=...`);
+- the values of environment variables whose names say token, secret, password, passphrase, credential or key with one of their
+  words or its end: WANDB_API_KEY, PGPASSWORD, AWS_SESSION_TOKEN, DB_PASS. KEYBOARD and TOKENIZERS_PARALLELISM do not.
+
+Values of less than `SHORTEST` characters stay, for they are words and numbers that mean something else in a text. So do names
+of files: of a variable that says so (TLS_KEY_FILE), and paths that are there.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
 from urllib.parse import quote
 
-# What opens stores. In long texts values of fewer characters than that stay: they are words that mean something else there.
+# What opens stores: what a store itself says is blanked of these values however short they are.
 VARIABLES = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "PGPASSWORD")
 SHORTEST = 8
 BLANK = "..."
 
+_SAYS = re.compile(r"(?i)(token|secret|passw(or)?d|passphrase|credential|key)s?\d*$|^(pass|pwd)$")  # a word of a name
+_PLACES = {"file", "path", "dir", "folder", "sock"}  # the last word of the name of what is no secret itself
+
+# All have an end, so that a long line with many addresses is read once and not once for each of them.
+_KINDS = r"token|secret|passw(?:or)?d|passphrase|pwd|signature|credential|(?:api|access|account)[_-]?key(?:_?id)?"
+_KEY = r"(?:[\w.-]{0,60}[_.-])?key"  # sslkey=FILE is none
+_PATTERNS = (
+    (re.compile(r"(?i)(https?://)[^\s/?#:@]{1,1000}(?::(?:x-oauth-basic)?)?@"), r"\1"),  # the latter as GitHub has it
+    (re.compile(r"(?<=://)([^\s:/@]*):[^\s?]{0,1000}@"), r"\1@"),
+    (re.compile(rf"(?i)([?&;#](?:[\w.-]{{0,60}}(?:{_KINDS})|{_KEY}|sig)=)[^\s&;#\"'<>]*"), rf"\1{BLANK}"),
+    (re.compile(r"(?i)(authorization[\"']?\s?[:=]\s?b?[\"']?(?:[\w-]{1,30} )?)[^\s\"'][^\"'\n]*"), rf"\1{BLANK}"),
+)
+_SETTING = re.compile(r"(?i)(?<![\w.-])(passw(?:or)?d|pwd)(\s?=\s?)('[^'\n]{0,200}'|[^\s;,'\"()]+)")
+_BEFORE, _BEHIND = re.compile(r"\w\s?=\s?('[^']*'|[^\s;,'\"()]+)\s+$"), re.compile(r"\s+\w+\s?=\s?[^=]")  # another setting
+
 
 def without_password(text: str, shortest: int = SHORTEST) -> str:
-    """Any text, fit to be shown and kept: without the passwords of URIs, and without the values of `VARIABLES`.
+    """Any text, fit to be shown and kept.
 
     Args:
         shortest: values of `VARIABLES` with so many characters are blanked; 1: all, for what a store itself has said.
     """
-    text = _plain_uris(text)
-    for secret in (os.environ.get(name, "") for name in VARIABLES):
-        if secret and len(secret) >= shortest:
-            text = text.replace(secret, BLANK).replace(quote(secret, safe=""), BLANK)
+    text = _plain(text)
+    for secret in _forms(tuple(_secrets(shortest))):
+        text = text.replace(secret, BLANK)
     return text
 
 
 def has_password(uri: str) -> bool:
-    """Does it hold one?"""
-    return _plain_uris(uri) != uri
+    """Does it hold one, or a token?"""
+    return _plain(uri) != uri
 
 
-def _plain_uris(text: str) -> str:
-    # Passwords have an end, so that a long line with many addresses is read once and not once for each of them.
-    text = re.sub(r"(?<=://)([^\s:/@]*):[^\s?]{0,1000}@", r"\1@", text)
-    return re.sub(r"(?i)(?<=[?&])(\w*passw(?:or)?d)=[^\s&]*", rf"\1={BLANK}", text)
+def _plain(text: str) -> str:
+    for pattern, rest in _PATTERNS:
+        text = pattern.sub(rest, text)
+    return _SETTING.sub(_setting, text)
+
+
+def _setting(found: re.Match[str]) -> str:
+    """In code `password=...` is an argument; among settings, which no comma parts, it is a password."""
+    begin, end = found.span()
+    if _BEFORE.search(found.string[max(0, begin - 200) : begin]) or _BEHIND.match(found.string[end : end + 100]):
+        return f"{found[1]}{found[2]}{BLANK}"
+    return found[0]
+
+
+def _secrets(shortest: int) -> Iterator[str]:
+    for name in filter(_is_secret, os.environ):
+        value = os.environ[name]
+        if name in VARIABLES:
+            yield from [value] if len(value) >= shortest else []
+        elif not _is_path(value):
+            yield from (line for line in value.splitlines() if len(line) >= SHORTEST)  # a key may have several
+
+
+@lru_cache(maxsize=4)
+def _forms(secrets: tuple[str, ...]) -> list[str]:
+    """As they are and as they stand in addresses; one that has another in it goes first."""
+    return sorted({form for each in secrets if each for form in (each, quote(each, safe=""))}, key=len, reverse=True)
+
+
+@lru_cache(maxsize=4096)
+def _is_secret(name: str) -> bool:
+    words = re.findall(r"[^\W_]+", name)
+    return name != "PWD" and any(map(_SAYS.search, words)) and words[-1].lower() not in _PLACES
+
+
+@lru_cache(maxsize=4096)
+def _is_path(value: str) -> bool:
+    if not value.startswith(("/", "~", "./", "../")):
+        return False
+    path = Path(os.path.expanduser(value))  # noqa: PTH111 (where there is no home, it stays as it is)
+    try:
+        return path.exists() or (path.parent.is_dir() and path.parent != Path("/"))
+    except (OSError, ValueError):
+        return False

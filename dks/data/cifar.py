@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dks.config.reading import require_file
 from dks.config.schema import Data
 from dks.data.images import Facts, ImageSet
 from dks.data.registry import AbsentError
@@ -51,6 +52,10 @@ def load(data: Data) -> tuple[ImageSet, ImageSet]:
 def _read(data: Data, train: bool) -> ImageSet:
     import torch
 
+    root = Path(str(data.root))
+    for path in (*(root / FOLDERS[data.source]).glob("*"), *root.glob("cifar-*.tar.gz")):  # torchvision opens what is there
+        if not path.is_dir():
+            require_file(path)
     files = _dataset(data.source)(str(data.root), train=train, download=data.download)
     images = torch.from_numpy(files.data).permute(0, 3, 1, 2)
     return ImageSet(images, torch.tensor(files.targets, dtype=torch.int64))

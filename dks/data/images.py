@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dks.config.reading import MIB, check_file
+
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
@@ -24,6 +26,7 @@ SUFFIXES = frozenset(
     | {".tif", ".tiff", ".webp"}
 )
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+LARGEST = 1024 * MIB  # bytes of a file with an image
 
 
 def decode(source: Path | str | io.BytesIO, name: str) -> Image.Image:
@@ -42,6 +45,8 @@ def decode(source: Path | str | io.BytesIO, name: str) -> Image.Image:
     from PIL import Image
 
     try:
+        if not isinstance(source, io.BytesIO):
+            check_file(source, LARGEST)
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source, formats=FORMATS) as opened:

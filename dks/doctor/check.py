@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from dks.config.errors import RequestError, one_line
+from dks.config.secrets import without_password
 
 
 class Level(str, Enum):
@@ -74,9 +75,9 @@ def examine(check: Check) -> Iterator[Finding]:
             for problem in error.problems:
                 found.put(red(check.name, one_line(problem), "correct it; the line says how"))
         except ImportError as error:  # of a package that another check names
-            found.put(grey(check.name, f"not checked: {one_line(str(error))}"))
+            found.put(grey(check.name, f"not checked: {_words(error)}"))
         except Exception as error:
-            said = f"{type(error).__name__}: {one_line(str(error))}"
+            said = f"{type(error).__name__}: {_words(error)}"
             found.put(red(check.name, f"the check itself failed: {said}", "see what this error says about this machine"))
         found.put(None)
 
@@ -91,6 +92,10 @@ def examine(check: Check) -> Iterator[Finding]:
         if finding is None:
             return
         yield finding
+
+
+def _words(error: Exception) -> str:
+    return one_line(without_password(str(error)))
 
 
 def _late(check: Check) -> Finding:

@@ -22,7 +22,8 @@ from dks.config.schema import Tracking
 from dks.config.secrets import without_password
 from dks.doctor.check import Finding, Level, green, grey, red, yellow
 from dks.doctor.machine import SKEW, WRONG
-from dks.tracking.store import SQLITE, read_sqlite, reason, schema
+from dks.tracking.addresses import exposed, point_at
+from dks.tracking.store import SQLITE, load_mlflow, read_sqlite, reason, said, schema
 
 CONNECT, ANSWER = 3.0, 4.0  # seconds for a connection, and for an answer
 EXPIRES = 14  # days before a certificate's end from which on there is a warning
@@ -44,8 +45,8 @@ def client(choice: Tracking) -> Iterator[Finding]:
     """MLflow's client is imported, which takes seconds on a slow disk and says nothing about a server."""
     if not (choice.uri or "").startswith(("http://", "https://")):
         return
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     began = time.monotonic()
+    load_mlflow()
     import mlflow.utils.credentials
     import mlflow.utils.rest_utils
 
@@ -61,7 +62,7 @@ def _store(uri: str, experiment: str) -> Iterator[Finding]:
         if not file.parent.is_dir():
             yield red("store", f"there is no folder {file.parent}", f"mkdir -p {file.parent}; or {elsewhere}")
             return
-        if not file.exists() or not file.stat().st_size:
+        if not file.exists() or (file.is_file() and not file.stat().st_size):
             yield green("store", f"{name} is not there yet; the first run makes it")
             return
     try:
@@ -70,11 +71,11 @@ def _store(uri: str, experiment: str) -> Iterator[Finding]:
         yield red("store", f"no driver for {name}: {one_line(str(error))}", 'pip install "dks[postgres]"')
         return
     except Exception as error:  # of sqlite3 and of SQLAlchemy, all of them about this store
-        said = one_line(reason(error))
-        if "locked" in said:
-            yield yellow("store", f"{name}: {said}", "another program is writing for long; see who: fuser -v FILE")
+        why = reason(error)
+        if "locked" in why:
+            yield yellow("store", f"{name}: {why}", "another program is writing for long; see who: fuser -v FILE")
         else:
-            yield red("store", f"{name} cannot be read: {said}", f"put back a back-up of it; or {elsewhere}")
+            yield red("store", f"{name} cannot be read: {why}", f"put back a back-up of it; or {elsewhere}")
         return
     if found is None:
         yield green("store", f"{name} is a database without MLflow's tables; the first run makes them")
@@ -88,7 +89,7 @@ def _store(uri: str, experiment: str) -> Iterator[Finding]:
     try:
         yield from _content(uri, name, experiment)
     except Exception as error:
-        yield red("store", f"{name} cannot be read: {one_line(reason(error))}", f"put back a back-up of it; or {elsewhere}")
+        yield red("store", f"{name} cannot be read: {reason(error)}", f"put back a back-up of it; or {elsewhere}")
 
 
 def _content(uri: str, name: str, experiment: str) -> Iterator[Finding]:
@@ -97,10 +98,10 @@ def _content(uri: str, name: str, experiment: str) -> Iterator[Finding]:
 
     with _connection(uri) as connection:
         if uri.startswith(SQLITE):
-            said = [str(row[0]) for row in connection.execute(text("PRAGMA quick_check(3)"))]
-            if said != ["ok"]:
+            found = [str(row[0]) for row in connection.execute(text("PRAGMA quick_check(3)"))]
+            if found != ["ok"]:
                 advice = "put back a back-up; or save what is left: sqlite3 FILE .recover | sqlite3 NEW"
-                yield red("integrity", f"{name} is damaged: {one_line('; '.join(said))}", advice)
+                yield red("integrity", f"{name} is damaged: {one_line('; '.join(found))}", advice)
                 return
             size = Path(uri.removeprefix(SQLITE)).stat().st_size
             yield green("store", f"{name}, {size / 2**20:,.1f} MiB, whole")
@@ -211,6 +212,7 @@ def _certificate(plain: socket.socket, host: str) -> Finding:
 
 def _answers(uri: str, name: str, experiment: str) -> Iterator[Finding]:
     """HTTP, as MLflow's client speaks it, with its account."""
+    point_at(uri)
     took, offsets = list[float](), list[float]()
     for _ in range(ROUND_TRIPS):
         before, began = time.time(), time.perf_counter()
@@ -231,10 +233,12 @@ def _answers(uri: str, name: str, experiment: str) -> Iterator[Finding]:
         yield _refused(health, uri)
         return
     if health.status_code != 200 or health.text.strip() != "OK":
-        text = f"{name}/health: {health.status_code} {one_line(health.text)[:100]!r}, not OK"
+        text = f"{name}/health: {health.status_code} {said(health.text, 100)!r}, not OK"
         yield red("answer", text, "that is no MLflow server, or a proxy before it that cannot reach it; correct tracking.uri")
         return
     yield green("answer", f"/health says OK, {1000 * statistics.median(took):.1f} ms there and back")
+    if told := exposed(uri):
+        yield yellow("encryption", told, "let a server that speaks TLS stand before it")
     yield _clock(offsets)
     yield from _version(uri)
     yield _account(uri, experiment)
@@ -261,7 +265,7 @@ def _version(uri: str) -> Iterator[Finding]:
     except Exception as error:
         yield yellow("version", f"not told: {_why(error)}", "look at the server's log")
         return
-    there = one_line(answer.text)[:40]
+    there = said(answer.text, 40)
     if answer.status_code != 200:
         yield yellow("version", f"not told: {answer.status_code}", "an MLflow server from 1.28 on tells it; is it one?")
     elif there.split(".")[:1] != here.split(".")[:1]:
@@ -288,8 +292,8 @@ def _account(uri: str, experiment: str) -> Finding:
         return green("account", f"accepted; the experiment {experiment} is not there yet, the first run makes it")
     found = content.get("experiment")
     if answer.status_code != 200 or not isinstance(found, dict):
-        said = one_line(str(content.get("message", content)))
-        return red("account", f"the API says {answer.status_code}: {said}", "see the server's log")
+        message = said(str(content.get("message", content)))
+        return red("account", f"the API says {answer.status_code}: {message}", "see the server's log")
     if found.get("lifecycle_stage") != "active":
         number = found.get("experiment_id")
         return red(
@@ -301,17 +305,17 @@ def _account(uri: str, experiment: str) -> Finding:
 
 
 def _refused(answer: Any, uri: str) -> Finding:
-    said = one_line(answer.text)[:100]
+    told = said(answer.text, 100)
     given = [
         name
         for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
         if os.environ.get(name)
     ]
-    if answer.status_code == 403 and "host header" in said.lower():  # it answers /health under any name, and nothing else
+    if answer.status_code == 403 and "host header" in told.lower():  # it answers /health under any name, and nothing else
         host = urlsplit(uri).netloc.rpartition("@")[2]
-        return red("host", f"403: {said}", f"start the server with: mlflow server --allowed-hosts {host}")
+        return red("host", f"403: {told}", f"start the server with: mlflow server --allowed-hosts {host}")
     if answer.status_code == 403:
-        text = f"403, the account may not: {said}"
+        text = f"403, the account may not: {told}"
         return red("account", text, "ask for the permission to edit this experiment, or set another account's variables")
     text = "401, not accepted" + (f" ({', '.join(given)} set)" if given else ", for none is given")
     return red(
@@ -320,21 +324,19 @@ def _refused(answer: Any, uri: str) -> Finding:
 
 
 def _get(uri: str, path: str) -> Any:
-    """The answer, whatever its status; asked once."""
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    """The answer, whatever its status."""
+    load_mlflow()
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    return http_request(
-        get_default_host_creds(uri), path, "GET", max_retries=0, timeout=ANSWER, raise_on_status=False, allow_redirects=False
-    )
+    return http_request(get_default_host_creds(uri), path, "GET", timeout=ANSWER)
 
 
 def _why(error: BaseException) -> str:
     """The last cause in words, without a password."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return one_line(reason(error))
+    return reason(error)
 
 
 def _date(answer: Any) -> datetime | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dks.config.errors import RequestError, one_line
+from dks.config.reading import read_text
 from dks.figures.curves import limit
 from dks.figures.files import write
 from dks.figures.runs import Curve
@@ -42,8 +44,7 @@ def draw(folder: RunFolder, into: Path) -> list[Path]:
     written = []
     if entries := folder.journal.read():
         written += write(curves(entries, folder.cell_id), into, "curves", ("png",))
-    matrix = _matrix(folder.confusion_file)
-    if 0 < len(matrix) <= MOST_CLASSES:
+    if matrix := _matrix(folder.confusion_file):
         names = _names(folder.classes_file)
         written += write(confusion(matrix, folder.cell_id, names), into, "confusion", ("png",))
     return written
@@ -145,23 +146,24 @@ def confusion(matrix: Sequence[Sequence[int]], title: str, names: Sequence[str] 
 
 
 def _matrix(file: Path) -> list[list[int]]:
-    """The confusion matrix of c1 from `confusion.csv`; empty where there is none."""
+    """The confusion matrix of c1 from `confusion.csv`; empty where there is none, or none that a picture can show."""
     try:
-        with file.open(encoding="utf-8", newline="") as lines:
-            rows = [row for row in csv.DictReader(lines) if row["classifier"] == "c1"]
+        rows = [row for row in csv.DictReader(io.StringIO(read_text(file))) if row["classifier"] == "c1"]
         counts = {(int(row["true"]), int(row["predicted"])): int(row["images"]) for row in rows}
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     classes = 1 + max((max(place) for place in counts), default=-1)
+    if classes > MOST_CLASSES:  # or so it says
+        return []
     return [[counts.get((true, predicted), 0) for predicted in range(classes)] for true in range(classes)]
 
 
 def _names(file: Path) -> list[str]:
     """The names of the classes from `classes.json`; empty where there are none, or the file is damaged."""
     try:
-        names = json.loads(file.read_text(encoding="utf-8"))
+        names = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError):
         return []
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []

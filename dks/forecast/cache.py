@@ -17,6 +17,7 @@ import torch
 
 from dks.config.files import cache_folder
 from dks.config.identity import canonical_json
+from dks.config.reading import read_text
 from dks.config.schema import Config
 from dks.forecast.probe import Probe
 from dks.tracking.record import write_atomically
@@ -62,7 +63,7 @@ class Cache(Generic[T]):
 
     def _read(self) -> dict[str, Any]:
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = json.loads(read_text(self.path))
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}

@@ -23,6 +23,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from dks.config.errors import RequestError, one_line, short
+from dks.config.reading import read_text
 from dks.tracking.journal import now
 from dks.tracking.lock import is_held
 from dks.tracking.record import check_types, write_atomically
@@ -113,7 +114,7 @@ class LaunchFolder:
             RequestError: the file is missing or damaged, or of a newer version than this program knows.
         """
         try:
-            values = json.loads(self.file.read_text(encoding="utf-8"))
+            values = json.loads(read_text(self.file))
             if not isinstance(values, dict):
                 raise ValueError(f"it holds a {type(values).__name__}")
             if more := values.keys() - {each.name for each in dataclasses.fields(Launch)}:

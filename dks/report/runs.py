@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from dks.config.reading import read_text
 from dks.config.secrets import without_password
 from dks.ledger.states import State
 from dks.sweeps.manifest import Manifest
@@ -127,7 +128,7 @@ def _mlflow_uri(run: Mapping[Any, Any], source: str) -> str:
     if not _is_folder(run["place"]):
         return source
     try:
-        return without_password(json.loads(RunFolder(run["place"]).mlflow_file.read_text(encoding="utf-8"))["uri"])
+        return without_password(json.loads(read_text(RunFolder(run["place"]).mlflow_file))["uri"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 

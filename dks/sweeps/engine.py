@@ -163,11 +163,10 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
     try:
         with sending(tracking, partial(display.say, urgent=True)) as sender:
             if tracking.kind is not TrackingKind.off:
-                display.say(f"tracking to {tracking.uri}")
+                name = without_password(str(tracking.uri))
+                display.say(escape(f"tracking to {name}"))
                 if silence := sender.open(tracking):
-                    line = (
-                        f"{without_password(str(tracking.uri))}: {silence}; the runs do without, and dks sync sends them later"
-                    )
+                    line = f"{name}: {silence}; the runs do without, and dks sync sends them later"
                     display.say(f"[yellow]tracking[/]: {escape(line)}", urgent=True)
             launch = _begin(sweep, launches, launcher, policy)
             if sweep.axes:

@@ -25,6 +25,7 @@ different cells, are refused. Overrides are applied afterwards, and points that 
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ from yaml import YAMLError
 from dks.config.errors import RequestError, short
 from dks.config.files import declarations
 from dks.config.names import long_name
+from dks.config.reading import MIB, read_text
 from dks.sweeps.combinations import (
     HOLDOUT,
     Cell,
@@ -129,7 +131,7 @@ def _read(name: str, within: tuple[str, ...]) -> NamedSweep:
 def _content(name: str) -> dict[str, Any]:
     file = f"{name}.yaml"
     try:
-        content = OmegaConf.to_container(OmegaConf.load(declarations("sweeps") / file))
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_text(declarations("sweeps") / file, MIB))))
     except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise RequestError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):

@@ -11,7 +11,10 @@ from typing import Any
 from dks.config.errors import RequestError, short
 from dks.config.files import groups
 from dks.config.names import is_cell_id, is_sweep_name
+from dks.config.reading import MIB, read_text
 from dks.tracking.record import check_types, write_atomically
+
+LARGEST = 512 * MIB  # bytes of a manifest; that of 100,000 cells has some hundred million
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def read(results_dir: str, name: str) -> Manifest:
     if not is_sweep_name(name) or not path.exists():
         path = _only_variant(results_dir, name)
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(read_text(path, LARGEST))
         for key in ("cells", "selection"):
             values[key] = [check_types(ManifestCell(**cell)) for cell in values.get(key, [])]
         found = check_types(Manifest(**values))

@@ -32,6 +32,7 @@ from dks.config.files import python_path
 from dks.ledger.handover import array_name, let_go, staging
 from dks.ledger.launches import Array, LaunchFolder
 from dks.ledger.scheduler import Scheduler, SchedulerSilentError
+from dks.tracking import addresses
 
 # Seconds that a job waits for a cell whose former process, on a node that was lost, is still ending.
 STILL_ENDING = 120.0
@@ -200,10 +201,13 @@ def _try_out(script: str, partition: str | None) -> None:
 
 
 def _importable() -> list[str]:
-    """The shell lines that let the job import this package, and find the files of extensions, if it needs them."""
+    """The shell lines that let the job import this package, find the files of extensions, if it needs them, and know the server
+    that this user named.
+    """
     path, files = python_path(), origins_named(os.environ.get(VARIABLE, ""))
     lines = [f"export PYTHONPATH={shlex.quote(path)}${{PYTHONPATH:+:$PYTHONPATH}}"] if path else []
-    return lines + ([f"export {VARIABLE}={shlex.quote(os.pathsep.join(map(str, files)))}"] if files else [])
+    lines += [f"export {VARIABLE}={shlex.quote(os.pathsep.join(map(str, files)))}"] if files else []
+    return lines + [f"export MLFLOW_TRACKING_URI={shlex.quote(uri)}" for uri in addresses.named()[:1]]
 
 
 def _srun_options(resources: Resources) -> list[str]:

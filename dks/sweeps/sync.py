@@ -13,18 +13,18 @@ from dks.config.errors import RequestError
 from dks.config.schema import Tracking, TrackingKind
 from dks.config.secrets import without_password
 from dks.ledger.states import Standing, State, survey
+from dks.tracking.addresses import point_at, warn_if_exposed
 from dks.tracking.disk import FORBIDDEN
 from dks.tracking.parents import status_of, tell_sweep
 from dks.tracking.record import RunFolder, Status
 from dks.tracking.shipment import RUNNING, DeletedRun, Draw, Note, Shipment
-from dks.tracking.store import Unavailable, open_client, prepare, reason
+from dks.tracking.store import Unavailable, all_cells, open_named, reason
 from dks.tracking.superseded import executions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DEAD = (State.killed, State.failed, State.lost)
-PAGE = 1000  # runs that a store tells of at once
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,8 @@ def sync(
     chosen = known if cell_ids is None else [cell_id for cell_id in known if cell_id in cell_ids]
     if not chosen:
         raise RequestError(f"there is no run to send in runs_dir={runs_dir}; --runs-dir names another folder")
+    if target is not None:
+        point_at(str(target.uri))
     standings = close_dead(survey(runs_dir, chosen))
     looked_at = {standing.folder: standing for standing in standings.values()}
     looked_at |= {folder: _superseded(folder) for folder in replaced if folder.cell_id in chosen}
@@ -206,8 +208,8 @@ class _Target:
         if self._problem is not None:
             raise Unavailable(self._problem)
         if self._client is None:
-            self._experiment = prepare(self.tracking)
-            client = open_client(str(self.tracking.uri))
+            warn_if_exposed(str(self.tracking.uri))
+            self._experiment, client = open_named(self.tracking)
             self._known = _runs(client, self._experiment) if self._bulk else {}
             self._client = client
         return self._client
@@ -217,13 +219,7 @@ def _runs(client: MlflowClient, experiment: str) -> dict[str, Any]:
     """All runs of an experiment that are a cell, deleted ones included, by their ids."""
     from mlflow.entities import ViewType
 
-    found, token = dict[str, Any](), None
-    while True:
-        page = client.search_runs([experiment], "tags.`dks.role` = 'cell'", ViewType.ALL, PAGE, page_token=token)
-        found |= {run.info.run_id: run for run in page}
-        token = page.token
-        if not token:
-            return found
+    return {run.info.run_id: run for run in all_cells(client, experiment, ViewType.ALL)}
 
 
 def _closed(standing: Standing) -> Standing:

@@ -111,7 +111,7 @@ def launch_of(folder: RunFolder) -> LaunchFolder | None:
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     """Log records of level INFO and above go into this file; the terminal belongs to the display."""
-    damage.clear_folder(path)
+    damage.make_way(path)
     root = logging.getLogger()
     handler, level = _LogFile(path, encoding="utf-8", delay=True), root.level
     handler.setFormatter(_WithoutPasswords("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -263,7 +263,7 @@ def main(pipe: int) -> None:
 def open_log(path: Path) -> BinaryIO:
     """A run's log, for what is printed; where it cannot be opened, that is lost."""
     try:
-        damage.clear_folder(path)
+        damage.make_way(path)
         return path.open("ab")
     except OSError:
         return Path(os.devnull).open("ab")

@@ -12,7 +12,7 @@ from dks.config.errors import RequestError
 from dks.config.secrets import without_password
 from dks.tables.mlflow_store import PARAMS, TAGS, Point, StoredData, StoredRun, chunks, no_experiment, restored
 from dks.tracking.shipment import SUPERSEDED
-from dks.tracking.store import SQLITE, read_sqlite
+from dks.tracking.store import SQLITE, read_sqlite, said
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -95,7 +95,7 @@ class Database:
             with self._engine.connect() as connection:
                 yield connection
         except SQLAlchemyError as error:
-            reason = without_password(" ".join(str(getattr(error, "orig", None) or error).split()))
+            reason = said(str(getattr(error, "orig", None) or error))
             missing = isinstance(error, OperationalError | ProgrammingError) and (
                 "no such table" in reason or 'relation "' in reason
             )

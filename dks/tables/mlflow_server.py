@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,16 +9,21 @@ from typing import Any
 from dks.config.errors import RequestError
 from dks.config.secrets import without_password
 from dks.tables.mlflow_store import Point, StoredData, StoredRun, chunks, no_experiment, restored
+from dks.tracking.addresses import point_at, warn_if_exposed
 from dks.tracking.shipment import SUPERSEDED
+from dks.tracking.store import all_cells, load_mlflow, reason, said
+
+GREETING, PATIENCE = 15, 60  # seconds that a server has for a word, and for an answer that may be long
 
 
 class Server:
     """A tracking server, through MLflow's client."""
 
-    PAGE = 1000  # runs in one answer
     RUNS, POINTS = 100, 25_000  # that the server takes and gives at most in one answer about histories
 
     def __init__(self, uri: str, experiment: str) -> None:
+        point_at(uri)
+        warn_if_exposed(uri)
         self.uri, self.name, self.experiment = uri.rstrip("/"), without_password(uri).rstrip("/"), experiment
         self._known: dict[str, StoredData] = {}  # run -> what came with the list of runs
 
@@ -29,12 +33,7 @@ class Server:
             found = client.get_experiment_by_name(self.experiment)
             if found is None or found.lifecycle_stage != "active":
                 raise no_experiment(self.name, self.experiment, {each.name for each in client.search_experiments()})
-            runs, page = [], None
-            while page is None or page.token:
-                page = client.search_runs(
-                    [found.experiment_id], "tags.`dks.role` = 'cell'", max_results=self.PAGE, page_token=page and page.token
-                )
-                runs += page
+            runs = list(all_cells(client, found.experiment_id))
         self._known = {run.info.run_id: self._data(run.data) for run in runs}
         return [
             StoredRun(
@@ -78,7 +77,7 @@ class Server:
         with self._asking():
             answer = self._get(path, params=query)
         if answer.status_code != 200:
-            raise RequestError(f"{self.name} answers {answer.status_code} to {path}: {' '.join(answer.text.split())[:200]}")
+            raise RequestError(f"{self.name} answers {answer.status_code} to {path}: {said(answer.text)}")
         points = answer.json()["metrics"]
         if len(points) < self.POINTS:
             return [(point["run_id"], point["step"], point["timestamp"], point["value"]) for point in points]
@@ -90,11 +89,12 @@ class Server:
         return [(run_ids[0], point.step, point.timestamp, point.value) for point in history]
 
     def _greet(self) -> None:
-        """A server that does not answer is noticed at once; MLflow's client would try for minutes."""
-        self._get("/version", max_retries=0, timeout=15)
+        """A server that does not answer is noticed at once."""
+        self._get("/version", timeout=GREETING)
 
     def _get(self, path: str, **options: Any) -> Any:
         """The answer, whatever its status."""
+        load_mlflow(PATIENCE)
         from mlflow.utils.credentials import get_default_host_creds
         from mlflow.utils.rest_utils import http_request
 
@@ -103,7 +103,7 @@ class Server:
     @contextmanager
     def _asking(self) -> Iterator[Any]:
         """MLflow's client."""
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        load_mlflow(PATIENCE)
         from mlflow import MlflowClient
 
         try:
@@ -111,5 +111,4 @@ class Server:
         except RequestError:
             raise
         except Exception as error:  # of many kinds, all of them about this server
-            reason = without_password(" ".join(str(error).split()) or type(error).__name__)
-            raise RequestError(f"{self.name} cannot be read: {reason[:300]}") from error
+            raise RequestError(f"{self.name} cannot be read: {reason(error)}") from error

@@ -17,12 +17,13 @@ import yaml
 from dks.config.errors import RequestError
 from dks.config.extensions import cited
 from dks.config.identity import flatten
+from dks.config.reading import read_text
 from dks.ledger.states import State, survey
 from dks.tables.cache import RowCache
 from dks.tables.rows import Row, histories_frame, numbers, runs_frame
 from dks.tracking.attempts import computed_by
 from dks.tracking.best import best_of
-from dks.tracking.record import Record, RunFolder, Status
+from dks.tracking.record import CONFIG, Record, RunFolder, Status
 
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the fast one, where it was built
 # Another process may take them up at any time.
@@ -71,8 +72,7 @@ class RecordSource:
     def config(self, cell_id: str) -> dict[str, Any]:
         """As `dks.tables.source.Source.config`, with the types that the values have."""
         try:
-            text = (self.path / cell_id / "config.yaml").read_text(encoding="utf-8")
-            tree = yaml.load(text, _YAML)
+            tree = yaml.load(read_text(self.path / cell_id / "config.yaml", CONFIG), _YAML)
         except (OSError, ValueError, yaml.YAMLError):
             return {}
         return flatten(tree) if isinstance(tree, dict) else {}
@@ -104,8 +104,7 @@ class RecordSource:
     def _mlflow(self, name: str) -> Row:
         """The run in MLflow that its sink noted, if it came that far; that may be after the record was written."""
         try:
-            with open(f"{self.path}/{name}/mlflow.json", "rb") as file:  # noqa: PTH123
-                noted = json.load(file)
+            noted = json.loads(read_text(f"{self.path}/{name}/mlflow.json"))
             return {"mlflow_run_id": noted["run_id"], "mlflow_experiment_id": noted.get("experiment_id")}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {"mlflow_run_id": None, "mlflow_experiment_id": None}
@@ -167,7 +166,7 @@ def _ends(folder: RunFolder) -> tuple[dict[str, float], dict[str, float]]:
 def _sections(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """`data` and `recipe` of a frozen configuration; empty where it cannot be read."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file, CONFIG)
         return _section(text, "data"), _section(text, "recipe")
     except (OSError, ValueError, yaml.YAMLError):
         return {}, {}

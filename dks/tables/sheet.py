@@ -128,7 +128,7 @@ def _head(table: Table, blocks: dict[Label, list[_Column]]) -> tuple[tuple[Headi
 
 
 def error_text(cell: TableCell) -> str:
-    """`mean(std)`, of two metrics with a slash between, a dash for one that is not there, a mark if it is of several codes; empty
+    """`mean(std)`, of two metrics with a slash, a dash for one that is not there, a mark if it is of several codes; empty
     without runs.
     """
     return "" if not cell.n else "/".join(_mean_text(number) for number in cell.numbers) + _mark(cell)

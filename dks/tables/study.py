@@ -12,6 +12,7 @@ import pandas as pd
 
 from dks.config.errors import RequestError
 from dks.config.files import declarations
+from dks.config.secrets import without_password
 from dks.sweeps import manifest
 from dks.sweeps.files import TableShape, names, read
 from dks.sweeps.manifest import Manifest
@@ -71,7 +72,7 @@ class Study:
     def command(self) -> str:
         """What runs its missing cells."""
         request = [self.sweep.named, *self.sweep.request] if self.sweep.named else [self.name]
-        return f"dks sweep run {shlex.join(request)}"
+        return f"dks sweep run {shlex.join(map(without_password, request))}"
 
     @cached_property
     def runs(self) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dks.config.errors import one_line
+from dks.config.reading import Unfit, check_file
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,11 @@ log = logging.getLogger(__name__)
 def report(path: Path, line: str) -> None:
     """Say what is wrong with a file; `line` goes on after its name."""
     log.warning("%s %s", path, line)
+
+
+def warn(line: str) -> None:
+    """Say what else a person is to know of, in the same way."""
+    log.warning("%s", line)
 
 
 def set_aside(path: Path) -> Path:
@@ -30,10 +36,14 @@ def set_aside(path: Path) -> Path:
     return path.rename(kept)
 
 
-def clear_folder(path: Path) -> None:
-    """Where a folder has taken the place of a file, it is set aside."""
-    if path.is_dir():
-        report(path, f"is a folder where a file should be; it is kept as {set_aside(path).name}")
+def make_way(path: Path) -> None:
+    """Where something else has taken the place of a file, such as a folder, it is set aside."""
+    try:
+        check_file(path)
+    except Unfit as unfit:
+        report(path, f"{str(unfit).removeprefix('it ')}; it is kept as {set_aside(path).name}")
+    except OSError:  # nothing is there, or what writes says why not
+        return
 
 
 @contextmanager

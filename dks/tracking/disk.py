@@ -68,7 +68,8 @@ def write_draft(draft: Path, path: Path, *parts: bytes | memoryview) -> None:
     """
     with writing(path, sum(len(part) for part in parts)):
         try:
-            with draft.open("wb", buffering=0) as file:
+            draft.unlink(missing_ok=True)  # whatever lies there under its name, a link for one, is not written to
+            with draft.open("xb", buffering=0) as file:
                 for part in parts:
                     write_all(file.fileno(), part)
                 os.fsync(file.fileno())

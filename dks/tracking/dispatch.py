@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from dks.config.errors import RequestError
 from dks.config.schema import Tracking, TrackingKind
+from dks.config.secrets import without_password
+from dks.tracking.addresses import point_at
 from dks.tracking.parents import tell_sweep
 from dks.tracking.record import RunFolder
 from dks.tracking.shipment import DeletedRun, Draw, Shipment
-from dks.tracking.store import Unavailable, open_client, prepare, reason
+from dks.tracking.store import Unavailable, open_named, reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,10 +48,13 @@ class Store:
     problem: str = ""
     quiet_until: float = 0.0
 
+    @property
+    def name(self) -> str:
+        return without_password(str(self.tracking.uri))
+
     def open(self) -> MlflowClient:
         if self.client is None:
-            self.experiment = prepare(self.tracking)
-            self.client = open_client(str(self.tracking.uri))
+            self.experiment, self.client = open_named(self.tracking)
         return self.client
 
     def failed(self, error: Exception) -> None:
@@ -90,10 +95,12 @@ class Dispatch:
     problems: list[str] = field(default_factory=list)
     finishing: bool = False
 
-    def open(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Prepare the store with these settings. What is wrong is said as in `dks/tracking/sender.py`; it is tried again when
-        there is something to send.
+    def open(self, values: dict[str, Any], own: bool) -> dict[str, Any]:
+        """Prepare the store with these settings, which this user named or not. What is wrong is said as in
+        `dks/tracking/sender.py`; it is tried again when there is something to send.
         """
+        if own:
+            point_at(str(values["uri"]))
         try:
             self._store(_tracking(values)).open()
         except RequestError as error:
@@ -112,6 +119,10 @@ class Dispatch:
                     run.over, run.due = True, 0.0
             case {"sweep": name, "status": status, "tracking": values}:
                 self.sweeps[name] = Sweep(name, status, self._store(_tracking(values)))
+
+    def is_busy(self) -> bool:
+        """Is a run under way?"""
+        return not all(run.over for run in list(self.runs.values()))
 
     def work(self) -> float:
         """Send what is due; returns the seconds until something will be."""
@@ -202,9 +213,7 @@ class Dispatch:
             if store.failures == 1:
                 for run in self.runs.values():
                     if run.store is store:
-                        _note(
-                            run.folder, f"{store.tracking.uri} does not take what is sent: {store.problem}; it is tried again"
-                        )
+                        _note(run.folder, f"{store.name} does not take what is sent: {store.problem}; it is tried again")
             return False
         store.failures, store.quiet_until = 0, 0.0
         return True
@@ -234,7 +243,7 @@ class Dispatch:
         lines = list(self.problems)
         for store in self.stores.values():
             left = [run for run in self.runs.values() if run.store is store]
-            told = f"{store.tracking.uri} has not got everything" + (f": {store.problem}" if store.problem else " in time")
+            told = f"{store.name} has not got everything" + (f": {store.problem}" if store.problem else " in time")
             for run in left:
                 _note(run.folder, f"{told}; the journal is complete, and dks sync sends the rest")
             if left:

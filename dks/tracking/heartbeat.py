@@ -16,6 +16,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import TracebackType
 
+from dks.config.reading import read_text
 from dks.tracking.journal import Entry, now
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Heartbeat:
 def read(folder: Path | str) -> Heartbeat | None:
     """The last beat of the run in a cell's folder; None where there is none, or none that can be read."""
     try:
-        return Heartbeat(**json.loads((Path(folder) / FILE).read_text(encoding="utf-8")))
+        return Heartbeat(**json.loads(read_text(Path(folder) / FILE)))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -132,6 +133,7 @@ class Pulse:
         beat = Heartbeat(now(), self._host, os.getpid(), slurm_job(), self._epoch, self._epochs, round(speed, 1), ends)
         draft = self._path.with_name(f".{FILE}")
         try:
+            draft.unlink(missing_ok=True)  # nobody else's FIFO is waited for
             draft.write_text(json.dumps(asdict(beat)) + "\n", encoding="utf-8")
             draft.replace(self._path)
         except OSError:

@@ -17,10 +17,14 @@ from io import FileIO
 from pathlib import Path
 
 from dks.config.errors import RequestError
+from dks.config.reading import MIB, Unfit, check_size, open_file
 from dks.tracking import damage
 from dks.tracking.disk import write_all, writing
 
 log = logging.getLogger(__name__)
+
+LONGEST = MIB  # bytes of a line; one has some thousand
+LARGEST = 1024 * MIB  # bytes of a journal that are read at a time; a million epochs have as many
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,13 @@ class Journal:
         Raises:
             RequestError: the file cannot be read.
         """
-        if self.path.is_dir():
-            damage.report(self.path, "is a folder where the journal should be; nothing of it is read")
-        parsed, dropped = self._parse(0)
-        if dropped:  # or it was just being written
+        try:
             parsed, dropped = self._parse(0)
+            if dropped:  # or it was just being written
+                parsed, dropped = self._parse(0)
+        except Unfit as unfit:
+            damage.report(self.path, f"{str(unfit).removeprefix('it ')}; nothing of it is read")
+            return []
         if dropped:
             count = len(parsed)
             damage.report(self.path, f"is damaged behind line {count}: {count} lines are kept, {dropped} bytes are dropped")
@@ -111,13 +117,19 @@ class Journal:
         Raises:
             RequestError: the file cannot be read.
         """
-        parsed, _ = self._parse(offset)
+        try:
+            parsed, _ = self._parse(offset)
+        except Unfit:
+            return [], offset
         return [entry for entry, _ in parsed], parsed[-1][1] if parsed else offset
 
     def keep_until(self, epoch: int) -> list[Entry]:
         """Cut off what lies behind that epoch, for a run that goes on from there; returns what is kept."""
-        damage.clear_folder(self.path)
-        parsed, _ = self._parse(0)
+        damage.make_way(self.path)
+        try:
+            parsed, _ = self._parse(0)
+        except Unfit as unfit:
+            raise RequestError(f"{self.path} cannot be read: {unfit}") from unfit
         kept = [(entry, end) for entry, end in parsed if entry.epoch <= epoch]
         end = kept[-1][1] if kept else 0
         if lines := len(parsed) - len(kept):
@@ -129,27 +141,30 @@ class Journal:
         return [entry for entry, _ in kept]
 
     def _parse(self, offset: int) -> tuple[list[tuple[Entry, int]], int]:
-        """Entries from that byte on and the byte after each; and how many bytes are left behind the last one."""
-        parsed: list[tuple[Entry, int]] = []
-        content, end = self._content(offset), 0
-        for line in content.splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                entry = Entry.from_json(line.decode())
-            except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-                break
-            end += len(line)
-            parsed.append((entry, offset + end))
-        return parsed, len(content) - end
+        """Entries from that byte on and the byte after each; and how many bytes are left behind the last one.
 
-    def _content(self, offset: int) -> bytes:
+        Raises:
+            Unfit: it is no file, or too large.
+            RequestError: it cannot be read.
+        """
+        parsed: list[tuple[Entry, int]] = []
+        end = offset
         try:
-            with self.path.open("rb") as file:
+            with open_file(self.path) as file:
+                check_size(self.path, file.seek(0, os.SEEK_END) - offset, LARGEST)
                 file.seek(offset)
-                return file.read()
-        except (FileNotFoundError, IsADirectoryError):
-            return b""
+                while (line := file.readline(LONGEST)).endswith(b"\n"):
+                    try:
+                        entry = Entry.from_json(line.decode())
+                    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+                        break
+                    end += len(line)
+                    parsed.append((entry, end))
+                return parsed, max(0, file.seek(0, os.SEEK_END) - end)
+        except FileNotFoundError:
+            return parsed, 0
+        except Unfit:
+            raise
         except OSError as error:
             raise RequestError(f"{self.path} cannot be read: {error.strerror}") from error
 
@@ -157,7 +172,11 @@ class Journal:
         """Where the next line begins; the rest of one that was cut is taken away, so that no other is glued to it."""
         end = file.seek(0, os.SEEK_END)
         if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
-            whole = self._content(0).rfind(b"\n") + 1
+            begin, found = end, -1
+            while begin and found < 0:
+                begin, behind = max(0, begin - LONGEST), begin
+                found = os.pread(file.fileno(), behind - begin, begin).rfind(b"\n")
+            whole = begin + found + 1
             damage.report(self.path, f"ends in the middle of a line; its last {end - whole} bytes are dropped")
             file.truncate(whole)
             end = whole

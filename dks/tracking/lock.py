@@ -35,7 +35,7 @@ def is_held(lock: FileLock) -> bool:
 def _is_seen_held(path: str) -> bool:
     import fcntl
 
-    file = os.open(path, os.O_RDONLY)
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # an exclusive one may need the right to write
     except BlockingIOError:

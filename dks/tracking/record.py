@@ -41,6 +41,7 @@ from dks.config.frozen import from_yaml, to_yaml
 from dks.config.identity import SCHEMA_VERSION, cell_id, config_id
 from dks.config.methods import method_of
 from dks.config.names import is_cell_id, is_sweep_name
+from dks.config.reading import MIB, Unfit, open_file, read_text
 from dks.config.schema import Config
 from dks.tracking import damage, heartbeat
 from dks.tracking.attempts import Attempt
@@ -50,6 +51,8 @@ from dks.tracking.journal import Entry, Journal
 from dks.tracking.lock import is_held
 
 SUPERSEDED = "superseded"
+CONFIG = MIB  # bytes that a frozen configuration may have; one has some thousand
+HEADER = 100 * MIB  # bytes that the header of a file of safetensors may have, by their own rules
 
 
 class Status(str, Enum):
@@ -166,7 +169,7 @@ class RunFolder:
             RequestError: it is missing or damaged.
         """
         try:
-            return from_yaml(self.config_file.read_text(encoding="utf-8"))
+            return from_yaml(read_text(self.config_file, CONFIG))
         except (OSError, ValueError, YAMLError, RequestError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise RequestError(
@@ -176,7 +179,7 @@ class RunFolder:
     def config_is_whole(self) -> bool:
         """Does the frozen configuration have all its parts, as far as that can be told without parsing it?"""
         try:
-            lines = self.config_file.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = read_text(self.config_file, CONFIG).splitlines(keepends=True)
         except (OSError, ValueError):
             return False
         keys = {line.partition(":")[0] for line in lines}
@@ -194,7 +197,7 @@ class RunFolder:
         """
         self.record_is_damaged = False
         try:
-            values = json.loads(self.record_file.read_text(encoding="utf-8"))
+            values = json.loads(read_text(self.record_file))
             if values["schema_version"] > SCHEMA_VERSION:
                 raise RequestError(
                     f"{self.record_file} is of version {values['schema_version']}, this program knows {SCHEMA_VERSION}"
@@ -215,7 +218,7 @@ class RunFolder:
             return record
         except FileNotFoundError:
             return None
-        except (IsADirectoryError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (Unfit, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             self.record_is_damaged = True
             reason = " ".join(str(error).split()) or type(error).__name__
             damage.report(
@@ -279,10 +282,9 @@ class RunFolder:
     def _has_weights(self) -> bool:
         """Is the file of weights as long as its header says?"""
         try:
-            with self.weights_file.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                size = self.weights_file.stat().st_size
-                header = json.loads(file.read(length)) if length < size else {}
+            with open_file(self.weights_file) as file:
+                length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
+                header = json.loads(file.read(length)) if length < min(size, HEADER) else {}
             ends = [values["data_offsets"][1] for name, values in header.items() if name != "__metadata__"]
             return bool(ends) and size == 8 + length + max(ends)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError):
@@ -345,7 +347,7 @@ def write_atomically(path: Path, text: str) -> None:
     with writing(path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_draft(draft, path, content)
-        damage.clear_folder(path)
+        damage.make_way(path)
         draft.replace(path)
 
 

@@ -6,7 +6,7 @@ other one imports torch. Of the processes that belong together, as a sweep's wor
 
 `python -m dks.commands.sender` takes commands on standard input, one JSON object a line:
 
-{"open": {...}}                  this store will be used (a Tracking); it is made if it is not there
+{"open": {...}, "own": true}     this store will be used (a Tracking); it is made if it is not there. own: the user named it
 {"begin": "<run folder>"}        its epochs are to be sent as they come
 {"end": "<run folder>"}          it ended; its record says how
 {"sweep": "<name>", "status": "RUNNING", "tracking": {...}}
@@ -38,12 +38,13 @@ from rich.markup import escape
 from dks.config.errors import RequestError
 from dks.config.files import python_path
 from dks.config.schema import Tracking, TrackingKind
+from dks.tracking.addresses import is_pointed_at, point_at, warn_if_exposed
 from dks.tracking.store import SQLITE, look
 
 log = logging.getLogger(__name__)
 
 # Seconds that the process has to start, and to hear from a server.
-OPENING = 60.0
+OPENING = 30.0
 # Seconds after which a person wants to know what is waited for.
 AT_ONCE = 2.0
 # Seconds that the process may take beyond the time it has for the rest, to start and to leave.
@@ -84,8 +85,10 @@ class Sender:
         Raises:
             RequestError: it cannot be used.
         """
+        point_at(str(tracking.uri))
+        warn_if_exposed(str(tracking.uri))
         known = look(tracking)
-        self._tell({"open": dataclasses.asdict(tracking)})
+        self._tell({"open": dataclasses.asdict(tracking), "own": is_pointed_at(str(tracking.uri))})
         if known is not None or str(tracking.uri).startswith(SQLITE) or self._process is None:
             return None
         try:

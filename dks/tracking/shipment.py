@@ -21,14 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 from dks.config.extensions import cited
 from dks.config.identity import flatten
+from dks.config.reading import read_text
 from dks.config.secrets import without_password
 from dks.tracking import heartbeat
+from dks.tracking.addresses import HTTP, how_to_allow, is_pointed_at
 from dks.tracking.attempts import computed_by
 from dks.tracking.best import classifier_ending
 from dks.tracking.journal import Entry
 from dks.tracking.lock import alone
 from dks.tracking.parents import find_run, sweep_condition
 from dks.tracking.record import Record, RunFolder, Status, write_atomically
+from dks.tracking.store import Unavailable, said
 from dks.tracking.superseded import executions
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ SUPERSEDED = "dks.superseded"  # the tag of a run whose place another execution 
 STATUS = {Status.done: "FINISHED", Status.failed: "FAILED", Status.killed: "KILLED"}
 POINTS, PARAMS = 800, 100  # in one call; MLflow takes 1000 of all kinds together, and 100 parameters
 _PARAM_LIMIT = 6000  # characters; MLflow cuts longer values without a word
+_BLOCK = 2**20  # bytes of a text that are read at a time
 _NAME_LIMIT = 250  # characters; PostgreSQL refuses a run with a longer name, its column being so wide
 # What is kept beside the run's metrics, of those that are there.
 ARTIFACTS = (
@@ -79,10 +83,10 @@ class Note:
     def read(cls, folder: RunFolder) -> Note | None:
         """None where there is none, or none that can be read."""
         try:
-            values = json.loads(folder.mlflow_file.read_text(encoding="utf-8"))
+            values = json.loads(read_text(folder.mlflow_file))
             known = {field.name for field in dataclasses.fields(cls)}
             return cls(**{name: value for name, value in values.items() if name in known})
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             return None
 
     def write(self, folder: RunFolder) -> None:
@@ -163,6 +167,7 @@ class Shipment:
                 return False
             if not _knows_end(note, record) or note.pictured == note.ended:
                 return False
+            self._check_place(note.run_id)
             try:
                 drawn = draw(self.folder, Path(place))
             except Exception:  # a run can do without a picture of it
@@ -233,7 +238,8 @@ class Shipment:
         }
         with contextlib.suppress(OSError, KeyError):  # nobody has a name in some containers
             tags["mlflow.user"] = getuser()
-        begun, name = milliseconds(record.attempts[0].started), record.label or record.cell_id
+        begun, name = milliseconds(record.attempts[0].started), without_password(record.label) or record.cell_id
+        tags = {key: without_password(value) for key, value in tags.items()}
         run_id = self.client.create_run(self.experiment, begun, tags, name[:_NAME_LIMIT]).info.run_id
         note = Note(
             self.uri,
@@ -261,7 +267,7 @@ class Shipment:
         from mlflow.entities import Param
 
         values = flatten(dataclasses.asdict(self.folder.read_config()))
-        return [Param(key, _cut(str(value))) for key, value in values.items()]
+        return [Param(key, _cut(without_password(str(value)))) for key, value in values.items()]
 
     def _send(self, note: Note, record: Record, entries: Sequence[Entry], params: list[Param], ends: bool) -> int:
         """The configuration, what is another in each attempt, epochs and what is known at the end, in as few calls as they fit
@@ -338,13 +344,27 @@ class Shipment:
 
     def _send_files(self, run_id: str) -> None:
         """All in one call."""
+        self._check_place(run_id)
         with tempfile.TemporaryDirectory() as place:
             lay_out(self.folder, folder := Path(place))
             for key, value in flatten(dataclasses.asdict(self.folder.read_config())).items():
-                if _cut(str(value)) != str(value):
+                text = without_password(str(value))
+                if _cut(text) != text:
                     (folder / "params").mkdir(exist_ok=True)
-                    (folder / "params" / f"{key}.txt").write_text(str(value), encoding="utf-8")
+                    (folder / "params" / f"{key}.txt").write_text(text, encoding="utf-8")
             self.client.log_artifacts(run_id, place)
+
+    def _check_place(self, run_id: str) -> None:
+        """A server that stands only in the folder of a run takes files itself; it does not say where else they go, such as into
+        a folder of this machine, or with which other account.
+
+        Raises:
+            Unavailable: it does.
+        """
+        if self.uri.startswith(HTTP) and not is_pointed_at(self.uri):
+            place = self.client.get_run(run_id).info.artifact_uri
+            if not place.startswith(("mlflow-artifacts:", *HTTP)):
+                raise Unavailable(f"it wants the files of runs at {said(place)}; {how_to_allow(self.uri)}")
 
 
 def lay_out(run: RunFolder, into: Path) -> None:
@@ -359,7 +379,8 @@ def lay_out(run: RunFolder, into: Path) -> None:
             path.open(encoding="utf-8", errors="replace", newline="") as lines,
             (into / name).open("w", encoding="utf-8", newline="") as copy,
         ):
-            copy.writelines(map(without_password, lines))
+            while block := lines.readlines(_BLOCK):
+                copy.write(without_password("".join(block)))
 
 
 def _computed_by(record: Record) -> str:

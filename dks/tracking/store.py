@@ -1,8 +1,9 @@
 """The MLflow store that runs are sent to: opened with short time-outs, created once, never migrated unasked.
 
-Whoever opens a store asks `prepare` first; whoever only wants to know whether it can be used, and has no time for MLflow, asks
-`look`. Passwords and tokens come from the environment, as MLflow's client reads them
-(MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD); nothing here repeats them.
+Whoever opens a store asks `prepare` first, as `open_named` does; whoever only wants to know whether it can be used, and has no
+time for MLflow, asks `look`. Passwords and tokens come from the environment, as MLflow's client reads them
+(MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD); nothing here repeats them, and they go only
+where `dks/tracking/addresses.py` says.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib.util
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -22,9 +24,11 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
-from dks.config.errors import RequestError
+from dks.config.errors import RequestError, one_line
+from dks.config.reading import require_file
 from dks.config.schema import Tracking, TrackingKind
 from dks.config.secrets import without_password
+from dks.tracking.addresses import HTTP, how_to_allow, is_pointed_at
 from dks.tracking.disk import refusal
 
 if TYPE_CHECKING:
@@ -33,7 +37,10 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 TIMEOUT = 10  # seconds that a server has for an answer; MLflow would wait two minutes, and ask seven times again
+LONGEST = 300  # characters of what is told of a store's words
 LOOK = 1.0  # seconds that a look at an SQLite store waits for whoever makes it
+PAGE, ACTIVE = 1000, 1  # runs that a store tells of at once; those that nobody deleted, as MLflow's ViewType counts
+LISTING = 300.0  # seconds that a list of all runs may take
 _CREATION = 0x646B73  # the advisory lock under which a database gets MLflow's tables: "dks" in ASCII
 
 
@@ -108,6 +115,18 @@ def prepare(tracking: Tracking) -> str:
         return _experiment(open_client(uri), tracking.experiment)
 
 
+def open_named(tracking: Tracking) -> tuple[str, MlflowClient]:
+    """`prepare` and `open_client` for an address that may be anybody's: the id of the experiment, and the client.
+
+    Raises:
+        RequestError, Unavailable: as `prepare`; and this is a database that only the files of runs name.
+    """
+    uri = str(tracking.uri)
+    if not uri.startswith((SQLITE, *HTTP)) and not is_pointed_at(uri):
+        raise Unavailable(f"no password goes to a database that stands only in the files of runs; {how_to_allow(uri)}")
+    return prepare(tracking), open_client(uri)
+
+
 def _refuse_insecure() -> None:
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() == "true":
         raise RequestError(
@@ -131,24 +150,52 @@ def _known(tracking: Tracking) -> str | None:
 
 
 def open_client(uri: str) -> MlflowClient:
-    """MLflow's client for a prepared store; importing MLflow takes a second or two."""
+    """MLflow's client for a prepared store."""
+    load_mlflow()
+    from mlflow import MlflowClient
+
+    if uri.startswith(SQLITE):  # MLflow keeps stores open by their URIs, wherever the current folder has come to be
+        uri = f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
+    return MlflowClient(tracking_uri=uri)
+
+
+def load_mlflow(timeout: int = TIMEOUT) -> None:
+    """Import MLflow, which takes a second or two, and have its client ask as we want it.
+
+    Args:
+        timeout: seconds that a server has for an answer, where the environment does not say it.
+    """
     for name, value in {
-        "MLFLOW_LOGGING_LEVEL": "WARNING",  # read when mlflow is imported; its messages break into the progress bars
+        "MLFLOW_LOGGING_LEVEL": "ERROR",  # read when mlflow is imported; its messages break into bars and quote servers
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # of every run that ends, into what programs read
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(TIMEOUT),
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the sender asks again itself
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout),
+        "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",  # of large files, to any address and for any time
     }.items():
         os.environ.setdefault(name, value)
     try:
         Path.home()
     except RuntimeError:  # MLflow looks for credentials there; in a container users may have no home, and no name
         os.environ["HOME"] = os.devnull
-    from mlflow import MlflowClient
+    from dks.tracking.transport import install
 
-    if uri.startswith(SQLITE):  # MLflow keeps stores open by their URIs, wherever the current folder has come to be
-        uri = f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
-    return MlflowClient(tracking_uri=uri)
+    install()
+
+
+def all_cells(client: MlflowClient, experiment: str, view: int = ACTIVE) -> Iterator[Any]:
+    """All runs of an experiment that are a cell, deleted ones among them where the view says so.
+
+    Raises:
+        Unavailable: the store comes to no end.
+    """
+    token, until = None, time.monotonic() + LISTING
+    while True:
+        page = client.search_runs([experiment], "tags.`dks.role` = 'cell'", view, PAGE, page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
+        if time.monotonic() > until:
+            raise Unavailable(f"its list of runs has no end in {LISTING:.0f} s")
 
 
 def schema(uri: str) -> Schema | None:
@@ -171,13 +218,18 @@ def reason(error: BaseException) -> str:
     originals = [getattr(cause, "orig", None) for cause in _causes(error)]
     original = next((each for each in originals if each is not None), error)
     lines = str(original).strip().splitlines()
-    text = without_password(_essence(without_password(lines[0] if lines else type(error).__name__)), shortest=1)
-    return text if len(text) <= 300 else f"{text[:300]}..."
+    return said(_essence(without_password(lines[0] if lines else type(error).__name__, shortest=1)))
+
+
+def said(text: str, longest: int = LONGEST) -> str:
+    """What a store says, as one line that does nothing to a terminal and holds no secret; it is cut after these are out."""
+    return one_line(without_password(text, shortest=1), longest)
 
 
 # What matters in what MLflow's client says of a request: the server's own words, or why it could not be reached.
 _ESSENCES = (
     r"failed with error code (?P<status>\d+) .*?Response body: '(?P<words>[^']*)",
+    r"(?P<words>no whole answer in \d+ s|redirected to .*, which is to be named itself|more than \d+ MiB in an answer)",
     r"\[Errno -?\d+\] (?P<words>[^'\")\]]+)",
     r"(?P<words>certificate verify failed: [^(]+?) \(",
     r"(?P<words>[Rr]ead timed out)",
@@ -252,8 +304,11 @@ def _explained(tracking: Tracking) -> Iterator[None]:
             raise RequestError(f"tracking.uri={uri} cannot be opened: {reason(error)}; or choose tracking=off") from error
         if not is_refusal(error):
             raise Unavailable(f"it does not answer ({reason(error)})") from error
+        account = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        if not is_pointed_at(str(tracking.uri)):
+            account = f"no account was sent to what stands only in the files of runs; {how_to_allow(uri)}"
         advice = {
-            401: "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+            401: account,
             403: "the account may not, or the server does not know itself by this name (mlflow server --allowed-hosts)",
             404: "no MLflow server is there",
         }.get(status_of(error) or 0, "name the certificate of your own authority in MLFLOW_TRACKING_SERVER_CERT_PATH")
@@ -310,7 +365,10 @@ def _migrations() -> tuple[frozenset[str], str]:
 
 def _versions_sqlite(uri: str) -> list[str] | None:
     file = Path(uri.removeprefix(SQLITE))
-    if not file.exists() or not file.stat().st_size:
+    if not file.exists():
+        return None
+    require_file(file)
+    if not file.stat().st_size:
         return None
     with closing(read_sqlite(uri)) as store:
         tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

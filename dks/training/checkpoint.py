@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 import shutil
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -18,6 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dks.config.errors import RequestError
+from dks.config.reading import MIB, Unfit, open_file
+from dks.machine.memory import free_memory
 from dks.tracking import damage
 from dks.tracking.disk import write_draft, writing
 from dks.tracking.journal import sync_folder
@@ -82,7 +86,7 @@ def find(folder: Path, entries: int) -> tuple[Path, State] | None:
     of a good one.
 
     Raises:
-        OSError: a file is there and cannot be read.
+        RequestError, OSError: a file is there and cannot be read.
     """
     for path in (folder / NEWEST, folder / PREVIOUS):
         try:
@@ -93,8 +97,8 @@ def find(folder: Path, entries: int) -> tuple[Path, State] | None:
         except FileNotFoundError:
             if path.name == NEWEST and (folder / PREVIOUS).exists():
                 log.warning("checkpoint %s is missing; the one before it is tried", path)
-        except IsADirectoryError:
-            damage.clear_folder(path)
+        except Unfit:
+            damage.make_way(path)
         except Damaged as damaged:
             log.warning("checkpoint %s %s; the one before it is tried", path, damaged)
             path.unlink()
@@ -108,9 +112,16 @@ def read(path: Path) -> State:
 
     Raises:
         Damaged: the file is cut or changed, or another version wrote it.
+        RequestError: the memory is too small for it.
         OSError: it is not there or cannot be read.
     """
-    content = memoryview(path.read_bytes())
+    with open_file(path) as file:
+        size, free = os.fstat(file.fileno()).st_size, free_memory(torch.device("cpu"))
+        if free is not None and size > free:
+            raise RequestError(
+                f"{path} does not fit into the memory: {size / MIB:,.0f} MiB, of which {free / MIB:,.0f} are free"
+            )
+        content = memoryview(file.read())
     body = content[:-_DIGEST]
     if hashlib.sha256(body).digest() != content[-_DIGEST:]:
         raise Damaged("is damaged (its checksum is wrong)")

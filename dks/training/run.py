@@ -266,7 +266,7 @@ def _save_weights(folder: RunFolder, network: torch.nn.Module) -> None:
     content = save({name: value.contiguous() for name, value in network.state_dict().items()})
     draft = folder.weights_file.with_name(f".{folder.weights_file.name}")
     write_draft(draft, folder.weights_file, content)
-    damage.clear_folder(folder.weights_file)
+    damage.make_way(folder.weights_file)
     draft.replace(folder.weights_file)
     sync_folder(folder.path)
 

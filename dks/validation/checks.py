@@ -151,7 +151,8 @@ def tracking_problems(tracking: Tracking) -> Iterator[str]:
         yield f"tracking.uri={shown} names no store; give sqlite:///FILE or postgresql://HOST/DATABASE"
     if has_password(uri):
         where = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" if "http" in uri else "PGPASSWORD or a .pgpass file"
-        yield f"tracking.uri={shown} has a password in it, which would stand in every record; take it out and set {where}"
+        what = "has a password in it, or a token, which would stand in every record"
+        yield f"tracking.uri={shown} {what}; take it out and set {where}"
 
 
 # Field of a backbone -> the family it belongs to. Elsewhere it would change nothing but the cell's identity.
