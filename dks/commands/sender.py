@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dks.machine.interruption import SIGNALS
+
 if TYPE_CHECKING:
     from dks.tracking.record import RunFolder
 
@@ -20,7 +22,7 @@ ORPHANED = 30.0
 
 def main() -> None:
     """Until it is told to finish, or nobody is there to tell it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # a scheduler signals all processes of a job; the runs say when they are over
     with suppress(OSError, AttributeError):
         os.nice(10)  # training comes first, and so do the imports of the process that trains

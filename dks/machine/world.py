@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dks.machine.interruption import STATUS
+
 
 class Broken(SystemExit):
     """One process failed in the middle of a step, and the others wait for it; torchrun ends them when it has left."""
@@ -125,7 +127,7 @@ def leading() -> Iterator[None]:
         stopped = True
         raise
     except SystemExit as left:
-        stopped = left.code == 130  # after Ctrl-C
+        stopped = left.code == STATUS
         raise
     finally:
         if not stopped:

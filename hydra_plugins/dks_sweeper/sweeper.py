@@ -64,12 +64,14 @@ class DksSweeper(Sweeper):
             RequestError: something is wrong with a cell; nothing was launched.
         """
         from dks.config.composer import Composer
+        from dks.machine import interruption
         from dks.sweeps import engine
         from dks.sweeps.files import read
         from dks.sweeps.grid import expand
         from dks.sweeps.plan import plan, plan_json, plan_text
         from dks.sweeps.request import grid_of
 
+        interruption.check()  # Hydra may have lost it
         assert self.hydra_context is not None
         policy = engine.Policy(self.retries, self.max_failures, engine.UNSUCCESSFUL if self.only_unsuccessful else None)
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
