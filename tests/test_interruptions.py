@@ -156,17 +156,16 @@ def hit(module, owner, name, error):
 """
 
 
-@pytest.mark.parametrize(
-    "where",
-    [
-        ("hydra._internal.hydra", "Hydra", "compose_config", True),  # Hydra does without, and takes another mode
-        ("dks.sweeps.plan", None, "plan", True),
-        pytest.param(("dks.sweeps.plan", None, "plan", False), marks=pytest.mark.slow),
-        pytest.param(("dks.sweeps.nursery", "Nursery", "__init__", False), marks=pytest.mark.slow),
-        pytest.param(("dks.tables.results", None, "show", False), marks=pytest.mark.slow),
-    ],
-    ids=lambda where: f"{where[0]}.{where[2]}",
-)
+WHERE = [
+    ("hydra._internal.hydra", "Hydra", "compose_config", True),  # Hydra does without, and takes another mode
+    ("dks.sweeps.plan", None, "plan", True),
+    pytest.param(("dks.sweeps.plan", None, "plan", False), marks=pytest.mark.slow),
+    pytest.param(("dks.sweeps.nursery", "Nursery", "__init__", False), marks=pytest.mark.slow),
+    pytest.param(("dks.tables.results", None, "show", False), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("where", WHERE, ids=lambda where: f"{where[0]}.{where[2]}")
 def test_ctrl_c_that_a_library_swallows_runs_nothing(where: tuple[str, str | None, str, bool], tmp_path: Path) -> None:
     script = str(ROOT / "train.py")
     arguments = [script, "-q", "-m", "seed=1,2", *TINY, "tracking=off"]
