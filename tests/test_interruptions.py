@@ -181,6 +181,7 @@ def test_ctrl_c_that_a_library_swallows_runs_nothing(where: tuple[str, str | Non
 # --- at random moments
 
 
+@pytest.mark.usefixtures("hangs_up")
 @pytest.mark.slow
 @pytest.mark.timeout(60 + 20 * COUNT)
 def test_ctrl_c_at_random_moments_ends_a_command_soon_in_a_line_with_nothing_left_running(

@@ -156,6 +156,7 @@ def test_runs_outlive_a_terminal_that_is_gone(tmp_path: Path) -> None:
     assert [len(RunFolder(path).journal.read()) for path in (tmp_path / "runs").iterdir()] == [4, 4]
 
 
+@pytest.mark.usefixtures("hangs_up")
 @pytest.mark.slow
 def test_runs_are_saved_when_their_terminal_is_closed(tmp_path: Path) -> None:
     status = on_terminal(tmp_path, f"exec {LONG}100000", closed_when=lambda: trained(tmp_path))

@@ -121,6 +121,7 @@ def kill() -> None:
 # --- asked to stop
 
 
+@pytest.mark.usefixtures("hangs_up")
 @pytest.mark.parametrize("step", [1, 2, 4, 5, 8, 10, 14, 15])
 def test_a_run_goes_on_from_the_very_step_at_which_it_was_asked_to_stop(
     straight: RunFolder, broken: RunFolder, step: int

@@ -330,6 +330,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_cell_with_it(tmp_path: Path)
     assert pids[2] == pids[3]
 
 
+@pytest.mark.usefixtures("hangs_up")
 @pytest.mark.parametrize(("number", "told"), [(signal.SIGINT, "SIGTERM"), (signal.SIGHUP, "SIGHUP")])
 def test_a_signal_stops_the_runs_under_way_and_begins_no_other(tmp_path: Path, number: signal.Signals, told: str) -> None:
     """Ctrl-C, and a terminal that is closed."""

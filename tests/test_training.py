@@ -237,6 +237,7 @@ def test_a_cell_is_claimed_by_one_process_only(tmp_path: Path) -> None:
     assert run_cell(folder.path) is Outcome.done
 
 
+@pytest.mark.usefixtures("hangs_up")
 def test_signals_only_set_a_flag() -> None:
     for number in SIGNALS:
         before = signal.getsignal(number)
