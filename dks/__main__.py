@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
+import sys
 from importlib import import_module
+from typing import NoReturn
 
 from dks.machine import interruption, output
 
@@ -26,6 +30,21 @@ def _run(name: str) -> None:
         getattr(import_module("dks.cli"), name)()
     except KeyboardInterrupt:
         interruption.leave()
+    except SystemExit as left:
+        _end(int(left.code or 0))
+
+
+def _end(status: int) -> NoReturn:
+    """What is done is done: no signal ends it any more, and it is not waited for Python to take itself apart.
+
+    That takes long, and threads of torch's collectives that are there to the last abort it.
+    """
+    for number in interruption.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

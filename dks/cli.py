@@ -8,7 +8,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,17 +33,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
     options, hydras = ours.parse_known_args([each for each in given if each != DEBUG])
     sys.argv = [sys.argv[0], *hydras]
     options.run = lambda _: hydra_main()
-    with _ending():
-        sys.exit(_reported(lambda: _spoken(options), DEBUG in given))
-
-
-def _ending() -> AbstractContextManager[None]:
-    """How a process ends that may train together with others."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return nullcontext()
-    from dks.machine.world import ending_at_once
-
-    return ending_at_once()
+    sys.exit(_reported(lambda: _spoken(options), DEBUG in given))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -26,7 +26,7 @@ MARK = "DKS_INTERRUPTED"  # in the environment of a command and of all that it s
 
 LONG = (*TINY, "recipe.epochs=100000")
 GRID = ("aux=ours,shallow,narrow", "strategy=topdown,bottomup,bidir")
-# What is typed, and for how many seconds at least it goes on.
+# What is typed, and for how many seconds it goes on at least, or until it has printed a table.
 COMMANDS: dict[tuple[str, ...], float] = {
     ("train.py", "-m", *GRID, *LONG): 6,  # a store is made meanwhile
     ("train.py", *LONG, "tracking=off"): 6,
@@ -78,7 +78,7 @@ def interrupt(number: int, workplace: Path, folder: Path) -> str | None:
         [sys.executable, *given],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), MARK: mark},
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -92,24 +92,26 @@ def interrupt(number: int, workplace: Path, folder: Path) -> str | None:
     else:  # as a terminal does
         os.killpg(process.pid, what)
     try:
-        _, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=60)
     except subprocess.TimeoutExpired:
         process.kill()
-        err = f"(it went on)\n{process.communicate()[1]}"
+        out, err = process.communicate()
     took = time.monotonic() - sent
     while (left := marked(mark)) and time.monotonic() < sent + max(SOON, took):
         time.sleep(0.05)
+    over = process.returncode == 0 and out.endswith("┘\n")  # it was done when the signal came
     wrong = [
-        *([f"exit status {process.returncode}"] if process.returncode != 130 else []),
+        *([f"exit status {process.returncode}"] if process.returncode != (0 if over else 130) else []),
         *([f"it took {took:.1f} s"] if took > SOON else []),
-        *(["it is not said in a line"] if sum("interrupted" in line for line in err.splitlines()) != 1 else []),
+        *(["it is not said in a line"] if sum("interrupted" in line for line in err.splitlines()) != (not over) else []),
         *(["there is a traceback"] if "Traceback" in err or "Exception ignored" in err else []),
         *[f"left running: {line}" for line in left],
         *[f"{each.name}/ was made" for each in folder.iterdir() if each.name in ("outputs", "multirun")],
     ]
     line = f"{number}: {what.name} after {moment:.2f} s, ended {took:.1f} s later, {' '.join(arguments)[:60]}"
-    print(line if not wrong else f"{line}: {'; '.join(wrong)}", flush=True)
-    return None if not wrong else f"{line}: {'; '.join(wrong)}\n{err}"
+    told = f"{line}: {'; '.join(wrong)}\n{err}" if wrong else None
+    print(told or line, flush=True)
+    return told
 
 
 # --- an exception that gets lost

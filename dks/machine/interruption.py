@@ -37,7 +37,8 @@ def heard() -> list[Signals]:
 def obey() -> None:
     """From now on a signal ends this command: it raises `Interrupted`, and is remembered.
 
-    Where the exception gets lost, as in a callback of a library, `check` raises it again; after `PATIENCE` the process ends.
+    Where the exception gets lost, as in a callback of a library, `check` raises it again; after `PATIENCE` the process ends. It
+    does at once in the middle of an import, which may make another error of it, and native code abort.
     """
     signal.signal(signal.SIGALRM, lambda number, frame: leave())
     for number in heard():
@@ -47,11 +48,19 @@ def obey() -> None:
 
 def _end(number: int, frame: FrameType | None) -> None:
     global _asked
-    if _asked is not None:
+    if _asked is not None or _imports(frame):
         leave()
     _asked = Signals(number)
     signal.setitimer(signal.ITIMER_REAL, PATIENCE)
     raise Interrupted(_asked.name)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _unraisable(lost: Any) -> None:
@@ -121,5 +130,5 @@ class Interruption:
         if self.signal is not None and number == Signals.SIGINT:
             raise KeyboardInterrupt
         first, self.signal = self.signal is None, self.signal or Signals(number)
-        if first and not self.patient:
+        if first and not self.patient and not _imports(frame):
             raise Interrupted(self.signal.name)
