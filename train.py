@@ -1,6 +1,6 @@
 """One run, or with -m a sweep and its table: python train.py -m aux=ours,shallow,narrow strategy=topdown,bottomup,bidir"""
 
-from dks.cli import train
+from dks.__main__ import train
 
 if __name__ == "__main__":
     train()

@@ -8,7 +8,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +18,7 @@ from dks.commands.hydra_main import hydra_main
 from dks.commands.options import HelpFormatter, add_loudness, as_epilog
 from dks.config.errors import one_line, short
 from dks.config.secrets import without_password
+from dks.machine import interruption, output
 from dks.tracking import damage
 from dks.tracking.disk import FORBIDDEN, DiskFull
 
@@ -33,17 +33,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
     options, hydras = ours.parse_known_args([each for each in given if each != DEBUG])
     sys.argv = [sys.argv[0], *hydras]
     options.run = lambda _: hydra_main()
-    with _ending():
-        sys.exit(_reported(lambda: _spoken(options), DEBUG in given))
-
-
-def _ending() -> AbstractContextManager[None]:
-    """How a process ends that may train together with others."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return nullcontext()
-    from dks.machine.world import ending_at_once
-
-    return ending_at_once()
+    sys.exit(_reported(lambda: _spoken(options), DEBUG in given))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -128,15 +118,18 @@ def _reported(command: Callable[[], int], debug: bool = False) -> int:
     try:
         with damage.shown():
             try:
-                return command()
-            finally:  # help and a sweep that failed leave the program
-                _flush()
+                status = command()
+            except SystemExit as left:  # after help, and a sweep that failed
+                status = int(left.code or DONE)
+            finally:
+                interruption.heed()
+        if status == DONE and (lost := output.loss()) is not None:
+            print(f"error: standard output cannot be written: {lost.strerror}", file=sys.stderr)
+            return FAILED
+        return status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        _write_no_more()
-        return DONE
     except Exception as error:
         if debug or asked == "1":
             print(without_password("".join(traceback.format_exception(error))), end="", file=sys.stderr)
@@ -149,19 +142,6 @@ def _reported(command: Callable[[], int], debug: bool = False) -> int:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = asked
-
-
-def _flush() -> None:
-    """Notice here that the reader of a pipe has gone: when Python ends it would be told, and be exit status 120."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _write_no_more()
-
-
-def _write_no_more() -> None:
-    """What is still in the buffer goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _lines(error: Exception) -> tuple[int, tuple[str, ...]]:

@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from conftest import ROOT, TINY, start, train
 from tracking_services import mlflow_client
 
 from dks.tracking.record import RunFolder, Status
+from dks.tracking.store import SQLITE, read_sqlite
 
 MAIN_JOB = "-m aux=ours,shallow,narrow strategy=topdown,bottomup,bidir"
 Run = Callable[..., tuple[int, str, str]]
@@ -146,10 +149,18 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
     return found
 
 
+def sent_epochs(folder: Path) -> int:
+    """How many epochs the store in a folder has of all runs."""
+    with suppress(sqlite3.OperationalError), closing(read_sqlite(f"{SQLITE}{folder}/mlflow.db")) as store:
+        return int(store.execute("SELECT count(*) FROM metrics WHERE key = 'train/loss'").fetchone()[0])
+    return 0
+
+
 def test_ctrl_c_leaves_a_killed_run_and_the_next_call_goes_on(in_folder: Path) -> None:
     arguments = [*TINY, "seed=1,2", "recipe.epochs=400", "data.train_images=640", "hydra.launcher.slots=1"]
     process = start([str(ROOT / "train.py"), "-m", *arguments], in_folder)
     wait_for(lambda: [path for path in in_folder.glob("runs/*/metrics.jsonl") if path.stat().st_size > 2000])
+    wait_for(lambda: sent_epochs(in_folder))  # who interrupts does not wait for a store that is just being made
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -169,7 +180,7 @@ def test_ctrl_c_leaves_a_killed_run_and_the_next_call_goes_on(in_folder: Path) -
 
     # The next call: seed 1 goes on where it was, seed 2 begins. It is stopped as well, for 400 epochs are many.
     process = start([str(ROOT / "train.py"), "-m", *arguments], in_folder)
-    wait_for(lambda: len(folder.journal.read()) > done)
+    wait_for(lambda: sent_epochs(in_folder) > done)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130

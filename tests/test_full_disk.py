@@ -144,6 +144,16 @@ def test_a_quota_that_is_used_up_is_a_full_disk(tmp_path: Path, number: int) -> 
         raise OSError(number, "...")
 
 
+def test_a_file_that_may_not_grow_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ulimit -f`; the system says EFBIG."""
+    line = r"metrics.jsonl cannot be written: a file may have 3\.0 KiB at most \(ulimit -f\); raise that limit; then the same"
+    monkeypatch.setattr(disk.resource, "getrlimit", lambda which: (3072, -1))
+    monkeypatch.setattr(os, "write", lambda descriptor, content: (_ for _ in ()).throw(OSError(27, "File too large")))
+    with pytest.raises(DiskFull, match=line):
+        Journal(tmp_path / "metrics.jsonl").append(1, 1, {"train/loss": 1.0})
+    assert not (tmp_path / "metrics.jsonl").exists() or (tmp_path / "metrics.jsonl").read_bytes() == b""
+
+
 def test_another_error_names_its_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"Input/output error: '.*/x'") as raised, disk.writing(tmp_path / "x", 1):
         raise OSError(5, "Input/output error")

@@ -27,7 +27,7 @@ from dks.config.schema import Augmentation, Data
 from dks.data.batches import Normalise, TrainingBatches
 from dks.data.images import ImageFiles, ImageSet
 from dks.data.streaming import StreamedTraining
-from dks.machine.interruption import Interrupted, Interruption
+from dks.machine.interruption import SIGNALS, Interrupted
 from dks.tracking.journal import Journal
 from dks.tracking.record import Record, RunFolder, Status
 from dks.training import checkpoint, metrics
@@ -121,12 +121,13 @@ def kill() -> None:
 # --- asked to stop
 
 
+@pytest.mark.usefixtures("hangs_up")
 @pytest.mark.parametrize("step", [1, 2, 4, 5, 8, 10, 14, 15])
 def test_a_run_goes_on_from_the_very_step_at_which_it_was_asked_to_stop(
     straight: RunFolder, broken: RunFolder, step: int
 ) -> None:
     """In the middle of an epoch (1, 2, 4, 8, 14) and in its last step (5, 10, 15), when the evaluation is still to come."""
-    number = Interruption.SIGNALS[step % 4]
+    number = SIGNALS[step % 5]
     with at_call(Trainer, "_step", step, ask(number)) as before, pytest.raises(Interrupted, match=number.name) as stopped:
         run_cell(broken.path)
     assert before[0] == step, "the step in which the signal came is finished, and no other begun"
@@ -501,7 +502,7 @@ def test_a_signal_to_all_processes_of_a_job_does_not_end_those_that_decode_image
     server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     workers = [worker.pid for worker in batches._loader._iterator._workers]  # type: ignore[union-attr]
     assert len(workers) == 2
-    for number in Interruption.SIGNALS:
+    for number in SIGNALS:
         for process in (server, *workers):
             os.kill(process, number)
     found = [batch.labels for batch in batches.epoch(1)]

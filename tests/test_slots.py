@@ -330,19 +330,22 @@ def test_a_worker_that_is_killed_takes_only_its_own_cell_with_it(tmp_path: Path)
     assert pids[2] == pids[3]
 
 
-def test_ctrl_c_stops_the_runs_under_way_and_begins_no_other(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("hangs_up")
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGINT, "SIGTERM"), (signal.SIGHUP, "SIGHUP")])
+def test_a_signal_stops_the_runs_under_way_and_begins_no_other(tmp_path: Path, number: signal.Signals, told: str) -> None:
+    """Ctrl-C, and a terminal that is closed."""
     one, two = launched(tmp_path, LONG, (*LONG, "seed=1"))
 
     def interrupt() -> None:
         wait_for(lambda: trains(one))
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     typist = Meanwhile(interrupt)
-    with log_display(2) as display, pytest.raises(Interrupted, match="SIGINT"):
+    with log_display(2) as display, pytest.raises(Interrupted, match=number.name):
         run_in_slots([one.path, two.path], Layout(slots=1, threads=1, cores=1), display)
     typist.join()
     assert record_of(one).status is Status.killed
-    assert record_of(one).error == {"type": "Interrupted", "message": "SIGTERM"}
+    assert record_of(one).error == {"type": "Interrupted", "message": told}
     assert record_of(two).status is Status.queued
     assert not one.is_claimed()
     assert "stopping: the run under way saves what it has" in said(display)

@@ -24,7 +24,7 @@ from dks.config.schema import Recipe
 from dks.evaluation import evaluate_run
 from dks.ledger.states import State
 from dks.losses import Loss
-from dks.machine.interruption import Interrupted, Interruption
+from dks.machine.interruption import SIGNALS, Interrupted, Interruption
 from dks.sweeps.engine import run_summary
 from dks.tracking import heartbeat
 from dks.tracking.heartbeat import Pulse
@@ -271,8 +271,9 @@ def test_a_cell_is_claimed_by_one_process_only(tmp_path: Path) -> None:
     assert run_cell(folder.path) is Outcome.done
 
 
+@pytest.mark.usefixtures("hangs_up")
 def test_signals_only_set_a_flag() -> None:
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+    for number in SIGNALS:
         before = signal.getsignal(number)
         with Interruption() as interruption:
             interruption.check()
@@ -289,11 +290,32 @@ def test_signals_only_set_a_flag() -> None:
         assert signal.getsignal(number) == before
 
 
+def test_who_is_not_patient_is_stopped_at_once_and_once() -> None:
+    with Interruption() as interruption:
+        interruption.patient = False
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.signal is signal.SIGTERM
+
+
+def test_under_nohup_a_terminal_that_closes_asks_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            interruption.check()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interruption.signal is signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_forked_process_ignores_the_signals_of_its_parent() -> None:
     with Interruption() as interruption:
         child = os.fork()
         if not child:
-            for number in Interruption.SIGNALS:
+            for number in SIGNALS:
                 os.kill(os.getpid(), number)
             os._exit(17 if interruption.signal is None else 1)
         _, status = os.waitpid(child, 0)

@@ -1,3 +1,5 @@
 """The exit statuses of `dks`, for all commands the same."""
 
-DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+from dks.machine.interruption import STATUS
+
+DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, STATUS

@@ -68,6 +68,8 @@ def _in_order(arguments: Sequence[str]) -> list[str]:
         options.reverse()
     if not known.shell_completion:  # what is being typed is not whole yet
         check_overrides(overrides)
+    if not (known.cfg or known.info or known.shell_completion):
+        options.append("--multirun")  # as the configuration says; if Hydra fails to read that, it must not do something else
     return [*overrides, *options]
 
 

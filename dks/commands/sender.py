@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dks.machine.interruption import SIGNALS
+
 if TYPE_CHECKING:
     from dks.tracking.dispatch import Dispatch
     from dks.tracking.record import RunFolder
@@ -27,7 +29,7 @@ SAVING, REST, GOING = 5.0, 3.0, 2.0
 
 def main() -> None:
     """Until it is told to finish, by a command or by SIGTERM, or nobody is there to tell it."""
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (each for each in SIGNALS if each is not signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a scheduler signals all processes of a job; the runs say when they are over
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a thread waits for it, whatever this one is doing
     with suppress(OSError, AttributeError):

@@ -12,6 +12,7 @@ from dks.commands.exit_status import DONE
 from dks.commands.hydra_main import hydra_main
 from dks.commands.options import Commands, add_command, add_json, add_loudness, add_results_dir, at_least, seconds
 from dks.config.errors import RequestError, visible
+from dks.machine import output
 
 if TYPE_CHECKING:
     from dks.sweeps.manifest import Manifest
@@ -242,10 +243,11 @@ def _wait(options: argparse.Namespace) -> int:
     for line in tell_dead(seen.standings):
         print(visible(line), file=sys.stderr)
     tables = write_results(options.results_dir, name)
-    if options.json:
-        print(as_json(tables), end="")
-    for table in () if options.json else tables:
-        show(table)
+    with output.kept_elsewhere():
+        if options.json:
+            print(as_json(tables), end="")
+        for table in () if options.json else tables:
+            show(table)
     if seen.sweep.undecided:
         print(f"dks sweep run {name} goes on: {'; '.join(seen.sweep.undecided)}", file=sys.stderr)
     return seen.exit_status

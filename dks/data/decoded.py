@@ -126,9 +126,10 @@ def _write(path: Path, images: tuple[Images, Images], limit_gib: float) -> bool:
         draft.replace(path)
     except (OSError, SafetensorError) as error:  # the disk is full, for one
         log.info("decoded images are not kept: %s", error)
+        return False
+    finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
-        return False
     return True
 
 

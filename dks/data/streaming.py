@@ -28,7 +28,7 @@ from dks.data.batches import Batch, Normalise
 from dks.data.images import ImageFiles, decode
 from dks.data.prefetch import on_device
 from dks.data.seeds import generator
-from dks.machine.interruption import Interruption
+from dks.machine.interruption import SIGNALS
 from dks.machine.world import ALONE, World
 
 Key = tuple[int, int]  # epoch and index of an image
@@ -173,7 +173,7 @@ def _start_fork_server() -> None:
     main one could not finish its step.
     """
     resource_tracker.ensure_running()  # first, for it unblocks signals again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, Interruption.SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         forkserver.ensure_running()
     finally:
@@ -185,7 +185,7 @@ def _serve(lifeline: Connection, worker: int) -> None:
 
     Torch would look whether its parent lives, which is the process that forks; that one lives as long as its children do.
     """
-    for number in Interruption.SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     threading.Thread(target=_leave_at_the_end_of, args=(lifeline,), daemon=True).start()

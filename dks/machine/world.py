@@ -5,16 +5,16 @@ Rank 0 plans, claims, records and shows; the others follow it from run to run.
 
 from __future__ import annotations
 
-import atexit
 import os
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dks.machine.interruption import STATUS
 
 
 class Broken(SystemExit):
@@ -125,29 +125,10 @@ def leading() -> Iterator[None]:
         stopped = True
         raise
     except SystemExit as left:
-        stopped = left.code == 130  # after Ctrl-C
+        stopped = left.code == STATUS
         raise
     finally:
         if not stopped:
             world = World.join()
             world.share(None)
             world.leave()
-
-
-@contextmanager
-def ending_at_once() -> Iterator[None]:
-    """Who leaves the program in this context does not wait until Python has taken itself apart.
-
-    Threads of torch's collectives may be there to the last and want Python's lock when it is gone. That aborts the process
-    ("terminate called without an active exception"), and torchrun says of a run that is done that it failed.
-    """
-    try:
-        yield
-    except SystemExit as left:
-        if not isinstance(left.code, int | None):
-            print(left.code, file=sys.stderr)  # as Python does
-        atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):
-                stream.flush()
-        os._exit(left.code if isinstance(left.code, int) else int(left.code is not None))

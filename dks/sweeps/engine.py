@@ -22,6 +22,7 @@ from dks.config.secrets import without_password
 from dks.ledger.launches import LaunchFolder
 from dks.ledger.states import Standing, State, look_up, survey_all, to_launch
 from dks.ledger.unfinished import on_other_files
+from dks.machine import interruption, output
 from dks.machine.commit import git_commit
 from dks.sweeps import manifest
 from dks.sweeps.command_line import command_line
@@ -115,10 +116,11 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, presen
     if launcher.detached and begun:
         say(_how_to_follow(sweep))
         return 0
-    _show(sweep, present)
+    with output.kept_elsewhere():
+        _show(sweep, present)
     if interrupted:
         Display().say("[yellow]interrupted[/]: the same command goes on from here", urgent=True)
-        return 130
+        return interruption.STATUS
     standings = survey_all((cell.config.runs_dir, cell.cell_id) for cell in sweep.cells)
     for cell in sweep.cells:
         folder = standings[cell.cell_id].folder
@@ -181,6 +183,7 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
                 if sweep.axes and not launcher.detached:
                     sender.sweep(sweep.name, _standing(sweep), tracking)
     except KeyboardInterrupt:
+        interruption.check()  # one that came while nothing was under way: there is nothing to show
         return False
     finally:
         if launch is not None:

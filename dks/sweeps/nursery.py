@@ -36,9 +36,9 @@ from importlib import import_module
 
 from dks.config.files import python_path
 from dks.machine import code
+from dks.machine.interruption import SIGNALS, heard
 
 FILES = 3  # that come with an order
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass
@@ -103,10 +103,10 @@ class Nursery:
         if self.is_gone:
             self._lose()
 
-    def dismiss(self, child: Child) -> None:
-        """Ask it to leave; one that is not there yet will not come."""
+    def dismiss(self, child: Child, number: signal.Signals = signal.SIGTERM) -> None:
+        """Ask it to leave, by this signal; one that is not there yet will not come."""
         if child.pid is not None:
-            _signal(child, signal.SIGTERM)
+            _signal(child, number)
         elif self._living:
             child.unwanted = True
         else:  # nobody else would miss what it imports
@@ -207,7 +207,7 @@ def _exists(pid: int) -> bool:
 
 def main() -> None:
     """Until the socket is closed."""
-    for number in SIGNALS:  # a scheduler sends them to all processes of a job; workers decide for themselves
+    for number in heard():  # a scheduler sends them to all processes of a job; workers decide for themselves
         signal.signal(number, lambda number, frame: None)
     _import()
     gc.collect()
@@ -279,7 +279,7 @@ def _fork(variables: Mapping[str, str], files: Sequence[int], others: Sequence[i
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
-        for number in (*SIGNALS, signal.SIGCHLD):
+        for number in (*heard(), signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

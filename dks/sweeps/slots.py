@@ -86,7 +86,8 @@ def run_in_slots(folders: Sequence[Path], layout: Layout, display: Display) -> d
     Returns the errors of cells that could not begin; a run that fails says so in its record.
 
     Raises:
-        Interrupted: SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 came. The running cells have saved and stopped, the others stay queued.
+        Interrupted: one of `dks.machine.interruption.SIGNALS` came. The running cells have saved and stopped, the others stay
+            queued.
         KeyboardInterrupt: Ctrl-C came a second time. The workers were killed at once.
         RuntimeError: no worker process could be started.
     """
@@ -147,10 +148,10 @@ class _Worker:
         name = signal.Signals(-status).name
         return f"was killed by {name}" + (" (out of memory?)" if status == -signal.SIGKILL else "")
 
-    def stop(self) -> None:
-        """Ask it to save its run and leave. One that has no run leaves at once."""
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Ask it to save its run and leave, by this signal. One that has no run leaves at once."""
         self.leaving = True
-        self.nursery.dismiss(self._child)
+        self.nursery.dismiss(self._child, number)
 
     def kill(self) -> None:
         """End it at once, and the processes that it started."""
@@ -193,7 +194,7 @@ class _Pool:
     def _work(self, interruption: Interruption) -> None:
         while True:
             if interruption.signal is not None and not self.stopping:
-                self._stop()
+                self._stop(interruption.signal)
             if not self.stopping:
                 self._hand_out()
             if not any(worker.cell for worker in self.workers.values()) and (self.stopping or not self.waiting):
@@ -342,14 +343,14 @@ class _Pool:
             raise RuntimeError(what)
         self.display.say(f"[yellow]{self.layout.slots - len(self.closed)} slots are left[/]: {what}", urgent=True)
 
-    def _stop(self) -> None:
+    def _stop(self, number: signal.Signals) -> None:
         self.stopping = True
         running = sum(worker.cell is not None for worker in self.workers.values())
         what = "the run under way saves what it has" if running == 1 else f"{running} runs save what they have"
         them = "it" if running == 1 else "them"
         self.display.say(f"[yellow]stopping[/]: {what}; Ctrl-C again ends {them} at once", urgent=True)
         for worker in self.workers.values():
-            worker.stop()
+            worker.stop(signal.SIGTERM if number == signal.SIGINT else number)  # an idle one would tell a story of SIGINT
 
     def _dismiss(self) -> None:
         """Let all workers go and wait until they have left."""

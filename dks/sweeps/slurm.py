@@ -254,6 +254,9 @@ class Cells:
         """
         from submitit import JobEnvironment
 
+        from dks.machine import output
+
+        output.outlive_readers()
         if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
             os.environ.setdefault("OMP_NUM_THREADS", cpus)
         job = JobEnvironment()

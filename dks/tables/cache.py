@@ -11,10 +11,10 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing, suppress
-from urllib.parse import quote
 
 from dks.config.files import cache_folder
 from dks.tables.rows import Row
+from dks.tracking.store import SQLITE, read_sqlite
 
 VERSION = 3  # raise it when a row comes to say something else
 UNUSED = 90 * 24 * 3600.0  # seconds after which a file to which nobody wrote goes
@@ -32,7 +32,7 @@ class RowCache:
     def read(self, names: Collection[str] | None = None) -> Kept:
         """What is kept of these runs, or of all."""
         try:
-            with closing(sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro", uri=True)) as file:
+            with closing(read_sqlite(f"{SQLITE}{self.path}")) as file:
                 if not _is_current(file):
                     return {}
                 found = [(name, stamp, json.loads(row)) for name, stamp, row in _select(file, names)]

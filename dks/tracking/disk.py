@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 class DiskFull(OSError):
-    """A disk is full. The message is one line: the file, the disk, how much was to be written and how much is free."""
+    """There is no room for a file. The message is one line: the file, the disk, how much was to be written and is free."""
 
 
 @contextmanager
@@ -36,8 +37,18 @@ def writing(path: Path, size: int) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise DiskFull(_line(path, size, _FULL[error.errno])) from error
+        if error.errno == errno.EFBIG and (limit := size_limit()):
+            raise DiskFull(f"{path} cannot be written: {limit}; then the same command goes on") from error
         error.filename = str(path)  # and not that of a draft
         raise
+
+
+def size_limit() -> str | None:
+    """The limit that this process has on the size of a file, and what to do; None: there is none."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return (
+        None if limit == resource.RLIM_INFINITY else f"a file may have {_amount(limit)} at most (ulimit -f); raise that limit"
+    )
 
 
 def refusal(folder: Path) -> str | None:

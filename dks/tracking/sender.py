@@ -49,6 +49,8 @@ OPENING = 30.0
 AT_ONCE = 2.0
 # Seconds that the process may take beyond the time it has for the rest, to start and to leave.
 GRACE = 15.0
+# Seconds for the rest and for leaving where a person has interrupted the runs.
+HASTE = 2.0
 
 
 class NoSender:
@@ -74,6 +76,7 @@ class Sender:
         self._say = say
         self._process: subprocess.Popen[bytes] | None = None
         self._broken: str | None = None
+        self._begun = False  # there is something to send
         self._said = b""  # and not yet read
 
     def open(self, tracking: Tracking) -> str | None:
@@ -102,6 +105,7 @@ class Sender:
 
     def begin(self, folder: Path) -> None:
         """The epochs of this run are to be sent as they come."""
+        self._begun = True
         self._tell({"begin": str(folder.absolute())})
 
     def end(self, folder: Path) -> None:
@@ -112,33 +116,47 @@ class Sender:
         """The run that stands for a sweep is to have a status, as MLflow names it."""
         self._tell({"sweep": name, "status": status, "tracking": dataclasses.asdict(tracking)})
 
-    def finish(self, patience: float) -> list[str]:
+    def finish(self, patience: float, hurry: bool = False) -> list[str]:
         """Wait until all is sent, or for a bounded time; returns what could not be sent, in lines for a person.
+
+        The process is gone then, if need be in the middle of something: a store is made as a whole or not at all.
 
         Args:
             patience: seconds that the process has for the rest.
+            hurry: a person has interrupted the runs.
         """
         if self._process is None:
             return [self._loss()] if self._broken else []
+        try:
+            if not hurry:
+                return self._finish(patience, GRACE)
+            return self._finish(min(patience, HASTE / 2), HASTE / 2) if self._begun else []
+        finally:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                assert pipe is not None
+                with suppress(OSError):  # what could not be written is lost with the process
+                    pipe.close()
+
+    def _finish(self, patience: float, grace: float) -> list[str]:
+        assert self._process is not None and self._process.stdin is not None
         self._tell({"finish": patience})
-        with suppress(OSError):  # what could not be written is lost with the process
-            assert self._process.stdin is not None
+        with suppress(OSError):
             self._process.stdin.close()
-        self._process.stdin = None
         try:
             try:
-                problems = self._answer("problems", AT_ONCE)
+                problems: list[str] = self._answer("problems", AT_ONCE)
             except TimeoutError:
+                if patience + grace <= AT_ONCE:
+                    raise
                 self._say(f"sending the rest to MLflow, {patience:.0f} s at most")
-                problems = self._answer("problems", patience + GRACE)
-            self._process.wait(GRACE)
-        except (OSError, ValueError, subprocess.TimeoutExpired):  # TimeoutError is an OSError
-            self._process.poll()
-            problems = [self._loss()]
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        lines: list[str] = problems
-        return lines
+                problems = self._answer("problems", patience + grace)
+        except (OSError, ValueError):  # TimeoutError is an OSError
+            return [self._loss()]
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(grace)
+        return problems
 
     def _answer(self, key: str, seconds: float) -> Any:
         """What the process says under this key.
@@ -200,10 +218,14 @@ def sending(tracking: Tracking, say: Callable[[str], None]) -> Iterator[NoSender
         return
     sender = Sender(say)
     with _as_current(sender):
+        hurry = False
         try:
             yield sender
+        except KeyboardInterrupt:
+            hurry = True
+            raise
         finally:
-            for line in sender.finish(tracking.drain_seconds):
+            for line in sender.finish(tracking.drain_seconds, hurry):
                 say(f"[yellow]tracking[/]: {escape(line)}")
 
 

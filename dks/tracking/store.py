@@ -29,7 +29,7 @@ from dks.config.reading import require_file
 from dks.config.schema import Tracking, TrackingKind
 from dks.config.secrets import without_password
 from dks.tracking.addresses import HTTP, how_to_allow, is_pointed_at
-from dks.tracking.disk import refusal
+from dks.tracking.disk import refusal, size_limit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -111,7 +111,7 @@ def prepare(tracking: Tracking) -> str:
         if (found := _known(tracking)) is not None:
             return found
         if uri.startswith(SQLITE):
-            Path(uri.removeprefix(SQLITE)).touch()  # as the umask has it; SQLite would never let a group write
+            _make_sqlite(Path(uri.removeprefix(SQLITE)))
         return _experiment(open_client(uri), tracking.experiment)
 
 
@@ -125,6 +125,47 @@ def open_named(tracking: Tracking) -> tuple[str, MlflowClient]:
     if not uri.startswith((SQLITE, *HTTP)) and not is_pointed_at(uri):
         raise Unavailable(f"no password goes to a database that stands only in the files of runs; {how_to_allow(uri)}")
     return prepare(tracking), open_client(uri)
+
+
+def _make_sqlite(path: Path) -> None:
+    """Make an SQLite store, as a whole or not at all, unless the file has something in it. One process does at a time."""
+    if not _is_free(path):
+        return
+    load_mlflow()
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    draft = path.absolute().with_name(f".{path.name}.draft")
+    _remove(draft)  # of a process that was killed
+    try:
+        draft.touch()  # as the umask has it; SQLite would never let a group write
+        SqlAlchemyStore(f"{SQLITE}{draft}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+        if _is_free(path):  # another program may have made one
+            _remove(path)  # with the journal of a store that is gone, which SQLite would take for that of the new one
+            draft.rename(path)
+    finally:
+        _remove(draft)
+
+
+def _is_free(path: Path) -> bool:
+    """Is there no database, or one that was left half made?"""
+    if not path.exists() or not path.stat().st_size:
+        return True
+    with closing(read_sqlite(f"{SQLITE}{path}")) as store:
+        return _is_half_made(store)
+
+
+def _is_half_made(store: sqlite3.Connection) -> bool:
+    """Was whoever made MLflow's tables killed? The first experiment comes last; migrations rename the table."""
+    query = "SELECT name FROM sqlite_master WHERE name IN ('experiments', '_alembic_tmp_experiments')"
+    places = [name for (name,) in store.execute(query)]
+    return bool(places) and not any(store.execute(f"SELECT 1 FROM {place}").fetchone() for place in places)
+
+
+def _remove(path: Path) -> None:
+    """An SQLite file and all that SQLite keeps beside it."""
+    for suffix in ("-journal", "-wal", "-shm", ""):
+        path.with_name(f"{path.name}{suffix}").unlink(missing_ok=True)
 
 
 def _refuse_insecure() -> None:
@@ -199,7 +240,7 @@ def all_cells(client: MlflowClient, experiment: str, view: int = ACTIVE) -> Iter
 
 
 def schema(uri: str) -> Schema | None:
-    """The version of the tables in a database; None where there are none yet.
+    """The version of the tables in a database; None where there are none yet, or where making them was broken off.
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError, sqlite3.Error: it cannot be read.
@@ -217,6 +258,8 @@ def reason(error: BaseException) -> str:
     # SQLAlchemy adds remarks, the statement and its values to what the database says.
     originals = [getattr(cause, "orig", None) for cause in _causes(error)]
     original = next((each for each in originals if each is not None), error)
+    if getattr(original, "sqlite_errorname", "") == "SQLITE_IOERR_WRITE" and (limit := size_limit()):
+        return limit
     lines = str(original).strip().splitlines()
     return said(_essence(without_password(lines[0] if lines else type(error).__name__, shortest=1)))
 
@@ -371,6 +414,8 @@ def _versions_sqlite(uri: str) -> list[str] | None:
     if not file.stat().st_size:
         return None
     with closing(read_sqlite(uri)) as store:
+        if _is_half_made(store):
+            return None
         tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if "alembic_version" in tables:
             return [version for (version,) in store.execute("SELECT version_num FROM alembic_version")]
@@ -378,13 +423,16 @@ def _versions_sqlite(uri: str) -> list[str] | None:
 
 
 def read_sqlite(uri: str, timeout: float = 20.0) -> sqlite3.Connection:
-    """A connection that can only read, so that SQLite does not make the file it does not find.
+    """A connection that changes nothing and does not make the file it does not find. What somebody who died had not committed
+    is rolled back, though.
 
     Args:
         timeout: seconds to wait for whoever writes.
     """
     place = quote(str(Path(uri.removeprefix(SQLITE)).absolute()))
-    return sqlite3.connect(f"file:{place}?mode=ro", uri=True, timeout=timeout)
+    store = sqlite3.connect(f"file:{place}?mode=rw", uri=True, timeout=timeout)
+    store.execute("PRAGMA query_only = ON")
+    return store
 
 
 def _experiment_sqlite(uri: str, name: str) -> Any:
@@ -406,6 +454,8 @@ def _versions(uri: str) -> list[str] | None:
     engine = _engine(uri)
     with engine.connect() as connection:
         tables = set(inspect(connection).get_table_names())
+        if "experiments" in tables and connection.execute(text("SELECT 1 FROM experiments")).first() is None:
+            return None
         if "alembic_version" in tables:
             return [str(row[0]) for row in connection.execute(text("SELECT version_num FROM alembic_version"))]
         return [] if "experiments" in tables else None

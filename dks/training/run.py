@@ -156,6 +156,8 @@ def _execute(
     display, memory = Display.current().run(record), PeakMemory(device)
     started = time.perf_counter()
     try:
+        interruption.check()
+        interruption.patient = world.size > 1  # nothing is lost until the first step, and reading data may take long
         for file in require(config, earlier):
             damage.report(file, "is not what the run was begun with, though its version is the same")
         _write_environment(folder, device, uses)

@@ -114,6 +114,7 @@ class Trainer:
             NonFiniteLoss: at the step where a loss is no finite number.
             Interrupted: a signal came; all steps taken until then are in the checkpoint.
         """
+        self.interruption.patient = True  # steps are finished
         for observer in self.observers:
             observer.started(self.recipe.epochs, self.train_images, len(self.entries))
         self.system()  # until here nothing was trained

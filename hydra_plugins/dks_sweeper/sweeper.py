@@ -69,12 +69,14 @@ class DksSweeper(Sweeper):
         """
         from dks.config.composer import Composer
         from dks.config.errors import RequestError
+        from dks.machine import interruption
         from dks.sweeps import engine
         from dks.sweeps.files import read
         from dks.sweeps.grid import expand
         from dks.sweeps.plan import plan, plan_json, plan_text
         from dks.sweeps.request import grid_of
 
+        interruption.check()  # Hydra may have lost it
         assert self.hydra_context is not None
         if self.code not in (None, "same"):
             raise RequestError(f"hydra.sweeper.code={self.code}: choose same, or null, which trains nothing again")
