@@ -11,6 +11,7 @@ from conftest import TINY
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dks.cli import main
+from dks.config.compose import checked
 from dks.config.errors import RequestError
 from dks.sweeps import files, request
 from dks.sweeps.grid import Grid, expand
@@ -137,3 +138,31 @@ def test_sweeps_are_listed(capsys: Any) -> None:
         main(["sweep", "run", "nope"])
     assert left.value.code == 2
     assert capsys.readouterr().err == f"error: no sweep 'nope'; choose from {', '.join(files.names())}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("seed=1..5", "seed=range(1,6)"),
+        ("++seed=-2..0", "++seed=range(-2,1)"),
+        ("seed=1..3,7", "seed=1,2,3,7"),
+        ("seed=choice(5,1..2)", "seed=choice(5,1,2)"),
+        ("data.root=..", "data.root=.."),
+        ("data.root=../1..3", "data.root=../1..3"),
+        ("data.name='1..3'", "data.name='1..3'"),
+        ("backbone=1..3", "backbone=1..3"),
+    ],
+)
+def test_a_range_of_whole_numbers_is_typed_as_it_stands_in_files(typed: str, read: str) -> None:
+    assert checked([typed]) == [read]
+
+
+def test_a_range_means_the_same_for_every_command(sweeps: Path, in_folder: Path, capsys: Any) -> None:
+    (sweeps / "mine.yaml").write_text("grids:\n- {method: dks, seed: [1, 2]}\n")
+    assert (named("seed=3..5").name, named("seed=3..5").points) == (named("seed=3,4,5").name, named("seed=3,4,5").points)
+    for command, wanted in ((["sweep", "plan", "mine", "--probe", "0"], [3, 4, 5]), (["table", "mine"], 3)):
+        with pytest.raises(SystemExit) as left:
+            main([*command, "seed=3..5", "--json"])
+        assert not left.value.code
+        found = json.loads(capsys.readouterr().out)
+        assert wanted == ([cell["seed"] for cell in found["cells"]] if "plan" in command else found[0]["cells"][0]["wanted"])

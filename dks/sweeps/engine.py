@@ -16,7 +16,6 @@ from uuid import uuid4
 from rich.markup import escape
 
 from dks.config.errors import RequestError
-from dks.config.methods import method_of
 from dks.config.schema import TrackingKind
 from dks.config.secrets import without_password
 from dks.ledger.launches import LaunchFolder
@@ -222,7 +221,7 @@ def _fresh(cell: Cell, launch: LaunchFolder | None = None) -> Record:
         cell_id=cell.cell_id,
         config_id=cell.config_id,
         seed=cell.config.seed,
-        method=method_of(cell.config),
+        method=cell.method,
         choices=cell.choices,
         label=cell.place,
         overrides=list(cell.point.overrides),
@@ -254,7 +253,8 @@ def _mended(cell: Cell, folder: RunFolder) -> Record | None:
     record = folder.mend_record()
     if record is not None:
         fresh = _fresh(cell)
-        record.choices, record.label, record.overrides = fresh.choices, fresh.label, fresh.overrides
+        record.method, record.choices = fresh.method, fresh.choices
+        record.label, record.overrides = fresh.label, fresh.overrides
         folder.write_record(record)
     return record
 

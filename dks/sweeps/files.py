@@ -37,6 +37,7 @@ from yaml import YAMLError
 from dks.config.errors import RequestError, short
 from dks.config.files import declarations
 from dks.config.names import long_name
+from dks.config.ranges import whole_numbers
 from dks.sweeps.combinations import (
     HOLDOUT,
     Cell,
@@ -242,9 +243,6 @@ def _choose(where: str, choose: Any, keys: Iterable[str], base: Settings) -> Cho
     return Choose(key, candidates, holdout)
 
 
-_RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})")
-
-
 def _values(where: str, value: Any) -> tuple[str, ...]:
     """The values of a key: a list, one value, or a range of whole numbers such as 1..5."""
     items = value if isinstance(value, list) else [value]
@@ -253,10 +251,10 @@ def _values(where: str, value: Any) -> tuple[str, ...]:
     texts: list[str] = []
     for item in items:
         if isinstance(item, str) and ".." in item and "/" not in item:
-            if not (ends := _RANGE.fullmatch(item)) or int(ends[1]) > int(ends[2]):
+            if not (numbers := whole_numbers(item)):
                 raise RequestError(f"{where}: {short(item)} is no range; write the first and the last whole number, as in 1..5")
-            check_size(f"{where}: {item}", [int(ends[2]) - int(ends[1]) + 1])
-            texts += map(str, range(int(ends[1]), int(ends[2]) + 1))
+            check_size(f"{where}: {item}", [numbers.stop - numbers.start])
+            texts += map(str, numbers)
         else:
             texts.append(written(item))
     return tuple(texts)

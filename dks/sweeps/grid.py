@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING
 from dks.config.errors import RequestError, short
 from dks.config.identity import is_execution_only
 from dks.config.names import long_name
+from dks.config.ranges import MOST_CELLS
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
-
-
-MOST_CELLS = 100_000  # of a sweep; more are a slip of the finger, and would only fill the memory
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,11 @@ class Cell:
     done_epochs: int = 0  # by earlier attempts
 
     @property
+    def method(self) -> str:
+        """What tables call it: its preset, or the paper's name for what it trains."""
+        return self.choices.get("method") or method_of(self.config)
+
+    @property
     def place(self) -> str:
         """What a person calls it: its place in the sweep, or its overrides."""
         return " ".join(f"{key}={value}" for key, value in self.point.labels.items()) or " ".join(self.point.overrides)
@@ -121,7 +126,7 @@ def _manifest_cell(cell: Cell) -> ManifestCell:
         ds_id=cell.ds_id,
         classifiers=classifiers_of(cell.config),
         seed=cell.config.seed,
-        method=method_of(cell.config),
+        method=cell.method,
         overrides=list(cell.point.overrides),
         computed=computed_with(cell.config),
     )

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.override_parser import types
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dks.config.compose import check_overrides
+from dks.config.compose import checked
 from dks.config.errors import RequestError
 from dks.config.names import long_name
 from dks.sweeps.combinations import HOLDOUT, Cell, Override, axes_of, cells_of, choose_of, crowded, differing
@@ -29,8 +29,7 @@ def grid_of(sweep: NamedSweep, overrides: Sequence[str], parser: OverridesParser
     Raises:
         RequestError: an override reaches no cell, contradicts another one, or leaves two cells for one place of the table.
     """
-    check_overrides(overrides)
-    given = _given(parser.parse_overrides(list(overrides)))
+    given = _given(parser.parse_overrides(checked(overrides)))
     tables = list(_tables(sweep, given))
     choosing = any(choose_of(product, its) for table, its in tables for product in table.grids)
     grids: dict[str, Grid] = {}

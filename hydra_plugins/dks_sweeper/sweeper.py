@@ -139,14 +139,22 @@ class DksSweeper(Sweeper):
         return line
 
     def _compose(self, overrides: Sequence[str]) -> Composed:
-        from dks.config.compose import HYDRA_ERRORS, explain, from_hydra
+        from dks.config.compose import HYDRA_ERRORS, from_hydra, refused
         from dks.config.errors import RequestError
 
         assert self.hydra_context is not None and self.config is not None
         try:
-            return from_hydra(self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides)))
+            composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            found = from_hydra(composed)
         except HYDRA_ERRORS as error:
-            raise RequestError(explain(error)) from error
+            raise refused(error, overrides) from error
+        for part in ("launcher", "sweeper"):
+            if composed.hydra[part] != self.config.hydra[part]:
+                raise RequestError(
+                    f"hydra.{part} is set in a file that not all cells have, but a sweep has one for all of them: type it "
+                    f"beside the sweep, as in hydra/launcher=NAME or hydra.{part}.KEY=VALUE"
+                )
+        return found
 
 
 # Hydra loads a plugin by the name of its class; in the store, not in a config file, which holds data only.
