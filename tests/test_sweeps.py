@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,19 @@ def test_a_value_given_twice_counts_once_and_a_key_given_twice_as_last_typed() -
         (["recipe.lr=1,2", "+x/y=1,2"], "recipe.lr-_x_y"),
     ],
 )
-def test_a_sweep_is_named_by_its_axes(overrides: list[str], name: str) -> None:
-    assert grid(*overrides).name == name
+def test_a_sweep_is_named_by_its_axes_and_six_digits_for_its_values(overrides: list[str], name: str) -> None:
+    assert re.fullmatch(f"{re.escape(name)}-[0-9a-f]{{6}}", grid(*overrides).name)
 
 
-def test_what_is_fixed_is_in_the_name_whatever_its_order_and_spelling() -> None:
-    one = grid("strategy=x,y", "aux=ours", "seed=1").name
-    assert one == grid("seed=1", "aux_design=ours", "strategy=x,y,z").name
-    assert one != grid("strategy=x,y", "aux=shallow", "seed=1").name
-    assert one.startswith("strategy-")
+def test_all_values_that_matter_are_in_the_name_whatever_their_order_and_spelling() -> None:
+    one = grid("strategy=x,y", "aux=ours", "seed=1", "recipe.lr=1").name
+    assert one == grid("recipe.lr=1.0", "seed=1", "aux_design=ours", "strategy=y,x", "device=cpu").name
+    others = [
+        grid("strategy=x,y", "aux=shallow", "seed=1", "recipe.lr=1"),
+        grid("strategy=x,y,z", "aux=ours", "seed=1", "recipe.lr=1"),
+        grid("strategy=x,z", "aux=ours", "seed=1", "recipe.lr=1"),
+    ]
+    assert len({one, *(each.name for each in others)}) == 4
 
 
 def test_an_interval_has_no_values_to_run() -> None:

@@ -77,20 +77,12 @@ def compose_here(overrides: Sequence[str]) -> Composed:
         RequestError: as `from_hydra`, and where an override is wrong.
     """
     register_schema()
+    checked(overrides)  # Hydra does not say the name of every one that is wrong
     try:
         with initialize_config_dir(str(declarations("conf")), version_base="1.3"):
             return from_hydra(compose("config", list(overrides), return_hydra_config=True))
     except HYDRA_ERRORS as error:
-        raise refused(error, overrides) from error
-
-
-def refused(error: BaseException, overrides: Iterable[str]) -> RequestError:
-    """What Hydra says of these overrides, or better what is wrong with one of them alone."""
-    try:
-        checked(overrides)
-    except RequestError as found:
-        return found
-    return RequestError(explain(error))
+        raise RequestError(explain(error)) from error
 
 
 def from_hydra(composed: DictConfig) -> Composed:
@@ -311,6 +303,7 @@ def checked(lines: Iterable[str], several: bool = True) -> list[str]:
             problems.append(f"{short(line)} has no key; write KEY=VALUE")
         elif is_group and override.type is not OverrideType.DEL and not all(map(_is_choice, values)):
             hint = f"; choose from {', '.join(choices(key))}" if key in known else ""
+            hint += " ('off' in quotes, for in YAML it is false)" if False in values and "off" in hint else ""
             problems.append(f"{short(line)}: {key} takes one choice, by its name{hint}")
         elif fixed is not None:
             problems.append(f"{short(line)}: {FIXED[fixed][1]}")

@@ -70,14 +70,15 @@ def file(results_dir: str, name: str) -> Path:
 def read(results_dir: str, name: str) -> Manifest:
     """The manifest of a sweep that was begun in `results_dir`.
 
-    A named sweep that was only asked for with overrides is found by its plain name as well, if there is one such.
+    What stands before the digits of its name is enough where that is clear: there is only one such sweep, or one has all cells
+    of the others and more.
 
     Raises:
-        RequestError: there is no such sweep, several with overrides, or its file is damaged.
+        RequestError: there is no such sweep, several that could be meant, or its file is damaged.
     """
     path = file(results_dir, name)
     if not is_sweep_name(name) or not path.exists():
-        path = _only_variant(results_dir, name)
+        path = file(results_dir, _only_variant(results_dir, name))
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for key in ("cells", "selection"):
@@ -91,6 +92,15 @@ def read(results_dir: str, name: str) -> Manifest:
         ) from error
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def is_current(sweep: Manifest, results_dir: str) -> bool:
+    """Does what lies in `results_dir` under its name mean the same cells? Another command may have taken that name since."""
+    try:
+        found = read(results_dir, sweep.name)
+    except RequestError:  # nobody's
+        return True
+    return (found.runs_dir, {*found.cell_ids}) == (sweep.runs_dir, {*sweep.cell_ids})
 
 
 def _check_names(found: Manifest) -> None:
@@ -118,19 +128,21 @@ def known(results_dir: str) -> list[str]:
     return sorted(path.parent.name for path in Path(results_dir).glob("*/sweep.json"))
 
 
-def _only_variant(results_dir: str, name: str) -> Path:
+def _only_variant(results_dir: str, name: str) -> str:
     variants = variants_of(results_dir, name) if is_sweep_name(name) else []
-    if len(variants) > 1:
-        raise RequestError(f"{name} was begun with several sets of overrides; choose from {', '.join(variants)}")
     if not variants:
         raise RequestError(
             f"no sweep '{short(name)}' in {short(results_dir)}; there are {', '.join(known(results_dir)) or 'none yet'}"
         )
-    return file(results_dir, variants[0])
+    cells = {each: {*read(results_dir, each).cell_ids} for each in variants} if len(variants) > 1 else {variants[0]: set[str]()}
+    for each, its in cells.items():
+        if all(its > others for other, others in cells.items() if other != each):
+            return each
+    raise RequestError(f"{name} was begun with several sets of values; choose from {', '.join(variants)}")
 
 
 def variants_of(results_dir: str, name: str) -> list[str]:
-    """The begun sweeps `name-<6 hex digits>`: the same named sweep with overrides."""
+    """The begun sweeps `name-<6 hex digits>`: the same keys, or the same named sweep, with other values."""
     return [found for found in known(results_dir) if _is_variant(found, name)]
 
 

@@ -379,8 +379,6 @@ def _chosen(tried: dict[str, tuple[Cell, ...]], standings: dict[str, Standing]) 
 def summary(sweep: Plan, only: frozenset[State] | None = None) -> str:
     """How many cells there are and what is to be done, in a line; a second one for hyper-parameters still to be chosen."""
     cells, new, counts = sweep.cells, len(sweep.launches(only)), sweep.counts()
-    if not sweep.axes:
-        return _single(cells[0])
     elsewhere = counts.get(State.running, 0) + counts.get(State.queued, 0)
     if len(cells) == counts.get(State.done):
         text = (
@@ -395,7 +393,8 @@ def summary(sweep: Plan, only: frozenset[State] | None = None) -> str:
     return "\n".join([text, *(str(each) for each in sweep.undecided)])
 
 
-def _single(cell: Cell) -> str:
+def single(cell: Cell) -> str:
+    """What becomes of a single run, in a line."""
     if cell.state is State.done:
         return "the cell is done, nothing to launch"
     elsewhere = {State.running: "another process is working on", State.queued: "another process has queued"}

@@ -20,7 +20,6 @@ from dks.config.errors import RequestError
 from dks.ledger.launches import Launch, LaunchFolder
 from dks.ledger.scheduler import Scheduler, SchedulerSilentError
 from dks.ledger.states import Standing, State, survey
-from dks.sweeps import manifest
 from dks.sweeps.manifest import Manifest
 from dks.sweeps.slurm import log_file
 from dks.sweeps.sync import close_dead
@@ -87,14 +86,9 @@ class SweepStatus:
         return json.dumps({"name": self.sweep.name, "counts": counts, "cells": cells}, indent=1)
 
 
-def status(results_dir: str, name: str, scheduler: Scheduler | None = None) -> SweepStatus:
-    """Where the cells of a begun sweep stand now. What the scheduler knows of jobs that died is noted in the runs' records.
-
-    Raises:
-        RequestError: the sweep was not begun in `results_dir`.
-    """
-    sweep, scheduler = manifest.read(results_dir, name), scheduler or Scheduler()
-    return SweepStatus(sweep, close_dead(survey(sweep.runs_dir, sweep.cell_ids, scheduler)))
+def status(sweep: Manifest, scheduler: Scheduler | None = None) -> SweepStatus:
+    """Where the cells of a begun sweep stand now. What the scheduler knows of jobs that died is noted in the runs' records."""
+    return SweepStatus(sweep, close_dead(survey(sweep.runs_dir, sweep.cell_ids, scheduler or Scheduler())))
 
 
 def wait(look: Callable[[], SweepStatus], every: float, say: Callable[[str], None]) -> SweepStatus:

@@ -59,6 +59,14 @@ class Study:
         source = MlflowSource(store, experiment)  # says what is wrong with the URI, before cells are planned
         return cls(*_manifests(name, overrides, results_dir), source)
 
+    @classmethod
+    def begun(cls, results_dir: str, sweep: Manifest) -> Study:
+        """A sweep that was begun in `results_dir` as this manifest has it, whatever is written there meanwhile."""
+        from dks.tables.records import RecordSource
+
+        parts = tuple(manifest.read(results_dir, part) for part in sweep.parts) or (sweep,)
+        return cls(sweep, parts, RecordSource(sweep.runs_dir))
+
     @property
     def name(self) -> str:
         return self.sweep.name

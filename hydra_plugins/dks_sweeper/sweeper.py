@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from dks.config.compose import Composed
+    from dks.sweeps.manifest import Manifest
     from dks.sweeps.plan import Cell
 
 
@@ -139,15 +140,16 @@ class DksSweeper(Sweeper):
         return line
 
     def _compose(self, overrides: Sequence[str]) -> Composed:
-        from dks.config.compose import HYDRA_ERRORS, from_hydra, refused
+        from dks.config.compose import HYDRA_ERRORS, checked, explain, from_hydra
         from dks.config.errors import RequestError
 
         assert self.hydra_context is not None and self.config is not None
+        checked(overrides)  # Hydra does not say the name of every one that is wrong
         try:
             composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             found = from_hydra(composed)
         except HYDRA_ERRORS as error:
-            raise refused(error, overrides) from error
+            raise RequestError(explain(error)) from error
         for part in ("launcher", "sweeper"):
             if composed.hydra[part] != self.config.hydra[part]:
                 raise RequestError(
@@ -174,7 +176,7 @@ ConfigStore.instance().store(
 )
 
 
-def _present(results_dir: str, name: str) -> None:
+def _present(results_dir: str, sweep: Manifest) -> None:
     from dks.tables.results import present  # pandas has time until the runs are over
 
-    present(results_dir, name)
+    present(results_dir, sweep)
