@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, TINY, config, queued
+from conftest import TINY, config, queued
 
 from dks.cli import main
-from dks.config import files
 from dks.config.errors import RequestError
 from dks.config.identity import cell_id
 from dks.sweeps import engine
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def clone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A clone whose `conf/` and `sweeps/` a test may write to."""
-    folder = tmp_path_factory.mktemp("clone")
-    shutil.copytree(ROOT / "conf", folder / "conf")
-    (folder / "sweeps").mkdir()
-    monkeypatch.setattr(files, "_PACKAGE", folder / "dks")
-    return folder
 
 
 def write(clone: Path, group: str, name: str, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -189,11 +190,13 @@ def _begun(options: argparse.Namespace) -> Manifest:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from dks.sweeps.changes import Changes
     from dks.sweeps.status import status
     from dks.sweeps.sync import tell_dead
     from dks.terminal import console
 
-    seen = status(_begun(options))
+    seen = status(begun := _begun(options))
+    seen = replace(seen, changed=Changes().of(begun))
     if options.json:
         print(seen.to_json())
     else:

@@ -28,6 +28,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -93,6 +94,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in declarations("sweeps").glob("*.yaml"))
 
 
+def path_of(name: str) -> Path:
+    """Where the file of a sweep is, if there is one."""
+    return declarations("sweeps") / f"{name}.yaml"
+
+
 def read(name: str) -> NamedSweep:
     """The sweep of that name.
 
@@ -130,7 +136,7 @@ def _read(name: str, within: tuple[str, ...]) -> NamedSweep:
 def _content(name: str) -> dict[str, Any]:
     file = f"{name}.yaml"
     try:
-        content = OmegaConf.to_container(OmegaConf.load(declarations("sweeps") / file))
+        content = OmegaConf.to_container(OmegaConf.load(path_of(name)))
     except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise RequestError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):

@@ -48,6 +48,7 @@ class Manifest:
     differs: dict[str, list[str]] = field(default_factory=dict)  # config_id -> what is not as in the file without overrides
     named: str | None = None  # the file in `sweeps/` that it was made from
     request: list[str] = field(default_factory=list)  # overrides as typed: with `named`, the way to ask for it again
+    definition: dict[str, str] = field(default_factory=dict)  # what it was made from -> digest, see dks/sweeps/definition.py
 
     @property
     def cell_ids(self) -> list[str]:
@@ -109,7 +110,7 @@ def _check_names(found: Manifest) -> None:
     Raises:
         ValueError: one of them is none.
     """
-    for name in (found.name, *found.parts, *filter(None, [found.named])):
+    for name in (found.name, *found.parts, *filter(None, [found.named]), *found.definition):
         if not is_sweep_name(name):
             raise ValueError(f"{short(name)} is no name of a sweep")
     for cell in (*found.cells, *found.selection):

@@ -17,6 +17,7 @@ from dks.config.methods import baseline_of, classifiers_of, computed_with, ds_of
 from dks.config.names import long_name
 from dks.config.schema import Config
 from dks.ledger.states import Standing, State, survey_all, to_launch
+from dks.sweeps.definition import Sources
 from dks.sweeps.differences import differences
 from dks.sweeps.files import read
 from dks.sweeps.grid import Choice, Grid, Point
@@ -92,10 +93,17 @@ class Part:
     differs: dict[str, list[str]] = field(default_factory=dict)  # config_id -> what is not as in the file without overrides
     named: str | None = None  # the file in `sweeps/`
     request: tuple[str, ...] = ()  # overrides as typed that reach it
+    definition: dict[str, str] = field(default_factory=dict)  # as the manifest has it
 
     @property
     def selection_cells(self) -> tuple[Cell, ...]:
         return tuple(cell for each in self.selections for cells in each.candidates.values() for cell in cells)
+
+    @property
+    def following(self) -> tuple[Cell, ...]:
+        """Those of its cells, the last ones, that use what has been chosen."""
+        count = sum(each.following for each in self.selections if each.chosen is not None)
+        return self.cells[len(self.cells) - count :]
 
     def manifest(self, parts: Sequence[str] = ()) -> Manifest:
         """What of it is written to `sweep.json`."""
@@ -114,6 +122,7 @@ class Part:
             parts=list(parts),
             named=self.named,
             request=list(self.request),
+            definition=self.definition,
         )
 
 
@@ -142,6 +151,7 @@ class Plan:
     absent: tuple[str, ...] = ()  # data that is not here: a line for each; the plan holds, but nothing can run
     named: str | None = None  # the file in `sweeps/`
     request: tuple[str, ...] = ()  # overrides as typed
+    definition: dict[str, str] = field(default_factory=dict)  # as the manifest has it
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -187,6 +197,7 @@ class Plan:
         cells = tuple(cell for part in self.parts for cell in part.cells)
         selections = tuple(each for part in self.parts for each in part.selections)
         whole = Part(self.name, self.title, self.axes, None, None, cells, selections, named=self.named, request=self.request)
+        whole = replace(whole, definition=self.definition)
         return [*tables, whole.manifest([part.name for part in self.parts])]
 
 
@@ -199,7 +210,8 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False) -> Plan:
     Raises:
         RequestError: with every problem of every cell; nothing was launched or written.
     """
-    drafter = _Drafter(compose, absent_ok)
+    drafter, sources = _Drafter(compose, absent_ok), Sources()
+    frozen = {id(each): sources.of(each) for each in (grid, *grid.parts)}  # before anything is composed
     drafts = {id(each): drafter.draft(each) for each in (grid.parts or (grid,))}
     drafter.complain()
     name = next((draft.config.sweep for draft in drafter.drafts if draft.config.sweep), grid.name)
@@ -236,9 +248,11 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False) -> Plan:
                 differs=_differs(each, cells, compose),
                 named=each.named,
                 request=each.request,
+                definition=frozen[id(each)],
             )
         )
-    whole = Plan(name, grid.title or name, tuple(parts), tuple(drafter.resolve.absent), grid.named, grid.request)
+    absent, definition = tuple(drafter.resolve.absent), frozen[id(grid)]
+    whole = Plan(name, grid.title or name, tuple(parts), absent, grid.named, grid.request, definition)
     for cell in whole.points:
         cell.config.sweep = name if whole.axes else cell.config.sweep
     return whole

@@ -39,6 +39,7 @@ class SweepStatus:
 
     sweep: Manifest
     standings: Mapping[str, Standing]  # cell_id -> where it stands
+    changed: str | None = None  # how it is another one now than when it was begun
 
     @property
     def counts(self) -> dict[State, int]:
@@ -64,7 +65,8 @@ class SweepStatus:
     def __str__(self) -> str:
         """What a person reads (rich markup)."""
         labels = {cell.cell_id: cell.labels for cell in (*self.sweep.cells, *self.sweep.selection)}
-        lines = [f"[bold]{escape(self.headline())}[/]", *map(escape, self.sweep.undecided)]
+        said = [*self.sweep.undecided, *filter(None, [self.changed])]
+        lines = [f"[bold]{escape(self.headline())}[/]", *map(escape, said)]
         for state, limit in NAMED.items():
             named = [(cell_id, each) for cell_id, each in self.standings.items() if each.state is state]
             for cell_id, each in named[:limit]:
@@ -83,7 +85,8 @@ class SweepStatus:
         labels = {cell.cell_id: cell.labels for cell in (*self.sweep.cells, *self.sweep.selection)}
         cells = [{"cell_id": cell_id, "labels": labels[cell_id], **_facts(each)} for cell_id, each in self.standings.items()]
         counts = {state.value: count for state, count in self.counts.items()}
-        return json.dumps({"name": self.sweep.name, "counts": counts, "cells": cells}, indent=1)
+        told = {"name": self.sweep.name, "counts": counts, "changed": self.changed, "cells": cells}
+        return json.dumps(told, indent=1)
 
 
 def status(sweep: Manifest, scheduler: Scheduler | None = None) -> SweepStatus:

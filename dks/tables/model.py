@@ -149,6 +149,7 @@ class Table:
     paper: PaperTable | None = None  # the paper's own table
     undecided: tuple[str, ...] = ()  # hyper-parameters still to be chosen, a line each
     states: dict[str, int] = field(default_factory=dict)  # state -> runs in it; a run is here once, in however many cells it is
+    changed: str | None = None  # how the sweep is another one now than when it was begun
 
     @property
     def tested(self) -> list[tuple[Place, Over, Place]]:

@@ -302,6 +302,7 @@ def _described(table: Table) -> dict[str, Any]:
         "columns": table.column_axes,
         "states": table.states,
         "undecided": table.undecided,
+        "changed": table.changed,
         "cells": cells,
     }
 

@@ -217,6 +217,8 @@ def _notes(table: Table) -> Iterator[str]:
     yield from _arithmetic(table)
     yield from _differences(table)
     yield from table.undecided
+    if table.changed is not None:
+        yield table.changed
 
 
 def _arithmetic(table: Table) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pandas as pd
@@ -13,6 +13,7 @@ import pandas as pd
 from dks.config.errors import RequestError
 from dks.config.files import declarations
 from dks.sweeps import manifest
+from dks.sweeps.changes import Changes
 from dks.sweeps.files import TableShape, names, read
 from dks.sweeps.manifest import Manifest
 from dks.tables.entries import entries, other_axes
@@ -101,7 +102,8 @@ class Study:
 
     def tables(self, epoch: Epoch = Epoch.last) -> list[Table]:
         """All of its tables, from whatever runs exist."""
-        return [self._table(part, epoch) for part in self.parts]
+        changes = Changes()
+        return [replace(self._table(part, epoch), changed=changes.of(part)) for part in self.parts]
 
     def _table(self, part: Manifest, epoch: Epoch) -> Table:
         file = read(part.named) if part.named in names() else None
