@@ -42,12 +42,12 @@ def _planned(begun: Manifest) -> Plan:
     from dks.sweeps.plan import plan
     from dks.sweeps.request import grid_of
 
-    parser = OverridesParser.create()
+    parser, compose = OverridesParser.create(), Composer(compose_here)
     if begun.named is None:
         grid = expand(parser.parse_overrides(checked(begun.request)))
     else:
-        grid = grid_of(read(begun.named), begun.request, parser)
-    return plan(grid, Composer(compose_here), absent_ok=True)
+        grid = grid_of(read(begun.named), begun.request, parser, compose)
+    return plan(grid, compose, absent_ok=True)
 
 
 def _differences(begun: Manifest, now: Plan) -> str:

@@ -68,7 +68,7 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, presen
 
     A failed cell does not stop the others, unless the policy says so. Ctrl-C stops all; what is there by then is shown, and the
     same command goes on. Where a hyper-parameter is chosen by runs of the sweep itself, the cells that use it follow once
-    they are done.
+    they are done; runs that diverged are done with then, and no failures.
 
     Args:
         make: plans the sweep, as things stand when it is called.
@@ -105,8 +105,9 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, presen
     if interrupted:
         Display().say("[yellow]interrupted[/]: the same command goes on from here", urgent=True)
         return 130
-    standings = survey_all((cell.config.runs_dir, cell.cell_id) for cell in sweep.cells)
-    for cell in sweep.cells:
+    counting = [cell for cell in sweep.cells if cell.cell_id not in sweep.settled]
+    standings = survey_all((cell.config.runs_dir, cell.cell_id) for cell in counting)
+    for cell in counting:
         folder = standings[cell.cell_id].folder
         if standings[cell.cell_id].state is State.done and (folder.record_is_damaged or not folder.config_is_whole()):
             _mend(cell, folder)
@@ -187,7 +188,8 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
 
 def _standing(sweep: Plan) -> str:
     """How a sweep stands that is over for now, as MLflow names it."""
-    records = [RunFolder(Path(cell.config.runs_dir) / cell.cell_id).read_record() for cell in sweep.cells]
+    counting = [cell for cell in sweep.cells if cell.cell_id not in sweep.settled]
+    records = [RunFolder(Path(cell.config.runs_dir) / cell.cell_id).read_record() for cell in counting]
     states = {Status.killed if record is None else record.status for record in records}
     return status_of({Status.killed if state in (Status.queued, Status.running) else state for state in states})
 

@@ -26,7 +26,7 @@ different cells, are refused. Overrides are applied afterwards, and points that 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def _read(name: str, within: tuple[str, ...]) -> NamedSweep:
     if not (isinstance(grids, list) and grids and all(isinstance(grid, dict) and grid for grid in grids)):
         raise RequestError(f"{file}: grids must be a list of grids, each of keys with values")
     products = tuple(_product(f"{file}: grid {number}", grid, base) for number, grid in enumerate(grids, 1))
-    cells = [cell for number, product in enumerate(products, 1) for cell in cells_of(number, product, base, ())]
+    cells = [cell for number, product in enumerate(products, 1) for cell in _own_cells(number, product, base)]
     rows, columns, shape = _table(file, content.get("table"), cells)
     _check_union(file, cells, axes_of(cells, rows, columns))
     return NamedSweep(name, title, base, products, rows, columns, shape)
@@ -201,13 +201,18 @@ def _product(where: str, grid: dict[Any, Any], base: Settings) -> Product:
         _exclude(f"{where}: exclude", exclude, known) for exclude in _dicts(f"{where}: exclude", grid.get("exclude", []))
     ]
     product = Product(tuple(dimensions), (), choose)
-    cells = list(cells_of(0, product, base, ()))
+    cells = list(_own_cells(0, product, base))
     for number, exclude in enumerate(excludes, 1):
         if not any(matches(cell.settings, exclude) for cell in cells):
             raise RequestError(f"{where}: exclude {number} matches no cell of this grid; drop it, or correct its values")
     if all(any(matches(cell.settings, exclude) for exclude in excludes) for cell in cells):
         raise RequestError(f"{where}: exclude leaves nothing of it")
     return replace(product, excludes=tuple(excludes))
+
+
+def _own_cells(number: int, product: Product, base: Settings) -> Iterator[Cell]:
+    """Without overrides; whether a choice of something of the teacher's is for a cell shows when it is composed."""
+    return cells_of(number, product, base, (), lambda settings: True)
 
 
 def _dicts(where: str, value: Any) -> list[dict[Any, Any]]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from dks.config.compose import Compose, compose_here
+from dks.config.composer import Composer
 from dks.config.errors import RequestError
 from dks.ledger.states import State, survey
 from dks.sweeps import manifest
@@ -19,12 +21,12 @@ from dks.tracking import damage
 
 def listed(results_dir: str, as_json: bool) -> str:
     """All named sweeps, and what was begun under another name in `results_dir`; nothing is composed for it but what was edited
-    since it was begun.
+    since it was begun, and where a choice of something of the teacher's is to be made.
 
     A sweep that was begun has counts of its cells' states, the others only a number of cells.
     """
-    parser, changes = OverridesParser.create(), Changes()
-    entries = [_named(name, results_dir, parser, changes) for name in names()]
+    parser, changes, compose = OverridesParser.create(), Changes(), Composer(compose_here)
+    entries = [_named(name, results_dir, parser, changes, compose) for name in names()]
     others = (_begun(name, results_dir, changes) for name in manifest.known(results_dir) if name not in names())
     entries += [entry for entry in others if entry is not None]
     if as_json:
@@ -37,11 +39,11 @@ def listed(results_dir: str, as_json: bool) -> str:
     return "\n".join(lines)
 
 
-def _named(name: str, results_dir: str, parser: OverridesParser, changes: Changes) -> dict[str, Any]:
+def _named(name: str, results_dir: str, parser: OverridesParser, changes: Changes, compose: Compose) -> dict[str, Any]:
     sweep = read(name)
     if name in manifest.known(results_dir) and (begun := _begun(name, results_dir, changes)) is not None:
         return begun
-    grid = grid_of(sweep, (), parser)
+    grid = grid_of(sweep, (), parser, compose)
     facts = {"name": name, "title": sweep.title, "cells": count(grid), "tables": max(1, len(grid.parts))}
     return {**facts, "states": None, "changed": None}
 

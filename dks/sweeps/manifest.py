@@ -42,7 +42,9 @@ class Manifest:
     rows: list[str] | None = None  # axes of the table where the sweep names them
     columns: list[str] | None = None
     selection: list[ManifestCell] = field(default_factory=list)  # runs that choose a hyper-parameter; not in the table
+    choices: list[dict[str, list[str]]] = field(default_factory=list)  # of each choice: candidate -> ids of its runs
     undecided: list[str] = field(default_factory=list)  # a line for every choice that is still open
+    decided: list[str] = field(default_factory=list)  # a line for every choice that was made
     pending: list[dict[str, str]] = field(default_factory=list)  # labels of its table's cells that wait for such a choice
     parts: list[str] = field(default_factory=list)  # names of the sweeps it is the union of; the tables are theirs
     differs: dict[str, list[str]] = field(default_factory=dict)  # config_id -> what is not as in the file without overrides
@@ -116,6 +118,8 @@ def _check_names(found: Manifest) -> None:
     for cell in (*found.cells, *found.selection):
         if not is_cell_id(cell.cell_id):
             raise ValueError(f"{short(cell.cell_id)} is no id of a cell")
+    if {cell_id for choice in found.choices for its in choice.values() for cell_id in its} - {*found.cell_ids}:
+        raise ValueError("a choice is made by cells that are not in it")
     for line in found.request:
         key, given, value = line.lstrip("~+").partition("=")
         is_key = re.fullmatch(r"[A-Za-z_][\w.-]*", key) is not None and key.split(".")[0] != "hydra"

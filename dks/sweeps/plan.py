@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,7 +17,7 @@ from dks.config.identity import cell_id, config_id
 from dks.config.methods import baseline_of, classifiers_of, computed_with, ds_of, method_of
 from dks.config.names import long_name
 from dks.config.schema import Config
-from dks.ledger.states import Standing, State, survey_all, to_launch
+from dks.ledger.states import Standing, State, has_diverged, survey_all, to_launch
 from dks.sweeps.definition import Sources
 from dks.sweeps.differences import differences
 from dks.sweeps.files import read
@@ -24,6 +25,7 @@ from dks.sweeps.grid import Choice, Grid, Point
 from dks.sweeps.manifest import Manifest, ManifestCell
 from dks.sweeps.request import grid_of
 from dks.terminal import Display
+from dks.tracking.record import Status
 from dks.validation import Resolver
 
 if TYPE_CHECKING:
@@ -68,14 +70,19 @@ class Selection:
     place: str  # what it is chosen for
     candidates: dict[str, tuple[Cell, ...]]  # value -> the runs that try it
     following: int  # cells that use the chosen value
-    chosen: str | None  # None: some of those runs are not done
+    chosen: str | None  # None: some of those runs are not done, or all have diverged
+    diverged: tuple[str, ...] = ()  # values of which some run has; they are the worst
 
     def __str__(self) -> str:
         among = f"among {', '.join(self.candidates)} on held-out images"
+        where = f"{self.place}: " if self.place else ""
+        if len(self.diverged) == len(self.candidates):
+            return f"{where}{self.key} cannot be chosen {among}, for training diverged with every one of them; give others"
+        worst = f"; diverged, and so the worst: {', '.join(self.diverged)}" if self.diverged else ""
         if self.chosen is not None:
-            return f"{self.place}: {self.key}={self.chosen}, chosen {among}"
+            return f"{where}{self.key}={self.chosen}, chosen {among}{worst}"
         cells = f"{self.following} more {'cell follows' if self.following == 1 else 'cells follow'}"
-        return f"{self.place}: {cells} when {self.key} is chosen {among}"
+        return f"{where}{cells} when {self.key} is chosen {among}{worst}"
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,12 @@ class Part:
             rows=None if self.rows is None else list(self.rows),
             columns=None if self.columns is None else list(self.columns),
             selection=[_manifest_cell(cell) for cell in self.selection_cells],
+            choices=[
+                {value: [cell.cell_id for cell in cells] for value, cells in each.candidates.items()}
+                for each in self.selections
+            ],
             undecided=[str(each) for each in self.selections if each.chosen is None],
+            decided=[str(each) for each in self.selections if each.chosen is not None],
             pending=[point.labels for point in self.pending],
             differs=self.differs,
             parts=list(parts),
@@ -180,9 +192,17 @@ class Plan:
             self.cells
         )
 
+    @cached_property
+    def settled(self) -> frozenset[str]:
+        """Cells that have diverged where another value could be chosen: nothing waits for them."""
+        chosen = [each for part in self.parts for each in part.selections if each.chosen is not None]
+        cells = [cell for each in chosen for value in each.diverged for cell in each.candidates[value]]
+        return frozenset(cell.cell_id for cell in cells if cell.state is State.failed)
+
     def launches(self, only: frozenset[State] | None = None) -> list[Cell]:
         """The cells that would run, each once, in order; with `only`, those in one of these states."""
-        return [cell for cell in self.cells if to_launch(cell.state) and (only is None or cell.state in only)]
+        found = [cell for cell in self.cells if to_launch(cell.state)]
+        return [cell for cell in found if (cell.cell_id not in self.settled if only is None else cell.state in only)]
 
     def counts(self) -> dict[State, int]:
         """State -> how many different cells are in it."""
@@ -224,9 +244,9 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False) -> Plan:
         selections, pending = [], list[Point]()
         for choice, candidates in choices:
             tried = {value: tuple(_cell(draft, standings) for draft in runs) for value, runs in candidates.items()}
-            chosen = _chosen(tried, standings)
-            place = " ".join(f"{key}={value}" for key, value in choice.labels.items())
-            selections.append(Selection(choice.key, place, tried, len(choice.undecided), chosen))
+            chosen, diverged = _chosen(tried, standings)
+            place = " ".join(f"{key}={value}" for key, value in choice.labels.items() if value != "-")
+            selections.append(Selection(choice.key, place, tried, len(choice.undecided), chosen, diverged))
             if chosen is None:
                 pending += choice.undecided
             else:
@@ -317,7 +337,7 @@ def _differs(grid: Grid, cells: Iterable[Cell], compose: Compose) -> dict[str, l
     """config_id -> in what the configuration differs from the one that the file has in its place, where that is anything."""
     if grid.named is None or not grid.fixed:
         return {}
-    file = grid_of(read(grid.named), (), OverridesParser.create())
+    file = grid_of(read(grid.named), (), OverridesParser.create(), compose)
     axes = [axis for axis in file.axes if axis != "seed"]
     chosen = {long_name(choice.key) for choice in file.choices}
     places: dict[tuple[str | None, ...], Point] = {}
@@ -379,15 +399,21 @@ def _cell(draft: _Draft, standings: dict[str, Standing]) -> Cell:
     )
 
 
-def _chosen(tried: dict[str, tuple[Cell, ...]], standings: dict[str, Standing]) -> str | None:
-    """The value with the lowest mean error on held-out images, the first of equals; None until all its runs are done."""
-    means = {}
-    for value, cells in tried.items():
-        records = [standings[cell.cell_id].record for cell in cells if cell.state is State.done]
-        if len(records) < len(cells):
-            return None
-        means[value] = statistics.fmean(record.final[CHOSEN_BY] for record in records if record is not None)
-    return min(means, key=lambda value: means[value])
+def _chosen(tried: dict[str, tuple[Cell, ...]], standings: dict[str, Standing]) -> tuple[str | None, tuple[str, ...]]:
+    """The value with the lowest mean error on held-out images, the first of equals, and those with which training diverged.
+    None until the runs of all others are done: one that failed for another reason may do well when it is run again.
+    """
+    records = {value: [standings[cell.cell_id].record for cell in cells] for value, cells in tried.items()}
+    diverged = tuple(value for value, its in records.items() if any(map(has_diverged, its)))
+    errors = {
+        value: [record.final[CHOSEN_BY] for record in its if record is not None and record.status is Status.done]
+        for value, its in records.items()
+        if value not in diverged
+    }
+    if not errors or any(len(errors[value]) < len(tried[value]) for value in errors):
+        return None, diverged
+    means = {value: statistics.fmean(its) for value, its in errors.items()}
+    return min(means, key=lambda value: means[value]), diverged
 
 
 def summary(sweep: Plan, only: frozenset[State] | None = None) -> str:
@@ -404,7 +430,8 @@ def summary(sweep: Plan, only: frozenset[State] | None = None) -> str:
         text += ", another process or the scheduler has the others" if elsewhere else ""
     if sweep.saved:
         text += f"; {sweep.saved} runs are saved, for tables share cells"
-    return "\n".join([text, *(str(each) for each in sweep.undecided)])
+    selections = [each for part in sweep.parts for each in part.selections]
+    return "\n".join([text, *(str(each) for each in selections if each.chosen is None or each.diverged)])
 
 
 def single(cell: Cell) -> str:

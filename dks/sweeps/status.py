@@ -19,7 +19,7 @@ from rich.markup import escape
 from dks.config.errors import RequestError
 from dks.ledger.launches import Launch, LaunchFolder
 from dks.ledger.scheduler import Scheduler, SchedulerSilentError
-from dks.ledger.states import Standing, State, survey
+from dks.ledger.states import Standing, State, has_diverged, survey
 from dks.sweeps.manifest import Manifest
 from dks.sweeps.slurm import log_file
 from dks.sweeps.sync import close_dead
@@ -54,8 +54,19 @@ class SweepStatus:
 
     @property
     def exit_status(self) -> int:
-        """0 unless some cell failed or got lost."""
-        return 1 if {State.failed, State.killed, State.lost} & self.counts.keys() else 0
+        """0 unless some cell failed or got lost, or a value cannot be chosen because training diverged with all of them."""
+        settled = self._settled()
+        ended = {each.state for cell_id, each in self.standings.items() if cell_id not in settled}
+        return 1 if {State.failed, State.killed, State.lost} & ended else 0
+
+    def _settled(self) -> set[str]:
+        """Candidates of a choice that have diverged, where others have not: they are the worst, and nothing waits for them."""
+        diverged = {cell_id for cell_id, each in self.standings.items() if has_diverged(each.record)}
+        settled = set[str]()
+        for choice in self.sweep.choices:
+            if not all(diverged.intersection(cells) for cells in choice.values()):
+                settled |= diverged.intersection(cell_id for cells in choice.values() for cell_id in cells)
+        return settled
 
     def headline(self) -> str:
         """One line: how many cells are in which state."""

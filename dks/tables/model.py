@@ -150,6 +150,7 @@ class Table:
     undecided: tuple[str, ...] = ()  # hyper-parameters still to be chosen, a line each
     states: dict[str, int] = field(default_factory=dict)  # state -> runs in it; a run is here once, in however many cells it is
     changed: str | None = None  # how the sweep is another one now than when it was begun
+    decided: tuple[str, ...] = ()  # hyper-parameters that were chosen, a line each
 
     @property
     def tested(self) -> list[tuple[Place, Over, Place]]:

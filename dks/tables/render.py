@@ -301,6 +301,7 @@ def _described(table: Table) -> dict[str, Any]:
         "rows": table.row_axes,
         "columns": table.column_axes,
         "states": table.states,
+        "decided": table.decided,
         "undecided": table.undecided,
         "changed": table.changed,
         "cells": cells,

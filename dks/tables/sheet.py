@@ -216,6 +216,7 @@ def _notes(table: Table) -> Iterator[str]:
         yield f"left out: {count} finished {'run' if count == 1 else 'runs'} ({reason})"
     yield from _arithmetic(table)
     yield from _differences(table)
+    yield from table.decided
     yield from table.undecided
     if table.changed is not None:
         yield table.changed

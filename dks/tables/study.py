@@ -103,7 +103,7 @@ class Study:
     def tables(self, epoch: Epoch = Epoch.last) -> list[Table]:
         """All of its tables, from whatever runs exist."""
         changes = Changes()
-        return [replace(self._table(part, epoch), changed=changes.of(part)) for part in self.parts]
+        return [replace(self._table(part, epoch), changed=changes.of(part), decided=tuple(part.decided)) for part in self.parts]
 
     def _table(self, part: Manifest, epoch: Epoch) -> Table:
         file = read(part.named) if part.named in names() else None
@@ -146,9 +146,10 @@ def _manifests(name: str, overrides: Sequence[str], results_dir: str) -> tuple[M
     from dks.sweeps.plan import plan
     from dks.sweeps.request import grid_of
 
-    grid = grid_of(read(name), overrides, OverridesParser.create())
+    compose = Composer(compose_here)
+    grid = grid_of(read(name), overrides, OverridesParser.create(), compose)
     explain(f"what was asked for: the file of {name} in {declarations('sweeps')}, as the sweep is not begun in {results_dir}")
-    *parts, whole = plan(grid, Composer(compose_here), absent_ok=True).manifests()
+    *parts, whole = plan(grid, compose, absent_ok=True).manifests()
     return whole, tuple(parts) or (whole,)
 
 

@@ -74,8 +74,11 @@ class DksSweeper(Sweeper):
         assert self.hydra_context is not None
         policy = engine.Policy(self.retries, self.max_failures, engine.UNSUCCESSFUL if self.only_unsuccessful else None)
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        grid = grid_of(read(self.named), arguments, parser) if self.named else expand(parser.parse_overrides(arguments))
         compose = Composer(self._compose)
+        if self.named:
+            grid = grid_of(read(self.named), arguments, parser, compose)
+        else:
+            grid = expand(parser.parse_overrides(arguments))
         if self.show is not None:
             gc.disable()  # thousands of cells are looked through again and again, and none is garbage
             from dks.forecast.forecast import forecast
