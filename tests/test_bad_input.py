@@ -384,6 +384,9 @@ def test_options_stand_where_one_likes(empty: Path) -> None:
     status, out, _, _ = dks(empty, "train", "seed=3", "--cfg", "job", "recipe.epochs=7")
     assert status == 0
     assert "seed: 3" in out and "epochs: 7" in out
+    status, out, _, _ = dks(empty, "train", "-p", "recipe", "--cfg", "job", "recipe.epochs=7")
+    assert status == 0 and out.startswith("# @package recipe\nepochs: 7\n")
+    assert dks(empty, "train", "-p", "nothing", "--cfg", "job")[:2] == (2, "")
 
 
 def own_seconds(pid: int) -> float:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dks.commands.exit_status import DONE
+from dks.commands.exit_status import DONE, FAILED, WRONG_REQUEST
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -41,7 +41,10 @@ def hydra_main() -> int:
     known, overrides = _parsed(sys.argv[1:])
     with _leading():
         if known.help or known.hydra_help or known.cfg or known.info or known.shell_completion:
-            hydra.main(config_path=str(declarations("conf")), config_name="config", version_base="1.3")(_run)()
+            try:
+                hydra.main(config_path=str(declarations("conf")), config_name="config", version_base="1.3")(_run)()
+            except SystemExit as left:  # with 1 where there is no such part of the configuration
+                raise SystemExit(WRONG_REQUEST if left.code == FAILED else left.code) from left
         else:
             _multirun(overrides)
     return DONE
