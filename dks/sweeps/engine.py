@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -151,7 +150,9 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
     def go() -> None:
         with ThreadPoolExecutor(QUEUING) as threads:  # most of the time is waiting for the disk
             list(threads.map(partial(queue, launch=launch), launches))
-        for error in launcher.launch(launches):
+        errors = launcher.launch(launches)
+        undo.forget()
+        for error in errors:
             display.say(f"[red]error[/]: {escape(str(error))}", urgent=True)
 
     try:
@@ -208,7 +209,11 @@ def _begin(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy
         undo.note(manifest.file(results_dir, asked.name), Path(results_dir) / asked.name / "launches" / "ID")
         manifest.write(asked, results_dir)
     paths = [each.path for each in folders]
-    return LaunchFolder.create(results_dir, sweep.name, launcher.name, paths, git_commit(), policy.retries, policy.max_failures)
+    launch = LaunchFolder.create(
+        results_dir, sweep.name, launcher.name, paths, git_commit(), policy.retries, policy.max_failures
+    )
+    undo.note_folder(launch.path)
+    return launch
 
 
 def _take_back(launches: list[Cell], launch: LaunchFolder | None, undo: Undo) -> None:
@@ -221,8 +226,6 @@ def _take_back(launches: list[Cell], launch: LaunchFolder | None, undo: Undo) ->
             return
         if record is not None and record.launch != path:
             others += [folder.record_file, folder.config_file, folder.path / "lock"]
-    if launch is not None:
-        shutil.rmtree(launch.path, ignore_errors=True)
     undo.undo(others)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection
 from contextlib import suppress
 from itertools import takewhile
@@ -16,6 +17,7 @@ class Undo:
     def __init__(self) -> None:
         self._before: dict[Path, bytes | None] = {}  # None: it was not there
         self._made: set[Path] = set()
+        self._trees: list[Path] = []
 
     def note(self, *files: Path) -> None:
         """These are about to be written."""
@@ -24,8 +26,20 @@ class Undo:
             self._made |= missing
             self._before[file] = file.read_bytes() if not missing and file.is_file() else None
 
+    def note_folder(self, folder: Path) -> None:
+        """It was made, and all that will be in it belongs to the launch."""
+        self._trees.append(folder)
+
+    def forget(self) -> None:
+        """It is not refused any more."""
+        self._before.clear()
+        self._made.clear()
+        self._trees.clear()
+
     def undo(self, but: Collection[Path] = ()) -> None:
         """As far as possible; `but` stay as they are."""
+        for folder in self._trees:
+            shutil.rmtree(folder, ignore_errors=True)
         for file in self._before.keys() - set(but):
             with suppress(OSError, ValueError):
                 if (content := self._before[file]) is None:
