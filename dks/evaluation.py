@@ -17,7 +17,7 @@ from rich.markup import escape
 from torch import Tensor
 
 from dks import data
-from dks.config.compose import check_overrides, compose_here
+from dks.config.compose import checked, compose_here
 from dks.config.errors import RequestError
 from dks.config.files import load_choice
 from dks.config.schema import Augmentation, Backbone, Compute, Data
@@ -178,7 +178,7 @@ def evaluate_configured(
     Raises:
         RequestError: the file or the data cannot be read, they do not fit together, or an override has no say in a test.
     """
-    check_overrides(overrides)
+    overrides = checked(overrides)
     parsed = OverridesParser.create().parse_overrides([*overrides])
     if swept := [str(each.input_line) for each in parsed if each.is_sweep_override()]:
         raise RequestError(f"{', '.join(swept)}: a file is tested in one way at a time; give one value")

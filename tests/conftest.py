@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,18 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """An empty current folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def clone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clone whose `conf/` and `sweeps/` a test may write to."""
+    from dks.config import files
+
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copytree(ROOT / "conf", folder / "conf")
+    (folder / "sweeps").mkdir()
+    monkeypatch.setattr(files, "_PACKAGE", folder / "dks")
+    return folder
 
 
 @pytest.fixture

@@ -185,6 +185,8 @@ HOSTILE_SWEEPS: dict[str, dict[str, Any]] = {
     "all of Hydra": {"request": ["++hydra={launcher: {_target_: os.system}}"]},
     "a choice of another folder": {"request": ["backbone=../../../tmp/evil"]},
     "a named sweep elsewhere": {"named": "../../evil"},
+    "a file elsewhere": {"definition": {"../../evil": ""}},
+    "a choice by cells elsewhere": {"choices": [{"1": ["../../home"]}]},
     "a list as title": {"title": ["x"]},
     "rows that are a text": {"rows": "aux"},
 }

@@ -345,6 +345,22 @@ FOUND: dict[tuple[str, ...], tuple[str, ...]] = {
     ("train", "seed='${oc.env:HOME}'"): ("seed=${oc.env:HOME}", "whole number"),
     ("train", "backbone.depth=':\n'"): ("backbone.depth=:", "must be a whole number"),
     ("train", "aux=[]"): ("aux=[]", "takes one choice", "narrow"),
+    ("train", "backbone=null"): ("backbone=null: backbone takes one choice", "resnet8"),
+    ("train", "-m", "teacher=none,null"): ("teacher=none,null: teacher takes one choice", "checkpoint"),
+    ("sweep", "plan", "methods", "data=null"): ("data=null: data takes one choice", "digits"),
+    ("train", "hydra/launcher=null"): ("hydra/launcher=null: hydra/launcher takes one choice",),
+    ("train", "hydra/sweeper=basic"): ("hydra/sweeper=basic", "drop it"),
+    ("train", "hydra.job.chdir=true"): ("hydra.job.chdir=true", "drop it"),
+    ("train", "+hydra.job.env_set.A=b"): ("hydra.job.env_set.A=b", "NAME=VALUE dks train"),
+    ("train", "aux=ours,shallow"): ("aux=ours,shallow", "python train.py -m aux=ours,shallow"),
+    ("train", "seed=1..3"): ("seed=1..3", "python train.py -m seed=1..3"),
+    ("train", "backbone=glob(resnet*)"): ("backbone=glob(resnet*)", "needs -m"),
+    ("train", "-m", "seed=3..1"): ("seed=3..1 is no range", "1..5"),
+    ("train", "-m", "seed=7,1..999999"): ("seed=7,1..999999 has more than", f"{MOST_CELLS:,}"),
+    ("train", "-cd", ".", "-cn", "config", "seed=9"): ("--config-dir .", "conf/GROUP/NAME.yaml"),
+    ("train", "--config-path", "/tmp"): ("--config-path /tmp", "conf/GROUP/NAME.yaml"),
+    ("train", "--config-name", "config"): ("--config-name config", "+experiment=NAME"),
+    ("train", "--package", "recipe"): ("--package", "--cfg job"),
     ("sweep",): ("ACTION",),
     (): ("command",),
 }
@@ -370,6 +386,9 @@ def test_options_stand_where_one_likes(empty: Path) -> None:
     status, out, _, _ = dks(empty, "train", "seed=3", "--cfg", "job", "recipe.epochs=7")
     assert status == 0
     assert "seed: 3" in out and "epochs: 7" in out
+    status, out, _, _ = dks(empty, "train", "-p", "recipe", "--cfg", "job", "recipe.epochs=7")
+    assert status == 0 and out.startswith("# @package recipe\nepochs: 7\n")
+    assert dks(empty, "train", "-p", "nothing", "--cfg", "job")[:2] == (2, "")
 
 
 def own_seconds(pid: int) -> float:

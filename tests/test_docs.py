@@ -34,7 +34,7 @@ from test_report_page import CHROMIUM, DRIVER, browser  # noqa: F401  (a fixture
 
 from dks import cli
 from dks.config import files as config_files
-from dks.config.compose import compose_here, register_schema
+from dks.config.compose import checked, compose_here, register_schema
 from dks.config.composer import Composer
 from dks.config.files import declarations
 from dks.config.identity import is_execution_only
@@ -147,13 +147,14 @@ def planned(grid: Grid) -> Plan:
     return plan(grid, composer(), absent_ok=True)
 
 
-def composes(overrides: list[str], launcher: str | None = None) -> None:
+def composes(overrides: list[str], launcher: str | None = None, several: bool = True) -> None:
     """What a run or a sweep would do before anything is launched; options of Hydra and the launcher are composed, too."""
     hydra = [item for item in overrides if item.startswith("hydra")] + ([f"hydra/launcher={launcher}"] if launcher else [])
     register_schema()
     with initialize_config_dir(str(declarations("conf")), version_base="1.3"):
         compose("config", hydra, return_hydra_config=True)
-    planned(expand(PARSER.parse_overrides([item for item in overrides if not item.startswith("hydra")])))
+    ours = [item for item in overrides if not item.startswith("hydra")]
+    planned(expand(PARSER.parse_overrides(checked(ours, several))))
 
 
 @pytest.mark.parametrize("line", [pytest.param(line, id=f"{place}: {line}") for line, place in reversed(COMMANDS.items())])
@@ -169,7 +170,7 @@ def test_every_command_on_a_page_would_be_taken(line: str, workplace: Path, monk
         words[0] = "python"
     if words[:2] in (["python", "train.py"], ["dks", "train"]):
         options = {"-m", "--help", "--cfg", "job"}
-        composes([word for word in words[2:] if word not in options])
+        composes([word for word in words[2:] if word not in options], several="-m" in words)
         return
     given, rest = cli._parser().parse_known_args(words[1:])
     overrides = [*getattr(given, "overrides", []), *rest]

@@ -242,14 +242,14 @@ def test_status_tells_of_every_state_and_writes_down_how_jobs_ended(tmp_path: Pa
     write(tmp_path, "mine", runs)
     job = Job(Stage.ended, "OUT_OF_MEMORY", "OutOfMemory", "n2")
     slurm = Slurm({"12_0": Job(Stage.pending, "PENDING", "Resources"), "12_1": RUNNING, "12_2": job, "12_3": ENDED})
-    seen = status.status(str(tmp_path / "results"), "mine", slurm)
+    seen = status.status(manifest.read(str(tmp_path / "results"), "mine"), slurm)
     assert seen.headline() == "mine: 6 cells: 1 missing, 1 queued, 1 running, 1 done, 2 failed"
     assert not seen.is_over
     assert seen.exit_status == 1
     text = str(seen)
     assert "epoch 3/10  312 images/s" in text
     assert "JobEnded: job 12_2 ended: OUT_OF_MEMORY (OutOfMemory) n2" in str(
-        status.status(str(tmp_path / "results"), "mine", slurm)
+        status.status(manifest.read(str(tmp_path / "results"), "mine"), slurm)
     )
     assert "NonFiniteLoss: non-finite loss at epoch 1, step 3" in text
     assert str(runs[3].log_file) in text
@@ -272,7 +272,7 @@ def test_status_says_where_another_commit_computed(tmp_path: Path) -> None:
         done.attempts[-1].git_commit = commit
         run.write_record(done)
     write(tmp_path, "mine", runs)
-    seen = str(status.status(str(tmp_path / "results"), "mine", Slurm({})))
+    seen = str(status.status(manifest.read(str(tmp_path / "results"), "mine"), Slurm({})))
     assert "1 runs were computed by another commit than the one that launched them" in seen
 
 
@@ -284,7 +284,7 @@ def test_cancel_withdraws_what_waits_and_stops_what_runs(tmp_path: Path) -> None
     (runs[1].path / heartbeat.FILE).write_text("{}")
     write(tmp_path, "mine", runs)
     slurm = Slurm({"12_0": PENDING, "12_1": RUNNING})
-    said = status.cancel(status.status(str(tmp_path / "results"), "mine", slurm), slurm)
+    said = status.cancel(status.status(manifest.read(str(tmp_path / "results"), "mine"), slurm), slurm)
     assert str(said) == "1 queued cells withdrawn, 1 running ones told to stop"
     assert json.loads(said.to_json()) == {
         "name": "mine",
@@ -313,7 +313,7 @@ def test_a_scheduler_that_is_silent_when_jobs_are_to_be_cancelled_is_said_in_a_l
 
     slurm = Silent({"12_0": PENDING, "12_1": PENDING})
     with pytest.raises(RequestError) as refused:
-        status.cancel(status.status(str(tmp_path / "results"), "mine", slurm), slurm)
+        status.cancel(status.status(manifest.read(str(tmp_path / "results"), "mine"), slurm), slurm)
     assert refused.value.problems == (
         "2 jobs could not be cancelled: scancel says: Unable to contact slurm controller; cancel again where SLURM answers",
     )
@@ -333,7 +333,7 @@ def test_waiting_ends_when_nothing_runs_or_waits(tmp_path: Path) -> None:
         looks += 1
         if looks == 3:
             run.write_record(record(Status.done, launch))
-        return status.status(str(tmp_path / "results"), "mine", Slurm({"12": PENDING}))
+        return status.status(manifest.read(str(tmp_path / "results"), "mine"), Slurm({"12": PENDING}))
 
     said: list[str] = []
     seen = status.wait(look, 0.0, said.append)

@@ -18,7 +18,8 @@ from dks.machine import code
 from dks.machine.interruption import Interrupted
 from dks.sweeps import engine
 from dks.sweeps.grid import Grid, Point
-from dks.sweeps.plan import Plan, _chosen, plan, summary
+from dks.sweeps.plan import Plan, _chosen, plan
+from dks.sweeps.plan_text import summary
 from dks.sweeps.sync import sync
 from dks.tables.mlflow_source import MlflowSource
 from dks.tables.records import RecordSource

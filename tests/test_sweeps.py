@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from conftest import TINY
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dks.cli import main
+from dks.config.compose import checked
 from dks.config.errors import RequestError
 from dks.sweeps import files, request
 from dks.sweeps.grid import Grid, expand
@@ -54,15 +56,19 @@ def test_a_value_given_twice_is_refused_and_a_key_given_twice_counts_as_last_typ
         (["recipe.lr=1,2", "+x/y=1,2"], "recipe.lr-_x_y"),
     ],
 )
-def test_a_sweep_is_named_by_its_axes(overrides: list[str], name: str) -> None:
-    assert grid(*overrides).name == name
+def test_a_sweep_is_named_by_its_axes_and_six_digits_for_its_values(overrides: list[str], name: str) -> None:
+    assert re.fullmatch(f"{re.escape(name)}-[0-9a-f]{{6}}", grid(*overrides).name)
 
 
-def test_what_is_fixed_is_in_the_name_whatever_its_order_and_spelling() -> None:
-    one = grid("strategy=x,y", "aux=ours", "seed=1").name
-    assert one == grid("seed=1", "aux_design=ours", "strategy=x,y,z").name
-    assert one != grid("strategy=x,y", "aux=shallow", "seed=1").name
-    assert one.startswith("strategy-")
+def test_all_values_that_matter_are_in_the_name_whatever_their_order_and_spelling() -> None:
+    one = grid("strategy=x,y", "aux=ours", "seed=1", "recipe.lr=1").name
+    assert one == grid("recipe.lr=1.0", "seed=1", "aux_design=ours", "strategy=y,x", "device=cpu").name
+    others = [
+        grid("strategy=x,y", "aux=shallow", "seed=1", "recipe.lr=1"),
+        grid("strategy=x,y,z", "aux=ours", "seed=1", "recipe.lr=1"),
+        grid("strategy=x,z", "aux=ours", "seed=1", "recipe.lr=1"),
+    ]
+    assert len({one, *(each.name for each in others)}) == 4
 
 
 def test_an_interval_has_no_values_to_run() -> None:
@@ -138,3 +144,31 @@ def test_sweeps_are_listed(capsys: Any) -> None:
         main(["sweep", "run", "nope"])
     assert left.value.code == 2
     assert capsys.readouterr().err == f"error: no sweep 'nope'; choose from {', '.join(files.names())}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("seed=1..5", "seed=range(1,6)"),
+        ("++seed=-2..0", "++seed=range(-2,1)"),
+        ("seed=1..3,7", "seed=1,2,3,7"),
+        ("seed=choice(5,1..2)", "seed=choice(5,1,2)"),
+        ("data.root=..", "data.root=.."),
+        ("data.root=../1..3", "data.root=../1..3"),
+        ("data.name='1..3'", "data.name='1..3'"),
+        ("backbone=1..3", "backbone=1..3"),
+    ],
+)
+def test_a_range_of_whole_numbers_is_typed_as_it_stands_in_files(typed: str, read: str) -> None:
+    assert checked([typed]) == [read]
+
+
+def test_a_range_means_the_same_for_every_command(sweeps: Path, in_folder: Path, capsys: Any) -> None:
+    (sweeps / "mine.yaml").write_text("grids:\n- {method: dks, seed: [1, 2]}\n")
+    assert (named("seed=3..5").name, named("seed=3..5").points) == (named("seed=3,4,5").name, named("seed=3,4,5").points)
+    for command, wanted in ((["sweep", "plan", "mine", "--probe", "0"], [3, 4, 5]), (["table", "mine"], 3)):
+        with pytest.raises(SystemExit) as left:
+            main([*command, "seed=3..5", "--json"])
+        assert not left.value.code
+        found = json.loads(capsys.readouterr().out)
+        assert wanted == ([cell["seed"] for cell in found["cells"]] if "plan" in command else found[0]["cells"][0]["wanted"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -177,7 +178,8 @@ def _named_sweep(options: argparse.Namespace, *more: str) -> int:
         from dks.sweeps import manifest
 
         results_dir = getattr(options, "results_dir", "results")
-        if name in manifest.known(results_dir):  # an ad-hoc sweep, or a named one with overrides, asked for again
+        # An ad-hoc sweep, or a named one with overrides, asked for again.
+        if name in manifest.known(results_dir) or manifest.variants_of(results_dir, name):
             begun = manifest.read(results_dir, name)
             if not any(line.startswith("tracking.uri=") for line in overrides):
                 _distrust_unless_typed(begun.request, overrides)
@@ -211,11 +213,13 @@ def _begun(options: argparse.Namespace) -> Manifest:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from dks.sweeps.changes import Changes
     from dks.sweeps.status import status
     from dks.sweeps.sync import tell_dead
     from dks.terminal import console
 
-    seen = status(options.results_dir, _begun(options).name)
+    seen = status(begun := _begun(options))
+    seen = replace(seen, changed=Changes().of(begun))
     if options.json:
         print(seen.to_json())
     else:
@@ -230,11 +234,12 @@ def _wait(options: argparse.Namespace) -> int:
     from dks.sweeps.sync import tell_dead
     from dks.tables.render import as_json
     from dks.tables.results import show, write_results
+    from dks.tables.study import Study
     from dks.terminal import say
     from dks.tracking.sender import sending
 
-    name = _begun(options).name
-    seen = wait(lambda: status(options.results_dir, name), options.every, say)
+    study = Study.begun(options.results_dir, _begun(options))
+    seen = wait(lambda: status(study.sweep), options.every, say)
     begun = next((each.folder for each in seen.standings.values() if each.record is not None), None)
     if begun is not None:
         tracking = begun.read_config().tracking
@@ -242,14 +247,14 @@ def _wait(options: argparse.Namespace) -> int:
             sender.sweep(seen.sweep.name, "FAILED" if seen.exit_status else "FINISHED", tracking)
     for line in tell_dead(seen.standings):
         print(visible(line), file=sys.stderr)
-    tables = write_results(options.results_dir, name)
+    tables = write_results(options.results_dir, study)
     with output.kept_elsewhere():
         if options.json:
             print(as_json(tables), end="")
         for table in () if options.json else tables:
             show(table)
     if seen.sweep.undecided:
-        print(f"dks sweep run {name} goes on: {'; '.join(seen.sweep.undecided)}", file=sys.stderr)
+        print(f"dks sweep run {study.name} goes on: {'; '.join(seen.sweep.undecided)}", file=sys.stderr)
     return seen.exit_status
 
 
@@ -257,6 +262,6 @@ def _cancel(options: argparse.Namespace) -> int:
     from dks.ledger.scheduler import Scheduler
     from dks.sweeps.status import cancel, status
 
-    found = cancel(status(options.results_dir, _begun(options).name), Scheduler())
+    found = cancel(status(_begun(options)), Scheduler())
     print(found.to_json() if options.json else visible(str(found)))
     return DONE

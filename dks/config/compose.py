@@ -16,6 +16,7 @@ from typing import Any, cast
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, OverrideType, QuotedString
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -29,6 +30,7 @@ from dks.config.catalogue import catalogue
 from dks.config.errors import RequestError, one_line, short
 from dks.config.files import choices, declarations, groups
 from dks.config.names import SHORT_NAMES
+from dks.config.ranges import MOST_CELLS, whole_numbers, written_out
 from dks.config.schema import Config
 
 
@@ -42,12 +44,15 @@ class Composed:
 
 
 DEEPEST = 20  # brackets within brackets in one override
-# Keys of Hydra that mean nothing here, for every run is planned, and its folder is named after its cell.
-NOT_OURS = {
-    "hydra.mode": "a single run is planned as a sweep is; drop it",
-    "hydra.run.dir": "runs are kept in runs_dir; set that",
-    "hydra.sweep.dir": "runs are kept in runs_dir; set that",
-    "hydra.sweep.subdir": "the folder of a run is named after its cell; drop it",
+# Keys of Hydra that mean nothing here, for every run is planned, and its folder is named after its cell -> the value that they
+# have, and why they can have no other.
+FIXED: dict[str, tuple[object, str]] = {
+    "hydra.mode": ("MULTIRUN", "a single run is planned as a sweep is; drop it"),
+    "hydra.run.dir": ("${runs_dir}", "runs are kept in runs_dir; set that"),
+    "hydra.sweep.dir": ("${runs_dir}", "runs are kept in runs_dir; set that"),
+    "hydra.sweep.subdir": ("${hydra.job.num}", "the folder of a run is named after its cell; drop it"),
+    "hydra.job.chdir": (False, "runs begin in the folder in which the command was typed; drop it"),
+    "hydra.job.env_set": ({}, "set the variables of the command itself, as in NAME=VALUE dks train"),
 }
 
 Compose = Callable[[Sequence[str]], Composed]  # from the overrides of one cell
@@ -72,6 +77,7 @@ def compose_here(overrides: Sequence[str]) -> Composed:
         RequestError: as `from_hydra`, and where an override is wrong.
     """
     register_schema()
+    checked(overrides)  # Hydra does not say the name of every one that is wrong
     try:
         with initialize_config_dir(str(declarations("conf")), version_base="1.3"):
             return from_hydra(compose("config", list(overrides), return_hydra_config=True))
@@ -83,8 +89,10 @@ def from_hydra(composed: DictConfig) -> Composed:
     """The typed configuration inside what Hydra composed, with its `hydra` node.
 
     Raises:
-        RequestError: a short and a long name disagree, or a key is unknown or of the wrong type; UnsettledError.
+        RequestError: a short and a long name disagree, a key is unknown or of the wrong type, or a file asks of Hydra
+            what it cannot do here; UnsettledError.
     """
+    check_hydra(composed.hydra)
     everything = cast("dict[str, str | None]", OmegaConf.to_container(composed.hydra.runtime.choices))
     chosen = {group: choice for group, choice in everything.items() if not group.startswith("hydra/")}
     keys = [str(key) for key in composed if key != "hydra"]
@@ -152,7 +160,15 @@ def explain(error: BaseException) -> str:
         if not isinstance(error.__cause__, OmegaConfBaseException):
             return one_line(text)
         return explain(error.__cause__)
+    if isinstance(error.__context__, OmegaConfBaseException) and (file := _first(r"^In '([^']*)':", text)) is not None:
+        return f"{short(file)}.yaml: {explain(error.__context__)}"
     if isinstance(error, ConfigCompositionException) and (group := _first(r"Could not override '([^']*)'", text)) is not None:
+        if (file := _first(r"^In '([^']*)':", text)) is not None:
+            long = SHORT_NAMES.get(group)
+            hint = f"write override /{long}" if long else "the groups behind its own in conf/config.yaml are settled by then"
+            return f"{short(file)}.yaml: it cannot override {short(group)}; {hint}"
+        if group in groups():
+            return f"{group}: the configuration has no choice of it; add one with +{group}=NAME, of {', '.join(choices(group))}"
         return f"{short(group)}: no such key; groups are {', '.join(groups())}"
     if isinstance(error, OverrideParseException):
         return f"{short(error.override)} cannot be read: {_syntax(text)}"
@@ -224,13 +240,50 @@ def _syntax(text: str) -> str:
     return f"{said}; write KEY=VALUE or KEY=VALUE,VALUE, and quote what is special: \"KEY='VALUE'\""
 
 
-def check_overrides(lines: Iterable[str]) -> None:
-    """Read each override by itself: what is wrong in one is said with its name, before Hydra looks at all of them.
+def check_hydra(node: DictConfig) -> None:
+    """Look at what files of the configuration, an experiment's for example, ask of Hydra: it is done or refused, never ignored.
+
+    Args:
+        node: `hydra` of what was composed.
 
     Raises:
-        RequestError: one is not written as Hydra's grammar has it, or gives a group several choices at once.
+        RequestError: there is something that Hydra cannot do here.
     """
-    parser, problems, known = OverridesParser.create(), list[str](), groups()
+    problems = []
+    for key, (expected, why) in FIXED.items():
+        *above, name = key.split(".")[1:]
+        held = OmegaConf.masked_copy(node[above[0]] if above else node, name)
+        value = cast("dict[str, Any]", OmegaConf.to_container(held))[name]  # a reference as it is written
+        value = getattr(value, "name", value)
+        if value != expected:
+            problems.append(f"{key}={short(value)}: {why}")
+    sweeper = node.runtime.choices["hydra/sweeper"]
+    if sweeper != SWEEPER:
+        problems.append(f"hydra/sweeper={short(sweeper)}: {_ONE_SWEEPER}")
+    elif more := sorted({*map(str, node.sweeper)} - {*ConfigStore.instance().load(f"hydra/sweeper/{SWEEPER}.yaml").node}):
+        problems += [f"hydra.sweeper.{short(key)}: {_SWEEPS}" for key in more]
+    if problems:
+        raise RequestError(*problems)
+
+
+SWEEPER = "dks"
+_ONE_SWEEPER = "sweeps are planned in one way only; drop it"
+_SWEEPS = "no such key; a sweep is typed, as in -m seed=1..5, or is a file of its own, which dks sweep run NAME takes"
+
+
+def checked(lines: Iterable[str], several: bool = True) -> list[str]:
+    """The overrides, each read by itself: what is wrong in one is said with its name, before Hydra looks at all of them. Ranges
+    of whole numbers, such as seed=1..5, are as Hydra has them.
+
+    Args:
+        several: a key may have several values, which makes a sweep.
+
+    Raises:
+        RequestError: one is not written as Hydra's grammar has it, gives a group something else than a choice, or means nothing
+            here.
+    """
+    parser, problems, read = OverridesParser.create(), list[str](), list[str]()
+    known = {*groups(), *(group for group, _ in catalogue().choices)}
     for line in lines:
         if _depth(line) > DEEPEST:
             problems.append(f"{short(line)}: brackets may be nested {DEEPEST} deep at most")
@@ -241,14 +294,39 @@ def check_overrides(lines: Iterable[str]) -> None:
             problems.append(f"{short(line)} cannot be read: {_syntax(str(error))}")
             continue
         key, value = override.key_or_group, override._value
+        values = value.list if isinstance(value, ChoiceSweep) else [value]
+        is_group = key in known or key.startswith("hydra/")
+        numbers = [whole_numbers(each) for each in values if type(each) is str and not is_group]
+        ranges = [each for each in numbers if each is not None]
+        fixed = next((name for name in FIXED if f"{key}.".startswith(f"{name}.")), None)
         if not key:
             problems.append(f"{short(line)} has no key; write KEY=VALUE")
-        elif key in known and isinstance(value, list):
-            problems.append(f"{short(line)}: {key} takes one choice, not a list; choose from {', '.join(choices(key))}")
-        elif key in NOT_OURS:
-            problems.append(f"{short(line)}: {NOT_OURS[key]}")
+        elif is_group and override.type is not OverrideType.DEL and not all(map(_is_choice, values)):
+            hint = f"; choose from {', '.join(choices(key))}" if key in known else ""
+            hint += " ('off' in quotes, for in YAML it is false)" if False in values and "off" in hint else ""
+            problems.append(f"{short(line)}: {key} takes one choice, by its name{hint}")
+        elif fixed is not None:
+            problems.append(f"{short(line)}: {FIXED[fixed][1]}")
+        elif key == "hydra/sweeper" and values != [SWEEPER]:
+            problems.append(f"{short(line)}: {_ONE_SWEEPER}")
+        elif not several and (ranges or override.is_sweep_override()):
+            problems.append(f"{short(line)}: several values make a sweep, which needs -m: python train.py -m {short(line)}")
+        elif not all(ranges):
+            problems.append(f"{short(line)} is no range; write the first and the last whole number, as in 1..5")
+        elif sum(map(len, ranges)) > MOST_CELLS:
+            problems.append(f"{short(line)} has more than {MOST_CELLS:,} values; a sweep has so many cells at most")
+        elif ranges and isinstance(value, str):
+            read.append(f"{line.partition('=')[0]}=range({ranges[0].start},{ranges[0].stop})")
+        else:
+            read.append(written_out(line) if ranges else line)
     if problems:
         raise RequestError(*problems)
+    return read
+
+
+def _is_choice(value: object) -> bool:
+    """Could it be the name of one? Names of many, with an asterisk for example, become names later."""
+    return isinstance(value, str | QuotedString | Glob)
 
 
 def _depth(line: str) -> int:

@@ -55,6 +55,13 @@ def choices(group: str) -> list[str]:
     return sorted({*own_choices(group), *catalogue().names(group)})
 
 
+def choice_file(group: str, name: str) -> Path:
+    """The file of a choice, ours or that of an extension, which may have none."""
+    from dks.config.catalogue import catalogue
+
+    return catalogue().files.get((group, name), declarations("conf") / group / f"{name}.yaml")
+
+
 def load_choice(group: str, name: str, schema: type[T]) -> T:
     """The dataclass that `group=name` would give, read from its file alone.
 
@@ -69,9 +76,8 @@ def load_choice(group: str, name: str, schema: type[T]) -> T:
     if name not in choices(group):
         raise RequestError(f"{group}={name}: no such choice; choose from {', '.join(choices(group))}")
     catalogue().refuse_twins(group, name)
-    path = catalogue().files.get((group, name), declarations("conf") / group / f"{name}.yaml")
     made = generated(group, name)
-    values: Any = OmegaConf.load(path) if made is None else OmegaConf.create(made)
+    values: Any = OmegaConf.load(choice_file(group, name)) if made is None else OmegaConf.create(made)
     values.pop("defaults", None)
     values = values.get(group, values)  # files that also set other groups say `# @package _global_`
     return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))

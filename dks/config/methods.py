@@ -18,6 +18,9 @@ from dks.config.schema import (
     TeacherKind,
 )
 
+# The presets of `conf/method/` whose names are the paper's: each is what `method_of` makes of it.
+PAPERS = frozenset({"baseline", "ds", "dks", "single", "kd_c1", "kd_c1_ds", "kd_c2c3_ds"})
+
 
 def method_of(config: Config) -> str:
     """The method's name in the paper's tables.

@@ -27,10 +27,9 @@ def groups(overrides: Sequence[str]) -> list[tuple[str, list[Check]]]:
         RequestError: an override is wrong.
     """
     try:
-        from dks.config.compose import check_overrides, compose_here
+        from dks.config.compose import checked, compose_here
 
-        check_overrides(overrides)
-        composed = compose_here(overrides)
+        composed = compose_here(checked(overrides))
     except ImportError as error:  # a package is missing, and that is what is to be said
         missing = red("configuration", f"cannot be read: {one_line(str(error))}", "install the dependencies")
         return [*_installed(), ("Configuration", [Check("configuration", lambda: [missing])])]

@@ -86,6 +86,11 @@ def _silent(signs: Signs, stage: Stage | None) -> State:
     return State.running if signs.fresh and not signs.here else State.lost
 
 
+def has_diverged(record: Record | None) -> bool:
+    """Did it fail because its loss was no finite number any more? Begun again, it would do so again."""
+    return record is not None and record.status is Status.failed and (record.error or {}).get("type") == "NonFiniteLoss"
+
+
 def to_launch(state: State) -> bool:
     """Is this cell to be run by somebody who asks for it now?"""
     return state not in (State.done, State.running, State.queued)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
@@ -86,8 +86,14 @@ class Override:
         return f"{self.name}={','.join(sorted(map(plain, self.values)))}"
 
 
-def cells_of(number: int, product: Product, base: Settings, given: Sequence[Override]) -> Iterator[Cell]:
-    """The combinations of one product, in order, with overrides in the place of its own values."""
+def cells_of(
+    number: int, product: Product, base: Settings, given: Sequence[Override], is_taught: Callable[[Settings], bool]
+) -> Iterator[Cell]:
+    """The combinations of one product, in order, with overrides in the place of its own values.
+
+    Args:
+        is_taught: has a cell a teacher? Those of overrides and of choices are for such cells alone.
+    """
     choose = choose_of(product, given)
     # Several values for a key that is chosen are its candidates: the cell itself does not have it.
     applied = [each for each in given if choose is None or each.name != long_name(choose.key)]
@@ -96,12 +102,13 @@ def cells_of(number: int, product: Product, base: Settings, given: Sequence[Over
     for override in others:
         dimensions = _replaced(dimensions, override)
     teachers = [override.dimension for override in applied if _is_teachers(override.name)]
+    chooses_teacher = choose is not None and _is_teachers(long_name(choose.key))
     for combination in itertools.product(*dimensions):
         settings = dict(base)
         for part in combination:
             settings.update(part)
-        taught = _has_teacher(settings)
-        chosen = choose if choose is not None and (taught or not _is_teachers(long_name(choose.key))) else None
+        taught = (bool(teachers) or chooses_teacher) and is_taught(settings)
+        chosen = choose if taught or not chooses_teacher else None
         for more in itertools.product(*teachers) if taught else [()]:
             whole = dict(settings)
             for part in more:
@@ -154,12 +161,6 @@ def _replaced(dimensions: list[Dimension], override: Override) -> list[Dimension
 
 def _is_teachers(name: str) -> bool:
     return name == "kd_teacher" or name.startswith("kd_teacher.")
-
-
-def _has_teacher(settings: Settings) -> bool:
-    _, method = settings.get("method", ("", ""))
-    _, teacher = settings.get("kd_teacher", ("", "none"))
-    return method.startswith("kd_") or teacher not in ("none", "null")
 
 
 def matches(settings: Settings, exclude: dict[str, frozenset[str]]) -> bool:

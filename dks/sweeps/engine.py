@@ -16,7 +16,6 @@ from uuid import uuid4
 from rich.markup import escape
 
 from dks.config.errors import RequestError
-from dks.config.methods import method_of
 from dks.config.schema import TrackingKind
 from dks.config.secrets import without_password
 from dks.ledger.launches import LaunchFolder
@@ -27,7 +26,10 @@ from dks.machine.commit import git_commit
 from dks.sweeps import manifest
 from dks.sweeps.command_line import command_line
 from dks.sweeps.going_on import other_ways
-from dks.sweeps.plan import Cell, Plan, summary
+from dks.sweeps.manifest import Manifest
+from dks.sweeps.plan import Cell, Plan
+from dks.sweeps.plan_text import single, summary
+from dks.sweeps.undo import Undo
 from dks.terminal import Display, console, error_head, error_text
 from dks.tracking.best import classifier_ending
 from dks.tracking.disk import refusal
@@ -71,20 +73,20 @@ QUEUING = 8
 UNSUCCESSFUL = frozenset({State.failed, State.killed, State.lost})
 
 
-def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, present: Callable[[str, str], None]) -> int:
+def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, present: Callable[[str, Manifest], None]) -> int:
     """Run what is missing, then show the table, or for a single run its errors; returns the exit status.
 
     A failed cell does not stop the others, unless the policy says so. Ctrl-C stops all; what is there by then is shown, and the
     same command goes on. Where a hyper-parameter is chosen by runs of the sweep itself, the cells that use it follow once
-    they are done.
+    they are done; runs that diverged are done with then, and no failures.
 
     Args:
         make: plans the sweep, as things stand when it is called.
-        present: shows the table of a sweep, given `results_dir` and the sweep's name, and writes it there.
+        present: shows the table of a sweep, given `results_dir` and what was asked for, and writes it there.
 
     Raises:
-        RequestError: data is missing, a run that is under way was begun on other data, or a folder cannot be written; nothing
-            was launched.
+        RequestError: data is missing, a run that is under way was begun on other data, a folder cannot be written, or the
+            launcher refuses; nothing was launched, or stays.
     """
     sweep, begun, interrupted = make(), set[str](), False
     if sweep.absent and sweep.launches(policy.only) and not launcher.detached:
@@ -100,13 +102,12 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, presen
         launches = [cell for cell in sweep.launches(policy.only) if cell.cell_id not in begun]
         say = Display().say
         if not begun or launches:
-            say(summary(sweep, policy.only))
+            say(summary(sweep, policy.only) if sweep.axes else single(sweep))
             for line in _decisions(sweep, launches):
                 Display().explain(escape(line))
-        if sweep.axes or (launcher.detached and launches):
-            for each in sweep.manifests():
-                manifest.write(each, sweep.cells[0].config.results_dir)
         if not launches:
+            for each in sweep.manifests() if sweep.axes else ():
+                manifest.write(each, sweep.cells[0].config.results_dir)
             break
         interrupted = not _launch(sweep, launches, launcher, policy)
         begun |= {cell.cell_id for cell in launches}
@@ -121,8 +122,9 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, presen
     if interrupted:
         Display().say("[yellow]interrupted[/]: the same command goes on from here", urgent=True)
         return interruption.STATUS
-    standings = survey_all((cell.config.runs_dir, cell.cell_id) for cell in sweep.cells)
-    for cell in sweep.cells:
+    counting = [cell for cell in sweep.cells if cell.cell_id not in sweep.settled]
+    standings = survey_all((cell.config.runs_dir, cell.cell_id) for cell in counting)
+    for cell in counting:
         folder = standings[cell.cell_id].folder
         if standings[cell.cell_id].state is State.done and (folder.record_is_damaged or not folder.config_is_whole()):
             _mend(cell, folder)
@@ -160,9 +162,21 @@ def _unwritable(sweep: Plan, launches: list[Cell], launcher: Launcher) -> Iterat
 
 def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy) -> bool:
     """Set these cells going, and wait for them unless the launcher does not; False if it was interrupted."""
-    tracking, display = launches[0].config.tracking, Display(len(launches))
+    tracking, display, undo = launches[0].config.tracking, Display(len(launches)), Undo()
     launch: LaunchFolder | None = None
+
+    def go() -> None:
+        with ThreadPoolExecutor(QUEUING) as threads:  # most of the time is waiting for the disk
+            list(threads.map(partial(queue, launch=launch), launches))
+        errors = launcher.launch(launches)
+        undo.forget()
+        for error in errors:
+            display.say(f"[red]error[/]: {escape(str(error))}", urgent=True)
+
     try:
+        launch = _begin(sweep, launches, launcher, policy, undo)
+        if launcher.detached:  # who cells are handed over to may refuse them, before a store is told
+            go()
         with sending(tracking, partial(display.say, urgent=True)) as sender:
             if tracking.kind is not TrackingKind.off:
                 name = without_password(str(tracking.uri))
@@ -170,21 +184,21 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
                 if silence := sender.open(tracking):
                     line = f"{name}: {silence}; the runs do without, and dks sync sends them later"
                     display.say(f"[yellow]tracking[/]: {escape(line)}", urgent=True)
-            launch = _begin(sweep, launches, launcher, policy)
             if sweep.axes:
                 sender.sweep(sweep.name, "RUNNING", tracking)
-            try:
-                with display:
-                    with ThreadPoolExecutor(QUEUING) as threads:  # most of the time is waiting for the disk
-                        list(threads.map(partial(queue, launch=launch), launches))
-                    for error in launcher.launch(launches):
-                        display.say(f"[red]error[/]: {escape(str(error))}", urgent=True)
-            finally:
-                if sweep.axes and not launcher.detached:
-                    sender.sweep(sweep.name, _standing(sweep), tracking)
+            if not launcher.detached:
+                try:
+                    with display:
+                        go()
+                finally:
+                    if sweep.axes:
+                        sender.sweep(sweep.name, _standing(sweep), tracking)
     except KeyboardInterrupt:
         interruption.check()  # one that came while nothing was under way: there is nothing to show
         return False
+    except Exception:
+        _take_back(launches, launch, undo)
+        raise
     finally:
         if launch is not None:
             launch.lock.release()
@@ -193,20 +207,42 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
 
 def _standing(sweep: Plan) -> str:
     """How a sweep stands that is over for now, as MLflow names it."""
-    records = [RunFolder(Path(cell.config.runs_dir) / cell.cell_id).read_record() for cell in sweep.cells]
+    counting = [cell for cell in sweep.cells if cell.cell_id not in sweep.settled]
+    records = [RunFolder(Path(cell.config.runs_dir) / cell.cell_id).read_record() for cell in counting]
     states = {Status.killed if record is None else record.status for record in records}
     return status_of({Status.killed if state in (Status.queued, Status.running) else state for state in states})
 
 
-def _begin(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy) -> LaunchFolder | None:
-    """The launch on disk; a single run that is waited for needs none."""
+def _begin(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy, undo: Undo) -> LaunchFolder | None:
+    """The launch on disk, and what was asked for; a single run that is waited for needs neither."""
+    folders = [RunFolder(Path(cell.config.runs_dir) / cell.cell_id) for cell in launches]
+    for each in folders:
+        undo.note(each.record_file, each.config_file, each.path / "lock")
     if not sweep.axes and not launcher.detached:
         return None
-    folders = [Path(cell.config.runs_dir) / cell.cell_id for cell in launches]
     results_dir = launches[0].config.results_dir
-    return LaunchFolder.create(
-        results_dir, sweep.name, launcher.name, folders, git_commit(), policy.retries, policy.max_failures
+    for asked in sweep.manifests():
+        undo.note(manifest.file(results_dir, asked.name), Path(results_dir) / asked.name / "launches" / "ID")
+        manifest.write(asked, results_dir)
+    paths = [each.path for each in folders]
+    launch = LaunchFolder.create(
+        results_dir, sweep.name, launcher.name, paths, git_commit(), policy.retries, policy.max_failures
     )
+    undo.note_folder(launch.path)
+    return launch
+
+
+def _take_back(launches: list[Cell], launch: LaunchFolder | None, undo: Undo) -> None:
+    """Undo a launch that was refused, unless some of its cells have begun; cells that others have queued meanwhile stay so."""
+    path, others = None if launch is None else str(launch.path), list[Path]()
+    for cell in launches:
+        folder = RunFolder(Path(cell.config.runs_dir) / cell.cell_id)
+        record = folder.read_record()
+        if record is not None and record.launch == path and record.status is not Status.queued:
+            return
+        if record is not None and record.launch != path:
+            others += [folder.record_file, folder.config_file, folder.path / "lock"]
+    undo.undo(others)
 
 
 def queue(cell: Cell, launch: LaunchFolder | None = None) -> None:
@@ -256,7 +292,7 @@ def _fresh(cell: Cell, launch: LaunchFolder | None = None) -> Record:
         cell_id=cell.cell_id,
         config_id=cell.config_id,
         seed=cell.config.seed,
-        method=method_of(cell.config),
+        method=cell.method,
         choices=cell.choices,
         label=cell.place,
         overrides=list(cell.point.overrides),
@@ -288,7 +324,8 @@ def _mended(cell: Cell, folder: RunFolder) -> Record | None:
     record = folder.mend_record()
     if record is not None:
         fresh = _fresh(cell)
-        record.choices, record.label, record.overrides = fresh.choices, fresh.label, fresh.overrides
+        record.method, record.choices = fresh.method, fresh.choices
+        record.label, record.overrides = fresh.label, fresh.overrides
         folder.write_record(record)
     return record
 
@@ -298,10 +335,10 @@ def _how_to_follow(sweep: Plan) -> str:
     return f"dks sweep status {sweep.name} shows how they do, wait and cancel do what they say{more}"
 
 
-def _show(sweep: Plan, present: Callable[[str, str], None]) -> None:
+def _show(sweep: Plan, present: Callable[[str, Manifest], None]) -> None:
     if sweep.axes:
         for part in sweep.parts:
-            present(sweep.cells[0].config.results_dir, part.name)
+            present(sweep.cells[0].config.results_dir, part.manifest())
         return
     cell = sweep.cells[0]
     state, record = look_up(cell.config.runs_dir, cell.cell_id)

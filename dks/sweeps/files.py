@@ -27,8 +27,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -38,6 +39,7 @@ from yaml import YAMLError
 from dks.config.errors import RequestError, short
 from dks.config.files import declarations
 from dks.config.names import long_name
+from dks.config.ranges import whole_numbers
 from dks.config.reading import MIB, read_text
 from dks.sweeps.combinations import (
     HOLDOUT,
@@ -94,6 +96,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in declarations("sweeps").glob("*.yaml"))
 
 
+def path_of(name: str) -> Path:
+    """Where the file of a sweep is, if there is one."""
+    return declarations("sweeps") / f"{name}.yaml"
+
+
 def read(name: str) -> NamedSweep:
     """The sweep of that name.
 
@@ -122,7 +129,7 @@ def _read(name: str, within: tuple[str, ...]) -> NamedSweep:
     if not (isinstance(grids, list) and grids and all(isinstance(grid, dict) and grid for grid in grids)):
         raise RequestError(f"{file}: grids must be a list of grids, each of keys with values")
     products = tuple(_product(f"{file}: grid {number}", grid, base) for number, grid in enumerate(grids, 1))
-    cells = [cell for number, product in enumerate(products, 1) for cell in cells_of(number, product, base, ())]
+    cells = [cell for number, product in enumerate(products, 1) for cell in _own_cells(number, product, base)]
     rows, columns, shape = _table(file, content.get("table"), cells)
     _check_union(file, cells, axes_of(cells, rows, columns))
     return NamedSweep(name, title, base, products, rows, columns, shape)
@@ -131,7 +138,7 @@ def _read(name: str, within: tuple[str, ...]) -> NamedSweep:
 def _content(name: str) -> dict[str, Any]:
     file = f"{name}.yaml"
     try:
-        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_text(declarations("sweeps") / file, MIB))))
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_text(path_of(name), MIB))))
     except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise RequestError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
@@ -196,13 +203,18 @@ def _product(where: str, grid: dict[Any, Any], base: Settings) -> Product:
         _exclude(f"{where}: exclude", exclude, known) for exclude in _dicts(f"{where}: exclude", grid.get("exclude", []))
     ]
     product = Product(tuple(dimensions), (), choose)
-    cells = list(cells_of(0, product, base, ()))
+    cells = list(_own_cells(0, product, base))
     for number, exclude in enumerate(excludes, 1):
         if not any(matches(cell.settings, exclude) for cell in cells):
             raise RequestError(f"{where}: exclude {number} matches no cell of this grid; drop it, or correct its values")
     if all(any(matches(cell.settings, exclude) for exclude in excludes) for cell in cells):
         raise RequestError(f"{where}: exclude leaves nothing of it")
     return replace(product, excludes=tuple(excludes))
+
+
+def _own_cells(number: int, product: Product, base: Settings) -> Iterator[Cell]:
+    """Without overrides; whether a choice of something of the teacher's is for a cell shows when it is composed."""
+    return cells_of(number, product, base, (), lambda settings: True)
 
 
 def _dicts(where: str, value: Any) -> list[dict[Any, Any]]:
@@ -244,9 +256,6 @@ def _choose(where: str, choose: Any, keys: Iterable[str], base: Settings) -> Cho
     return Choose(key, candidates, holdout)
 
 
-_RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})")
-
-
 def _values(where: str, value: Any) -> tuple[str, ...]:
     """The values of a key: a list, one value, or a range of whole numbers such as 1..5."""
     items = value if isinstance(value, list) else [value]
@@ -255,10 +264,10 @@ def _values(where: str, value: Any) -> tuple[str, ...]:
     texts: list[str] = []
     for item in items:
         if isinstance(item, str) and ".." in item and "/" not in item:
-            if not (ends := _RANGE.fullmatch(item)) or int(ends[1]) > int(ends[2]):
+            if not (numbers := whole_numbers(item)):
                 raise RequestError(f"{where}: {short(item)} is no range; write the first and the last whole number, as in 1..5")
-            check_size(f"{where}: {item}", [int(ends[2]) - int(ends[1]) + 1])
-            texts += map(str, range(int(ends[1]), int(ends[2]) + 1))
+            check_size(f"{where}: {item}", [numbers.stop - numbers.start])
+            texts += map(str, numbers)
         else:
             texts.append(written(item))
     return tuple(texts)

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 from dks.config.errors import RequestError, short
 from dks.config.identity import is_execution_only
 from dks.config.names import long_name
+from dks.config.ranges import MOST_CELLS
+from dks.sweeps.combinations import plain
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
-
-
-MOST_CELLS = 100_000  # of a sweep; more are a slip of the finger, and would only fill the memory
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Grid:
 
     axes: tuple[str, ...]  # the keys of the labels: those swept, as typed; or rows, columns and, if it is swept, the seed
     points: tuple[Point, ...]
-    name: str  # made from the axes and from what is fixed: the same request has the same name
+    name: str  # made from the axes and from all values that matter: the same request has the same name, another one another
     title: str = ""  # of a named sweep
     rows: tuple[str, ...] | None = None  # axes of the table's rows, if the sweep says which
     columns: tuple[str, ...] | None = None  # axes of the table's columns, if the sweep says which
@@ -84,12 +83,12 @@ def expand(overrides: Sequence[Override]) -> Grid:
         )
         for combination in itertools.product(*values.values())
     )
-    fixed = [f"{long_name(key)}={items[0]}" for key, items in values.items() if key not in axes]
+    given = [f"{long_name(key)}={','.join(sorted(map(plain, items)))}" for key, items in values.items()]
     swept = [axis for axis in axes if axis != "seed"] or axes
     stem = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", axis) for axis in swept)
     if len(stem) > 100:  # a folder is named so
         stem = f"{stem[:90]}-{hashlib.sha256(stem.encode()).hexdigest()[:6]}"
-    return Grid(tuple(axes), points, named(stem, that_matter(fixed)), request=tuple(map(typed, overrides)))
+    return Grid(tuple(axes), points, named(stem, that_matter(given)), request=tuple(map(typed, overrides)))
 
 
 def check_size(what: str, numbers: Iterable[int]) -> None:
@@ -144,7 +143,7 @@ def that_matter(overrides: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(item for item in overrides if not is_execution_only(item.partition("=")[0])))
 
 
-def named(stem: str, fixed: Sequence[str]) -> str:
-    """For example `aux-strategy`, and `aux-strategy-3f9a21` where some values are fixed for all cells."""
-    whole = "\n".join(fixed)
+def named(stem: str, given: Sequence[str]) -> str:
+    """For example `table3`, and `table3-3f9a21` where values are given for some keys."""
+    whole = "\n".join(given)
     return "-".join(filter(None, (stem, whole and hashlib.sha256(whole.encode()).hexdigest()[:6])))

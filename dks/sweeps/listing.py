@@ -7,9 +7,12 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from dks.config.compose import Compose, compose_here
+from dks.config.composer import Composer
 from dks.config.errors import RequestError
 from dks.ledger.states import State, survey
 from dks.sweeps import manifest
+from dks.sweeps.changes import Changes
 from dks.sweeps.files import names, read
 from dks.sweeps.grid import Grid
 from dks.sweeps.request import grid_of
@@ -17,29 +20,35 @@ from dks.tracking import damage
 
 
 def listed(results_dir: str, as_json: bool) -> str:
-    """All named sweeps, and what was begun under another name in `results_dir`; nothing is composed for it.
+    """All named sweeps, and what was begun under another name in `results_dir`; nothing is composed for it but what was edited
+    since it was begun, and where a choice of something of the teacher's is to be made.
 
     A sweep that was begun has counts of its cells' states, the others only a number of cells.
     """
-    parser = OverridesParser.create()
-    entries = [_named(name, results_dir, parser) for name in names()]
-    others = (_begun(name, results_dir) for name in manifest.known(results_dir) if name not in names())
+    parser, changes, compose = OverridesParser.create(), Changes(), Composer(compose_here)
+    entries = [_named(name, results_dir, parser, changes, compose) for name in names()]
+    others = (_begun(name, results_dir, changes) for name in manifest.known(results_dir) if name not in names())
     entries += [entry for entry in others if entry is not None]
     if as_json:
         return json.dumps(entries, indent=1)
     width = max(len(entry["name"]) for entry in entries)
-    return "\n".join(f"{entry['name']:<{width}}  {_progress(entry):<30}  {entry['title']}" for entry in entries)
+    lines = []
+    for entry in entries:
+        lines.append(f"{entry['name']:<{width}}  {_progress(entry):<30}  {entry['title']}")
+        lines += [f"{'':<{width}}  {entry['changed']}"] if entry["changed"] else []
+    return "\n".join(lines)
 
 
-def _named(name: str, results_dir: str, parser: OverridesParser) -> dict[str, Any]:
+def _named(name: str, results_dir: str, parser: OverridesParser, changes: Changes, compose: Compose) -> dict[str, Any]:
     sweep = read(name)
-    if name in manifest.known(results_dir) and (begun := _begun(name, results_dir)) is not None:
+    if name in manifest.known(results_dir) and (begun := _begun(name, results_dir, changes)) is not None:
         return begun
-    grid = grid_of(sweep, (), parser)
-    return {"name": name, "title": sweep.title, "cells": count(grid), "tables": max(1, len(grid.parts)), "states": None}
+    grid = grid_of(sweep, (), parser, compose)
+    facts = {"name": name, "title": sweep.title, "cells": count(grid), "tables": max(1, len(grid.parts))}
+    return {**facts, "states": None, "changed": None}
 
 
-def _begun(name: str, results_dir: str) -> dict[str, Any] | None:
+def _begun(name: str, results_dir: str, changes: Changes) -> dict[str, Any] | None:
     """A sweep that was begun; None where its file cannot be read, which is reported and stops no list."""
     try:
         found = manifest.read(results_dir, name)
@@ -55,6 +64,7 @@ def _begun(name: str, results_dir: str) -> dict[str, Any] | None:
         "cells": len(states),
         "tables": max(1, len(found.parts)),
         "states": counted,
+        "changed": changes.of(found),
     }
 
 

@@ -47,13 +47,16 @@ class Manifest:
     rows: list[str] | None = None  # axes of the table where the sweep names them
     columns: list[str] | None = None
     selection: list[ManifestCell] = field(default_factory=list)  # runs that choose a hyper-parameter; not in the table
+    choices: list[dict[str, list[str]]] = field(default_factory=list)  # of each choice: candidate -> ids of its runs
     undecided: list[str] = field(default_factory=list)  # a line for every choice that is still open
+    decided: list[str] = field(default_factory=list)  # a line for every choice that was made
     pending: list[dict[str, str]] = field(default_factory=list)  # labels of its table's cells that wait for such a choice
     pending_ids: list[list[str]] = field(default_factory=list)  # of each, the settings of all candidates
     parts: list[str] = field(default_factory=list)  # names of the sweeps it is the union of; the tables are theirs
     differs: dict[str, list[str]] = field(default_factory=dict)  # setting_id -> what is not as the paper has it in this place
     named: str | None = None  # the file in `sweeps/` that it was made from
     request: list[str] = field(default_factory=list)  # overrides as typed: with `named`, the way to ask for it again
+    definition: dict[str, str] = field(default_factory=dict)  # what it was made from -> digest, see dks/sweeps/definition.py
 
     @property
     def cell_ids(self) -> list[str]:
@@ -76,14 +79,15 @@ def file(results_dir: str, name: str) -> Path:
 def read(results_dir: str, name: str) -> Manifest:
     """The manifest of a sweep that was begun in `results_dir`.
 
-    A named sweep that was only asked for with overrides is found by its plain name as well, if there is one such.
+    What stands before the digits of its name is enough where that is clear: there is only one such sweep, or one has all cells
+    of the others and more.
 
     Raises:
-        RequestError: there is no such sweep, several with overrides, or its file is damaged.
+        RequestError: there is no such sweep, several that could be meant, or its file is damaged.
     """
     path = file(results_dir, name)
     if not is_sweep_name(name) or not path.exists():
-        path = _only_variant(results_dir, name)
+        path = file(results_dir, _only_variant(results_dir, name))
     try:
         values: dict[str, Any] = json.loads(read_text(path, LARGEST))
         for key in ("cells", "selection"):
@@ -99,13 +103,22 @@ def read(results_dir: str, name: str) -> Manifest:
         raise RequestError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def is_current(sweep: Manifest, results_dir: str) -> bool:
+    """Does what lies in `results_dir` under its name mean the same cells? Another command may have taken that name since."""
+    try:
+        found = read(results_dir, sweep.name)
+    except RequestError:  # nobody's
+        return True
+    return (found.runs_dir, {*found.cell_ids}) == (sweep.runs_dir, {*sweep.cell_ids})
+
+
 def _check_names(found: Manifest) -> None:
     """Names of folders and words of command lines: a file that someone else made could name any place, and give any option.
 
     Raises:
         ValueError: one of them is none.
     """
-    for name in (found.name, *found.parts, *filter(None, [found.named])):
+    for name in (found.name, *found.parts, *filter(None, [found.named]), *found.definition):
         if not is_sweep_name(name):
             raise ValueError(f"{short(name)} is no name of a sweep")
     for cell in (*found.cells, *found.selection):
@@ -115,6 +128,8 @@ def _check_names(found: Manifest) -> None:
         is_cell_id(each) for ids in found.pending_ids for each in ids
     ):
         raise ValueError("pending_ids are no ids of what is pending")
+    if {cell_id for choice in found.choices for its in choice.values() for cell_id in its} - {*found.cell_ids}:
+        raise ValueError("a choice is made by cells that are not in it")
     for line in found.request:
         key, given, value = line.lstrip("~+").partition("=")
         is_key = re.fullmatch(r"[A-Za-z_][\w.-]*", key) is not None and key.split(".")[0] != "hydra"
@@ -128,19 +143,21 @@ def known(results_dir: str) -> list[str]:
     return sorted(path.parent.name for path in Path(results_dir).glob("*/sweep.json"))
 
 
-def _only_variant(results_dir: str, name: str) -> Path:
+def _only_variant(results_dir: str, name: str) -> str:
     variants = variants_of(results_dir, name) if is_sweep_name(name) else []
-    if len(variants) > 1:
-        raise RequestError(f"{name} was begun with several sets of overrides; choose from {', '.join(variants)}")
     if not variants:
         raise RequestError(
             f"no sweep '{short(name)}' in {short(results_dir)}; there are {', '.join(known(results_dir)) or 'none yet'}"
         )
-    return file(results_dir, variants[0])
+    cells = {each: {*read(results_dir, each).cell_ids} for each in variants} if len(variants) > 1 else {variants[0]: set[str]()}
+    for each, its in cells.items():
+        if all(its > others for other, others in cells.items() if other != each):
+            return each
+    raise RequestError(f"{name} was begun with several sets of values; choose from {', '.join(variants)}")
 
 
 def variants_of(results_dir: str, name: str) -> list[str]:
-    """The begun sweeps `name-<6 hex digits>`: the same named sweep with overrides."""
+    """The begun sweeps `name-<6 hex digits>`: the same keys, or the same named sweep, with other values."""
     return [found for found in known(results_dir) if _is_variant(found, name)]
 
 

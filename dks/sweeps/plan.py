@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from dks.config.compose import Compose, Composed
 from dks.config.errors import RequestError
 from dks.config.identity import cell_id, config_id
 from dks.config.methods import baseline_of, classifiers_of, computed_with, ds_of, method_of
 from dks.config.schema import Config
-from dks.ledger.states import Standing, State, survey_all, to_launch
-from dks.sweeps import codes
+from dks.ledger.states import Standing, State, has_diverged, survey_all, to_launch
+from dks.sweeps.definition import Sources
 from dks.sweeps.differences import differences
 from dks.sweeps.files import CLASSIFIER, TRAINING
 from dks.sweeps.grid import Choice, Grid, Point
 from dks.sweeps.manifest import Manifest, ManifestCell
 from dks.sweeps.paper import Key, paper_table, setting_id, settings
 from dks.terminal import Display
+from dks.tracking.record import Status
 from dks.validation import Resolver
-
-if TYPE_CHECKING:
-    from dks.forecast.forecast import Forecast
 
 # Points of a grid from which on composing them is shown to go on.
 MANY = 50
@@ -50,6 +47,11 @@ class Cell:
     anew: bool = False  # it is trained again, for that reason
 
     @property
+    def method(self) -> str:
+        """What tables call it: its preset, or the paper's name for what it trains."""
+        return self.choices.get("method") or method_of(self.config)
+
+    @property
     def place(self) -> str:
         """What a person calls it: its place in the sweep, or its overrides."""
         return " ".join(f"{key}={value}" for key, value in self.point.labels.items()) or " ".join(self.point.overrides)
@@ -63,14 +65,19 @@ class Selection:
     place: str  # what it is chosen for
     candidates: dict[str, tuple[Cell, ...]]  # value -> the runs that try it
     following: int  # cells that use the chosen value
-    chosen: str | None  # None: some of those runs are not done
+    chosen: str | None  # None: some of those runs are not done, or all have diverged
+    diverged: tuple[str, ...] = ()  # values of which some run has; they are the worst
 
     def __str__(self) -> str:
         among = f"among {', '.join(self.candidates)} on held-out images"
+        where = f"{self.place}: " if self.place else ""
+        if len(self.diverged) == len(self.candidates):
+            return f"{where}{self.key} cannot be chosen {among}, for training diverged with every one of them; give others"
+        worst = f"; diverged, and so the worst: {', '.join(self.diverged)}" if self.diverged else ""
         if self.chosen is not None:
-            return f"{self.place}: {self.key}={self.chosen}, chosen {among}"
+            return f"{where}{self.key}={self.chosen}, chosen {among}{worst}"
         cells = f"{self.following} more {'cell follows' if self.following == 1 else 'cells follow'}"
-        return f"{self.place}: {cells} when {self.key} is chosen {among}"
+        return f"{where}{cells} when {self.key} is chosen {among}{worst}"
 
 
 @dataclass(frozen=True)
@@ -96,10 +103,17 @@ class Part:
     differs: dict[str, list[str]] = field(default_factory=dict)  # setting_id -> what is not as the paper has it in this place
     named: str | None = None  # the file in `sweeps/`
     request: tuple[str, ...] = ()  # overrides as typed that reach it
+    definition: dict[str, str] = field(default_factory=dict)  # as the manifest has it
 
     @property
     def selection_cells(self) -> tuple[Cell, ...]:
         return tuple(cell for each in self.selections for cells in each.candidates.values() for cell in cells)
+
+    @property
+    def following(self) -> tuple[Cell, ...]:
+        """Those of its cells, the last ones, that use what has been chosen."""
+        count = sum(each.following for each in self.selections if each.chosen is not None)
+        return self.cells[len(self.cells) - count :]
 
     def manifest(self, parts: Sequence[str] = ()) -> Manifest:
         """What of it is written to `sweep.json`."""
@@ -112,13 +126,19 @@ class Part:
             rows=None if self.rows is None else list(self.rows),
             columns=None if self.columns is None else list(self.columns),
             selection=[_manifest_cell(cell) for cell in self.selection_cells],
+            choices=[
+                {value: [cell.cell_id for cell in cells] for value, cells in each.candidates.items()}
+                for each in self.selections
+            ],
             undecided=[str(each) for each in self.selections if each.chosen is None],
+            decided=[str(each) for each in self.selections if each.chosen is not None],
             pending=[each.point.labels for each in self.pending],
             pending_ids=[[setting_id(draft.config) for draft in each.candidates] for each in self.pending],
             differs=self.differs,
             parts=list(parts),
             named=self.named,
             request=list(self.request),
+            definition=self.definition,
         )
 
 
@@ -133,7 +153,7 @@ def _manifest_cell(cell: Cell) -> ManifestCell:
         classifiers=classifiers_of(cell.config),
         classes=cell.config.data.num_classes or 0,
         seed=cell.config.seed,
-        method=method_of(cell.config),
+        method=cell.method,
         overrides=list(cell.point.overrides),
         computed=computed,
         setting_id=setting_id(cell.config) if computed else "",
@@ -151,6 +171,7 @@ class Plan:
     notes: tuple[str, ...] = ()  # what a person should know of the data, a line each
     named: str | None = None  # the file in `sweeps/`
     request: tuple[str, ...] = ()  # overrides as typed
+    definition: dict[str, str] = field(default_factory=dict)  # as the manifest has it
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -184,10 +205,17 @@ class Plan:
         """How many places of its tables are filled by a run that fills another one of the same table as well."""
         return sum(len(part.cells) - len({cell.cell_id for cell in part.cells}) for part in self.parts)
 
+    @cached_property
+    def settled(self) -> frozenset[str]:
+        """Cells that have diverged where another value could be chosen: nothing waits for them."""
+        chosen = [each for part in self.parts for each in part.selections if each.chosen is not None]
+        cells = [cell for each in chosen for value in each.diverged for cell in each.candidates[value]]
+        return frozenset(cell.cell_id for cell in cells if cell.state is State.failed)
+
     def launches(self, only: frozenset[State] | None = None) -> list[Cell]:
         """The cells that would run, each once, in order; with `only`, those in one of these states."""
         found = [cell for cell in self.cells if to_launch(cell.state) or cell.anew]
-        return [cell for cell in found if only is None or cell.state in only]
+        return [cell for cell in found if (cell.cell_id not in self.settled if only is None else cell.state in only)]
 
     def counts(self) -> dict[State, int]:
         """State -> how many different cells are in it."""
@@ -202,6 +230,7 @@ class Plan:
         cells = tuple(cell for part in self.parts for cell in part.cells)
         selections = tuple(each for part in self.parts for each in part.selections)
         whole = Part(self.name, self.title, self.axes, None, None, cells, selections, named=self.named, request=self.request)
+        whole = replace(whole, definition=self.definition)
         return [*tables, whole.manifest([part.name for part in self.parts])]
 
 
@@ -215,7 +244,8 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False, same_code: bool 
     Raises:
         RequestError: with every problem of every cell; nothing was launched or written.
     """
-    drafter = _Drafter(compose, absent_ok)
+    drafter, sources = _Drafter(compose, absent_ok), Sources()
+    frozen = {id(each): sources.of(each) for each in (grid, *grid.parts)}  # before anything is composed
     drafts = {id(each): drafter.draft(each) for each in (grid.parts or (grid,))}
     drafter.complain()
     name = next((draft.config.sweep for draft in drafter.drafts if draft.config.sweep), grid.name)
@@ -226,9 +256,9 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False, same_code: bool 
         selections, pending = [], list[Pending]()
         for choice, candidates in choices:
             tried = {value: tuple(_cell(draft, standings, same_code) for draft in runs) for value, runs in candidates.items()}
-            chosen = _chosen(tried, standings)
-            place = " ".join(f"{key}={value}" for key, value in choice.labels.items())
-            selections.append(Selection(choice.key, place, tried, len(choice.undecided), chosen))
+            chosen, diverged = _chosen(tried, standings)
+            place = " ".join(f"{key}={value}" for key, value in choice.labels.items() if value != "-")
+            selections.append(Selection(choice.key, place, tried, len(choice.undecided), chosen, diverged))
             if chosen is None:
                 finals = [drafter.one(choice.final(value)[0]) for value in choice.candidates]
                 pending += [Pending(point, tuple(finals)) for point in choice.undecided]
@@ -250,10 +280,11 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False, same_code: bool 
                 differs=_differs(each.named, [*cells, *(draft for one in pending for draft in one.candidates)], compose),
                 named=each.named,
                 request=each.request,
+                definition=frozen[id(each)],
             )
         )
     absent, notes = (tuple(dict.fromkeys(lines)) for lines in (drafter.resolve.absent, drafter.resolve.notes))
-    whole = Plan(name, grid.title or name, tuple(parts), absent, notes, grid.named, grid.request)
+    whole = Plan(name, grid.title or name, tuple(parts), absent, notes, grid.named, grid.request, frozen[id(grid)])
     for cell in whole.points:
         cell.config.sweep = name if whole.axes else cell.config.sweep
     return whole
@@ -371,82 +402,20 @@ def _cell(draft: _Draft, standings: dict[str, Standing], same_code: bool) -> Cel
     )
 
 
-def _chosen(tried: dict[str, tuple[Cell, ...]], standings: dict[str, Standing]) -> str | None:
-    """The value with the lowest mean error on held-out images, the first of equals; None until all its runs are done."""
-    means = {}
-    for value, cells in tried.items():
-        records = [standings[cell.cell_id].record for cell in cells if cell.state is State.done and not cell.anew]
-        if len(records) < len(cells):
-            return None
-        means[value] = statistics.fmean(record.final[CHOSEN_BY] for record in records if record is not None)
-    return min(means, key=lambda value: means[value])
-
-
-def summary(sweep: Plan, only: frozenset[State] | None = None) -> str:
-    """How many cells there are and what is to be done, in a line; a second one for hyper-parameters still to be chosen."""
-    cells, new, counts = sweep.cells, len(sweep.launches(only)), sweep.counts()
-    if not sweep.axes:
-        return "\n".join([_single(cells[0]), *_code_lines(sweep)])
-    elsewhere = counts.get(State.running, 0) + counts.get(State.queued, 0)
-    if len(cells) == counts.get(State.done) and not new:
-        text = (
-            f"all {len(cells)} cells are done, nothing to launch" if len(cells) > 1 else "the cell is done, nothing to launch"
-        )
-    else:
-        states = ", ".join(f"{count} {state.value}" for state, count in counts.items())
-        text = f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'} ({states}); {new} to run"
-        text += ", another process or the scheduler has the others" if elsewhere else ""
-    if sweep.saved:
-        text += f"; {sweep.saved} runs are saved, for tables share cells"
-    if sweep.repeated:
-        text += "; 1 more point is" if sweep.repeated == 1 else f"; {sweep.repeated} more points are"
-        text += " one of these in other words"
-    return "\n".join([text, *_code_lines(sweep), *(str(each) for each in sweep.undecided)])
-
-
-def _code_lines(sweep: Plan) -> list[str]:
-    return codes.of_cells(sweep.cells, codes.command_here(sweep.name, sweep.named, sweep.request))
-
-
-def _single(cell: Cell) -> str:
-    if cell.state is State.done and not cell.anew:
-        return "the cell is done, nothing to launch"
-    elsewhere = {State.running: "another process is working on", State.queued: "another process has queued"}
-    return f"{elsewhere.get(cell.state, 'running')} cell {cell.cell_id}"
-
-
-def plan_text(sweep: Plan, forecast: Forecast | None = None, slots: str | None = None) -> str:
-    """What would run: one line a cell, then the summary, why so many cells at a time, and the forecast."""
-    lines = [f"{cell.cell_id}  {cell.state.value:<8} {' '.join(cell.point.overrides)}".rstrip() for cell in sweep.cells]
-    lines += [summary(sweep), *(f"not here: {line}" for line in sweep.absent), *sweep.notes]
-    return "\n".join([*lines, *([slots] if slots else []), *([str(forecast)] if forecast else [])])
-
-
-def plan_json(sweep: Plan, forecast: Forecast | None = None, slots: str | None = None) -> str:
-    """What would run, for programs."""
-    cells = [
-        {
-            "cell_id": cell.cell_id,
-            "config_id": cell.config_id,
-            "seed": cell.config.seed,
-            "overrides": list(cell.point.overrides),
-            "state": cell.state.value,
-        }
-        for cell in sweep.cells
-    ]
-    return json.dumps(
-        {
-            "name": sweep.name,
-            "axes": list(sweep.axes),
-            "cells": cells,
-            "tables": {part.name: [cell.cell_id for cell in part.cells] for part in sweep.parts},
-            "saved_runs": sweep.saved,
-            "undecided": [str(each) for each in sweep.undecided],
-            "absent": list(sweep.absent),
-            "notes": [*sweep.notes, *_code_lines(sweep)],
-            "other_codes": {cell.cell_id: cell.other_codes for cell in sweep.cells if cell.other_codes},
-            "slots": slots,
-            "forecast": forecast.to_dict() if forecast else None,
-        },
-        indent=1,
-    )
+def _chosen(tried: dict[str, tuple[Cell, ...]], standings: dict[str, Standing]) -> tuple[str | None, tuple[str, ...]]:
+    """The value with the lowest mean error on held-out images, the first of equals, and those with which training diverged.
+    None until the runs of all others are done: one that failed for another reason may do well when it is run again.
+    """
+    records = {
+        value: [None if cell.anew else standings[cell.cell_id].record for cell in cells] for value, cells in tried.items()
+    }
+    diverged = tuple(value for value, its in records.items() if any(map(has_diverged, its)))
+    errors = {
+        value: [record.final[CHOSEN_BY] for record in its if record is not None and record.status is Status.done]
+        for value, its in records.items()
+        if value not in diverged
+    }
+    if not errors or any(len(errors[value]) < len(tried[value]) for value in errors):
+        return None, diverged
+    means = {value: statistics.fmean(its) for value, its in errors.items()}
+    return min(means, key=lambda value: means[value]), diverged

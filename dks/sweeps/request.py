@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from hydra.core.override_parser import types
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dks.config.compose import check_overrides
+from dks.config.compose import Compose, checked, compose_here
+from dks.config.composer import Composer
 from dks.config.errors import RequestError
 from dks.config.names import long_name
-from dks.sweeps.combinations import HOLDOUT, Cell, Override, axes_of, cells_of, choose_of, crowded, differing
+from dks.config.schema import TeacherKind
+from dks.sweeps.combinations import HOLDOUT, Cell, Override, Settings, axes_of, cells_of, choose_of, crowded, differing
 from dks.sweeps.files import NamedSweep
 from dks.sweeps.grid import Choice, Grid, Point, named, that_matter, typed, values_of
 
 
-def grid_of(sweep: NamedSweep, overrides: Sequence[str], parser: OverridesParser) -> Grid:
+def grid_of(sweep: NamedSweep, overrides: Sequence[str], parser: OverridesParser, compose: Compose | None = None) -> Grid:
     """The cells of a sweep. `overrides` reach every cell, and one for a swept key replaces its values; but
 
     - the teacher's (`teacher=`, `kd_teacher.temperature=`, ...) reach only cells that have a teacher;
@@ -26,17 +28,20 @@ def grid_of(sweep: NamedSweep, overrides: Sequence[str], parser: OverridesParser
     - one for a group also drops the file's values inside it: with `data=digits`, its `data.augmentation` is gone;
     - `data.holdout=` is for the runs by which something is chosen, if there are any.
 
+    Args:
+        compose: tells what has a teacher, where that matters.
+
     Raises:
         RequestError: an override reaches no cell, contradicts another one, or leaves two cells for one place of the table.
     """
-    check_overrides(overrides)
-    given = _given(parser.parse_overrides(list(overrides)))
+    given = _given(parser.parse_overrides(checked(overrides)))
     tables = list(_tables(sweep, given))
     choosing = any(choose_of(product, its) for table, its in tables for product in table.grids)
+    is_taught = _Taught(compose or Composer(compose_here))
     grids: dict[str, Grid] = {}
     reached: set[Override] = set()
     for table, its in tables:
-        grid, reaching = _grid(table, its, choosing)
+        grid, reaching = _grid(table, its, choosing, is_taught)
         grids[grid.name] = grid
         reached |= reaching
     if lost := [each.typed for each in dict.fromkeys(each for _, its in tables for each in its) if each not in reached]:
@@ -48,6 +53,22 @@ def grid_of(sweep: NamedSweep, overrides: Sequence[str], parser: OverridesParser
     naming = {each.typed for each in given if each.name == "sweep"}
     parts = (replace(part, request=tuple(item for item in part.request if item not in naming)) for part in grids.values())
     return replace(_headed(sweep, given), parts=tuple(parts))
+
+
+class _Taught:
+    """Has a cell a teacher? Its configuration is asked, for methods, experiments and single keys can give it one."""
+
+    def __init__(self, compose: Compose) -> None:
+        self._compose, self._known = compose, dict[tuple[str, ...], bool]()
+
+    def __call__(self, settings: Settings) -> bool:
+        overrides = tuple(f"{key}={value}" for name, (key, value) in settings.items() if name != "seed")
+        if overrides not in self._known:
+            try:
+                self._known[overrides] = self._compose(overrides).config.kd_teacher.kind is not TeacherKind.none
+            except RequestError:  # whoever plans the cell says what is wrong with it
+                self._known[overrides] = True
+        return self._known[overrides]
 
 
 def _given(parsed: Iterable[types.Override]) -> tuple[Override, ...]:
@@ -85,7 +106,9 @@ def _headed(sweep: NamedSweep, given: Sequence[Override]) -> Grid:
     return Grid((), (), named(sweep.name, canonical), title, fixed=canonical, named=sweep.name, request=request)
 
 
-def _grid(sweep: NamedSweep, given: tuple[Override, ...], choosing: bool) -> tuple[Grid, set[Override]]:
+def _grid(
+    sweep: NamedSweep, given: tuple[Override, ...], choosing: bool, is_taught: Callable[[Settings], bool]
+) -> tuple[Grid, set[Override]]:
     """A sweep with grids, and the overrides that reach a cell of it. `choosing`: here or beside it something is chosen."""
     held = next((each for each in given if each.name == HOLDOUT), None) if choosing else None
     if held is not None and (len(held.values) > 1 or not held.values[0].isdecimal() or int(held.values[0]) < 1):
@@ -95,7 +118,7 @@ def _grid(sweep: NamedSweep, given: tuple[Override, ...], choosing: bool) -> tup
     applied = tuple(each for each in given if each is not held)
     union: dict[Any, Cell] = {}
     for number, product in enumerate(sweep.grids, 1):
-        for cell in cells_of(number, product, sweep.base, applied):
+        for cell in cells_of(number, product, sweep.base, applied, is_taught):
             union.setdefault((cell.choose, cell.meaning), cell)
     waiting = {cell.meaning for cell in union.values() if cell.choose}  # an equal cell does not need its own value
     cells = [cell for cell in union.values() if cell.choose or cell.meaning not in waiting]

@@ -19,8 +19,8 @@ from rich.markup import escape
 from dks.config.errors import RequestError
 from dks.ledger.launches import Launch, LaunchFolder
 from dks.ledger.scheduler import Scheduler, SchedulerSilentError
-from dks.ledger.states import Standing, State, survey
-from dks.sweeps import codes, manifest
+from dks.ledger.states import Standing, State, has_diverged, survey
+from dks.sweeps import codes
 from dks.sweeps.manifest import Manifest
 from dks.sweeps.slurm import log_file
 from dks.sweeps.sync import close_dead
@@ -40,6 +40,7 @@ class SweepStatus:
 
     sweep: Manifest
     standings: Mapping[str, Standing]  # cell_id -> where it stands
+    changed: str | None = None  # how it is another one now than when it was begun
 
     @property
     def counts(self) -> dict[State, int]:
@@ -54,8 +55,19 @@ class SweepStatus:
 
     @property
     def exit_status(self) -> int:
-        """0 unless some cell failed or got lost."""
-        return 1 if {State.failed, State.killed, State.lost} & self.counts.keys() else 0
+        """0 unless some cell failed or got lost, or a value cannot be chosen because training diverged with all of them."""
+        settled = self._settled()
+        ended = {each.state for cell_id, each in self.standings.items() if cell_id not in settled}
+        return 1 if {State.failed, State.killed, State.lost} & ended else 0
+
+    def _settled(self) -> set[str]:
+        """Candidates of a choice that have diverged, where others have not: they are the worst, and nothing waits for them."""
+        diverged = {cell_id for cell_id, each in self.standings.items() if has_diverged(each.record)}
+        settled = set[str]()
+        for choice in self.sweep.choices:
+            if not all(diverged.intersection(cells) for cells in choice.values()):
+                settled |= diverged.intersection(cell_id for cells in choice.values() for cell_id in cells)
+        return settled
 
     def headline(self) -> str:
         """One line: how many cells are in which state."""
@@ -65,7 +77,8 @@ class SweepStatus:
     def __str__(self) -> str:
         """What a person reads (rich markup)."""
         labels = {cell.cell_id: cell.labels for cell in (*self.sweep.cells, *self.sweep.selection)}
-        lines = [f"[bold]{escape(self.headline())}[/]", *map(escape, self.sweep.undecided)]
+        said = [*self.sweep.undecided, *filter(None, [self.changed])]
+        lines = [f"[bold]{escape(self.headline())}[/]", *map(escape, said)]
         for state, limit in NAMED.items():
             named = [(cell_id, each) for cell_id, each in self.standings.items() if each.state is state]
             for cell_id, each in named[:limit]:
@@ -90,18 +103,13 @@ class SweepStatus:
         labels = {cell.cell_id: cell.labels for cell in (*self.sweep.cells, *self.sweep.selection)}
         cells = [{"cell_id": cell_id, "labels": labels[cell_id], **_facts(each)} for cell_id, each in self.standings.items()]
         counts = {state.value: count for state, count in self.counts.items()}
-        found = {"name": self.sweep.name, "counts": counts, "notes": self.code_lines(), "cells": cells}
-        return json.dumps(found, indent=1)
+        told = {"name": self.sweep.name, "counts": counts, "changed": self.changed, "notes": self.code_lines(), "cells": cells}
+        return json.dumps(told, indent=1)
 
 
-def status(results_dir: str, name: str, scheduler: Scheduler | None = None) -> SweepStatus:
-    """Where the cells of a begun sweep stand now. What the scheduler knows of jobs that died is noted in the runs' records.
-
-    Raises:
-        RequestError: the sweep was not begun in `results_dir`.
-    """
-    sweep, scheduler = manifest.read(results_dir, name), scheduler or Scheduler()
-    return SweepStatus(sweep, close_dead(survey(sweep.runs_dir, sweep.cell_ids, scheduler)))
+def status(sweep: Manifest, scheduler: Scheduler | None = None) -> SweepStatus:
+    """Where the cells of a begun sweep stand now. What the scheduler knows of jobs that died is noted in the runs' records."""
+    return SweepStatus(sweep, close_dead(survey(sweep.runs_dir, sweep.cell_ids, scheduler or Scheduler())))
 
 
 def wait(look: Callable[[], SweepStatus], every: float, say: Callable[[str], None]) -> SweepStatus:

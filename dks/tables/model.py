@@ -154,6 +154,8 @@ class Table:
     states: dict[str, int] = field(default_factory=dict)  # state -> runs in it; a run is here once, in however many cells it is
     computed_by: dict[str, tuple[ComputedBy, ...]] = field(default_factory=dict)  # cell id -> what, of the runs that count
     same: dict[Place, Place] = field(default_factory=dict)  # place -> an earlier one, where both are the same configuration
+    changed: str | None = None  # how the sweep is another one now than when it was begun
+    decided: tuple[str, ...] = ()  # hyper-parameters that were chosen, a line each
 
     @cached_property
     def compared_with(self) -> dict[tuple[Place, Over], Place]:

@@ -313,8 +313,10 @@ def _described(table: Table) -> dict[str, Any]:
         "rows": table.row_axes,
         "columns": table.column_axes,
         "states": table.states,
+        "decided": table.decided,
         "undecided": table.undecided,
         "computed": list(notes(table)),
+        "changed": table.changed,
         "cells": cells,
     }
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from rich.markup import escape
 
+from dks.sweeps import manifest
+from dks.sweeps.manifest import Manifest
 from dks.tables import render
 from dks.tables.model import Table
 from dks.tables.provenance import provenance
@@ -19,32 +21,32 @@ WIDEST = 1000  # columns: a terminal folds lines that are too long for it, which
 FILES = {"table.md": "md", "table.tex": "latex", "table.csv": "csv", "table.html": "html"}
 
 
-def write_results(results_dir: str, name: str) -> list[Table]:
+def write_results(results_dir: str, study: Study) -> list[Table]:
     """Write the table of a sweep that was begun in `results_dir`, or those of all its parts, in every format, and
-    `provenance.json` beside it; returns the tables.
-
-    Raises:
-        RequestError: there is no such sweep.
+    `provenance.json` beside it; returns the tables. Where another sweep has been begun under its name meanwhile, a line says so
+    and the files are left to that one.
     """
-    study = Study.open(name, results_dir=results_dir)
     tables = study.tables()
-    for table in tables:
+    for part, table in zip(study.parts, tables, strict=True):
         folder = Path(results_dir) / table.name
+        if not manifest.is_current(part, results_dir):
+            say(
+                f"[yellow]not written[/]: {escape(str(folder))} is another sweep's by now, begun under the same name",
+                urgent=True,
+            )
+            continue
         for file, form in FILES.items():
             write_atomically(folder / file, render.TEXT_FORMATS[form](table))
         write_atomically(folder / "provenance.json", json.dumps(provenance(study, table), indent=1) + "\n")
     return tables
 
 
-def present(results_dir: str, name: str) -> None:
-    """Write the table of a sweep that was begun in `results_dir`, as `write_results` does, print it, and say where it is.
-
-    Raises:
-        RequestError: there is no such sweep.
-    """
-    for table in write_results(results_dir, name):
+def present(results_dir: str, sweep: Manifest) -> None:
+    """Write the table of a sweep that was begun in `results_dir`, as `write_results` does, print it, and say where it is."""
+    for table in write_results(results_dir, Study.begun(results_dir, sweep)):
         show(table)
-    say(escape(f"written to {Path(results_dir) / name}"))
+    if manifest.is_current(sweep, results_dir):
+        say(escape(f"written to {Path(results_dir) / sweep.name}"))
 
 
 def write(study: Study, tables: Sequence[Table], form: str, path: Path) -> list[Path]:

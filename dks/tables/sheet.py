@@ -237,7 +237,10 @@ def _notes(table: Table) -> Iterator[str]:
     yield from computed.notes(table)
     yield from _printed(table)
     yield from _differences(table)
+    yield from table.decided
     yield from table.undecided
+    if table.changed is not None:
+        yield table.changed
 
 
 def _repetitions(table: Table) -> Iterator[str]:

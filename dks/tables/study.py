@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pandas as pd
@@ -14,6 +14,7 @@ from dks.config.errors import RequestError
 from dks.config.files import declarations
 from dks.config.secrets import without_password
 from dks.sweeps import manifest
+from dks.sweeps.changes import Changes
 from dks.sweeps.files import TableShape, names, read
 from dks.sweeps.manifest import Manifest
 from dks.sweeps.paper import paper_table
@@ -60,6 +61,14 @@ class Study:
         source = MlflowSource(store, experiment)  # says what is wrong with the URI, before cells are planned
         return cls(*_manifests(name, overrides, results_dir), source)
 
+    @classmethod
+    def begun(cls, results_dir: str, sweep: Manifest) -> Study:
+        """A sweep that was begun in `results_dir` as this manifest has it, whatever is written there meanwhile."""
+        from dks.tables.records import RecordSource
+
+        parts = tuple(manifest.read(results_dir, part) for part in sweep.parts) or (sweep,)
+        return cls(sweep, parts, RecordSource(sweep.runs_dir))
+
     @property
     def name(self) -> str:
         return self.sweep.name
@@ -94,7 +103,8 @@ class Study:
 
     def tables(self, epoch: Epoch = Epoch.last) -> list[Table]:
         """All of its tables, from whatever runs exist."""
-        return [self._table(part, epoch) for part in self.parts]
+        changes = Changes()
+        return [replace(self._table(part, epoch), changed=changes.of(part), decided=tuple(part.decided)) for part in self.parts]
 
     def _table(self, part: Manifest, epoch: Epoch) -> Table:
         file = read(part.named) if part.named in names() else None
@@ -140,9 +150,10 @@ def _manifests(name: str, overrides: Sequence[str], results_dir: str) -> tuple[M
     from dks.sweeps.plan import plan
     from dks.sweeps.request import grid_of
 
-    grid = grid_of(read(name), overrides, OverridesParser.create())
+    compose = Composer(compose_here)
+    grid = grid_of(read(name), overrides, OverridesParser.create(), compose)
     explain(f"what was asked for: the file of {name} in {declarations('sweeps')}, as the sweep is not begun in {results_dir}")
-    *parts, whole = plan(grid, Composer(compose_here), absent_ok=True).manifests()
+    *parts, whole = plan(grid, compose, absent_ok=True).manifests()
     return whole, tuple(parts) or (whole,)
 
 

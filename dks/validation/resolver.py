@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from functools import cache
-from typing import TypeVar
+from functools import cache, reduce
+from typing import Any, TypeVar, cast
+
+from omegaconf import OmegaConf
 
 from dks.config.catalogue import KINDS
 from dks.config.compose import Composed
 from dks.config.errors import RequestError, short
 from dks.config.extensions import find, refuse_own
-from dks.config.files import choices
-from dks.config.identity import canonical
-from dks.config.methods import method_of
-from dks.config.names import METHOD_GROUPS, is_cell_id
+from dks.config.files import choice_file, choices
+from dks.config.identity import canonical, canonical_json, flatten
+from dks.config.methods import PAPERS, method_of
+from dks.config.names import METHOD_GROUPS, is_cell_id, long_name
 from dks.config.schema import (
     Compute,
     Config,
@@ -52,6 +54,7 @@ class Resolver:
         self._sizes: dict[str, tuple[tuple[int, int] | None, tuple[int, int] | None]] = {}
         self._devices: dict[str, tuple[str, ...]] = {}
         self._teachers: dict[str, str | RequestError | None] = {}
+        self._presets: dict[str, tuple[dict[str, str], dict[str, Any]]] = {}
 
     def __call__(self, composed: Composed) -> Config:
         """The configuration with every value that depends on the data filled in, checked as a whole, in its canonical form.
@@ -59,13 +62,13 @@ class Resolver:
         Raises:
             RequestError: with one line for every problem found.
         """
-        config = composed.config
+        config, contradictions = composed.config, list(self._method_problems(composed))
         settled = list(_settle(config))
         if settled:
             raise RequestError(*settled)
         if config.tracking.kind is TrackingKind.server:
             config.tracking.uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-        problems = [*_method_problems(composed), *config_problems(config), *self._device_problems(config.device)]
+        problems = [*contradictions, *config_problems(config), *self._device_problems(config.device)]
         problems += self._compiler_problems(config.compute)
         try:
             config.data = self._described(config.data)
@@ -79,6 +82,24 @@ class Resolver:
         if problems:
             raise RequestError(*problems)
         return canonical(config)
+
+    def _method_problems(self, composed: Composed) -> Iterator[str]:
+        """Tables call a cell by its preset: one that the paper names has to be that method, any other as its file says."""
+        preset, trained = composed.choices.get("method"), method_of(composed.config)
+        if preset in PAPERS and preset != trained:
+            groups = ", ".join(f"{group}={composed.choices[group]}" for group in METHOD_GROUPS)
+            yield f"method={preset} contradicts {groups}, which is {trained}; drop method={preset} or the choice against it"
+        if preset is None or preset in PAPERS:
+            return
+        if preset not in self._presets:
+            self._presets[preset] = _set_by(preset)
+        chosen, values = self._presets[preset]
+        held: dict[str, Any] = {group: composed.choices.get(group) for group in chosen}
+        held |= {key: reduce(_part, key.split("."), composed.config) for key in values}
+        for key, value in {**chosen, **values}.items():
+            if canonical_json(held[key]) != canonical_json(value):
+                found = short(_plain(held[key]))
+                yield f"method={preset} contradicts {key}={found}, for its file has {short(value)}; drop one of them"
 
     def _described(self, data: Data) -> Data:
         from dks.data import describe
@@ -194,11 +215,28 @@ def _found(remembered: T | RequestError) -> T:
     return remembered
 
 
-def _method_problems(composed: Composed) -> Iterator[str]:
-    preset, trained = composed.choices.get("method"), method_of(composed.config)
-    if preset is not None and preset != trained:
-        groups = ", ".join(f"{group}={composed.choices[group]}" for group in METHOD_GROUPS)
-        yield f"method={preset} contradicts {groups}, which is {trained}; drop method={preset} or the choice against it"
+def _part(node: Any, name: str) -> Any:
+    return node.get(name) if isinstance(node, dict) else getattr(node, name, None)
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value)
+
+
+def _set_by(preset: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Group -> choice, and dotted key -> value, of what the file of a preset sets, and those that it is made from."""
+    tree = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(choice_file("method", preset))))
+    chosen, values = dict[str, str](), dict[str, Any]()
+    entries = tree.pop("defaults", [])
+    for entry in entries:
+        if isinstance(entry, str) and (name := entry.removeprefix("/method/")) in choices("method"):
+            for known, more in zip((chosen, values), _set_by(name), strict=True):
+                known |= more
+    for group, choice in (item for entry in entries if isinstance(entry, dict) for item in entry.items()):
+        chosen[long_name(group.removeprefix("override ").lstrip("/"))] = choice
+    values |= flatten(tree)
+    groups = {group: choice for group, choice in chosen.items() if not group.startswith("hydra")}
+    return groups, {key: value for key, value in values.items() if not key.startswith("hydra.") and "${" not in str(value)}
 
 
 def _device_problems(device: str) -> Iterator[str]:

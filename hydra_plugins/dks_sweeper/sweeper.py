@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from dks.config.compose import Composed
+    from dks.sweeps.manifest import Manifest
     from dks.sweeps.plan import Cell
 
 
@@ -73,7 +74,8 @@ class DksSweeper(Sweeper):
         from dks.sweeps import engine
         from dks.sweeps.files import read
         from dks.sweeps.grid import expand
-        from dks.sweeps.plan import plan, plan_json, plan_text
+        from dks.sweeps.plan import plan
+        from dks.sweeps.plan_text import plan_json, plan_text
         from dks.sweeps.request import grid_of
 
         interruption.check()  # Hydra may have lost it
@@ -82,8 +84,12 @@ class DksSweeper(Sweeper):
             raise RequestError(f"hydra.sweeper.code={self.code}: choose same, or null, which trains nothing again")
         policy = engine.Policy(self.retries, self.max_failures, engine.UNSUCCESSFUL if self.only_unsuccessful else None)
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        grid = grid_of(read(self.named), arguments, parser) if self.named else expand(parser.parse_overrides(arguments))
-        planned = partial(plan, grid, Composer(self._compose), absent_ok=True, same_code=self.code == "same")
+        compose = Composer(self._compose)
+        if self.named:
+            grid = grid_of(read(self.named), arguments, parser, compose)
+        else:
+            grid = expand(parser.parse_overrides(arguments))
+        planned = partial(plan, grid, compose, absent_ok=True, same_code=self.code == "same")
         if self.show is not None:
             gc.disable()  # thousands of cells are looked through again and again, and none is garbage
             from dks.forecast.forecast import forecast
@@ -153,14 +159,23 @@ class DksSweeper(Sweeper):
         return line
 
     def _compose(self, overrides: Sequence[str]) -> Composed:
-        from dks.config.compose import HYDRA_ERRORS, explain, from_hydra
+        from dks.config.compose import HYDRA_ERRORS, checked, explain, from_hydra
         from dks.config.errors import RequestError
 
         assert self.hydra_context is not None and self.config is not None
+        checked(overrides)  # Hydra does not say the name of every one that is wrong
         try:
-            return from_hydra(self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides)))
+            composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            found = from_hydra(composed)
         except HYDRA_ERRORS as error:
             raise RequestError(explain(error)) from error
+        for part in ("launcher", "sweeper"):
+            if composed.hydra[part] != self.config.hydra[part]:
+                raise RequestError(
+                    f"hydra.{part} is set in a file that not all cells have, but a sweep has one for all of them: type it "
+                    f"beside the sweep, as in hydra/launcher=NAME or hydra.{part}.KEY=VALUE"
+                )
+        return found
 
 
 # Hydra loads a plugin by the name of its class; in the store, not in a config file, which holds data only.
@@ -181,7 +196,7 @@ ConfigStore.instance().store(
 )
 
 
-def _present(results_dir: str, name: str) -> None:
+def _present(results_dir: str, sweep: Manifest) -> None:
     from dks.tables.results import present  # pandas has time until the runs are over
 
-    present(results_dir, name)
+    present(results_dir, sweep)
