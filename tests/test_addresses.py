@@ -20,9 +20,10 @@ from dks.sweeps.sync import close_dead, sync, tell_dead
 from dks.tracking import addresses, store
 from dks.tracking.addresses import exposed, is_pointed_at, point_at
 from dks.tracking.dispatch import Dispatch
+from dks.tracking.note import Note
 from dks.tracking.record import RunFolder, Status
 from dks.tracking.sender import Sender
-from dks.tracking.shipment import Note, Shipment
+from dks.tracking.shipment import Shipment
 from dks.tracking.store import Unavailable
 
 pytestmark = pytest.mark.usefixtures("no_account")

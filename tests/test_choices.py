@@ -120,7 +120,7 @@ FAILED = {"type": "NonFiniteLoss", "message": "non-finite loss at epoch 1, step 
 class Scripted:
     """A launcher whose cells end at once: by the learning rate with an error in percent, or failed."""
 
-    name, detached = "scripted", False
+    name, detached, processes = "scripted", False, 1
 
     def __init__(self, ends: dict[float, float | dict[str, str]]) -> None:
         self.ends, self.launched = ends, list[tuple[float, int, int]]()

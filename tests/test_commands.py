@@ -19,8 +19,8 @@ import pytest
 from conftest import ROOT, TINY, start, train
 from tracking_services import mlflow_client
 
+from dks.tracking.database import SQLITE, read_sqlite
 from dks.tracking.record import RunFolder, Status
-from dks.tracking.store import SQLITE, read_sqlite
 
 MAIN_JOB = "-m aux=ours,shallow,narrow strategy=topdown,bottomup,bidir"
 Run = Callable[..., tuple[int, str, str]]

@@ -26,7 +26,7 @@ SMALL = (*TINY, "tracking=off")
 class Instant:
     """A launcher whose cells are done at once, with their seeds as their errors, and 10 more in a folder of another name."""
 
-    name, detached = "instant", False
+    name, detached, processes = "instant", False, 1
 
     def __init__(self, meanwhile: Callable[[], object] = lambda: None, error: Exception | None = None) -> None:
         self.meanwhile, self.error = meanwhile, error

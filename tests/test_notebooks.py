@@ -84,6 +84,7 @@ def designs_by_methods() -> Table:
                 "left_out": "",
                 "trained": method,
                 "computed": "",
+                "keys": [],
                 "top1": error + seed / 10 - (method == "dks"),
             },
         }

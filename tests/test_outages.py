@@ -21,8 +21,8 @@ from conftest import ROOT, TINY, queued, sampled, start
 from leaks import assert_nowhere, watching_command_lines
 from tracking_services import Certificate, FaultyProxy, MlflowServer, PostgreSQL, answers, assert_holds_journal, mlflow_client
 
+from dks.tracking.database import TIMEOUT
 from dks.tracking.record import RunFolder
-from dks.tracking.store import TIMEOUT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -7,6 +7,7 @@ import shutil
 import socket
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ from dks.ledger.states import State, look_up
 from dks.sweeps import files, manifest
 from dks.tables.records import RecordSource
 from dks.tracking import heartbeat, store
+from dks.tracking.note import Note
 from dks.tracking.record import RunFolder
-from dks.tracking.shipment import Note
 from dks.training import checkpoint
 from dks.training.run import Outcome, run_cell
 from dks.weights import fingerprint, load_state_dict
@@ -137,7 +138,7 @@ def test_an_endless_header_is_no_header(done: RunFolder) -> None:
         assert not done._has_weights()
         done.weights_file.write_bytes(length.to_bytes(8, "little") + content[8:])
         with pytest.raises(RequestError, match=f"{done.weights_file} is cut off, damaged"):
-            load_state_dict(done.weights_file)
+            load_state_dict(done.weights_file, ())
 
 
 @KINDS
@@ -160,7 +161,7 @@ def test_a_run_goes_on_where_something_else_took_the_place_of_its_files(tmp_path
 @KINDS
 def test_weights_are_in_a_file(tmp_path: Path, kind: str) -> None:
     SPECIAL[kind](path := tmp_path / "w.pt")
-    for read in (load_state_dict, fingerprint):
+    for read in (partial(load_state_dict, names=()), fingerprint):
         with pytest.raises(RequestError, match=f"^{path} cannot be read: it is {kind} where a file should be$"):
             read(path)
 
@@ -169,14 +170,14 @@ def test_weights_that_fit_into_no_memory_are_refused_before_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_huge(path := tmp_path / "w.pt")
-    for read in (load_state_dict, fingerprint):
+    for read in (partial(load_state_dict, names=()), fingerprint):
         with pytest.raises(RequestError, match=f"^{path} cannot be read: it is larger than "):
             read(path)
     with zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("archive/data.pkl", bytes(2 * MIB))
     monkeypatch.setattr("dks.weights.free_memory", lambda device: MIB)
     with pytest.raises(RequestError, match=r"packed\.pt is .* no file of weights .*it is larger than 1 MiB"):
-        load_state_dict(tmp_path / "packed.pt")
+        load_state_dict(tmp_path / "packed.pt", ())
 
 
 def test_a_checkpoint_that_does_not_fit_into_the_memory_is_kept(tmp_path: Path) -> None:
@@ -230,7 +231,7 @@ def test_images_are_files(tmp_path: Path, kind: str) -> None:
     for split in ("train", "test"):
         SPECIAL[kind](tmp_path / "parquet" / f"{split}.parquet")
     data = Data(source="parquet", root=str(tmp_path / "parquet"))
-    with pytest.raises(RequestError, match=rf"train\.parquet cannot be read: it is {kind} where a file should be"):
+    with pytest.raises(RequestError, match=rf"test\.parquet cannot be read: it is {kind} where a file should be"):
         describe(data)
     assert image_size(data) is None
     write_images(tmp_path / "folder")

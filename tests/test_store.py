@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from dks.config.schema import Tracking
 from dks.tables.cache import RowCache
-from dks.tracking import store
+from dks.tracking import database, store
 
 LOCAL = Tracking(uri="sqlite:///mlflow.db")
 PREPARE = "from dks.config.schema import Tracking; from dks.tracking.store import prepare; prepare(Tracking(uri='sqlite:///mlflow.db'))"
@@ -62,7 +62,7 @@ def test_a_store_that_was_left_half_made_is_made_anew(in_folder: Path) -> None:
 def test_a_store_is_used_after_whoever_wrote_to_it_has_died(in_folder: Path) -> None:
     half_made(Path("mlflow.db"))
     with closing(sqlite3.connect("mlflow.db")) as made, made:
-        made.execute("UPDATE alembic_version SET version_num = ?", (store._migrations()[1],))
+        made.execute("UPDATE alembic_version SET version_num = ?", (database._migrations()[1],))
         made.execute("INSERT INTO experiments VALUES (7, 'dks', 'active')")
     with_hot_journal(Path("mlflow.db"), "UPDATE alembic_version SET version_num = 'fff'")
     assert store.look(LOCAL) == store.prepare(LOCAL) == "7"
@@ -72,10 +72,10 @@ def test_a_store_is_used_after_whoever_wrote_to_it_has_died(in_folder: Path) -> 
 def test_a_database_elsewhere_that_was_left_half_made_is_made_anew(in_folder: Path) -> None:
     """Asked through SQLAlchemy, as PostgreSQL is."""
     half_made(Path("elsewhere.db"))
-    assert store._versions("sqlite:///elsewhere.db") is None
+    assert database._versions("sqlite:///elsewhere.db") is None
     with closing(sqlite3.connect("elsewhere.db")) as made, made:
         made.execute("INSERT INTO experiments VALUES (0, 'Default', 'active')")
-    assert store._versions("sqlite:///elsewhere.db") == ["89d4b8295536"]
+    assert database._versions("sqlite:///elsewhere.db") == ["89d4b8295536"]
 
 
 def test_what_was_kept_of_runs_is_read_after_whoever_wrote_it_has_died(in_folder: Path) -> None:
@@ -87,10 +87,13 @@ def test_what_was_kept_of_runs_is_read_after_whoever_wrote_it_has_died(in_folder
 
 def test_a_store_is_only_read_by_who_looks(in_folder: Path) -> None:
     half_made(Path("mlflow.db"))
-    with closing(store.read_sqlite("sqlite:///mlflow.db")) as read, pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with (
+        closing(database.read_sqlite("sqlite:///mlflow.db")) as read,
+        pytest.raises(sqlite3.OperationalError, match="readonly"),
+    ):
         read.execute("DELETE FROM alembic_version")
     with pytest.raises(sqlite3.OperationalError, match="unable to open"):
-        store.read_sqlite("sqlite:///none.db")
+        database.read_sqlite("sqlite:///none.db")
     assert names() == ["mlflow.db"]
 
 

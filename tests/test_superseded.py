@@ -12,14 +12,15 @@ import pytest
 from conftest import TINY, composed, queued, raise_at
 from tracking_services import mlflow_client
 
+from dks.config.errors import RequestError
 from dks.config.schema import Tracking
 from dks.ledger.states import State, survey
 from dks.machine import code
 from dks.machine.interruption import Interrupted
 from dks.sweeps import engine
 from dks.sweeps.grid import Grid, Point
-from dks.sweeps.plan import Plan, _chosen, plan
-from dks.sweeps.plan_text import summary
+from dks.sweeps.plan import Cell, Plan, _chosen, plan
+from dks.sweeps.plan_text import single, summary
 from dks.sweeps.sync import sync
 from dks.tables.mlflow_source import MlflowSource
 from dks.tables.records import RecordSource
@@ -30,6 +31,7 @@ from dks.tracking.sender import sent_elsewhere
 from dks.tracking.shipment import Shipment
 from dks.tracking.superseded import executions
 from dks.training.run import Outcome, run_cell
+from hydra_plugins.dks_sweeper import sweeper
 
 ONE, TWO = "1" * 64, "2" * 64
 Run = Callable[..., tuple[int, str, str]]
@@ -144,10 +146,10 @@ def test_nothing_is_chosen_by_runs_that_are_to_be_trained_again(tmp_path: Path, 
     run = once_more(tmp_path, *held)
     standings = survey(str(tmp_path / "runs"), [run.cell_id])
     (cell,) = planned(tmp_path, *held, same_code=True).cells
-    assert _chosen({"1": (cell,)}, standings) == "1"
+    assert _chosen({"1": (cell,)}, standings) == ("1", ())
     today(TWO)
     (cell,) = planned(tmp_path, *held, same_code=True).cells
-    assert (cell.anew, cell.state, _chosen({"1": (cell,)}, standings)) == (True, State.done, None)
+    assert (cell.anew, cell.state, _chosen({"1": (cell,)}, standings)) == (True, State.done, (None, ()))
 
 
 # --- gone on with
@@ -204,7 +206,7 @@ def test_a_run_that_begins_at_its_first_step_is_of_todays_code_alone(tmp_path: P
         patched.setattr("dks.terminal.RunView.stepped", raise_at(2, OSError("no checkpoint")))
         assert run_cell(run.path) is Outcome.failed
     today(TWO)
-    assert summary(planned(tmp_path, *THREE_STEPS)) == f"running cell {run.cell_id}"
+    assert single(planned(tmp_path, *THREE_STEPS)) == f"running cell {run.cell_id}"
     assert run_cell(queued(tmp_path, *THREE_STEPS).path) is Outcome.done
     assert codes_of(run) == [TWO]
 
@@ -344,3 +346,29 @@ def test_nobody_sends_what_is_being_moved(tmp_path: Path) -> None:
     sender = Shipment(run, None, "sqlite:///x.db", "1")  # type: ignore[arg-type]
     assert sender.send(live=False) == 0 and sender.picture(lambda folder, into: []) is False
     assert not run.mlflow_file.exists()
+
+
+def test_a_launch_that_is_refused_puts_it_back(
+    run_here: Run, in_folder: Path, today: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = ("sweep=mine", *TINY, "recipe.epochs=1", "hydra/launcher=basic")
+    assert run_here("-m", "seed=1,2", *tiny)[0] == 0
+    today(TWO)
+    assert run_here("-m", "seed=1", *tiny, "hydra.sweeper.code=same")[0] == 0
+    today("3" * 64)
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in in_folder.glob("runs/**/*.*") if path.is_file() and path.suffix != ".lock"}
+
+    before = files()
+
+    def refuse(_: object, cells: list[Cell]) -> list[Exception]:
+        runs = {cell.config.seed: RunFolder(in_folder / "runs" / cell.cell_id) for cell in cells}
+        assert {seed: len(list(executions(run))) for seed, run in runs.items()} == {1: 2, 2: 1}
+        raise RequestError("no room")
+
+    monkeypatch.setattr(sweeper.DksSweeper, "launch", refuse)
+    status, _, err = run_here("-m", "seed=1,2", *tiny, "hydra.sweeper.code=same")
+    assert (status, "no room" in err) == (2, True)
+    assert files() == before
+    assert len(list(in_folder.glob("runs/*/superseded"))) == 1

@@ -28,12 +28,12 @@ from dks.config.schema import Tracking, TrackingKind
 from dks.ledger.states import survey
 from dks.machine.interruption import Interrupted
 from dks.sweeps.sync import Sent, close_dead, sync, tell_dead
-from dks.tracking import dispatch, sender, shipment, store
+from dks.tracking import database, dispatch, sender, shipment, store
 from dks.tracking.dispatch import Dispatch
 from dks.tracking.journal import now
+from dks.tracking.note import Note
 from dks.tracking.record import Attempt, RunFolder, Status
 from dks.tracking.sender import Sender, sending, sent_elsewhere
-from dks.tracking.shipment import Note
 from dks.training.run import run_cell
 
 RunHere = Callable[..., tuple[int, str, str]]
@@ -388,9 +388,9 @@ def test_a_store_of_another_version_is_refused_and_left_as_it_is(here: Path, ver
 
 
 def test_the_newest_schema_is_the_one_that_mlflow_makes(here: Path) -> None:
-    found = store.schema(uri())
+    found = database.schema(uri())
     assert found is not None and found.fits
-    assert store.schema("sqlite:///none.db") is None
+    assert database.schema("sqlite:///none.db") is None
 
 
 def test_a_store_that_is_there_is_looked_at_and_prepared_without_mlflow(here: Path) -> None:

@@ -265,7 +265,7 @@ def test_what_a_server_says_does_nothing_to_a_terminal(
     assert "\x1b" not in told.out + told.err
     display = Display()
     monkeypatch.setattr(Sender, "_tell", lambda self, command: None)
-    monkeypatch.setattr(Sender, "finish", lambda self, patience: [f"{refusing.uri} has not got everything: {words}"])
+    monkeypatch.setattr(Sender, "finish", lambda self, patience, hurry: [f"{refusing.uri} has not got everything: {words}"])
     with sending(Tracking(TrackingKind.server, refusing.uri), display.say):
         pass
     assert shown in capsys.readouterr().err

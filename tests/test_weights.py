@@ -317,7 +317,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
             refusal(lambda call=call: call(tmp_path / "no.pt"))
             == f"{tmp_path / 'no.pt'} cannot be read: No such file or directory"
         )
-        assert refusal(lambda call=call: call(tmp_path)) == f"{tmp_path} cannot be read: Is a directory"
+        assert refusal(lambda call=call: call(tmp_path)) == f"{tmp_path} cannot be read: it is a folder where a file should be"
 
 
 # --- into a network

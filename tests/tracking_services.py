@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 from slurm_cluster import free_ports
 
-from dks.tracking.store import SQLITE
+from dks.tracking.database import SQLITE
 
 # (metric, step, time in milliseconds since 1970, value); NaN is written "NaN", so that two histories can be compared
 Point = tuple[str, int, int, float | str]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dks.config.errors import RequestError
+from dks.config.reading import require_file
 
 TRAIN, TESTS = "train", ("test", "validation", "val")
 DEPTH = 2  # folders below `data.root` that are searched
@@ -88,8 +89,9 @@ def _parquet(root: Path) -> Iterator[Path]:
         for name in sorted(names):
             path = Path(folder, name)
             if path.suffix == ".parquet":
-                if not path.is_file() and not name.startswith("."):
-                    raise RequestError(f"{path} is no file, or a link to nowhere; mend or remove it")
+                if path.is_symlink() and not path.exists():
+                    raise RequestError(f"{path} is a link to nowhere; mend or remove it")
+                require_file(path)
                 yield path
 
 

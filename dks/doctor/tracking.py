@@ -23,7 +23,8 @@ from dks.config.secrets import without_password
 from dks.doctor.check import Finding, Level, green, grey, red, yellow
 from dks.doctor.machine import SKEW, WRONG
 from dks.tracking.addresses import exposed, point_at
-from dks.tracking.store import SQLITE, load_mlflow, read_sqlite, reason, said, schema
+from dks.tracking.database import SQLITE, read_sqlite, schema
+from dks.tracking.store import load_mlflow, reason, said
 
 CONNECT, ANSWER = 3.0, 4.0  # seconds for a connection, and for an answer
 EXPIRES = 14  # days before a certificate's end from which on there is a warning

@@ -36,7 +36,7 @@ from dks.tracking.disk import refusal
 from dks.tracking.parents import status_of
 from dks.tracking.record import Record, RunFolder, Status
 from dks.tracking.sender import sending
-from dks.tracking.superseded import complete, supersede
+from dks.tracking.superseded import complete, restore, supersede
 
 
 class Launcher(Protocol):
@@ -234,7 +234,7 @@ def _begin(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy
 
 def _take_back(launches: list[Cell], launch: LaunchFolder | None, undo: Undo) -> None:
     """Undo a launch that was refused, unless some of its cells have begun; cells that others have queued meanwhile stay so."""
-    path, others = None if launch is None else str(launch.path), list[Path]()
+    path, others, replaced = None if launch is None else str(launch.path), list[Path](), list[RunFolder]()
     for cell in launches:
         folder = RunFolder(Path(cell.config.runs_dir) / cell.cell_id)
         record = folder.read_record()
@@ -242,6 +242,14 @@ def _take_back(launches: list[Cell], launch: LaunchFolder | None, undo: Undo) ->
             return
         if record is not None and record.launch != path:
             others += [folder.record_file, folder.config_file, folder.path / "lock"]
+        elif record is not None and cell.anew and not record.attempts:
+            replaced.append(folder)
+    for folder in replaced:
+        if folder.claim():
+            try:
+                restore(folder)
+            finally:
+                folder.release()
     undo.undo(others)
 
 

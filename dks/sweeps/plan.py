@@ -10,7 +10,7 @@ from functools import cached_property
 from dks.config.compose import Compose, Composed
 from dks.config.errors import RequestError
 from dks.config.identity import cell_id, config_id
-from dks.config.methods import baseline_of, classifiers_of, computed_with, ds_of, method_of
+from dks.config.methods import PAPERS, baseline_of, classifiers_of, computed_with, ds_of, method_of
 from dks.config.schema import Config
 from dks.ledger.states import Standing, State, has_diverged, survey_all, to_launch
 from dks.sweeps.definition import Sources
@@ -48,8 +48,9 @@ class Cell:
 
     @property
     def method(self) -> str:
-        """What tables call it: its preset, or the paper's name for what it trains."""
-        return self.choices.get("method") or method_of(self.config)
+        """What tables call it: its preset, unless the paper has a name for what it trains."""
+        preset = self.choices.get("method")
+        return method_of(self.config) if preset is None or preset in PAPERS else preset
 
     @property
     def place(self) -> str:

@@ -15,9 +15,10 @@ from dks.config.secrets import without_password
 from dks.ledger.states import Standing, State, survey
 from dks.tracking.addresses import point_at, warn_if_exposed
 from dks.tracking.disk import FORBIDDEN
+from dks.tracking.note import RUNNING, Note
 from dks.tracking.parents import status_of, tell_sweep
 from dks.tracking.record import RunFolder, Status
-from dks.tracking.shipment import RUNNING, DeletedRun, Draw, Note, Shipment
+from dks.tracking.shipment import DeletedRun, Draw, Shipment
 from dks.tracking.store import Unavailable, all_cells, open_named, reason
 from dks.tracking.superseded import executions
 

@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 
 from dks.config.files import cache_folder
 from dks.tables.rows import Row
-from dks.tracking.store import SQLITE, read_sqlite
+from dks.tracking.database import SQLITE, read_sqlite
 
 VERSION = 3  # raise it when a row comes to say something else
 UNUSED = 90 * 24 * 3600.0  # seconds after which a file to which nobody wrote goes

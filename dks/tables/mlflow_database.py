@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from dks.config.errors import RequestError
 from dks.config.secrets import without_password
 from dks.tables.mlflow_store import PARAMS, TAGS, Point, StoredData, StoredRun, chunks, no_experiment, restored
+from dks.tracking.database import SQLITE, read_sqlite
 from dks.tracking.shipment import SUPERSEDED
-from dks.tracking.store import SQLITE, read_sqlite, said
+from dks.tracking.store import said
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine

@@ -39,7 +39,8 @@ from dks.config.errors import RequestError
 from dks.config.files import python_path
 from dks.config.schema import Tracking, TrackingKind
 from dks.tracking.addresses import is_pointed_at, point_at, warn_if_exposed
-from dks.tracking.store import SQLITE, look
+from dks.tracking.database import SQLITE
+from dks.tracking.store import look
 
 log = logging.getLogger(__name__)
 

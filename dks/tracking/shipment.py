@@ -13,7 +13,6 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from getpass import getuser
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from dks.config.extensions import cited
 from dks.config.identity import flatten
-from dks.config.reading import read_text
 from dks.config.secrets import without_password
 from dks.tracking import heartbeat
 from dks.tracking.addresses import HTTP, how_to_allow, is_pointed_at
@@ -29,8 +27,9 @@ from dks.tracking.attempts import computed_by
 from dks.tracking.best import classifier_ending
 from dks.tracking.journal import Entry
 from dks.tracking.lock import alone
+from dks.tracking.note import RUNNING, Note
 from dks.tracking.parents import find_run, sweep_condition
-from dks.tracking.record import Record, RunFolder, Status, write_atomically
+from dks.tracking.record import Record, RunFolder, Status
 from dks.tracking.store import Unavailable, said
 from dks.tracking.superseded import executions
 
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RUNNING = "RUNNING"
 SUPERSEDED = "dks.superseded"  # the tag of a run whose place another execution of the cell has taken; it enters no mean
 STATUS = {Status.done: "FINISHED", Status.failed: "FAILED", Status.killed: "KILLED"}
 POINTS, PARAMS = 800, 100  # in one call; MLflow takes 1000 of all kinds together, and 100 parameters
@@ -62,35 +60,6 @@ ARTIFACTS = (
 FREE_TEXTS = ("code.diff", "run.log")  # what is printed gets into the log as it is
 
 Draw = Callable[[RunFolder, Path], list[Path]]  # pictures of a run, into a folder
-
-
-@dataclass
-class Note:
-    """The content of `mlflow.json`."""
-
-    uri: str
-    run_id: str
-    experiment_id: str
-    epoch: int = 0  # the last one that the store has
-    time: str | None = None  # of its line in the journal
-    attempts: int = 0  # that the store has been told of
-    status: str = RUNNING  # as the store was told
-    ended: str | None = None  # when the attempt ended whose end the store was told
-    pictured: str | None = None  # when the attempt ended of which the store has pictures
-    superseded: bool = False  # as the store was told
-
-    @classmethod
-    def read(cls, folder: RunFolder) -> Note | None:
-        """None where there is none, or none that can be read."""
-        try:
-            values = json.loads(read_text(folder.mlflow_file))
-            known = {field.name for field in dataclasses.fields(cls)}
-            return cls(**{name: value for name, value in values.items() if name in known})
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-            return None
-
-    def write(self, folder: RunFolder) -> None:
-        write_atomically(folder.mlflow_file, json.dumps(dataclasses.asdict(self)) + "\n")
 
 
 class DeletedRun(Exception):

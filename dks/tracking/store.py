@@ -9,15 +9,11 @@ where `dks/tracking/addresses.py` says.
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import re
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -25,18 +21,15 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 
 from dks.config.errors import RequestError, one_line
-from dks.config.reading import require_file
 from dks.config.schema import Tracking, TrackingKind
 from dks.config.secrets import without_password
 from dks.tracking.addresses import HTTP, how_to_allow, is_pointed_at
+from dks.tracking.database import SQLITE, TIMEOUT, engine_of, is_half_made, read_sqlite, schema
 from dks.tracking.disk import refusal, size_limit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from sqlalchemy import Engine
 
-SQLITE = "sqlite:///"
-TIMEOUT = 10  # seconds that a server has for an answer; MLflow would wait two minutes, and ask seven times again
 LONGEST = 300  # characters of what is told of a store's words
 LOOK = 1.0  # seconds that a look at an SQLite store waits for whoever makes it
 PAGE, ACTIVE = 1000, 1  # runs that a store tells of at once; those that nobody deleted, as MLflow's ViewType counts
@@ -46,32 +39,6 @@ _CREATION = 0x646B73  # the advisory lock under which a database gets MLflow's t
 
 class Unavailable(Exception):
     """A server that does not answer, or not to us, or not now. What was to be sent is sent later."""
-
-
-@dataclass(frozen=True)
-class Schema:
-    """The version of the tables in a database, as MLflow counts it: by the names of its migrations."""
-
-    found: str | None  # None: MLflow's tables, and no version
-    newest: str  # of the MLflow that is installed
-    known: bool  # does the installed MLflow know the one that was found?
-
-    @property
-    def fits(self) -> bool:
-        return self.found == self.newest
-
-    def problem(self, uri: str) -> str:
-        """What is wrong and what to do, for a database that does not fit."""
-        name = without_password(uri)
-        if self.known:
-            return (
-                f"{name} was made by an older MLflow (its schema is {self.found}, the installed one needs {self.newest}); "
-                f"make a back-up of it, then run: mlflow db upgrade {name}"
-            )
-        return (
-            f"{name} was made by another MLflow, which the installed one does not know (its schema is {self.found}, not "
-            f"{self.newest}); install that version of MLflow, or name another tracking.uri"
-        )
 
 
 def look(tracking: Tracking) -> str | None:
@@ -152,14 +119,7 @@ def _is_free(path: Path) -> bool:
     if not path.exists() or not path.stat().st_size:
         return True
     with closing(read_sqlite(f"{SQLITE}{path}")) as store:
-        return _is_half_made(store)
-
-
-def _is_half_made(store: sqlite3.Connection) -> bool:
-    """Was whoever made MLflow's tables killed? The first experiment comes last; migrations rename the table."""
-    query = "SELECT name FROM sqlite_master WHERE name IN ('experiments', '_alembic_tmp_experiments')"
-    places = [name for (name,) in store.execute(query)]
-    return bool(places) and not any(store.execute(f"SELECT 1 FROM {place}").fetchone() for place in places)
+        return is_half_made(store)
 
 
 def _remove(path: Path) -> None:
@@ -237,20 +197,6 @@ def all_cells(client: MlflowClient, experiment: str, view: int = ACTIVE) -> Iter
             return
         if time.monotonic() > until:
             raise Unavailable(f"its list of runs has no end in {LISTING:.0f} s")
-
-
-def schema(uri: str) -> Schema | None:
-    """The version of the tables in a database; None where there are none yet, or where making them was broken off.
-
-    Raises:
-        sqlalchemy.exc.SQLAlchemyError, sqlite3.Error: it cannot be read.
-    """
-    versions = _versions_sqlite(uri) if uri.startswith(SQLITE) else _versions(uri)
-    if versions is None:
-        return None
-    known, newest = _migrations()
-    found = versions[0] if versions else None
-    return Schema(found, newest, found in known)
 
 
 def reason(error: BaseException) -> str:
@@ -379,60 +325,12 @@ def _alone(uri: str, patience: float = -1) -> Iterator[None]:
     elif uri.startswith("postgresql"):
         from sqlalchemy import text
 
-        engine = _engine(uri)
+        engine = engine_of(uri)
         with engine.connect() as connection:  # closing it ends the lock
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _CREATION})
             yield
     else:
         yield
-
-
-@cache
-def _migrations() -> tuple[frozenset[str], str]:
-    """All schema versions that the installed MLflow knows, and the newest.
-
-    Read from the text of its migrations, for running them to ask, as Alembic does, imports all of MLflow.
-    """
-    found = importlib.util.find_spec("mlflow")
-    assert found is not None and found.submodule_search_locations is not None, "a dependency"
-    folder = Path(next(iter(found.submodule_search_locations))) / "store" / "db_migrations" / "versions"
-    names, before = set[str](), set[str]()
-    for path in folder.glob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        if own := re.search(r"^revision\s*=\s*[\"'](\w+)", text, re.MULTILINE):
-            names.add(own[1])
-            before |= set(re.findall(r"\w+", "".join(re.findall(r"^down_revision\s*=\s*(.+)$", text, re.MULTILINE))))
-    (newest,) = names - before
-    return frozenset(names), newest
-
-
-def _versions_sqlite(uri: str) -> list[str] | None:
-    file = Path(uri.removeprefix(SQLITE))
-    if not file.exists():
-        return None
-    require_file(file)
-    if not file.stat().st_size:
-        return None
-    with closing(read_sqlite(uri)) as store:
-        if _is_half_made(store):
-            return None
-        tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if "alembic_version" in tables:
-            return [version for (version,) in store.execute("SELECT version_num FROM alembic_version")]
-        return [] if "experiments" in tables else None
-
-
-def read_sqlite(uri: str, timeout: float = 20.0) -> sqlite3.Connection:
-    """A connection that changes nothing and does not make the file it does not find. What somebody who died had not committed
-    is rolled back, though.
-
-    Args:
-        timeout: seconds to wait for whoever writes.
-    """
-    place = quote(str(Path(uri.removeprefix(SQLITE)).absolute()))
-    store = sqlite3.connect(f"file:{place}?mode=rw", uri=True, timeout=timeout)
-    store.execute("PRAGMA query_only = ON")
-    return store
 
 
 def _experiment_sqlite(uri: str, name: str) -> Any:
@@ -443,30 +341,9 @@ def _experiment_sqlite(uri: str, name: str) -> Any:
 def _experiment_row(uri: str, name: str) -> Any:
     from sqlalchemy import text
 
-    with _engine(uri).connect() as connection:
+    with engine_of(uri).connect() as connection:
         query = text("SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = :name")
         return connection.execute(query, {"name": name}).fetchone()
-
-
-def _versions(uri: str) -> list[str] | None:
-    from sqlalchemy import inspect, text
-
-    engine = _engine(uri)
-    with engine.connect() as connection:
-        tables = set(inspect(connection).get_table_names())
-        if "experiments" in tables and connection.execute(text("SELECT 1 FROM experiments")).first() is None:
-            return None
-        if "alembic_version" in tables:
-            return [str(row[0]) for row in connection.execute(text("SELECT version_num FROM alembic_version"))]
-        return [] if "experiments" in tables else None
-
-
-def _engine(uri: str) -> Engine:
-    from sqlalchemy import create_engine
-    from sqlalchemy.pool import NullPool
-
-    waits: dict[str, Any] = {"connect_timeout": TIMEOUT} if uri.startswith(("postgresql", "mysql")) else {}
-    return create_engine(uri, poolclass=NullPool, connect_args=waits)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

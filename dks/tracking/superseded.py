@@ -7,6 +7,7 @@ counts as not begun from then on, and the last step gives the folder its name.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from dks.tracking.journal import sync_folder
 from dks.tracking.lock import alone
@@ -47,6 +48,23 @@ def complete(folder: RunFolder) -> None:
         number = max((int(each.path.name) for each in executions(folder)), default=0) + 1
         moving.rename(moving.with_name(str(number)))
         sync_folder(folder.path / SUPERSEDED)
+
+
+def restore(folder: RunFolder) -> None:
+    """Move the last execution back, over one that has not begun, for whoever holds the lock of the cell.
+
+    Raises:
+        Busy, OSError: as `supersede`.
+    """
+    moving = folder.path / SUPERSEDED / MOVING
+    *_, last = executions(folder)
+    with alone(folder.path):
+        last.path.rename(moving)  # from here to the last step, one that is killed leaves the execution moved away
+        for path in sorted(moving.iterdir(), key=lambda path: path.name == folder.record_file.name):
+            path.replace(folder.path / path.name)
+        moving.rmdir()
+    with suppress(OSError):  # others are there
+        moving.parent.rmdir()
 
 
 def executions(folder: RunFolder) -> Iterator[RunFolder]:

@@ -1,0 +1,41 @@
+"""`mlflow.json` in the folder of a run: how far the store has come."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+from dks.config.reading import read_text
+from dks.tracking.record import RunFolder, write_atomically
+
+RUNNING = "RUNNING"
+
+
+@dataclass
+class Note:
+    """The content of `mlflow.json`."""
+
+    uri: str
+    run_id: str
+    experiment_id: str
+    epoch: int = 0  # the last one that the store has
+    time: str | None = None  # of its line in the journal
+    attempts: int = 0  # that the store has been told of
+    status: str = RUNNING  # as the store was told
+    ended: str | None = None  # when the attempt ended whose end the store was told
+    pictured: str | None = None  # when the attempt ended of which the store has pictures
+    superseded: bool = False  # as the store was told
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> Note | None:
+        """None where there is none, or none that can be read."""
+        try:
+            values = json.loads(read_text(folder.mlflow_file))
+            known = {field.name for field in dataclasses.fields(cls)}
+            return cls(**{name: value for name, value in values.items() if name in known})
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            return None
+
+    def write(self, folder: RunFolder) -> None:
+        write_atomically(folder.mlflow_file, json.dumps(dataclasses.asdict(self)) + "\n")
