@@ -14,7 +14,7 @@ import pytest
 from dks.config.errors import RequestError
 from dks.ledger.launches import Array, LaunchFolder
 from dks.ledger.scheduler import Job, Scheduler, SchedulerSilentError, Stage, read_accounts, read_queue
-from dks.ledger.states import SILENT, Signs, State, state_of, survey, to_launch
+from dks.ledger.states import SILENT, Signs, State, look_up, state_of, survey, to_launch
 from dks.sweeps import manifest, status
 from dks.sweeps.manifest import Manifest, ManifestCell
 from dks.tracking import heartbeat
@@ -35,6 +35,7 @@ JOB = {"submitted": True}
 # (status of the record, other signs) -> state
 RULES: list[tuple[Status | None, dict[str, Any], State]] = [
     (None, {}, State.missing),
+    (None, {"claimed": True}, State.queued),  # somebody is about to write its record
     (Status.done, {}, State.done),
     (Status.done, {"claimed": True}, State.done),
     (Status.running, {"claimed": True}, State.running),
@@ -69,6 +70,15 @@ RULES: list[tuple[Status | None, dict[str, Any], State]] = [
 @pytest.mark.parametrize(("status", "signs", "state"), RULES)
 def test_the_state_of_a_cell(status: Status | None, signs: dict[str, Any], state: State) -> None:
     assert state_of(Signs(record(status) if status else None, **signs)) is state
+
+
+def test_a_cell_that_somebody_is_about_to_queue_is_not_missing(tmp_path: Path) -> None:
+    """Its folder and its lock are there before its record is."""
+    folder = RunFolder(tmp_path / ("a" * 12))
+    assert folder.claim()
+    assert look_up(str(tmp_path), folder.cell_id) == (State.queued, None)
+    folder.release()
+    assert look_up(str(tmp_path), folder.cell_id) == (State.missing, None)
 
 
 def test_what_runs_or_is_about_to_is_not_launched_again() -> None:

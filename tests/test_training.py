@@ -271,6 +271,15 @@ def test_a_cell_is_claimed_by_one_process_only(tmp_path: Path) -> None:
     assert run_cell(folder.path) is Outcome.done
 
 
+def test_who_only_looks_takes_no_cell_from_whoever_begins_it(tmp_path: Path) -> None:
+    """To look whether a lock is held means to hold it for a moment."""
+    folder = queued(tmp_path)
+    looker = RunFolder(folder.path)
+    assert looker.claim()
+    threading.Timer(0.05, looker.release).start()
+    assert run_cell(folder.path) is Outcome.done
+
+
 @pytest.mark.usefixtures("hangs_up")
 def test_signals_only_set_a_flag() -> None:
     for number in SIGNALS:

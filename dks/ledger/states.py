@@ -28,7 +28,7 @@ class State(str, Enum):
     """Where a cell stands."""
 
     missing = "missing"  # never begun, and nobody is about to
-    queued = "queued"  # a live launch or a job of the scheduler will run it
+    queued = "queued"  # a live process or a job of the scheduler will run it
     running = "running"
     done = "done"
     failed = "failed"  # by an error, or its job ended badly
@@ -53,7 +53,7 @@ def state_of(signs: Signs) -> State:
     """The state of a cell from its signs."""
     record, stage = signs.record, signs.job.stage if signs.job else None
     if record is None:
-        return State.missing
+        return State.queued if signs.claimed else State.missing
     if record.status is Status.done:
         return State.done
     if signs.claimed:
@@ -146,7 +146,8 @@ def survey(runs_dir: str, cell_ids: Iterable[str], scheduler: Scheduler | None =
             record = folder.read_record()  # it may have ended well since the record was read
         if record is None or record.status is Status.done:
             launch_folder = LaunchFolder(record.launch) if record is not None and record.launch else None
-            standings[cell_id] = Standing(state_of(Signs(record)), folder, record, launch=launch_folder)
+            claimed = record is None and cell_id in begun and folder.is_claimed()  # somebody is about to begin it
+            standings[cell_id] = Standing(state_of(Signs(record, claimed)), folder, record, launch=launch_folder)
             continue
         launch_folder, launch, alive = launches.get(record.launch or "", (None, None, False))
         age = heartbeat.age(folder.path)

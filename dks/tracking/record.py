@@ -51,6 +51,7 @@ from dks.tracking.journal import Entry, Journal
 from dks.tracking.lock import is_held
 
 SUPERSEDED = "superseded"
+GLANCE = 0.2  # seconds that a claim waits: for whoever only looks whether a run is claimed, or is queueing it
 CONFIG = MIB  # bytes that a frozen configuration may have; one has some thousand
 HEADER = 100 * MIB  # bytes that the header of a file of safetensors may have, by their own rules
 
@@ -147,7 +148,7 @@ class RunFolder:
         """Try to become the only process that works on this cell; the claim ends with `release` or with the process."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self.lock.acquire(blocking=False)
+            self.lock.acquire(timeout=GLANCE, poll_interval=GLANCE / 20)
         except Timeout:
             return False
         return True
