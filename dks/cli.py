@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dks import __version__
-from dks.commands import bench, completion, doctor, extensions, reading, sweeps, tracking, weights
+from dks.commands import bench, completion, doctor, extensions, reading, runs, sweeps, tracking, weights
 from dks.commands.exit_status import DONE, FAILED, INTERRUPTED, WRONG_REQUEST
 from dks.commands.hydra_main import hydra_main
 from dks.commands.options import HelpFormatter, add_loudness, as_epilog
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     # Listed for --help; `main` hands everything behind `train` to Hydra.
     commands.add_parser("train", help="one run, or with -m a sweep and its table (as python train.py)")
-    for family in (sweeps, reading, weights, tracking, extensions, doctor, bench):
+    for family in (sweeps, reading, weights, tracking, runs, extensions, doctor, bench):
         family.add(commands)
     completion.add(commands, parser)
     return parser

@@ -33,7 +33,7 @@ from dks.config.schema import (
 )
 
 # Raise it when the same configuration starts to compute something else: old results are then never taken for new ones.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # Keys that cannot change a result. `device` and `threads` change its last bits and are recorded with every run instead;
 # what files under `data.root` hold, and which columns of them are read, is in `data.fingerprint`.

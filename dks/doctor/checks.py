@@ -69,6 +69,7 @@ def _of_configuration(composed: Composed) -> list[tuple[str, list[Check]]]:
     store = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else None
     disks = [
         Check("runs", lambda: storage.folder("runs", Path(config.runs_dir)), 60),
+        Check("versions", lambda: _versions(config.runs_dir), 60),
         Check("results", lambda: storage.folder("results", Path(config.results_dir)), 60),
         *([] if store is None else [Check("store", lambda: storage.folder("store", store, store=True), 60)]),
         Check("cache", lambda: storage.folder("cache", cache_folder(), needed=False), 60),
@@ -86,6 +87,14 @@ def _of_configuration(composed: Composed) -> list[tuple[str, list[Check]]]:
         ("SLURM", [Check("SLURM", slurm.slurm, 40)]),
         ("Clock and code", [Check("clock", lambda: machine.clock(Path(config.runs_dir)), 60), Check("code", machine.code)]),
     ]
+
+
+def _versions(runs_dir: str) -> Iterator[Finding]:
+    from dks.doctor.check import yellow
+    from dks.ledger.earlier import HOW, earlier_runs
+
+    if found := earlier_runs(runs_dir):
+        yield yellow("versions", f"in {runs_dir} runs with ids of an earlier version: {len(found)}", HOW)
 
 
 def _configuration(composed: Composed) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from dks.config.compose import Compose, compose_here
 from dks.config.composer import Composer
 from dks.config.errors import RequestError
+from dks.ledger.earlier import is_earlier, of_sweep
 from dks.ledger.states import State, survey
 from dks.sweeps import manifest
 from dks.sweeps.changes import Changes
@@ -35,7 +36,7 @@ def listed(results_dir: str, as_json: bool) -> str:
     lines = []
     for entry in entries:
         lines.append(f"{entry['name']:<{width}}  {_progress(entry):<30}  {entry['title']}")
-        lines += [f"{'':<{width}}  {entry['changed']}"] if entry["changed"] else []
+        lines += [f"{'':<{width}}  {entry[said]}" for said in ("changed", "earlier") if entry[said]]
     return "\n".join(lines)
 
 
@@ -45,7 +46,7 @@ def _named(name: str, results_dir: str, parser: OverridesParser, changes: Change
         return begun
     grid = grid_of(sweep, (), parser, compose)
     facts = {"name": name, "title": sweep.title, "cells": count(grid), "tables": max(1, len(grid.parts))}
-    return {**facts, "states": None, "changed": None}
+    return {**facts, "states": None, "changed": None, "earlier": None}
 
 
 def _begun(name: str, results_dir: str, changes: Changes) -> dict[str, Any] | None:
@@ -56,7 +57,8 @@ def _begun(name: str, results_dir: str, changes: Changes) -> dict[str, Any] | No
         path = manifest.file(results_dir, name)
         damage.report(path, str(error).removeprefix(f"{path} "))
         return None
-    states = [standing.state for standing in survey(found.runs_dir, found.cell_ids).values()]
+    standings = survey(found.runs_dir, found.cell_ids).values()
+    states = [standing.state for standing in standings]
     counted = {state.value: states.count(state) for state in State if state in states}
     return {
         "name": name,
@@ -65,6 +67,7 @@ def _begun(name: str, results_dir: str, changes: Changes) -> dict[str, Any] | No
         "tables": max(1, len(found.parts)),
         "states": counted,
         "changed": changes.of(found),
+        "earlier": of_sweep(sum(is_earlier(standing.record) for standing in standings)),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -12,6 +12,7 @@ from dks.config.errors import RequestError
 from dks.config.identity import cell_id, config_id
 from dks.config.methods import PAPERS, baseline_of, classifiers_of, computed_with, ds_of, method_of
 from dks.config.schema import Config
+from dks.ledger.earlier import earlier_runs, of_folder
 from dks.ledger.states import Standing, State, has_diverged, survey_all, to_launch
 from dks.sweeps.definition import Sources
 from dks.sweeps.differences import differences
@@ -285,10 +286,19 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False, same_code: bool 
             )
         )
     absent, notes = (tuple(dict.fromkeys(lines)) for lines in (drafter.resolve.absent, drafter.resolve.notes))
+    notes += tuple(_earlier(drafter.drafts, standings))
     whole = Plan(name, grid.title or name, tuple(parts), absent, notes, grid.named, grid.request, frozen[id(grid)])
     for cell in whole.points:
         cell.config.sweep = name if whole.axes else cell.config.sweep
     return whole
+
+
+def _earlier(drafts: Iterable[_Draft], standings: Mapping[str, Standing]) -> Iterator[str]:
+    """A line of runs that are there and are none of these cells, for they have the ids of an earlier version."""
+    missing = {draft.config.runs_dir for draft in drafts if standings[draft.cell_id].state is State.missing}
+    for runs_dir in sorted(missing):
+        if count := len(earlier_runs(runs_dir, standings)):
+            yield of_folder(count, runs_dir)
 
 
 @dataclass(frozen=True)

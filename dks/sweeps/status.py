@@ -17,6 +17,7 @@ from typing import Any
 from rich.markup import escape
 
 from dks.config.errors import RequestError
+from dks.ledger.earlier import is_earlier, of_sweep
 from dks.ledger.launches import Launch, LaunchFolder
 from dks.ledger.scheduler import Scheduler, SchedulerSilentError
 from dks.ledger.states import Standing, State, has_diverged, survey
@@ -77,7 +78,7 @@ class SweepStatus:
     def __str__(self) -> str:
         """What a person reads (rich markup)."""
         labels = {cell.cell_id: cell.labels for cell in (*self.sweep.cells, *self.sweep.selection)}
-        said = [*self.sweep.undecided, *filter(None, [self.changed])]
+        said = [*self.sweep.undecided, *filter(None, [self.changed, self.earlier])]
         lines = [f"[bold]{escape(self.headline())}[/]", *map(escape, said)]
         for state, limit in NAMED.items():
             named = [(cell_id, each) for cell_id, each in self.standings.items() if each.state is state]
@@ -92,6 +93,11 @@ class SweepStatus:
             lines.append(escape(f"  {drifted}"))
         return "\n".join([*lines, *(escape(f"  {line}") for line in self.code_lines())])
 
+    @property
+    def earlier(self) -> str | None:
+        """What is to be said of cells of an earlier version."""
+        return of_sweep(sum(is_earlier(each.record) for each in self.standings.values()))
+
     def code_lines(self) -> list[str]:
         """What is to be said of cells that another code than today's has computed, or begun."""
         found = [(each.state is State.done, others) for each in self.standings.values() if (others := each.other_codes())]
@@ -103,7 +109,8 @@ class SweepStatus:
         labels = {cell.cell_id: cell.labels for cell in (*self.sweep.cells, *self.sweep.selection)}
         cells = [{"cell_id": cell_id, "labels": labels[cell_id], **_facts(each)} for cell_id, each in self.standings.items()]
         counts = {state.value: count for state, count in self.counts.items()}
-        told = {"name": self.sweep.name, "counts": counts, "changed": self.changed, "notes": self.code_lines(), "cells": cells}
+        notes = [*filter(None, [self.earlier]), *self.code_lines()]
+        told = {"name": self.sweep.name, "counts": counts, "changed": self.changed, "notes": notes, "cells": cells}
         return json.dumps(told, indent=1)
 
 

@@ -244,7 +244,7 @@ def _closed(standing: Standing) -> Standing:
 
 def _known(note: Note) -> tuple[object, ...]:
     """What a store knows of a run besides points and pictures."""
-    return note.run_id, note.status, note.ended, note.superseded
+    return note.run_id, note.status, note.ended, note.superseded, note.cell_id
 
 
 def _count(runs: int | Sequence[object]) -> str:

@@ -16,7 +16,7 @@ from dks.config.files import cache_folder
 from dks.tables.rows import Row
 from dks.tracking.database import SQLITE, read_sqlite
 
-VERSION = 3  # raise it when a row comes to say something else
+VERSION = 4  # raise it when a row comes to say something else
 UNUSED = 90 * 24 * 3600.0  # seconds after which a file to which nobody wrote goes
 FEW = 500  # so many rows are looked up one by one; of more, all are read
 

@@ -162,6 +162,7 @@ def _row(run: StoredRun, data: StoredData, place: str) -> Row:
         "attempts": int(tags.get("dks.attempts", 1)),
         "extensions": cited(_list(tags.get("dks.extensions"))),
         "computed_by": _computed_by(tags),
+        "schema_version": int(tags.get("dks.schema_version", 1)),
         **numbers("final", final),
         **summary,
         **{key: value for key, (_, value) in latest.items() if key.startswith("cost/")},

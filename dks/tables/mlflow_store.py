@@ -20,7 +20,10 @@ from dks.ledger.states import State
 STATES = {"FINISHED": State.done, "FAILED": State.failed, "KILLED": State.killed}  # and all others: running
 TAGS = tuple(
     f"dks.{name}"
-    for name in ("cell_id", "config_id", "seed", "method", "git_commit", "device", "attempts", "extensions", "computed_by")
+    for name in (
+        *("cell_id", "config_id", "seed", "method", "git_commit", "device", "attempts", "extensions", "computed_by"),
+        "schema_version",
+    )
 )  # those that a row is made of
 PARAMS = ("recipe.epochs", "data.fingerprint")
 
@@ -44,8 +47,8 @@ class StoredRun:
 
     @property
     def stamp(self) -> str:
-        """What changes when an ended run goes on, and ends again."""
-        return f"{self.status} {self.end}"
+        """What changes when an ended run goes on, and ends again, or gets another id."""
+        return f"{self.status} {self.end} {self.cell_id}"
 
 
 @dataclass

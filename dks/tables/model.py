@@ -155,6 +155,7 @@ class Table:
     computed_by: dict[str, tuple[ComputedBy, ...]] = field(default_factory=dict)  # cell id -> what, of the runs that count
     same: dict[Place, Place] = field(default_factory=dict)  # place -> an earlier one, where both are the same configuration
     changed: str | None = None  # how the sweep is another one now than when it was begun
+    earlier: str | None = None  # how many of its runs have ids of an earlier version
     decided: tuple[str, ...] = ()  # hyper-parameters that were chosen, a line each
 
     @cached_property

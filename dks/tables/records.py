@@ -148,6 +148,7 @@ def _row(folder: RunFolder, record: Record) -> Row:
         "attempts": len(record.attempts),
         "extensions": cited(each for attempt in record.attempts for each in attempt.extensions),
         "computed_by": [asdict(each) for each in computed_by(record.attempts)],
+        "schema_version": record.schema_version,
         **numbers("cost", record.cost),
     }
     final, best = (record.final, folder.best(record)) if record.status is Status.done else _ends(folder)

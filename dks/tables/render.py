@@ -317,6 +317,7 @@ def _described(table: Table) -> dict[str, Any]:
         "undecided": table.undecided,
         "computed": list(notes(table)),
         "changed": table.changed,
+        "earlier": table.earlier,
         "cells": cells,
     }
 

@@ -33,8 +33,9 @@ COLUMNS = (
     "attempts",
     "extensions",
     "computed_by",
+    "schema_version",
 )
-_WHOLE = frozenset({"seed", "epoch", "epochs", "attempts"})
+_WHOLE = frozenset({"seed", "epoch", "epochs", "attempts", "schema_version"})
 _ALWAYS = frozenset(  # numbers whose columns are there even if no run has one
     {f"final/{TOP1}", f"final/{TOP5}", "best/epoch", f"best/{TOP1}", f"best/{TOP5}", "cost/seconds", "cost/training_flops"}
 )

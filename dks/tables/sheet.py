@@ -239,8 +239,7 @@ def _notes(table: Table) -> Iterator[str]:
     yield from _differences(table)
     yield from table.decided
     yield from table.undecided
-    if table.changed is not None:
-        yield table.changed
+    yield from filter(None, [table.changed, table.earlier])
 
 
 def _repetitions(table: Table) -> Iterator[str]:

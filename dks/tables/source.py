@@ -21,9 +21,10 @@ class Source(Protocol):
         Columns: `cell_id`, `config_id`, `seed`, `method`, `state` (a value of `dks.ledger.states.State`), `epoch` (the last one
         with metrics, 0: none), `epochs` (asked for), `git_commit`, `data_fingerprint`, `device`, `started`, `mlflow_run_id`,
         `mlflow_experiment_id`, `place` (folder or URI of the run), `attempts`, `extensions` (a list, as
-        `dks.config.extensions.cited` makes it), `computed_by` (a list of `dks.tracking.attempts.ComputedBy`, as dicts); and
-        numbers, NaN where there is none: `final/<metric>` after the last epoch; `best/<metric>` in the one with its
-        classifier's lowest top-1 test error, and that epoch itself, `best/epoch` (`best/epoch_c2`, ...); `cost/<name>`.
+        `dks.config.extensions.cited` makes it), `computed_by` (a list of `dks.tracking.attempts.ComputedBy`, as dicts),
+        `schema_version` (of its ids); and numbers, NaN where there is none: `final/<metric>` after the last epoch;
+        `best/<metric>` in the one with its classifier's lowest top-1 test error, and that epoch itself, `best/epoch`
+        (`best/epoch_c2`, ...); `cost/<name>`.
         """
 
     def histories(self, cell_ids: Collection[str], metrics: Collection[str]) -> pd.DataFrame:

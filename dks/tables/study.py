@@ -12,7 +12,9 @@ import pandas as pd
 
 from dks.config.errors import RequestError
 from dks.config.files import declarations
+from dks.config.identity import SCHEMA_VERSION
 from dks.config.secrets import without_password
+from dks.ledger.earlier import of_sweep
 from dks.sweeps import manifest
 from dks.sweeps.changes import Changes
 from dks.sweeps.files import TableShape, names, read
@@ -103,8 +105,16 @@ class Study:
 
     def tables(self, epoch: Epoch = Epoch.last) -> list[Table]:
         """All of its tables, from whatever runs exist."""
-        changes = Changes()
-        return [replace(self._table(part, epoch), changed=changes.of(part), decided=tuple(part.decided)) for part in self.parts]
+        changes, earlier = Changes(), set(self.runs.loc[self.runs["schema_version"] < SCHEMA_VERSION, "cell_id"])
+        return [
+            replace(
+                self._table(part, epoch),
+                changed=changes.of(part),
+                earlier=of_sweep(len(earlier & {*part.cell_ids})),
+                decided=tuple(part.decided),
+            )
+            for part in self.parts
+        ]
 
     def _table(self, part: Manifest, epoch: Epoch) -> Table:
         file = read(part.named) if part.named in names() else None

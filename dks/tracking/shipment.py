@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CELL_ID = "dks.cell_id"
 SUPERSEDED = "dks.superseded"  # the tag of a run whose place another execution of the cell has taken; it enters no mean
 STATUS = {Status.done: "FINISHED", Status.failed: "FAILED", Status.killed: "KILLED"}
 POINTS, PARAMS = 800, 100  # in one call; MLflow takes 1000 of all kinds together, and 100 parameters
@@ -112,6 +113,8 @@ class Shipment:
                 note, params = self._create(record)
             ends = not live and record.status in STATUS and not _knows_end(note, record)
             sent = self._send(note, record, [entry for entry in entries if entry.epoch > note.epoch], params, ends)
+            if note.cell_id not in ("", record.cell_id):
+                self._rename(note, record)
             if ends:
                 self._tell_end(note, record)
             elif dead and record.status is Status.running and note.status == RUNNING:
@@ -184,20 +187,19 @@ class Shipment:
         known = [epoch for epoch, entry in entries.items() if all(steps.get(name, 0) >= epoch for name in entry.metrics)]
         epoch = max(known, default=0)
         told = run.info.status
-        same, withdrawn = note.status == told, SUPERSEDED in run.data.tags
+        same, tags = note.status == told, run.data.tags
         time = note.time if epoch == note.epoch and note.time else entries[epoch].time if epoch else None
         ended, pictured = (note.ended, note.pictured) if same else (None, None)
+        withdrawn, known_as = SUPERSEDED in tags, tags.get(CELL_ID, "")
         return dataclasses.replace(
-            note, epoch=epoch, time=time, status=told, ended=ended, pictured=pictured, superseded=withdrawn
+            note, epoch=epoch, time=time, status=told, ended=ended, pictured=pictured, superseded=withdrawn, cell_id=known_as
         )
 
     def _create(self, record: Record) -> tuple[Note, list[Param]]:
         self._withdraw_earlier()
         tags = {
             **self._attempt(record),
-            "dks.cell_id": record.cell_id,
-            "dks.config_id": record.config_id,
-            "dks.method": record.method,
+            **_identity(record),
             "dks.role": "cell",
             "dks.seed": str(record.seed),
             "mlflow.source.name": record.command or "dks",
@@ -216,6 +218,7 @@ class Shipment:
             self.experiment,
             attempts=len(record.attempts),
             superseded=self.folder.is_superseded,
+            cell_id=record.cell_id,
         )
         return note, self._params()
 
@@ -296,6 +299,15 @@ class Shipment:
             self.parents[key] = found
         return self.parents.get(key)
 
+    def _rename(self, note: Note, record: Record) -> None:
+        """What tells of a cell by its id, after it got another one. MLflow's params stay what they were."""
+        for key, value in _identity(record).items():
+            self.client.set_tag(note.run_id, key, value)
+        if _knows_end(note, record):
+            self._send_files(note.run_id)
+        note.cell_id = record.cell_id
+        note.write(self.folder)
+
     def _tell_end(self, note: Note, record: Record) -> None:
         """How it ended, and files."""
         ended = record.attempts[-1].ended
@@ -350,6 +362,16 @@ def lay_out(run: RunFolder, into: Path) -> None:
         ):
             while block := lines.readlines(_BLOCK):
                 copy.write(without_password("".join(block)))
+
+
+def _identity(record: Record) -> dict[str, str]:
+    """As tags."""
+    return {
+        CELL_ID: record.cell_id,
+        "dks.config_id": record.config_id,
+        "dks.method": record.method,
+        "dks.schema_version": str(record.schema_version),
+    }
 
 
 def _computed_by(record: Record) -> str:
