@@ -125,6 +125,7 @@ BAD = {
     "noise=uniform label_noise.ratio=nan": "label_noise.ratio=nan must be at least 0 and below 1",
     "noise=uniform label_noise.ratio=0": "noise needs both or neither",
     "label_noise.ratio=0.5": "noise needs both or neither",
+    "data=synthetic data.num_classes=1 noise=uniform label_noise.ratio=0.5": "needs a wrong class, and synthetic has only one",
     "data.num_classes=9": "data.num_classes=9 is below the 10 labels of digits",
     "data.num_classes=0": "data.num_classes=0 must be at least 1",
     "backbone.depth=21": "must be 6n+2",

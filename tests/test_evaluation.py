@@ -25,9 +25,16 @@ from dks.cli import main
 from dks.config.errors import RequestError
 from dks.evaluation import evaluate, evaluate_configured, evaluate_file, evaluate_run
 from dks.export import Format, export
+from dks.machine import code
 from dks.tracking.record import RunFolder
 
 CLASSES = 7
+
+
+def told(capsys: pytest.CaptureFixture[str], run: RunFolder) -> str:
+    with pytest.raises(SystemExit):
+        main(["evaluate", run.cell_id, "--runs-dir", str(run.path.parent)])
+    return capsys.readouterr().err
 
 
 @pytest.fixture(autouse=True)
@@ -437,3 +444,14 @@ def test_numbers_that_make_no_sense_are_refused(option: str, capsys: pytest.Capt
     status, _, err = dks(capsys, "evaluate", "abc", option, "-1")
     assert status == 2
     assert "whole number of at least" in err
+
+
+def test_a_run_of_another_code_is_said_to_be_one(
+    finished: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test is one of today's code."""
+    assert "code" not in told(capsys, finished)
+    (attempt,) = finished.read_record().attempts  # type: ignore[union-attr]
+    monkeypatch.setattr(code, "_own", lambda: "2" * 64)
+    said = f"trained by another code ({str(attempt.code)[:12]}) than today's 222222222222, which tests it"
+    assert said in " ".join(told(capsys, finished).split())

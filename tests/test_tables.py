@@ -419,7 +419,20 @@ def test_programs_get_what_the_other_formats_say(rich_table: Table) -> None:
                 compared += 1
                 assert all(repr(test[name]) == line[f"{name}_over_{over}"] for name in ("gain_low", "p", "p_holm"))
     assert compared == len(rich_table.comparisons) > 0
-    keys = {"name", "title", "epoch", "rows", "columns", "states", "undecided", "decided", "changed", "computed", "cells"}
+    keys = {
+        "name",
+        "title",
+        "epoch",
+        "rows",
+        "columns",
+        "states",
+        "undecided",
+        "decided",
+        "changed",
+        "earlier",
+        "computed",
+        "cells",
+    }
     assert keys == set(found)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from dks.commands.exit_status import DONE
 from dks.commands.options import Commands, add_command, add_json, add_loudness, add_runs_dir, at_least, device, file_to_write
 from dks.config.errors import RequestError
+
+if TYPE_CHECKING:
+    from dks.tracking.record import Record
 
 
 def add(commands: Commands) -> None:
@@ -86,7 +90,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if not is_run and words and (more := [name for name in given if name != "--weights"]):
         raise RequestError(f"{', '.join(more)} and {' '.join(words)}: name network and images in one way or the other")
     if is_run:
-        finished_run(options.runs_dir, words[0])  # torch takes seconds to import, and this is known without it
+        _, record = finished_run(options.runs_dir, words[0])  # torch takes seconds to import, and this is known without it
+        _tell_code(record)
     from dks.evaluation import Protocol, evaluate_configured, evaluate_file, evaluate_run
 
     if is_run:
@@ -105,6 +110,16 @@ def _evaluate(options: argparse.Namespace) -> int:
         )
     print(found.to_json() if options.json else found)
     return DONE
+
+
+def _tell_code(record: Record) -> None:
+    """The test is one of today's code; where the training was not, a line says so."""
+    from dks.machine.code import current, short
+    from dks.terminal import say
+    from dks.tracking.attempts import other_codes
+
+    if others := other_codes(record.attempts):
+        say(f"trained by another code ({', '.join(map(short, others))}) than today's {short(current())}, which tests it")
 
 
 def _export(options: argparse.Namespace) -> int:

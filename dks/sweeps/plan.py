@@ -295,7 +295,8 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False, same_code: bool 
 
 def _earlier(drafts: Iterable[_Draft], standings: Mapping[str, Standing]) -> Iterator[str]:
     """A line of runs that are there and are none of these cells, for they have the ids of an earlier version."""
-    missing = {draft.config.runs_dir for draft in drafts if standings[draft.cell_id].state is State.missing}
+    known = ((draft, standings.get(draft.cell_id)) for draft in drafts)  # others wait for a choice
+    missing = {draft.config.runs_dir for draft, standing in known if standing and standing.state is State.missing}
     for runs_dir in sorted(missing):
         if count := len(earlier_runs(runs_dir, standings)):
             yield of_folder(count, runs_dir)

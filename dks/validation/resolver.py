@@ -23,6 +23,7 @@ from dks.config.schema import (
     Config,
     Data,
     DesignKind,
+    NoiseKind,
     Strategy,
     TeacherKind,
     TrackingKind,
@@ -74,6 +75,10 @@ class Resolver:
             config.data = self._described(config.data)
         except RequestError as error:
             problems.extend(error.problems)
+        if not problems and config.label_noise.kind is not NoiseKind.none and config.data.num_classes == 1:
+            problems.append(
+                f"label_noise={config.label_noise.kind.value} needs a wrong class, and {config.data.name} has only one"
+            )
         if not problems:
             problems.extend(_network_problems(config))
             problems.extend(self._teacher_problems(config))
