@@ -104,7 +104,13 @@ class Study:
     def tables(self, epoch: Epoch = Epoch.last) -> list[Table]:
         """All of its tables, from whatever runs exist."""
         changes = Changes()
-        return [replace(self._table(part, epoch), changed=changes.of(part), decided=tuple(part.decided)) for part in self.parts]
+        said = [changes.of(part) for part in self.parts]
+        if not any(said):  # a union may have been given other parts, or another base
+            said = [changes.of(self.sweep)] * len(self.parts)
+        return [
+            replace(self._table(part, epoch), changed=line, decided=tuple(part.decided))
+            for part, line in zip(self.parts, said, strict=True)
+        ]
 
     def _table(self, part: Manifest, epoch: Epoch) -> Table:
         file = read(part.named) if part.named in names() else None
