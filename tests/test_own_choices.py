@@ -63,6 +63,11 @@ def test_the_launcher_of_an_experiment_is_used_and_the_command_line_has_the_last
         ("hydra: {mode: RUN}", "hydra.mode=RUN: a single run is planned as a sweep is; drop it"),
         ("hydra: {sweep: {dir: elsewhere}}", "hydra.sweep.dir=elsewhere: runs are kept in runs_dir; set that"),
         ("hydra: {sweep: {subdir: one}}", "hydra.sweep.subdir=one: the folder of a run is named after its cell; drop it"),
+        ("hydra: {output_subdir: one}", "hydra.output_subdir=one: what is kept of a run is in the folder of its cell; drop it"),
+        (
+            "hydra: {searchpath: ['runs']}",
+            "experiment/mine.yaml: hydra.searchpath: choices of your own are files conf/GROUP/NAME.yaml",
+        ),
         ("hydra: {run: {dir: elsewhere}}", "hydra.run.dir=elsewhere: runs are kept in runs_dir; set that"),
         ("hydra: {job: {chdir: true}}", "hydra.job.chdir=True: runs begin in the folder in which the command was typed"),
         ("hydra: {job: {env_set: {A: b}}}", "hydra.job.env_set={'A': 'b'}: set the variables of the command itself"),
@@ -180,4 +185,6 @@ def test_a_run_is_not_begun_from_the_files_of_another_one(option: str, in_folder
     assert f"config-{'dir' if option == '--config-dir' else 'path'} runs/{made.cell_id}: " in err
     assert "type what made that: python train.py data=synthetic" in err
     assert "recipe.lr=0.07 'data.root='\"'\"'a b'\"'\"'' seed=9 tracking=off" in err
+    status, _, err = run_here("-m", option, f"runs/{made.cell_id}", "seed=8,9")
+    assert (status, "type what made that: python train.py -m data=synthetic" in err, "seed=8,9" in err) == (2, True, True)
     assert sorted(in_folder.rglob("*")) == before

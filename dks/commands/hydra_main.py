@@ -119,6 +119,7 @@ def _refuse_other_files(known: argparse.Namespace, overrides: Sequence[str]) -> 
     Raises:
         RequestError: that is asked for; it says what does what was meant.
     """
+    from dks.config.compose import OWN_CHOICES
     from dks.config.errors import RequestError, short
     from dks.tracking.record import RunFolder
 
@@ -127,14 +128,12 @@ def _refuse_other_files(known: argparse.Namespace, overrides: Sequence[str]) -> 
             continue
         record = RunFolder(Path(value)).read_record() if (Path(value) / "record.json").is_file() else None
         if record is not None:
-            command = shlex.join(["python", "train.py", *record.overrides, *overrides])
+            sweep = ["-m"] if known.multirun else []
+            command = shlex.join(["python", "train.py", *sweep, *record.overrides, *overrides])
             raise RequestError(
                 f"{option} {short(value)}: a run does not begin with the files of another one; type what made that: {command}"
             )
-        raise RequestError(
-            f"{option} {short(value)}: choices of your own are files conf/GROUP/NAME.yaml beside ours, or in a folder that "
-            "DKS_EXTENSIONS names; drop it"
-        )
+        raise RequestError(f"{option} {short(value)}: {OWN_CHOICES}")
     if known.config_name is not None:
         raise RequestError(
             f"--config-name {short(known.config_name)}: there is one primary configuration; write what you want to set into "

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from shlex import quote
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, OverrideType, QuotedString
+from hydra.core.plugins import Plugins
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -43,7 +45,11 @@ class Composed:
     interpolated: bool = False  # some value was written as a reference to others, ${...}
 
 
+MANY = 100  # values of a range, which Hydra then counts by itself
 DEEPEST = 20  # brackets within brackets in one override
+OWN_CHOICES = (
+    "choices of your own are files conf/GROUP/NAME.yaml beside ours, or in a folder that DKS_EXTENSIONS names; drop it"
+)
 # Keys of Hydra that mean nothing here, for every run is planned, and its folder is named after its cell -> the value that they
 # have, and why they can have no other.
 FIXED: dict[str, tuple[object, str]] = {
@@ -53,6 +59,8 @@ FIXED: dict[str, tuple[object, str]] = {
     "hydra.sweep.subdir": ("${hydra.job.num}", "the folder of a run is named after its cell; drop it"),
     "hydra.job.chdir": (False, "runs begin in the folder in which the command was typed; drop it"),
     "hydra.job.env_set": ({}, "set the variables of the command itself, as in NAME=VALUE dks train"),
+    "hydra.output_subdir": (".hydra", "what is kept of a run is in the folder of its cell; drop it"),
+    "hydra.searchpath": ([], OWN_CHOICES),
 }
 
 Compose = Callable[[Sequence[str]], Composed]  # from the overrides of one cell
@@ -156,6 +164,8 @@ def explain(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException):
         return _no_choice(error)
+    if (file := _first(r"^In '([^']*)': Overriding hydra.searchpath", text)) is not None:
+        return f"{short(file)}.yaml: hydra.searchpath: {OWN_CHOICES}"
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         if not isinstance(error.__cause__, OmegaConfBaseException):
             return one_line(text)
@@ -206,7 +216,9 @@ def _refused(key: str, error: OmegaConfBaseException) -> str:
     message = re.split(r"\n\s*full_key:", error.msg or str(error))[0]  # a value can have lines of its own
     owner = error.parent_node
     if "not in" in message and isinstance(owner, DictConfig):
-        known = {str(name) for name in owner} - {"hydra"}
+        if key.startswith("hydra.sweeper."):
+            return f"{key}: {_SWEEPS}"
+        known = {str(name) for name in owner if not str(name).startswith("_")} - {"hydra"}
         if "backbone" in known:  # the top level, where groups can be chosen by their short names, too
             known |= {"method", *SHORT_NAMES}
         close = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
@@ -302,7 +314,8 @@ def checked(lines: Iterable[str], several: bool = True) -> list[str]:
         if not key:
             problems.append(f"{short(line)} has no key; write KEY=VALUE")
         elif is_group and override.type is not OverrideType.DEL and not all(map(_is_choice, values)):
-            hint = f"; choose from {', '.join(choices(key))}" if key in known else ""
+            names = choices(key) if key in known else _choices_of_hydra(key)
+            hint = f"; choose from {', '.join(names)}" if names else ""
             hint += " ('off' in quotes, for in YAML it is false)" if False in values and "off" in hint else ""
             problems.append(f"{short(line)}: {key} takes one choice, by its name{hint}")
         elif fixed is not None:
@@ -310,18 +323,27 @@ def checked(lines: Iterable[str], several: bool = True) -> list[str]:
         elif key == "hydra/sweeper" and values != [SWEEPER]:
             problems.append(f"{short(line)}: {_ONE_SWEEPER}")
         elif not several and (ranges or override.is_sweep_override()):
-            problems.append(f"{short(line)}: several values make a sweep, which needs -m: python train.py -m {short(line)}")
+            command = f"python train.py -m {quote(short(line))}"
+            problems.append(f"{short(line)}: several values make a sweep, which needs -m: {command}")
         elif not all(ranges):
             problems.append(f"{short(line)} is no range; write the first and the last whole number, as in 1..5")
         elif sum(map(len, ranges)) > MOST_CELLS:
             problems.append(f"{short(line)} has more than {MOST_CELLS:,} values; a sweep has so many cells at most")
-        elif ranges and isinstance(value, str):
+        elif ranges and isinstance(value, str) and len(ranges[0]) > MANY:  # written out it would take long to parse
             read.append(f"{line.partition('=')[0]}=range({ranges[0].start},{ranges[0].stop})")
         else:
             read.append(written_out(line) if ranges else line)
     if problems:
         raise RequestError(*problems)
     return read
+
+
+def _choices_of_hydra(group: str) -> list[str]:
+    """The names one can write after `hydra/GROUP=`: those of our plugins and of others."""
+    Plugins.instance()  # registers them
+    if group != "hydra/launcher":
+        return []
+    return sorted(name.removesuffix(".yaml") for name in ConfigStore.instance().list(group))
 
 
 def _is_choice(value: object) -> bool:
