@@ -70,8 +70,8 @@ def test_the_teacher_itself_can_be_chosen(clone: Path) -> None:
 
 
 def test_a_choice_that_is_for_no_cell_is_refused(clone: Path) -> None:
-    write(clone, f"grids:\n- {{method: [ds, dks], {CHOOSE}}}\n- {{method: kd_c1, {CHOOSE}}}\n")
-    with pytest.raises(RequestError, match="grid 1: choose: .* is chosen for cells with a teacher"):
+    write(clone, f"grids:\n- {{method: kd_c1, {CHOOSE}}}\n- {{method: [ds, dks], {CHOOSE}}}\n")
+    with pytest.raises(RequestError, match=r"grid 2: choose: .* is chosen for cells with a teacher"):
         mine()
     write(clone, f"grids:\n- {{method: [ds, kd_c1], {CHOOSE}}}\n")
     assert mine("method=ds").choices == (), "what is typed may leave none"

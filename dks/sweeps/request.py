@@ -129,9 +129,10 @@ def _grid(
     applied = tuple(each for each in given if each is not held)
     union: dict[Any, Cell] = {}
     for number, product in enumerate(sweep.grids, 1):
-        for cell in cells_of(number, product, sweep.base, applied, is_taught):
+        own = [*cells_of(number, product, sweep.base, applied, is_taught)]
+        for cell in own:
             union.setdefault((cell.choose, cell.meaning), cell)
-        if product.choose is not None and not any(cell.choose for cell in union.values()):
+        if product.choose is not None and not any(cell.choose for cell in own):
             _refuse_idle(sweep, number, product, is_taught)
     waiting = {cell.meaning for cell in union.values() if cell.choose}  # an equal cell does not need its own value
     cells = [cell for cell in union.values() if cell.choose or cell.meaning not in waiting]
