@@ -148,6 +148,24 @@ def test_what_contradicts_a_preset_of_ones_own_is_refused(clone: Path, typed: st
     assert said in refused.value.problems
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "defaults: [{override /aux_design: narrow}]",
+            "mine.yaml: it cannot override aux_design; write # @package _global_ in its",
+        ),
+        ("loss: {alpha: 1}", "method: no such key; files of conf/method have # @package _global_ in their first line"),
+        ("# @package _global_\nloss: {alpha: 1\nseed: 2", "conf/method/mine.yaml, line 3: expected ',' or '}', but got ':'"),
+        ("# @package _global_\nloss: [\x01]", "special characters are not allowed in"),
+    ],
+)
+def test_a_file_that_is_not_written_as_it_must_be_is_named(clone: Path, run_here: Run, text: str, said: str) -> None:
+    (clone / "conf" / "method" / "mine.yaml").write_text(text)
+    status, _, err = run_here("method=mine")
+    assert (status, err.count("\n"), said in err, "mine" in err) == (2, 1, True, True), err
+
+
 def test_tables_and_records_call_it_by_its_name(clone: Path, run_here: Run, in_folder: Path) -> None:
     write(clone, "method", "halved", "defaults: [ds, {override /aux_design: narrow}]\nloss: {alpha: 0.5}\n")
     small = (*TINY, "recipe.epochs=1", "hydra/launcher=basic")

@@ -27,6 +27,7 @@ from hydra.errors import (
 )
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 from dks.config.catalogue import catalogue
 from dks.config.errors import RequestError, one_line, short
@@ -176,12 +177,17 @@ def explain(error: BaseException) -> str:
         if (file := _first(r"^In '([^']*)':", text)) is not None:
             long = SHORT_NAMES.get(group)
             hint = f"write override /{long}" if long else "the groups behind its own in conf/config.yaml are settled by then"
+            if "@" in group:  # it would be a group inside of its own
+                group, hint = group.partition("@")[0], "write # @package _global_ in its first line"
             return f"{short(file)}.yaml: it cannot override {short(group)}; {hint}"
         if group in groups():
             return f"{group}: the configuration has no choice of it; add one with +{group}=NAME, of {', '.join(choices(group))}"
         return f"{short(group)}: no such key; groups are {', '.join(groups())}"
     if isinstance(error, OverrideParseException):
         return f"{short(error.override)} cannot be read: {_syntax(text)}"
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{short(mark.name)}, line {mark.line + 1}: {one_line(str(error.problem))}"
     if isinstance(error, OmegaConfBaseException):
         key = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "configuration")
         return _refused(short(key), error)
@@ -218,6 +224,8 @@ def _refused(key: str, error: OmegaConfBaseException) -> str:
     if "not in" in message and isinstance(owner, DictConfig):
         if key.startswith("hydra.sweeper."):
             return f"{key}: {_SWEEPS}"
+        if key in groups():
+            return f"{key}: no such key; files of conf/{key} have # @package _global_ in their first line"
         known = {str(name) for name in owner if not str(name).startswith("_")} - {"hydra"}
         if "backbone" in known:  # the top level, where groups can be chosen by their short names, too
             known |= {"method", *SHORT_NAMES}
@@ -372,7 +380,7 @@ def explain_request(error: Exception) -> tuple[str, ...]:
     return (explain(error),) if isinstance(error, HYDRA_ERRORS) or in_hydra else ()
 
 
-HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 
 
 def _first(pattern: str, text: str) -> str | None:
