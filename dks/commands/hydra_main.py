@@ -28,7 +28,6 @@ def hydra_main() -> int:
     from dks.config.catalogue import catalogue
     from dks.config.compose import register_schema
     from dks.config.files import declarations
-    from dks.machine.commit import other_copies
 
     register_schema()
     if int(os.environ.get("RANK", "0")):  # under torchrun rank 0 plans and records, the others train along
@@ -38,7 +37,7 @@ def hydra_main() -> int:
         return DONE
     known, overrides = _parsed(sys.argv[1:])
     if not known.shell_completion:
-        for problem in (*catalogue().problems, *other_copies(Path.cwd())):
+        for problem in catalogue().problems:
             print(f"warning: {problem}", file=sys.stderr)
     with _leading():
         if known.help or known.hydra_help or known.cfg or known.info or known.shell_completion:
