@@ -350,6 +350,7 @@ FOUND: dict[tuple[str, ...], tuple[str, ...]] = {
     ("sweep", "plan", "methods", "data=null"): ("data=null: data takes one choice", "digits"),
     ("train", "hydra/launcher=null"): ("hydra/launcher=null: hydra/launcher takes one choice", "local, slurm"),
     ("train", "hydra.sweeper.params.seed='1,2'"): ("hydra.sweeper.params", "a sweep is typed, as in -m seed=1..5"),
+    ("doctor", "seed=1,2"): ("seed=1,2: a configuration has one value for each key",),
     ("train", "hydra.searchpath=[runs]"): ("hydra.searchpath=[runs]", "conf/GROUP/NAME.yaml"),
     ("train", "seed=range(1,4)"): ("seed=range(1,4)", "python train.py -m 'seed=range(1,4)'"),
     ("train", "hydra/sweeper=basic"): ("hydra/sweeper=basic", "drop it"),

@@ -63,6 +63,15 @@ def test_the_launcher_of_an_experiment_is_used_and_the_command_line_has_the_last
         ("hydra: {mode: RUN}", "hydra.mode=RUN: a single run is planned as a sweep is; drop it"),
         ("hydra: {sweep: {dir: elsewhere}}", "hydra.sweep.dir=elsewhere: runs are kept in runs_dir; set that"),
         ("hydra: {sweep: {subdir: one}}", "hydra.sweep.subdir=one: the folder of a run is named after its cell; drop it"),
+        (
+            "defaults: [{override /hydra/launcher: null}]",
+            "hydra/launcher=null: hydra/launcher takes one choice, by its name; ch",
+        ),
+        ("defaults: [{override /recipe: null}]", "recipe=null: recipe takes one choice, by its name; choose from cifar_resnet"),
+        (
+            "defaults: [{override /label_noise: null}]",
+            "label_noise=null: label_noise takes one choice, by its name; choose from",
+        ),
         ("hydra: {output_subdir: one}", "hydra.output_subdir=one: what is kept of a run is in the folder of its cell; drop it"),
         (
             "hydra: {searchpath: ['runs']}",

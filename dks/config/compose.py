@@ -104,6 +104,8 @@ def from_hydra(composed: DictConfig) -> Composed:
     check_hydra(composed.hydra)
     everything = cast("dict[str, str | None]", OmegaConf.to_container(composed.hydra.runtime.choices))
     chosen = {group: choice for group, choice in everything.items() if not group.startswith("hydra/")}
+    if empty := [group for group, choice in chosen.items() if choice is None and group in _schema()]:
+        raise RequestError(*(f"{group}=null: {_one_choice(group)}" for group in empty))
     keys = [str(key) for key in composed if key != "hydra"]
     values = OmegaConf.masked_copy(composed, keys)
     interpolated = "${" in str(OmegaConf.to_container(values))
@@ -165,6 +167,8 @@ def explain(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException):
         return _no_choice(error)
+    if (several := _first(r"^Ambiguous value for argument '(.*?)'", text)) is not None:
+        return f"{short(several)}: a configuration has one value for each key; give one"
     if (file := _first(r"^In '([^']*)': Overriding hydra.searchpath", text)) is not None:
         return f"{short(file)}.yaml: hydra.searchpath: {OWN_CHOICES}"
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
@@ -277,6 +281,8 @@ def check_hydra(node: DictConfig) -> None:
         value = getattr(value, "name", value)
         if value != expected:
             problems.append(f"{key}={short(value)}: {why}")
+    if node.runtime.choices["hydra/launcher"] is None:
+        problems.append(f"hydra/launcher=null: {_one_choice('hydra/launcher')}")
     sweeper = node.runtime.choices["hydra/sweeper"]
     if sweeper != SWEEPER:
         problems.append(f"hydra/sweeper={short(sweeper)}: {_ONE_SWEEPER}")
@@ -322,10 +328,9 @@ def checked(lines: Iterable[str], several: bool = True) -> list[str]:
         if not key:
             problems.append(f"{short(line)} has no key; write KEY=VALUE")
         elif is_group and override.type is not OverrideType.DEL and not all(map(_is_choice, values)):
-            names = choices(key) if key in known else _choices_of_hydra(key)
-            hint = f"; choose from {', '.join(names)}" if names else ""
-            hint += " ('off' in quotes, for in YAML it is false)" if False in values and "off" in hint else ""
-            problems.append(f"{short(line)}: {key} takes one choice, by its name{hint}")
+            said = _one_choice(key)
+            said += " ('off' in quotes, for in YAML it is false)" if False in values and "off" in said else ""
+            problems.append(f"{short(line)}: {said}")
         elif fixed is not None:
             problems.append(f"{short(line)}: {FIXED[fixed][1]}")
         elif key == "hydra/sweeper" and values != [SWEEPER]:
@@ -346,12 +351,13 @@ def checked(lines: Iterable[str], several: bool = True) -> list[str]:
     return read
 
 
-def _choices_of_hydra(group: str) -> list[str]:
-    """The names one can write after `hydra/GROUP=`: those of our plugins and of others."""
-    Plugins.instance()  # registers them
-    if group != "hydra/launcher":
-        return []
-    return sorted(name.removesuffix(".yaml") for name in ConfigStore.instance().list(group))
+def _one_choice(group: str) -> str:
+    """What is said of something else than a choice of a group, of ours or of Hydra's."""
+    names = choices(group)
+    if group == "hydra/launcher":
+        Plugins.instance()  # registers them
+        names = sorted(name.removesuffix(".yaml") for name in ConfigStore.instance().list(group))
+    return f"{group} takes one choice, by its name{'; choose from ' if names else ''}{', '.join(names)}"
 
 
 def _is_choice(value: object) -> bool:
