@@ -19,6 +19,7 @@ from dks.commands.options import HelpFormatter, add_loudness, as_epilog
 from dks.config.errors import one_line, short
 from dks.config.secrets import without_password
 from dks.machine import interruption, output
+from dks.machine.commit import other_copies
 from dks.tracking import damage
 from dks.tracking.disk import FORBIDDEN, DiskFull
 
@@ -33,6 +34,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
     options, hydras = ours.parse_known_args([each for each in given if each != DEBUG])
     sys.argv = [sys.argv[0], *hydras]
     options.run = lambda _: hydra_main()
+    options.completes = any(each.startswith(("-sc", "--shell")) for each in hydras)
     sys.exit(_reported(lambda: _spoken(options), DEBUG in given))
 
 
@@ -61,6 +63,9 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
 
 def _spoken(options: argparse.Namespace) -> int:
     """Run a command as loudly as it is asked to."""
+    if os.environ.get("RANK", "0") == "0" and not getattr(options, "completes", False):
+        for line in other_copies(Path()):
+            print(f"warning: {line}", file=sys.stderr)
     if not (getattr(options, "quiet", False) or getattr(options, "verbose", False)):
         return int(options.run(options))
     from dks.terminal import Loudness, duration, explain, speaking

@@ -22,6 +22,7 @@ from dks.sweeps.grid import expand
 from dks.sweeps.manifest import Manifest
 from dks.sweeps.plan import plan
 from dks.sweeps.request import grid_of
+from dks.tables.study import Study
 from dks.tracking.record import RunFolder
 
 PARSER = OverridesParser.create()
@@ -131,6 +132,34 @@ def test_cells_that_follow_a_choice_are_no_news(clone: Path, in_folder: Path) ->
     assert Changes().of(first) is None
     edit(clone / "sweeps" / "mine.yaml", "seed: [1, 2]", "seed: [1, 2, 3]")
     assert ": 2 cells not begun;" in str(Changes().of(first)), "two candidates with seed 3"
+
+
+def test_the_tables_of_a_union_and_its_figures_say_that_it_has_other_parts(
+    clone: Path, in_folder: Path, unedited: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in {"one": GRID, "two": "grids: [{method: [ds, dks], seed: 9}]", "both": "include: [one, two]"}.items():
+        (clone / "sweeps" / f"{name}.yaml").write_text(text)
+    whole = begun("both")
+    edit(clone / "sweeps" / "both.yaml", "one, two", "two")
+    line = f"{SAID} {whole.name}: 0 cells not begun, 6 no longer in it; dks sweep run {whole.name} goes by what it is now"
+    assert [table.changed for table in Study.open("both").tables()] == [line, line]
+    monkeypatch.setattr("dks.figures.write", lambda figure, folder, name: [folder / name])
+    monkeypatch.setattr("dks.figures.draw", lambda kind, table, source: None)
+    with pytest.raises(SystemExit) as left:
+        main(["figure", "both", "--kind", "dots"])
+    assert (left.value.code, " ".join(capsys.readouterr().err.split())) == (0, f"{line} {line}")
+
+
+def test_a_begun_sweep_is_listed_though_its_file_is_nonsense_by_now(
+    clone: Path, in_folder: Path, unedited: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (clone / "sweeps" / "mine.yaml").write_text(GRID)
+    first = begun("mine", "sweep=mine")
+    edit(clone / "sweeps" / "mine.yaml", "grids", "gridz")
+    with pytest.raises(SystemExit) as left:
+        main(["sweep", "list"])
+    assert not left.value.code
+    assert f"{SAID} {first.name}, and is refused now: mine.yaml: no such key gridz" in capsys.readouterr().out
 
 
 def test_every_command_that_shows_a_sweep_says_so(

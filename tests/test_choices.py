@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from dks.cli import main
 from dks.config import compose
 from dks.config.composer import Composer
+from dks.config.errors import RequestError
 from dks.sweeps import engine, files, request
 from dks.sweeps.grid import Grid
 from dks.sweeps.plan import Cell, plan
@@ -56,6 +57,24 @@ def test_a_choice_is_made_wherever_the_configuration_has_a_teacher(clone: Path) 
     write(clone, f"grids:\n- {{method: [kd_free, kd_c1], {CHOOSE}}}\n- {{kd_teacher: checkpoint, kd_teacher.kind: none}}\n")
     assert candidates(mine()) == [("kd_c1", "-", "-", "1", "5")]
     assert len(mine().points) == 2
+
+
+def test_the_teacher_itself_can_be_chosen(clone: Path) -> None:
+    for key in ("kd_teacher.kind", "teacher"):
+        choose = f"choose: {{{key}: [none, checkpoint], holdout: 8}}"
+        write(clone, f"base: {{strategy: none}}\ngrids:\n- {{aux: [ours, narrow], {choose}}}\n")
+        assert candidates(mine()) == [("ours", "none", "checkpoint"), ("narrow", "none", "checkpoint")]
+        assert mine().points == ()
+        settled = mine(f"{key}=checkpoint")
+        assert settled.choices == () and [point.overrides[-1] for point in settled.points] == [f"{key}=checkpoint"] * 2
+
+
+def test_a_choice_that_is_for_no_cell_is_refused(clone: Path) -> None:
+    write(clone, f"grids:\n- {{method: kd_c1, {CHOOSE}}}\n- {{method: [ds, dks], {CHOOSE}}}\n")
+    with pytest.raises(RequestError, match=r"grid 2: choose: .* is chosen for cells with a teacher"):
+        mine()
+    write(clone, f"grids:\n- {{method: [ds, kd_c1], {CHOOSE}}}\n")
+    assert mine("method=ds").choices == (), "what is typed may leave none"
 
 
 def test_overrides_of_the_teacher_reach_the_cells_that_have_one(clone: Path) -> None:
@@ -181,6 +200,17 @@ def test_a_candidate_that_diverges_is_the_worst_and_the_table_says_so(rates: Non
     tried = Scripted({**launcher.ends, 0.1: 10.0})
     assert run(tried, engine.Policy(only=engine.UNSUCCESSFUL)) == 0
     assert tried.launched[:2] == [(0.1, 1, 8), (0.1, 2, 8)]
+
+
+def test_a_table_of_one_cell_has_a_choice_as_well(clone: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ", ".join(each.replace("=", ": ") for each in TINY)
+    choose = "choose: {recipe.lr: [0.1, 0.2], holdout: 8}"
+    write(clone, f"base: {{{base}, tracking: 'off'}}\ngrids:\n- {{method: dks, seed: 1, {choose}}}\n")
+    assert run(Scripted({0.1: FAILED, 0.2: 20.0})) == 0
+    line = "recipe.lr=0.2, chosen among 0.1, 0.2 on held-out images; diverged, and so the worst: 0.1"
+    out = capsys.readouterr().out
+    assert "21.00" in out and line in " ".join(out.split())
+    assert "mine: 3 cells: 2 done, 1 failed" in typed(capsys, "sweep", "status", "mine")[1]
 
 
 def test_one_seed_that_diverges_is_enough(rates: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import pytest
 from conftest import ROOT, queued, raise_at
 
+from dks.cli import main
 from dks.config.catalogue import VARIABLE
 from dks.config.secrets import VARIABLES, without_password
 from dks.machine import commit
@@ -229,7 +230,7 @@ def test_an_extension_that_is_installed_or_committed_is_not_kept(module: Path, t
 
 
 def test_another_copy_in_the_current_folder_is_told_in_one_line(
-    run_here: Callable[..., tuple[int, str, str]], in_folder: Path
+    run_here: Callable[..., tuple[int, str, str]], in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = in_folder / "dks"
     copy.mkdir()
@@ -241,6 +242,10 @@ def test_another_copy_in_the_current_folder_is_told_in_one_line(
     assert status == 2 and error.startswith("error: recipe.lr=-1")
     assert warning.startswith(f"warning: the code that runs is that of {ROOT}, not that of this folder, which is another copy")
     assert list(commit.other_copies(ROOT)) == []
+    for command, told in ((["table", "nope"], [warning]), (["completion", "bash"], [])):
+        with pytest.raises(SystemExit):
+            main(command)
+        assert [line for line in capsys.readouterr().err.splitlines() if not line.startswith("error")] == told
 
 
 def test_a_clone_whose_script_runs_while_another_copy_is_installed_is_told(

@@ -231,3 +231,16 @@ def test_a_plan_of_one_cell_says_what_would_run(sweeps: Path, in_folder: Path, c
     assert (left.value.code, out.splitlines()[1]) == (0, "1 cell (1 missing); 1 to run")
     assert "running" not in out
     assert traces(in_folder) == {}
+
+
+def test_a_named_sweep_of_one_cell_is_a_sweep(sweeps: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (sweeps / "mine.yaml").write_text("grids: [{method: dks}]\n")
+    grid = named("seed=4", *SMALL)
+    assert run(grid, Instant()) == 0
+    out, err = capsys.readouterr()
+    assert (shown(out), results(in_folder)) == ([["4.00"]], {grid.name: [4]})
+    assert "1 cell (1 missing); 1 to run" in err and "running" not in err
+    with pytest.raises(SystemExit) as left:
+        main(["sweep", "status", "mine"])
+    assert not left.value.code
+    assert capsys.readouterr().out.startswith(f"{grid.name}: 1 cells: 1 done\n")

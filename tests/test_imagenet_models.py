@@ -339,7 +339,9 @@ print(json.dumps(dict(peak=peak, gradients=gradients, finite=bool(loss.isfinite(
 @pytest.mark.timeout(1500)
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is KiB on Linux")
 def test_resnet1202_with_branches_trains_in_the_memory_that_is_promised() -> None:
-    done = subprocess.run([sys.executable, "-c", STEP], cwd=ROOT, capture_output=True, text=True, timeout=1400)
+    done = subprocess.run(
+        [sys.executable, "-c", f"BATCH = {BATCH}\n{STEP}"], cwd=ROOT, capture_output=True, text=True, timeout=1400
+    )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     print(f"peak resident memory of one step: {seen['peak'] / 2**30:.2f} GiB")

@@ -142,7 +142,7 @@ def memory():
 
 folders = sorted(Path("runs").absolute().iterdir())
 dispatch = Dispatch()
-dispatch.open(dataclasses.asdict(RunFolder(folders[0]).read_config().tracking))
+dispatch.open(dataclasses.asdict(RunFolder(folders[0]).read_config().tracking), own=True)
 for number, folder in enumerate(folders):
     if number == len(folders) // 2:
         before = memory()

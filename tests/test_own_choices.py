@@ -63,6 +63,20 @@ def test_the_launcher_of_an_experiment_is_used_and_the_command_line_has_the_last
         ("hydra: {mode: RUN}", "hydra.mode=RUN: a single run is planned as a sweep is; drop it"),
         ("hydra: {sweep: {dir: elsewhere}}", "hydra.sweep.dir=elsewhere: runs are kept in runs_dir; set that"),
         ("hydra: {sweep: {subdir: one}}", "hydra.sweep.subdir=one: the folder of a run is named after its cell; drop it"),
+        (
+            "defaults: [{override /hydra/launcher: null}]",
+            "hydra/launcher=null: hydra/launcher takes one choice, by its name; ch",
+        ),
+        ("defaults: [{override /recipe: null}]", "recipe=null: recipe takes one choice, by its name; choose from cifar_resnet"),
+        (
+            "defaults: [{override /label_noise: null}]",
+            "label_noise=null: label_noise takes one choice, by its name; choose from",
+        ),
+        ("hydra: {output_subdir: one}", "hydra.output_subdir=one: what is kept of a run is in the folder of its cell; drop it"),
+        (
+            "hydra: {searchpath: ['runs']}",
+            "experiment/mine.yaml: hydra.searchpath: choices of your own are files conf/GROUP/NAME.yaml",
+        ),
         ("hydra: {run: {dir: elsewhere}}", "hydra.run.dir=elsewhere: runs are kept in runs_dir; set that"),
         ("hydra: {job: {chdir: true}}", "hydra.job.chdir=True: runs begin in the folder in which the command was typed"),
         ("hydra: {job: {env_set: {A: b}}}", "hydra.job.env_set={'A': 'b'}: set the variables of the command itself"),
@@ -143,6 +157,24 @@ def test_what_contradicts_a_preset_of_ones_own_is_refused(clone: Path, typed: st
     assert said in refused.value.problems
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "defaults: [{override /aux_design: narrow}]",
+            "mine.yaml: it cannot override aux_design; write # @package _global_ in its",
+        ),
+        ("loss: {alpha: 1}", "method: no such key; files of conf/method have # @package _global_ in their first line"),
+        ("# @package _global_\nloss: {alpha: 1\nseed: 2", "conf/method/mine.yaml, line 3: expected ',' or '}', but got ':'"),
+        ("# @package _global_\nloss: [\x01]", "special characters are not allowed in"),
+    ],
+)
+def test_a_file_that_is_not_written_as_it_must_be_is_named(clone: Path, run_here: Run, text: str, said: str) -> None:
+    (clone / "conf" / "method" / "mine.yaml").write_text(text)
+    status, _, err = run_here("method=mine")
+    assert (status, err.count("\n"), said in err, "mine" in err) == (2, 1, True, True), err
+
+
 def test_tables_and_records_call_it_by_its_name(clone: Path, run_here: Run, in_folder: Path) -> None:
     write(clone, "method", "halved", "defaults: [ds, {override /aux_design: narrow}]\nloss: {alpha: 0.5}\n")
     small = (*TINY, "recipe.epochs=1", "hydra/launcher=basic")
@@ -180,4 +212,6 @@ def test_a_run_is_not_begun_from_the_files_of_another_one(option: str, in_folder
     assert f"config-{'dir' if option == '--config-dir' else 'path'} runs/{made.cell_id}: " in err
     assert "type what made that: python train.py data=synthetic" in err
     assert "recipe.lr=0.07 'data.root='\"'\"'a b'\"'\"'' seed=9 tracking=off" in err
+    status, _, err = run_here("-m", option, f"runs/{made.cell_id}", "seed=8,9")
+    assert (status, "type what made that: python train.py -m data=synthetic" in err, "seed=8,9" in err) == (2, True, True)
     assert sorted(in_folder.rglob("*")) == before

@@ -568,7 +568,7 @@ def test_a_server_tells_the_same(copied: tuple[Path, str, dict[str, str]], monke
     folder, store, cells = copied
     with MlflowServer(folder / "server", store) as server:
         uri, source = server.uri, MlflowSource(server.uri)
-        monkeypatch.setattr(Server, "PAGE", 3)
+        monkeypatch.setattr("dks.tracking.store.PAGE", 3)
         check_numbers(assert_same(source, RecordSource(folder / "runs")), cells)
         check_curves(source.histories(list(cells.values()), CURVES), cells)
         assert source.runs()["place"][0].startswith(f"{uri}/#/experiments/")
@@ -589,6 +589,7 @@ def test_a_server_tells_the_same(copied: tuple[Path, str, dict[str, str]], monke
 @pytest.mark.slow
 def test_postgresql_tells_the_same(postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPASSWORD", "secret")
+    point_at(without_password(postgresql))
     with inside(tmp_path):
         cells = fill(tmp_path, without_password(postgresql))
     source, records = MlflowSource(postgresql), RecordSource(tmp_path / "runs")

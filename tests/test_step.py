@@ -154,7 +154,7 @@ def test_after_full_training_the_fast_way_errs_as_the_standard_one_within_the_no
         tmp_path,
         "-m",
         "compute=standard,fast",
-        f"seed={','.join(map(str, range(seeds)))}",
+        f"seed={seeds}",
         "tracking=off",
         "threads=1",
         *folders,

@@ -149,8 +149,9 @@ def test_sweeps_are_listed(capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("typed", "read"),
     [
-        ("seed=1..5", "seed=range(1,6)"),
-        ("++seed=-2..0", "++seed=range(-2,1)"),
+        ("seed=1..5", "seed=1,2,3,4,5"),
+        ("++seed=-2..0", "++seed=-2,-1,0"),
+        ("seed=0..100", "seed=range(0,101)"),
         ("seed=1..3,7", "seed=1,2,3,7"),
         ("seed=choice(5,1..2)", "seed=choice(5,1,2)"),
         ("data.root=..", "data.root=.."),
@@ -161,6 +162,17 @@ def test_sweeps_are_listed(capsys: Any) -> None:
 )
 def test_a_range_of_whole_numbers_is_typed_as_it_stands_in_files(typed: str, read: str) -> None:
     assert checked([typed]) == [read]
+
+
+@pytest.mark.parametrize(
+    "typed", [("recipe.lr=0.1,0.2", "++recipe.lr=0.5"), ("aux=ours,narrow", "~aux"), ("aux=ours", "aux_design=ours,narrow")]
+)
+def test_a_key_that_is_swept_stands_there_in_one_spelling(typed: tuple[str, str]) -> None:
+    """Hydra takes the last one for every cell, whatever the first makes the table say of it."""
+    one, other = (each.partition("=")[0] for each in typed)
+    with pytest.raises(RequestError) as refused:
+        grid(*typed)
+    assert str(refused.value) == f"{one} and {other} are the same key; give one of them"
 
 
 def test_a_range_means_the_same_for_every_command(sweeps: Path, in_folder: Path, capsys: Any) -> None:

@@ -89,6 +89,7 @@ def add(commands: Commands, parser: argparse.ArgumentParser) -> None:
         partial(_completion, parser),
         "To have it in every shell, put the line into ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish.",
     )
+    added.set_defaults(completes=True)
     added.add_argument("shell", choices=tuple(SCRIPTS))
     added.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)  # what a script asks about
 

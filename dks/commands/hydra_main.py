@@ -28,7 +28,6 @@ def hydra_main() -> int:
     from dks.config.catalogue import catalogue
     from dks.config.compose import register_schema
     from dks.config.files import declarations
-    from dks.machine.commit import other_copies
 
     register_schema()
     if int(os.environ.get("RANK", "0")):  # under torchrun rank 0 plans and records, the others train along
@@ -38,7 +37,7 @@ def hydra_main() -> int:
         return DONE
     known, overrides = _parsed(sys.argv[1:])
     if not known.shell_completion:
-        for problem in (*catalogue().problems, *other_copies(Path.cwd())):
+        for problem in catalogue().problems:
             print(f"warning: {problem}", file=sys.stderr)
     with _leading():
         if known.help or known.hydra_help or known.cfg or known.info or known.shell_completion:
@@ -119,6 +118,7 @@ def _refuse_other_files(known: argparse.Namespace, overrides: Sequence[str]) -> 
     Raises:
         RequestError: that is asked for; it says what does what was meant.
     """
+    from dks.config.compose import OWN_CHOICES
     from dks.config.errors import RequestError, short
     from dks.tracking.record import RunFolder
 
@@ -127,14 +127,12 @@ def _refuse_other_files(known: argparse.Namespace, overrides: Sequence[str]) -> 
             continue
         record = RunFolder(Path(value)).read_record() if (Path(value) / "record.json").is_file() else None
         if record is not None:
-            command = shlex.join(["python", "train.py", *record.overrides, *overrides])
+            sweep = ["-m"] if known.multirun else []
+            command = shlex.join(["python", "train.py", *sweep, *record.overrides, *overrides])
             raise RequestError(
                 f"{option} {short(value)}: a run does not begin with the files of another one; type what made that: {command}"
             )
-        raise RequestError(
-            f"{option} {short(value)}: choices of your own are files conf/GROUP/NAME.yaml beside ours, or in a folder that "
-            "DKS_EXTENSIONS names; drop it"
-        )
+        raise RequestError(f"{option} {short(value)}: {OWN_CHOICES}")
     if known.config_name is not None:
         raise RequestError(
             f"--config-name {short(known.config_name)}: there is one primary configuration; write what you want to set into "

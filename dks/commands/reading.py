@@ -117,6 +117,8 @@ def _figure(options: argparse.Namespace) -> int:
     study = _study(options)
     written, empty = list[str](), list[str]()
     for table in study.tables():
+        if table.changed:
+            say(escape(table.changed), urgent=True)
         folder = Path(options.output or Path(options.results_dir) / table.name / "figures")
         for kind in [options.kind] if options.kind else KINDS:
             try:

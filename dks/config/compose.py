@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from shlex import quote
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, OverrideType, QuotedString
+from hydra.core.plugins import Plugins
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -25,6 +27,7 @@ from hydra.errors import (
 )
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 from dks.config.catalogue import catalogue
 from dks.config.errors import RequestError, one_line, short
@@ -43,7 +46,11 @@ class Composed:
     interpolated: bool = False  # some value was written as a reference to others, ${...}
 
 
+MANY = 100  # values of a range, which Hydra then counts by itself
 DEEPEST = 20  # brackets within brackets in one override
+OWN_CHOICES = (
+    "choices of your own are files conf/GROUP/NAME.yaml beside ours, or in a folder that DKS_EXTENSIONS names; drop it"
+)
 # Keys of Hydra that mean nothing here, for every run is planned, and its folder is named after its cell -> the value that they
 # have, and why they can have no other.
 FIXED: dict[str, tuple[object, str]] = {
@@ -53,6 +60,8 @@ FIXED: dict[str, tuple[object, str]] = {
     "hydra.sweep.subdir": ("${hydra.job.num}", "the folder of a run is named after its cell; drop it"),
     "hydra.job.chdir": (False, "runs begin in the folder in which the command was typed; drop it"),
     "hydra.job.env_set": ({}, "set the variables of the command itself, as in NAME=VALUE dks train"),
+    "hydra.output_subdir": (".hydra", "what is kept of a run is in the folder of its cell; drop it"),
+    "hydra.searchpath": ([], OWN_CHOICES),
 }
 
 Compose = Callable[[Sequence[str]], Composed]  # from the overrides of one cell
@@ -95,6 +104,8 @@ def from_hydra(composed: DictConfig) -> Composed:
     check_hydra(composed.hydra)
     everything = cast("dict[str, str | None]", OmegaConf.to_container(composed.hydra.runtime.choices))
     chosen = {group: choice for group, choice in everything.items() if not group.startswith("hydra/")}
+    if empty := [group for group, choice in chosen.items() if choice is None and group in _schema()]:
+        raise RequestError(*(f"{group}=null: {_one_choice(group)}" for group in empty))
     keys = [str(key) for key in composed if key != "hydra"]
     values = OmegaConf.masked_copy(composed, keys)
     interpolated = "${" in str(OmegaConf.to_container(values))
@@ -156,6 +167,10 @@ def explain(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException):
         return _no_choice(error)
+    if (several := _first(r"^Ambiguous value for argument '(.*?)'", text)) is not None:
+        return f"{short(several)}: a configuration has one value for each key; give one"
+    if (file := _first(r"^In '([^']*)': Overriding hydra.searchpath", text)) is not None:
+        return f"{short(file)}.yaml: hydra.searchpath: {OWN_CHOICES}"
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         if not isinstance(error.__cause__, OmegaConfBaseException):
             return one_line(text)
@@ -166,12 +181,17 @@ def explain(error: BaseException) -> str:
         if (file := _first(r"^In '([^']*)':", text)) is not None:
             long = SHORT_NAMES.get(group)
             hint = f"write override /{long}" if long else "the groups behind its own in conf/config.yaml are settled by then"
+            if "@" in group:  # it would be a group inside of its own
+                group, hint = group.partition("@")[0], "write # @package _global_ in its first line"
             return f"{short(file)}.yaml: it cannot override {short(group)}; {hint}"
         if group in groups():
             return f"{group}: the configuration has no choice of it; add one with +{group}=NAME, of {', '.join(choices(group))}"
         return f"{short(group)}: no such key; groups are {', '.join(groups())}"
     if isinstance(error, OverrideParseException):
         return f"{short(error.override)} cannot be read: {_syntax(text)}"
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{short(mark.name)}, line {mark.line + 1}: {one_line(str(error.problem))}"
     if isinstance(error, OmegaConfBaseException):
         key = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "configuration")
         return _refused(short(key), error)
@@ -206,7 +226,11 @@ def _refused(key: str, error: OmegaConfBaseException) -> str:
     message = re.split(r"\n\s*full_key:", error.msg or str(error))[0]  # a value can have lines of its own
     owner = error.parent_node
     if "not in" in message and isinstance(owner, DictConfig):
-        known = {str(name) for name in owner} - {"hydra"}
+        if key.startswith("hydra.sweeper."):
+            return f"{key}: {_SWEEPS}"
+        if key in groups():
+            return f"{key}: no such key; files of conf/{key} have # @package _global_ in their first line"
+        known = {str(name) for name in owner if not str(name).startswith("_")} - {"hydra"}
         if "backbone" in known:  # the top level, where groups can be chosen by their short names, too
             known |= {"method", *SHORT_NAMES}
         close = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
@@ -257,6 +281,8 @@ def check_hydra(node: DictConfig) -> None:
         value = getattr(value, "name", value)
         if value != expected:
             problems.append(f"{key}={short(value)}: {why}")
+    if node.runtime.choices["hydra/launcher"] is None:
+        problems.append(f"hydra/launcher=null: {_one_choice('hydra/launcher')}")
     sweeper = node.runtime.choices["hydra/sweeper"]
     if sweeper != SWEEPER:
         problems.append(f"hydra/sweeper={short(sweeper)}: {_ONE_SWEEPER}")
@@ -302,26 +328,36 @@ def checked(lines: Iterable[str], several: bool = True) -> list[str]:
         if not key:
             problems.append(f"{short(line)} has no key; write KEY=VALUE")
         elif is_group and override.type is not OverrideType.DEL and not all(map(_is_choice, values)):
-            hint = f"; choose from {', '.join(choices(key))}" if key in known else ""
-            hint += " ('off' in quotes, for in YAML it is false)" if False in values and "off" in hint else ""
-            problems.append(f"{short(line)}: {key} takes one choice, by its name{hint}")
+            said = _one_choice(key)
+            said += " ('off' in quotes, for in YAML it is false)" if False in values and "off" in said else ""
+            problems.append(f"{short(line)}: {said}")
         elif fixed is not None:
             problems.append(f"{short(line)}: {FIXED[fixed][1]}")
         elif key == "hydra/sweeper" and values != [SWEEPER]:
             problems.append(f"{short(line)}: {_ONE_SWEEPER}")
         elif not several and (ranges or override.is_sweep_override()):
-            problems.append(f"{short(line)}: several values make a sweep, which needs -m: python train.py -m {short(line)}")
+            command = f"python train.py -m {quote(short(line))}"
+            problems.append(f"{short(line)}: several values make a sweep, which needs -m: {command}")
         elif not all(ranges):
             problems.append(f"{short(line)} is no range; write the first and the last whole number, as in 1..5")
         elif sum(map(len, ranges)) > MOST_CELLS:
             problems.append(f"{short(line)} has more than {MOST_CELLS:,} values; a sweep has so many cells at most")
-        elif ranges and isinstance(value, str):
+        elif ranges and isinstance(value, str) and len(ranges[0]) > MANY:  # written out it would take long to parse
             read.append(f"{line.partition('=')[0]}=range({ranges[0].start},{ranges[0].stop})")
         else:
             read.append(written_out(line) if ranges else line)
     if problems:
         raise RequestError(*problems)
     return read
+
+
+def _one_choice(group: str) -> str:
+    """What is said of something else than a choice of a group, of ours or of Hydra's."""
+    names = choices(group)
+    if group == "hydra/launcher":
+        Plugins.instance()  # registers them
+        names = sorted(name.removesuffix(".yaml") for name in ConfigStore.instance().list(group))
+    return f"{group} takes one choice, by its name{'; choose from ' if names else ''}{', '.join(names)}"
 
 
 def _is_choice(value: object) -> bool:
@@ -350,7 +386,7 @@ def explain_request(error: Exception) -> tuple[str, ...]:
     return (explain(error),) if isinstance(error, HYDRA_ERRORS) or in_hydra else ()
 
 
-HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 
 
 def _first(pattern: str, text: str) -> str | None:

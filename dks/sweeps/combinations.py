@@ -102,12 +102,16 @@ def cells_of(
     for override in others:
         dimensions = _replaced(dimensions, override)
     teachers = [override.dimension for override in applied if _is_teachers(override.name)]
-    chooses_teacher = choose is not None and _is_teachers(long_name(choose.key))
+    own, candidates = product.choose, _candidates(product, given)
+    chooses_teacher = own is not None and _is_teachers(long_name(own.key))
     for combination in itertools.product(*dimensions):
         settings = dict(base)
         for part in combination:
             settings.update(part)
-        taught = (bool(teachers) or chooses_teacher) and is_taught(settings)
+        asked = [settings] if teachers or chooses_teacher else []
+        if own is not None and chooses_teacher:  # it may be the teacher itself
+            asked += [{**settings, long_name(own.key): (own.key, value)} for value in candidates]
+        taught = any(map(is_taught, asked))
         chosen = choose if taught or not chooses_teacher else None
         for more in itertools.product(*teachers) if taught else [()]:
             whole = dict(settings)
@@ -119,11 +123,16 @@ def cells_of(
 
 def choose_of(product: Product, given: Sequence[Override]) -> Choose | None:
     """What is still to be chosen: one value given for it settles it, several replace its candidates."""
+    candidates = _candidates(product, given)
+    return replace(product.choose, candidates=candidates) if product.choose is not None and len(candidates) > 1 else None
+
+
+def _candidates(product: Product, given: Sequence[Override]) -> tuple[str, ...]:
+    """The values of the key that is chosen; none where nothing is."""
     choose = product.choose
-    for override in given:
-        if choose is not None and override.name == long_name(choose.key):
-            choose = replace(choose, candidates=override.values) if len(override.values) > 1 else None
-    return choose
+    if choose is None:
+        return ()
+    return next((each.values for each in given if each.name == long_name(choose.key)), choose.candidates)
 
 
 def _without_groups(dimensions: Iterable[Dimension], base: Settings, groups: Sequence[str]) -> tuple[list[Dimension], Settings]:

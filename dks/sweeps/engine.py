@@ -102,11 +102,11 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, presen
         launches = [cell for cell in sweep.launches(policy.only) if cell.cell_id not in begun]
         say = Display().say
         if not begun or launches:
-            say(summary(sweep, policy.only) if sweep.axes else single(sweep))
+            say(summary(sweep, policy.only) if sweep.has_table else single(sweep))
             for line in _decisions(sweep, launches):
                 Display().explain(escape(line))
         if not launches:
-            for each in sweep.manifests() if sweep.axes else ():
+            for each in sweep.manifests() if sweep.has_table else ():
                 manifest.write(each, sweep.cells[0].config.results_dir)
             break
         interrupted = not _launch(sweep, launches, launcher, policy)
@@ -143,13 +143,13 @@ def _decisions(sweep: Plan, launches: list[Cell]) -> Iterator[str]:
 def _unwritable(sweep: Plan, launches: list[Cell], launcher: Launcher) -> Iterator[str]:
     """What is wrong with the folders that would be written to, which nobody can mend but who typed the command."""
     first = sweep.cells[0].config
-    for key, name, needed in (("runs_dir", first.runs_dir, launches), ("results_dir", first.results_dir, sweep.axes)):
+    for key, name, needed in (("runs_dir", first.runs_dir, launches), ("results_dir", first.results_dir, sweep.has_table)):
         if needed and (why := refusal(Path(name))):
             advice = f"choose another one with {key}=FOLDER" if launches else f"dks table {sweep.name} only reads"
             yield f"{key}={name} cannot be written: {why}; {advice}"
             return
     theirs = [Path(cell.config.runs_dir) / cell.cell_id for cell in launches]
-    if sweep.axes or (launcher.detached and launches):
+    if sweep.has_table or (launcher.detached and launches):
         theirs += [Path(first.results_dir) / each.name for each in sweep.manifests()]
     for folder in theirs:
         if why := refusal(folder):
@@ -184,14 +184,14 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
                 if silence := sender.open(tracking):
                     line = f"{name}: {silence}; the runs do without, and dks sync sends them later"
                     display.say(f"[yellow]tracking[/]: {escape(line)}", urgent=True)
-            if sweep.axes:
+            if sweep.has_table:
                 sender.sweep(sweep.name, "RUNNING", tracking)
             if not launcher.detached:
                 try:
                     with display:
                         go()
                 finally:
-                    if sweep.axes:
+                    if sweep.has_table:
                         sender.sweep(sweep.name, _standing(sweep), tracking)
     except KeyboardInterrupt:
         interruption.check()  # one that came while nothing was under way: there is nothing to show
@@ -218,7 +218,7 @@ def _begin(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy
     folders = [RunFolder(Path(cell.config.runs_dir) / cell.cell_id) for cell in launches]
     for each in folders:
         undo.note(each.record_file, each.config_file, each.path / "lock")
-    if not sweep.axes and not launcher.detached:
+    if not sweep.has_table and not launcher.detached:
         return None
     results_dir = launches[0].config.results_dir
     for asked in sweep.manifests():
@@ -344,7 +344,7 @@ def _how_to_follow(sweep: Plan) -> str:
 
 
 def _show(sweep: Plan, present: Callable[[str, Manifest], None]) -> None:
-    if sweep.axes:
+    if sweep.has_table:
         for part in sweep.parts:
             present(sweep.cells[0].config.results_dir, part.manifest())
         return

@@ -64,7 +64,8 @@ def expand(overrides: Sequence[Override]) -> Grid:
     """All combinations of the swept values. A key given twice counts where it stands last.
 
     Raises:
-        RequestError: a sweep over a continuous interval, one without values, or one of more than `MOST_CELLS`.
+        RequestError: a sweep over a continuous interval, one without values, one of a key in two spellings, or one of more
+            than `MOST_CELLS`.
     """
     values: dict[str, list[str]] = {}
     axes: list[str] = []
@@ -74,6 +75,10 @@ def expand(overrides: Sequence[Override]) -> Grid:
         values[key] = values_of(override)
         if override.is_sweep_override():
             axes.append(key)
+    spelled: dict[str, str] = {}
+    for key, items in values.items():
+        if (other := spelled.setdefault(long_name(key), key)) != key and max(len(items), len(values[other])) > 1:
+            raise RequestError(f"{other} and {key} are the same key; give one of them")
     axes = [key for key in dict.fromkeys(axes) if len(values[key]) > 1]
     check_size(" ".join(f"{key}={short(','.join(values[key]))}" for key in axes), map(len, values.values()))
     points = tuple(

@@ -41,9 +41,9 @@ def listed(results_dir: str, as_json: bool) -> str:
 
 
 def _named(name: str, results_dir: str, parser: OverridesParser, changes: Changes, compose: Compose) -> dict[str, Any]:
-    sweep = read(name)
     if name in manifest.known(results_dir) and (begun := _begun(name, results_dir, changes)) is not None:
         return begun
+    sweep = read(name)
     grid = grid_of(sweep, (), parser, compose)
     facts = {"name": name, "title": sweep.title, "cells": count(grid), "tables": max(1, len(grid.parts))}
     return {**facts, "states": None, "changed": None, "earlier": None}

@@ -177,8 +177,13 @@ class Plan:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The swept keys; none for a single run."""
+        """The swept keys."""
         return tuple(dict.fromkeys(axis for part in self.parts for axis in part.axes))
+
+    @property
+    def has_table(self) -> bool:
+        """Is it a sweep, be it of one cell, and no single run?"""
+        return bool(self.axes) or self.named is not None
 
     @property
     def points(self) -> list[Cell]:
@@ -289,7 +294,7 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False, same_code: bool 
     notes += tuple(_earlier(drafter.drafts, standings))
     whole = Plan(name, grid.title or name, tuple(parts), absent, notes, grid.named, grid.request, frozen[id(grid)])
     for cell in whole.points:
-        cell.config.sweep = name if whole.axes else cell.config.sweep
+        cell.config.sweep = name if whole.has_table else cell.config.sweep
     return whole
 
 

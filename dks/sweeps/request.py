@@ -15,7 +15,18 @@ from dks.config.composer import Composer
 from dks.config.errors import RequestError
 from dks.config.names import long_name
 from dks.config.schema import TeacherKind
-from dks.sweeps.combinations import HOLDOUT, Cell, Override, Settings, axes_of, cells_of, choose_of, crowded, differing
+from dks.sweeps.combinations import (
+    HOLDOUT,
+    Cell,
+    Override,
+    Product,
+    Settings,
+    axes_of,
+    cells_of,
+    choose_of,
+    crowded,
+    differing,
+)
 from dks.sweeps.files import NamedSweep
 from dks.sweeps.grid import Choice, Grid, Point, named, that_matter, typed, values_of
 
@@ -118,8 +129,11 @@ def _grid(
     applied = tuple(each for each in given if each is not held)
     union: dict[Any, Cell] = {}
     for number, product in enumerate(sweep.grids, 1):
-        for cell in cells_of(number, product, sweep.base, applied, is_taught):
+        own = [*cells_of(number, product, sweep.base, applied, is_taught)]
+        for cell in own:
             union.setdefault((cell.choose, cell.meaning), cell)
+        if product.choose is not None and not any(cell.choose for cell in own):
+            _refuse_idle(sweep, number, product, is_taught)
     waiting = {cell.meaning for cell in union.values() if cell.choose}  # an equal cell does not need its own value
     cells = [cell for cell in union.values() if cell.choose or cell.meaning not in waiting]
     if not cells:
@@ -141,6 +155,20 @@ def _grid(
     choices = tuple(_choice(runs, axes, None if held is None else held.values[0]) for runs in seeds.values())
     headed = _headed(sweep, [each for each in given if each in reached])
     return replace(headed, axes=axes, points=points, rows=rows, columns=sweep.columns, choices=choices), reached
+
+
+def _refuse_idle(sweep: NamedSweep, number: int, product: Product, is_taught: Callable[[Settings], bool]) -> None:
+    """Overrides may leave a choice without cells; a file that does so means something else.
+
+    Raises:
+        RequestError: the choice of its grid is for no cell.
+    """
+    assert product.choose is not None
+    if not any(cell.choose for cell in cells_of(number, product, sweep.base, (), is_taught)):
+        raise RequestError(
+            f"{sweep.name}.yaml: grid {number}: choose: {product.choose.key} is chosen for cells with a teacher, and none has "
+            "one; choose a method kd_... or a kd_teacher"
+        )
 
 
 def _reaches(override: Override, cell: Cell) -> bool:

@@ -106,14 +106,17 @@ class Study:
     def tables(self, epoch: Epoch = Epoch.last) -> list[Table]:
         """All of its tables, from whatever runs exist."""
         changes, earlier = Changes(), set(self.runs.loc[self.runs["schema_version"] < SCHEMA_VERSION, "cell_id"])
+        said = [changes.of(part) for part in self.parts]
+        if not any(said):  # a union may have been given other parts, or another base
+            said = [changes.of(self.sweep)] * len(self.parts)
         return [
             replace(
                 self._table(part, epoch),
-                changed=changes.of(part),
+                changed=line,
                 earlier=of_sweep(len(earlier & {*part.cell_ids})),
                 decided=tuple(part.decided),
             )
-            for part in self.parts
+            for part, line in zip(self.parts, said, strict=True)
         ]
 
     def _table(self, part: Manifest, epoch: Epoch) -> Table:

@@ -105,7 +105,7 @@ class DksSweeper(Sweeper):
             print((plan_json if self.show == "json" else plan_text)(found, cost, why))
             return
         self._check()
-        several = bool(grid.axes or grid.parts)
+        several = bool(grid.axes or grid.named)
         with getattr(self.launcher, "ready", nullcontext)() if several else nullcontext():  # the local launcher has it
             status = engine.execute(planned, self, policy, _present)
         if status:
