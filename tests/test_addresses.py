@@ -17,7 +17,7 @@ from dks.ledger.states import survey
 from dks.sweeps import manifest
 from dks.sweeps.manifest import Manifest
 from dks.sweeps.sync import close_dead, sync, tell_dead
-from dks.tracking import addresses, store
+from dks.tracking import addresses, database, store
 from dks.tracking.addresses import exposed, is_pointed_at, point_at
 from dks.tracking.dispatch import Dispatch
 from dks.tracking.note import Note
@@ -129,8 +129,8 @@ def test_no_password_goes_to_a_database_that_a_folder_names(foreign: Any, uri: s
     def opened(uri: str) -> None:
         raise AssertionError(uri)
 
-    monkeypatch.setattr(store, "_engine", opened)
-    monkeypatch.setattr(store, "open_client", opened)
+    for module, name in ((store, "engine_of"), (database, "engine_of"), (store, "open_client")):
+        monkeypatch.setattr(module, name, opened)
     monkeypatch.setenv("PGPASSWORD", TOKEN)
     run = foreign(uri, TrackingKind.server if "databricks" in uri else TrackingKind.local)
     (sent,) = sync(str(run.path.parent)).runs

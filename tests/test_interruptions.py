@@ -1,7 +1,4 @@
-"""Ctrl-C at any moment: the command ends soon, says so in a line, and leaves nothing running.
-
-`DKS_INTERRUPTIONS=200 pytest -n 0 -m slow -s tests/test_interruptions.py` tries it so often.
-"""
+"""Ctrl-C at any moment: the command ends soon, says so in a line, and leaves nothing running."""
 
 from __future__ import annotations
 
@@ -18,9 +15,9 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from conftest import ROOT, TINY, train
+from conftest import ROOT, TINY, sampled, train
 
-COUNT = int(os.environ.get("DKS_INTERRUPTIONS", "20"))
+COUNT = sampled(200, 20)
 SOON = 5.0  # seconds that a command has to end in
 MARK = "DKS_INTERRUPTED"  # in the environment of a command and of all that it starts
 
