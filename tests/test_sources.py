@@ -33,6 +33,7 @@ from dks.tables.mlflow_server import Server
 from dks.tables.mlflow_source import MlflowSource
 from dks.tables.records import RecordSource
 from dks.tables.rows import COLUMNS, TOP1
+from dks.tracking.addresses import point_at
 from dks.tracking.journal import Journal
 from dks.tracking.record import RunFolder, Status
 from dks.tracking.sender import sent_elsewhere
