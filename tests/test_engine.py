@@ -220,6 +220,11 @@ def test_without_slurm_nothing_stays_of_a_submission(
     assert left.value.code == 2
     assert "error: no job can be submitted" in capsys.readouterr().err
     assert traces(in_folder) == {}
+    with pytest.raises(SystemExit) as left:
+        main(["train", "hydra/launcher=slurm", f"tracking={tracking}", *TINY])
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and "1 cell (1 missing); 1 to run" in said and "running" not in said
+    assert traces(in_folder) == {}
 
 
 def test_a_plan_of_one_cell_says_what_would_run(sweeps: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,7 +102,7 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, presen
         launches = [cell for cell in sweep.launches(policy.only) if cell.cell_id not in begun]
         say = Display().say
         if not begun or launches:
-            say(summary(sweep, policy.only) if sweep.has_table else single(sweep))
+            say(summary(sweep, policy.only) if sweep.has_table or launcher.detached else single(sweep))
             for line in _decisions(sweep, launches):
                 Display().explain(escape(line))
         if not launches:
