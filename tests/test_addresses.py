@@ -49,6 +49,7 @@ def test_only_what_this_user_names_is_pointed_at(monkeypatch: pytest.MonkeyPatch
     ]
     others += [
         "https://mlflow.example.org@evil.org",
+        "https://evil.org\\@mlflow.example.org",
         "http://127.0.0.1:99999",
         "postgresql://me@db/mlflow?host=evil.org",
         "",

@@ -238,3 +238,10 @@ def test_images_are_files(tmp_path: Path, kind: str) -> None:
     for path in (tmp_path / "folder").rglob("*.JPEG"):
         SPECIAL[kind](path)
     assert image_size(Data(source="imagefolder", root=str(tmp_path / "folder"))) is None
+
+
+def test_an_image_beyond_all_size_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    put_huge(path := tmp_path / "train" / "ant" / "0.JPEG")
+    with pytest.raises(RequestError, match=f"^{path} cannot be read: it is larger than 1,024 MiB$"):
+        describe(Data(source="imagefolder", root=str(tmp_path)))

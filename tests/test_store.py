@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from dks.config.errors import RequestError
 from dks.config.schema import Tracking
 from dks.tables.cache import RowCache
 from dks.tracking import database, store
@@ -57,6 +58,17 @@ def test_a_store_that_was_left_half_made_is_made_anew(in_folder: Path) -> None:
     assert store.prepare(LOCAL) == "1"
     assert store.look(LOCAL) == "1"
     assert names() == ["mlflow.db"]
+
+
+def test_a_database_of_something_else_is_no_store_that_was_left_half_made(in_folder: Path) -> None:
+    half_made(Path("mlflow.db"))
+    with closing(sqlite3.connect("mlflow.db")) as other, other:
+        other.execute("CREATE TABLE measured (x)")
+        other.execute("INSERT INTO measured VALUES (1)")
+    content = Path("mlflow.db").read_bytes()
+    with pytest.raises(RequestError, match=r"^sqlite:///mlflow\.db was made by an older MLflow"):
+        store.prepare(LOCAL)
+    assert Path("mlflow.db").read_bytes() == content
 
 
 def test_a_store_is_used_after_whoever_wrote_to_it_has_died(in_folder: Path) -> None:

@@ -16,11 +16,13 @@ from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from dks.config.errors import RequestError
 from dks.config.files import cache_folder
+from dks.config.reading import check_file
 from dks.terminal import Display
 from dks.tracking.record import write_atomically
 
@@ -94,12 +96,15 @@ def state_of(root: Path, paths: Sequence[str]) -> State:
     return State(digest.hexdigest(), newest)
 
 
-def digests(root: Path, groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def digests(root: Path, groups: Mapping[str, Sequence[str]], most: int | None = None) -> dict[str, str]:
     """The SHA-256 of each group of files under `root`, in the order of the groups: of one file that of its content, of several
     that of theirs in a row.
 
+    Args:
+        most: bytes that a file may have; None: any number.
+
     Raises:
-        RequestError: a file cannot be read.
+        RequestError: a file cannot be read, or is larger.
     """
     kept, found = Kept(root), dict[str, str]()
     try:
@@ -108,7 +113,9 @@ def digests(root: Path, groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
             if isinstance(known := kept.get(name, state), str):
                 found[name] = known
         wanted = {name: paths for name, paths in groups.items() if name not in found}
-        with closing(_read([path for paths in wanted.values() for path in paths])) as read:
+        for path in chain.from_iterable(wanted.values()):
+            check_file(path, most)
+        with closing(_read(list(chain.from_iterable(wanted.values())))) as read:
             for name, paths in wanted.items():
                 each = [next(read) for _ in paths]
                 found[name] = each[0].hex() if len(each) == 1 else hashlib.sha256(b"".join(each)).hexdigest()

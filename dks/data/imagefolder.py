@@ -10,7 +10,7 @@ from dks.config.errors import RequestError
 from dks.config.schema import Augmentation, Data
 from dks.data.contents import digests
 from dks.data.folders import Listing, class_names, counted, listed, test_folder
-from dks.data.images import Facts, ImageFiles, Images, ImageSet, decode
+from dks.data.images import LARGEST, Facts, ImageFiles, Images, ImageSet, decode
 from dks.data.registry import AbsentError
 from dks.data.sizes import IMAGENET_IMAGES
 
@@ -45,7 +45,7 @@ def inspect(data: Data) -> Facts:
         listing = listed(folder)
         counts.append(sum(map(len, listing.images.values())))
         lines += [listing.left_out] if listing.left_out else []
-        for label, content in enumerate(digests(folder, listing.images).values()):
+        for label, content in enumerate(digests(folder, listing.images, LARGEST).values()):
             digest.update(f"{role} {label} {content}\n".encode())
     name = root.resolve().name
     if name.lower() == IMAGENET.name and tuple(counts) != IMAGENET_IMAGES:

@@ -76,7 +76,7 @@ def _is_here(host: str) -> bool:
 
 
 def _place(uri: str) -> str:
-    if not uri.startswith(HTTP):
+    if not uri.startswith(HTTP) or "\\" in uri:  # at which requests ends the host, and urlsplit does not
         return uri
     try:
         parts = urlsplit(uri)

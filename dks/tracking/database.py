@@ -63,10 +63,13 @@ def schema(uri: str) -> Schema | None:
 
 
 def is_half_made(store: sqlite3.Connection) -> bool:
-    """Was whoever made MLflow's tables killed? The first experiment comes last; migrations rename the table."""
-    query = "SELECT name FROM sqlite_master WHERE name IN ('experiments', '_alembic_tmp_experiments')"
-    places = [name for (name,) in store.execute(query)]
-    return bool(places) and not any(store.execute(f"SELECT 1 FROM {place}").fetchone() for place in places)
+    """Was whoever made MLflow's tables killed? The first experiment comes last; migrations rename the table. What holds
+    anything that migrations do not write is somebody's, whatever its tables are called.
+    """
+    tables = {name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return not tables.isdisjoint({"experiments", "_alembic_tmp_experiments"}) and not any(
+        store.execute(f'SELECT 1 FROM "{name}"').fetchone() for name in tables - {"alembic_version", "workspaces"}
+    )
 
 
 @cache
