@@ -43,9 +43,16 @@ FORMS = {
     "'Proxy-Authorization': b'Token s3cr3t'": "'Proxy-Authorization': b'Token ...'",
     "Authorization: AWS4-HMAC-SHA256 Credential=a/b, Signature=s3cr3t": "Authorization: AWS4-HMAC-SHA256 ...",
     "Authorization: s3cr3t": "Authorization: ...",
+    'Authorization: Digest username="s3cr3t", response="s3cr3t"': "Authorization: Digest ...",
+    "{'Authorization': ['Bearer s3cr3t']}": "{'Authorization': ['Bearer ...']}",
+    r"{\"Authorization\": \"Bearer s3cr3t\"}": r"{\"Authorization\": \"Bearer ...\"}",
     "host=db user=me password=s3cr3t dbname=x": "host=db user=me password=... dbname=x",
     "password='s3cr3t s3cr3t' host=db": "password=... host=db",
     "Server=db;Uid=me;Pwd=s3cr3t;x=1": "Server=db;Uid=me;Pwd=...;x=1",
+    "Password=s3cr3t;User Id=me": "Password=...;User Id=me",
+    'host=db password="s3cr3t s3cr3t"': "host=db password=...",
+    r"password='it\'s s3cr3t' host=db": "password=... host=db",
+    "host=db sslpassword=s3cr3t": "host=db sslpassword=...",
 }
 # What holds no secret and must stay as it is: code above all, for a diff is applied again.
 PLAIN = (
@@ -78,7 +85,15 @@ def test_what_is_no_secret_stays_as_it_is(text: str) -> None:
 )  # fmt: skip
 def test_the_value_of_a_variable_whose_name_says_so_is_left_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "zq/9 Kx#4")
-    assert without_password("with zq/9 Kx#4 and zq%2F9%20Kx%234") == "with ... and ..."
+    forms = ("zq/9 Kx#4", "zq%2F9%20Kx%234", "zq/9%20Kx%234", "zq%2F9+Kx%234")
+    assert without_password(", ".join(forms)) == "..., ..., ..., ..."
+    monkeypatch.setenv(name, 'a "quoted" word')
+    assert without_password(r'{"x": "a \"quoted\" word"}') == '{"x": "..."}'
+
+
+def test_a_variable_may_hold_any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", os.fsdecode(b"\xff and more"))
+    assert without_password(f"{os.environ['SOME_TOKEN']}, %FF%20and%20more, and nothing else") == "..., ..., and nothing else"
 
 
 def test_a_key_of_several_lines_is_left_out_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +176,8 @@ def test_long_texts_are_read_quickly() -> None:
         "&api-",
         ";key_",
         "authorization: ",
+        'authorization: a="',
+        "password=\"' ",
         "x=y\n",
         "\x00",
     ):

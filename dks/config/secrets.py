@@ -15,12 +15,13 @@ of files: of a variable that says so (TLS_KEY_FILE), and paths that are there.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 # What opens stores: what a store itself says is blanked of these values however short they are.
 VARIABLES = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "PGPASSWORD")
@@ -32,15 +33,23 @@ _PLACES = {"file", "path", "dir", "folder", "sock"}  # the last word of the name
 
 # All have an end, so that a long line with many addresses is read once and not once for each of them.
 _KINDS = r"token|secret|passw(?:or)?d|passphrase|pwd|signature|credential|(?:api|access|account)[_-]?key(?:_?id)?"
+_QUOTE = r"(?:\\{0,3}[\"'])?"  # in JSON within JSON there are some before it
 _KEY = r"(?:[\w.-]{0,60}[_.-])?key"  # sslkey=FILE is none
 _PATTERNS = (
     (re.compile(r"(?i)(https?://)[^\s/?#:@]{1,1000}(?::(?:x-oauth-basic)?)?@"), r"\1"),  # the latter as GitHub has it
     (re.compile(r"(?<=://)([^\s:/@]*):[^\s?]{0,1000}@"), r"\1@"),
     (re.compile(rf"(?i)([?&;#](?:[\w.-]{{0,60}}(?:{_KINDS})|{_KEY}|sig)=)[^\s&;#\"'<>]*"), rf"\1{BLANK}"),
-    (re.compile(r"(?i)(authorization[\"']?\s?[:=]\s?b?[\"']?(?:[\w-]{1,30} )?)[^\s\"'][^\"'\n]*"), rf"\1{BLANK}"),
+    (
+        re.compile(
+            rf"(?i)(authorization{_QUOTE}\s?[:=]\s?b?\[?{_QUOTE}(?:[\w-]{{1,30}}[ \t])?)[^\s\"'\\](?:=\"[^\"\n]*\"|[^\"'\\\n])*"
+        ),
+        rf"\1{BLANK}",
+    ),
 )
-_SETTING = re.compile(r"(?i)(?<![\w.-])(passw(?:or)?d|pwd)(\s?=\s?)('[^'\n]{0,200}'|[^\s;,'\"()]+)")
-_BEFORE, _BEHIND = re.compile(r"\w\s?=\s?('[^']*'|[^\s;,'\"()]+)\s+$"), re.compile(r"\s+\w+\s?=\s?[^=]")  # another setting
+_VALUE = r"('(?:[^'\\\n]|\\.){0,200}'|\"[^\"\n]{0,200}\"|[^\s;,'\"()]+)"
+_SETTING = re.compile(rf"(?i)(?<![\w.-])((?:ssl)?passw(?:or)?d|pwd)(\s?=\s?){_VALUE}")
+# Another setting.
+_BEFORE, _BEHIND = re.compile(rf"\w\s?=\s?{_VALUE}\s+$"), re.compile(r"(\s+|;(\w+ )?)\w+\s?=\s?[^=]")
 
 
 def without_password(text: str, shortest: int = SHORTEST) -> str:
@@ -85,8 +94,12 @@ def _secrets(shortest: int) -> Iterator[str]:
 
 @lru_cache(maxsize=4)
 def _forms(secrets: tuple[str, ...]) -> list[str]:
-    """As they are and as they stand in addresses; one that has another in it goes first."""
-    return sorted({form for each in secrets if each for form in (each, quote(each, safe=""))}, key=len, reverse=True)
+    """As they are, and as they stand in addresses and in JSON; one that has another in it goes first."""
+    found = set[str]()
+    for each in filter(None, secrets):
+        content = os.fsencode(each)  # variables hold any bytes
+        found |= {each, quote(content), quote(content, safe=""), quote_plus(content), json.dumps(each)[1:-1]}
+    return sorted(found, key=len, reverse=True)
 
 
 @lru_cache(maxsize=4096)
