@@ -28,6 +28,7 @@ from dks.tables.records import RecordSource
 from dks.tracking import heartbeat, store
 from dks.tracking.note import Note
 from dks.tracking.record import RunFolder
+from dks.tracking.shipment import lay_out
 from dks.training import checkpoint
 from dks.training.run import Outcome, run_cell
 from dks.weights import fingerprint, load_state_dict
@@ -245,3 +246,10 @@ def test_an_image_beyond_all_size_is_refused_before_it_is_read(tmp_path: Path) -
     put_huge(path := tmp_path / "train" / "ant" / "0.JPEG")
     with pytest.raises(RequestError, match=f"^{path} cannot be read: it is larger than 1,024 MiB$"):
         describe(Data(source="imagefolder", root=str(tmp_path)))
+
+
+def test_a_log_without_an_end_is_not_sent(done: RunFolder, tmp_path: Path) -> None:
+    put_huge(done.path / "run.log")
+    (into := tmp_path / "sent").mkdir()
+    lay_out(done, into)
+    assert "run.log" not in {path.name for path in into.iterdir()} >= {"config.yaml", "record.json", "metrics.jsonl"}

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from dks.config.extensions import cited
 from dks.config.identity import flatten
+from dks.config.reading import MIB
 from dks.config.secrets import without_password
 from dks.tracking import heartbeat
 from dks.tracking.addresses import HTTP, how_to_allow, is_pointed_at
@@ -45,6 +46,7 @@ STATUS = {Status.done: "FINISHED", Status.failed: "FAILED", Status.killed: "KILL
 POINTS, PARAMS = 800, 100  # in one call; MLflow takes 1000 of all kinds together, and 100 parameters
 _PARAM_LIMIT = 6000  # characters; MLflow cuts longer values without a word
 _BLOCK = 2**20  # bytes of a text that are read at a time
+LARGEST = 256 * MIB  # bytes of a file that is sent; a text may be one line
 _NAME_LIMIT = 250  # characters; PostgreSQL refuses a run with a longer name, its column being so wide
 # What is kept beside the run's metrics, of those that are there.
 ARTIFACTS = (
@@ -212,14 +214,8 @@ class Shipment:
         begun, name = milliseconds(record.attempts[0].started), without_password(record.label) or record.cell_id
         tags = {key: without_password(value) for key, value in tags.items()}
         run_id = self.client.create_run(self.experiment, begun, tags, name[:_NAME_LIMIT]).info.run_id
-        note = Note(
-            self.uri,
-            run_id,
-            self.experiment,
-            attempts=len(record.attempts),
-            superseded=self.folder.is_superseded,
-            cell_id=record.cell_id,
-        )
+        note = Note(self.uri, run_id, self.experiment, attempts=len(record.attempts), cell_id=record.cell_id)
+        note.superseded = self.folder.is_superseded
         return note, self._params()
 
     def _withdraw_earlier(self) -> None:
@@ -352,6 +348,9 @@ def lay_out(run: RunFolder, into: Path) -> None:
     """The files of a run that are sent, as links; texts that anybody may have written as copies without passwords."""
     for name in ARTIFACTS:
         if not (path := run.path / name).is_file():
+            continue
+        if (size := path.stat().st_size) > LARGEST:
+            log.warning("%s is not sent: it has %d MiB, above %d", path, size // MIB, LARGEST // MIB)
             continue
         if name not in FREE_TEXTS:
             (into / name).symlink_to(path.absolute())
