@@ -159,6 +159,7 @@ LISTINGS: dict[str, Callable[[Any], list[str]]] = {
     "sweep cancel mine": lambda found: ["nothing to cancel"] if found["withdrawn"] == found["jobs"] == [] else ["?"],
     "table mine": lambda found: [f"{found[0]['cells'][0]['metrics']['top1']['mean']:.2f}"],
     "figure mine --kind dots": lambda found: [f"written to {path}" for path in found["written"]],
+    "runs migrate --dry-run": lambda found: [f"all runs in {found['runs_dir']} have ids of today"],
     "sync": lambda found: [f"{len(found['runs'])} runs left alone"],
     "doctor tracking=off data=synthetic": lambda found: [each["group"] for each in found],
     "evaluate CELL": lambda found: [f"{found['images']} images", f"{found['metrics']['test/top1_error']:.2f} / "],
@@ -180,7 +181,7 @@ def test_every_command_lists_for_programs_or_is_known_to_list_nothing() -> None:
     listing = {path for path in COMMANDS if "--json" in parser_of(path)._option_string_actions}
     # `bench` without --list: tests/test_benchmarks.py
     assert listing == {tuple(word for word in line.split()[:2] if word in WORDS) for line in LISTINGS}
-    alone = {(), ("sweep",), ("sweep", "run"), ("sweep", "retry"), ("report",), ("export",), ("completion",)}
+    alone = {(), ("runs",), ("sweep",), ("sweep", "run"), ("sweep", "retry"), ("report",), ("export",), ("completion",)}
     assert {*COMMANDS} - listing == alone
 
 

@@ -72,7 +72,7 @@ def test_a_table_has_no_column_for_an_error_that_none_of_its_cells_has() -> None
     """`table2` asks for both."""
     few = dataclasses.replace(cell("few", "baseline"), classes=5, labels={"backbone": "resnet18", "method": "baseline"})
     whole = Manifest("table2", "T", ["backbone", "method"], "runs", [few], ["backbone"], ["method"], named="table2")
-    frame = pd.DataFrame([run("few", final_top1_error=5.0)])
+    frame = pd.DataFrame([{**run("few", final_top1_error=5.0), "schema_version": 2}])
     source = cast(Source, SimpleNamespace(name="runs", runs=lambda cell_ids: frame))
     table = Study(whole, (whole,), source).table()
     assert table.metrics == (Metric.top1,)

@@ -271,13 +271,24 @@ def test_a_cell_is_claimed_by_one_process_only(tmp_path: Path) -> None:
     assert run_cell(folder.path) is Outcome.done
 
 
-def test_who_only_looks_takes_no_cell_from_whoever_begins_it(tmp_path: Path) -> None:
+def test_who_only_looks_takes_no_cell_from_whoever_begins_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To look whether a lock is held means to hold it for a moment."""
     folder = queued(tmp_path)
-    looker = RunFolder(folder.path)
-    assert looker.claim()
-    threading.Timer(0.05, looker.release).start()
+    monkeypatch.setattr("dks.tracking.record.GLANCE", 20.0)  # a look takes microseconds, but the machine may be busy
+    held = threading.Event()
+
+    def look() -> None:
+        looker = RunFolder(folder.path)
+        assert looker.claim()
+        held.set()
+        time.sleep(0.05)
+        looker.release()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    assert held.wait(20)
     assert run_cell(folder.path) is Outcome.done
+    thread.join()
 
 
 @pytest.mark.usefixtures("hangs_up")
