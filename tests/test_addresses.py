@@ -129,7 +129,8 @@ def test_no_password_goes_to_a_database_that_a_folder_names(foreign: Any, uri: s
     def opened(uri: str) -> None:
         raise AssertionError(uri)
 
-    monkeypatch.setattr(store, "_engine", opened)
+    monkeypatch.setattr(store, "engine_of", opened)
+    monkeypatch.setattr(database, "engine_of", opened)
     monkeypatch.setattr(store, "open_client", opened)
     monkeypatch.setenv("PGPASSWORD", TOKEN)
     run = foreign(uri, TrackingKind.server if "databricks" in uri else TrackingKind.local)
