@@ -17,7 +17,7 @@ from dks.ledger.states import survey
 from dks.sweeps import manifest
 from dks.sweeps.manifest import Manifest
 from dks.sweeps.sync import close_dead, sync, tell_dead
-from dks.tracking import addresses, store
+from dks.tracking import addresses, database, store
 from dks.tracking.addresses import exposed, is_pointed_at, point_at
 from dks.tracking.dispatch import Dispatch
 from dks.tracking.note import Note
