@@ -146,7 +146,7 @@ def test_a_foreign_server_says_not_where_files_go_on_this_machine(tmp_path: Path
     info = SimpleNamespace(artifact_uri="")
     client: Any = SimpleNamespace(get_run=lambda run_id: SimpleNamespace(info=info))
     shipment = Shipment(RunFolder(tmp_path), client, "https://evil.org", "1")
-    for info.artifact_uri in ("/root/.config", "file:///root", "s3://evil/x", "sftp://evil/x"):
+    for info.artifact_uri in ("/etc/somewhere", "file:///etc", "s3://evil/x", "sftp://evil/x"):
         with pytest.raises(Unavailable, match=f"^it wants the files of runs at {info.artifact_uri}; MLFLOW_TRACKING_URI="):
             shipment._check_place("1")
     for info.artifact_uri in ("mlflow-artifacts:/1/a", "https://evil.org/files"):

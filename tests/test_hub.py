@@ -137,6 +137,16 @@ def test_of_two_test_sets_it_is_said_which_one_is_taken_and_other_files_are_name
     ]
 
 
+def test_a_link_to_nowhere_is_refused_by_name_unless_it_is_hidden(tmp_path: Path) -> None:
+    write(tmp_path / "train-0.parquet", [0])
+    write(tmp_path / "test-0.parquet", [0])
+    (tmp_path / "._train-1.parquet").symlink_to("nowhere")
+    assert loaded(tmp_path) == ([0], [0])
+    (tmp_path / "extra.parquet").symlink_to("nowhere")
+    with pytest.raises(RequestError, match=r"extra\.parquet is a link to nowhere"):
+        data.describe(settings(tmp_path))
+
+
 def test_links_that_lead_back_end(tmp_path: Path) -> None:
     write(tmp_path / "train-0.parquet", [0])
     write(tmp_path / "test-0.parquet", [0])

@@ -96,7 +96,7 @@ def test_runs_of_version_1_get_their_ids_of_today_and_tables_stay_the_same(then:
 
 def test_they_are_told_and_counted_before(then: Path, run_here: Run, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, err = run_here("-m", "method=baseline", "seed=3,4", "recipe.epochs=1", "hydra.sweeper.show=text")
-    assert "10 runs of an earlier version are in runs, and no cell of today is looked for there; dks runs migrate" in out + err
+    assert "in runs 10 runs have the ids of an earlier version, which are none of these cells; dks runs migrate" in out + err
     (told,) = table()
     assert (told["earlier"], told["states"]) == (OTHER, {"done": 4})
     for command in (["table", "mine"], ["sweep", "status", "mine"], ["sweep", "list"], ["sweep", "status", "mine", "--json"]):

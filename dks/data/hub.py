@@ -89,9 +89,10 @@ def _parquet(root: Path) -> Iterator[Path]:
         for name in sorted(names):
             path = Path(folder, name)
             if path.suffix == ".parquet":
-                if path.is_symlink() and not path.exists():
-                    raise RequestError(f"{path} is a link to nowhere; mend or remove it")
-                require_file(path)
+                if not name.startswith("."):
+                    if path.is_symlink() and not path.exists():
+                        raise RequestError(f"{path} is a link to nowhere; mend or remove it")
+                    require_file(path)
                 yield path
 
 

@@ -94,7 +94,7 @@ def _versions(runs_dir: str) -> Iterator[Finding]:
     from dks.ledger.earlier import HOW, earlier_runs
 
     if found := earlier_runs(runs_dir):
-        yield yellow("versions", f"in {runs_dir} runs with ids of an earlier version: {len(found)}", HOW)
+        yield yellow("versions", f"{runs_dir}: {len(found)} with ids of an earlier version", HOW)
 
 
 def _configuration(composed: Composed) -> Iterator[Finding]:

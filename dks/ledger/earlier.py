@@ -24,8 +24,8 @@ def earlier_runs(runs_dir: str, but: Iterable[str] = ()) -> list[RunFolder]:
 
 def of_folder(count: int, runs_dir: str) -> str:
     """A line of so many runs in a folder, for whoever asks for cells of today."""
-    runs = "1 run of an earlier version is" if count == 1 else f"{count} runs of an earlier version are"
-    return f"{runs} in {runs_dir}, and no cell of today is looked for there; {HOW}"
+    runs = "1 run has the id" if count == 1 else f"{count} runs have the ids"
+    return f"in {runs_dir} {runs} of an earlier version, which are none of these cells; {HOW}"
 
 
 def of_sweep(count: int) -> str | None:
