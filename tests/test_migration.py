@@ -162,6 +162,21 @@ def test_a_run_that_somebody_works_on_stays_for_now(then: Path) -> None:
     assert (moved.cell_id, moved.now) == ("1f07c9854e21", NOW["1f07c9854e21"])
 
 
+def test_no_finished_run_makes_room_for_one_that_is_not_done(then: Path) -> None:
+    old, now = "ecf914f83380", NOW["ecf914f83380"]
+    shutil.copytree(then / "runs" / old, begun := then / "runs" / now)
+    record = RunFolder(begun).read_record()
+    assert record is not None
+    RunFolder(begun).write_record(replace(record, cell_id=now, status=Status.failed, schema_version=2))
+    before = numbers()
+    fates = {fate.cell_id: fate for fate in migrate("runs", "results").fates}
+    assert fates[old].why == f"{now} computes the same, and is there, but not done; remove that folder, and try again"
+    assert numbers() == before
+    shutil.rmtree(begun)
+    assert [fate.now for fate in migrate("runs", "results").fates if not fate.why] == [now]
+    assert numbers() == before
+
+
 # --- what is computed in another way today
 
 

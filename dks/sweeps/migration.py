@@ -20,7 +20,7 @@ from dks.config.schema import Config, Data, DesignKind, NoiseKind, Precision, Re
 from dks.data import describe
 from dks.data.version1 import old_fingerprint
 from dks.ledger.earlier import earlier_runs
-from dks.ledger.states import Standing, State, survey
+from dks.ledger.states import Standing, State, look_up, survey
 from dks.sweeps import manifest
 from dks.sweeps.manifest import Manifest, ManifestCell
 from dks.sweeps.sync import sync
@@ -158,8 +158,11 @@ class _Movers:
         config, record = self._config(standing.folder), standing.record
         assert record is not None, "it is of a version"
         now = cell_id(config)
+        there = now not in self._present and now != old and standing.folder.path.with_name(now).exists()
+        if there and standing.state is State.done and look_up(self.runs_dir, now)[0] is not State.done:
+            raise _Stays(f"{now} computes the same, and is there, but not done; remove that folder, and try again")
         self.cells[old], self.configs[record.config_id] = now, config_id(config)
-        if now in self._present or (now != old and standing.folder.path.with_name(now).exists()):
+        if there or now in self._present:
             return Fate(old, now, f"{now} computes the same, and is there")
         self._present[now] = config
         return Fate(old, now)
