@@ -12,7 +12,7 @@ from dks.config.schema import Config
 from dks.data.images import ImageSet
 from dks.machine.interruption import Interruption
 from dks.models import build_network
-from dks.tracking.record import RunFolder
+from dks.runs.record import RunFolder
 from dks.training.arithmetic import choose_operations
 from dks.training.trainer import Trainer
 

@@ -25,7 +25,7 @@ from dks.config.files import declarations
 from dks.config.identity import cell_id, config_id
 from dks.config.methods import baseline_of
 from dks.config.schema import Config
-from dks.validation import Resolver, resolve
+from dks.training.resolver import Resolver, resolve
 
 DESIGNS = ("ours", "shallow", "narrow", "ap_2fc", "ap_conv_2fc")
 STRATEGIES = ("none", "topdown", "bottomup", "bidir")
@@ -59,7 +59,7 @@ def hydra_for_every_cell(cells: Sequence[tuple[str, ...]], kept: dict[tuple[str,
 
 def one_plan(cells: Sequence[tuple[str, ...]], kept: dict[tuple[str, ...], Any]) -> None:
     """Keeps the identities; also finds that none of the cells has been begun."""
-    from dks.ledger.states import survey
+    from dks.runs.states import survey
 
     composer, resolver = Composer(through_hydra), Resolver()
     for cell in cells:

@@ -31,11 +31,11 @@ from runs import program
 
 from dks.config.identity import flatten
 from dks.config.schema import Config
+from dks.runs.best import best_of, classifier_ending
+from dks.runs.journal import Entry
+from dks.runs.record import Attempt, Record, RunFolder, Status
 from dks.sweeps import manifest
 from dks.sweeps.manifest import Manifest, ManifestCell
-from dks.tracking.best import best_of, classifier_ending
-from dks.tracking.journal import Entry
-from dks.tracking.record import Attempt, Record, RunFolder, Status
 
 DESIGNS = ("ours", "shallow", "narrow", "ap_2fc", "ap_conv_2fc")
 STRATEGIES = ("none", "topdown", "bottomup", "bidir")
@@ -113,7 +113,7 @@ def write(folder: Path, count: int, epochs: int) -> None:
 
     from dks.config.compose import compose_here
     from dks.config.frozen import to_yaml
-    from dks.validation import resolve
+    from dks.training.resolver import resolve
 
     base = resolve(compose_here(["data=synthetic", "backbone=resnet20", "recipe.lr=0.1", "seed=0"]))
     text = to_yaml(base)
@@ -211,13 +211,13 @@ def search_runs() -> int:
 def store() -> int:
     import sqlalchemy  # noqa: F401
 
-    from dks.tables.mlflow_source import MlflowSource
+    from dks.tracking.mlflow_source import MlflowSource
 
     return timed(lambda: len(MlflowSource(STORE).runs()))
 
 
 def folders() -> int:
-    from dks.tables.records import RecordSource
+    from dks.tracking.records import RecordSource
 
     return timed(lambda: len(RecordSource("runs").runs()))
 
@@ -225,13 +225,13 @@ def folders() -> int:
 def store_curves() -> int:
     import sqlalchemy  # noqa: F401
 
-    from dks.tables.mlflow_source import MlflowSource
+    from dks.tracking.mlflow_source import MlflowSource
 
     return timed(lambda: len(MlflowSource(STORE).histories(_few(), ["train/top1_error", "test/top1_error"])))
 
 
 def folder_curves() -> int:
-    from dks.tables.records import RecordSource
+    from dks.tracking.records import RecordSource
 
     return timed(lambda: len(RecordSource("runs").histories(_few(), ["train/top1_error", "test/top1_error"])))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from measure import FOLDER
 
 from dks.config.files import python_path
-from dks.tracking.record import RunFolder
+from dks.runs.record import RunFolder
 
 
 def program(command: Sequence[str], folder: Path, **variables: str) -> str:

@@ -27,7 +27,7 @@ FRESH, THERE = "in an empty folder", "where there is a store"
 OURS = """
 import sys, time
 from dks.cli import main
-from dks.terminal import RunView
+from dks.runs.terminal import RunView
 
 stepped = RunView.stepped
 

@@ -26,8 +26,8 @@ from measure import Bound, Result, in_turn, run, seconds_of
 from runs import epoch_ends, program
 
 from dks.config.schema import Tracking
-from dks.tracking.journal import Journal
-from dks.tracking.record import RunFolder
+from dks.runs.journal import Journal
+from dks.runs.record import RunFolder
 from dks.tracking.store import prepare
 
 STORE = "sqlite:///mlflow.db"
@@ -43,7 +43,7 @@ PROGRAM = f"""
 import sys, time
 import mlflow
 from dks.cli import main
-from dks.terminal import RunView
+from dks.runs.terminal import RunView
 
 mlflow.set_tracking_uri({STORE!r})
 mlflow.set_experiment("plain")

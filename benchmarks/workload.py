@@ -14,7 +14,7 @@ from dks.config.files import choices
 from dks.config.schema import Config
 from dks.data.images import ImageSet
 from dks.training.flops import flops
-from dks.validation import resolve
+from dks.training.resolver import resolve
 
 CIFAR = (
     *("resnet32", "resnet110", "densenet40_12", "densenet100_12", "wrn28_4", "wrn28_10", "wrn28_10_dropout", "mobilenet"),

@@ -5,13 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dks import renamed as renamed
+
 if TYPE_CHECKING:
-    from dks.losses import SynergyLoss as SynergyLoss
     from dks.models import build as build
     from dks.models.attach import attach as attach
+    from dks.objectives.losses import SynergyLoss as SynergyLoss
 
 # Public name -> module. Imported on first use: the command line must not wait for torch.
-_PUBLIC = {"SynergyLoss": "dks.losses", "attach": "dks.models.attach", "build": "dks.models"}
+_PUBLIC = {"SynergyLoss": "dks.objectives.losses", "attach": "dks.models.attach", "build": "dks.models"}
 __all__ = ["SynergyLoss", "attach", "build"]
 __version__ = "0.1.0"
 

@@ -15,18 +15,18 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
-from slurm_cluster import cluster  # noqa: F401  (a fixture)
-from small_server import foreign, no_account, refusing, trained  # noqa: F401  (fixtures)
-from tracking_services import basic_auth, postgresql, postgresql_server  # noqa: F401  (fixtures)
 
 from dks.config.compose import Composed, from_hydra, register_schema
 from dks.config.files import declarations
 from dks.config.schema import Config
+from dks.runs.record import RunFolder
 from dks.sweeps import engine
 from dks.sweeps.grid import Grid, Point
 from dks.sweeps.plan import plan
-from dks.tracking.record import RunFolder
-from dks.validation import resolve
+from dks.training.resolver import resolve
+from tests.support.slurm_cluster import cluster  # noqa: F401  (a fixture)
+from tests.support.small_server import foreign, no_account, refusing, trained  # noqa: F401  (fixtures)
+from tests.support.tracking_services import basic_auth, postgresql, postgresql_server  # noqa: F401  (fixtures)
 
 _full = False
 
@@ -187,7 +187,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def run_here(in_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     """`train.py` inside this process and an empty folder, without MLflow: (exit status, output, errors)."""
-    from dks import cli
+    from dks.cli import main as cli
 
     def run(*arguments: str, tracking: str = "off") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"tracking={tracking}"])

@@ -23,8 +23,8 @@ from typing import Any, ClassVar, NamedTuple
 from dks.config.errors import RequestError
 from dks.config.files import cache_folder
 from dks.config.reading import check_file
-from dks.terminal import Display
-from dks.tracking.record import write_atomically
+from dks.runs.record import write_atomically
+from dks.runs.terminal import Display
 
 RECENT = 2.0  # seconds
 MANY = 1000  # files from which on it is shown how far the reading is

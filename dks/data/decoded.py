@@ -161,7 +161,7 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 
 def _wait(lock: FileLock) -> None:
     """Until the process that decodes is done, or for a long time."""
-    from dks.terminal import Display
+    from dks.runs.terminal import Display
 
     for _ in Display.current().track(_seconds(lock), PATIENCE, "waiting for decoded images, seconds"):
         pass

@@ -16,7 +16,7 @@ from dks.config.errors import RequestError
 from dks.data.contents import Kept, state_of
 from dks.data.images import SUFFIXES
 from dks.data.registry import AbsentError
-from dks.terminal import Display
+from dks.runs.terminal import Display
 
 TEST_FOLDERS = ("val", "validation", "test")  # beside `train`; the first one that is there holds the test set
 MANY = 100  # classes from which on it is shown how far the search is

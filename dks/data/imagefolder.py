@@ -103,7 +103,7 @@ def _decoded(files: ImageFiles, side: int | None) -> ImageSet:
     import torch
     from PIL import Image
 
-    from dks.terminal import Display
+    from dks.runs.terminal import Display
 
     images: list[np.ndarray] = []
     for path in Display.current().track(files.paths, len(files), "decoding images"):

@@ -248,7 +248,7 @@ def _read(paths: list[Path], data: Data, names: tuple[str, ...] | None) -> Image
     import torch
     from PIL import Image
 
-    from dks.terminal import Display
+    from dks.runs.terminal import Display
 
     side = data.image_size
     images: list[np.ndarray] = []

@@ -15,7 +15,7 @@ from pathlib import Path
 from dks.config.catalogue import catalogue
 
 # All that computes: packages, with every module in them, and modules. What describes, checks, records or shows is not here.
-SOURCES = ("data", "extend.py", "losses.py", "machine/world.py", "models", "teacher.py", "training", "weights.py")
+SOURCES = ("data", "extend.py", "machine/world.py", "models", "objectives", "training")
 # Groups of codes that were proven to compute the same to the last bit; the file says how.
 EQUAL = Path(__file__).with_name("equal_code.txt")
 SHORT = 12  # hex digits that are shown

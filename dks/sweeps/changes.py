@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dks.config.errors import RequestError
-from dks.ledger.states import State
+from dks.runs.states import State
 from dks.sweeps.definition import Sources
 from dks.sweeps.manifest import Manifest
 

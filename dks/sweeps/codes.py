@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from dks.ledger.states import State
 from dks.machine.code import current, short
+from dks.runs.states import State
 from dks.sweeps.command_line import command_line
 
 if TYPE_CHECKING:

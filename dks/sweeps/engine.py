@@ -18,11 +18,16 @@ from rich.markup import escape
 from dks.config.errors import RequestError
 from dks.config.schema import TrackingKind
 from dks.config.secrets import without_password
-from dks.ledger.launches import LaunchFolder
-from dks.ledger.states import Standing, State, look_up, survey_all, to_launch
-from dks.ledger.unfinished import on_other_files
 from dks.machine import interruption, output
 from dks.machine.commit import git_commit
+from dks.runs.best import classifier_ending
+from dks.runs.disk import refusal
+from dks.runs.launches import LaunchFolder
+from dks.runs.record import Record, RunFolder, Status
+from dks.runs.states import Standing, State, look_up, survey_all, to_launch
+from dks.runs.superseded import complete, restore, supersede
+from dks.runs.terminal import Display, console, error_head, error_text
+from dks.runs.unfinished import on_other_files
 from dks.sweeps import manifest
 from dks.sweeps.command_line import command_line
 from dks.sweeps.going_on import other_ways
@@ -30,13 +35,8 @@ from dks.sweeps.manifest import Manifest
 from dks.sweeps.plan import Cell, Plan
 from dks.sweeps.plan_text import single, summary
 from dks.sweeps.undo import Undo
-from dks.terminal import Display, console, error_head, error_text
-from dks.tracking.best import classifier_ending
-from dks.tracking.disk import refusal
 from dks.tracking.parents import status_of
-from dks.tracking.record import Record, RunFolder, Status
 from dks.tracking.sender import sending
-from dks.tracking.superseded import complete, restore, supersede
 
 
 class Launcher(Protocol):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from dks.runs.attempts import begun_with, cannot_go_on
+from dks.runs.record import RunFolder
 from dks.sweeps.command_line import command_with
 from dks.sweeps.plan import Cell
-from dks.tracking.attempts import begun_with, cannot_go_on
-from dks.tracking.record import RunFolder
 
 
 def other_ways(cells: Iterable[Cell], processes: int, is_detached: bool) -> Iterator[str]:

@@ -10,14 +10,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from dks.config.compose import Compose, compose_here
 from dks.config.composer import Composer
 from dks.config.errors import RequestError
-from dks.ledger.earlier import is_earlier, of_sweep
-from dks.ledger.states import State, survey
+from dks.runs import damage
+from dks.runs.earlier import is_earlier, of_sweep
+from dks.runs.states import State, survey
 from dks.sweeps import manifest
 from dks.sweeps.changes import Changes
 from dks.sweeps.files import names, read
 from dks.sweeps.grid import Grid
 from dks.sweeps.request import grid_of
-from dks.tracking import damage
 
 
 def listed(results_dir: str, as_json: bool) -> str:

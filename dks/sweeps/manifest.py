@@ -12,7 +12,7 @@ from dks.config.errors import RequestError, short
 from dks.config.files import groups
 from dks.config.names import is_cell_id, is_sweep_name
 from dks.config.reading import MIB, read_text
-from dks.tracking.record import check_types, write_atomically
+from dks.runs.record import check_types, write_atomically
 
 LARGEST = 512 * MIB  # bytes of a manifest; that of 100,000 cells has some hundred million
 

@@ -108,7 +108,7 @@ def settings(row: PaperRow, compose: Compose) -> list[Composed]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from dks.sweeps.grid import expand
-    from dks.validation import Resolver
+    from dks.training.resolver import Resolver
 
     points, resolve = expand(OverridesParser.create().parse_overrides(row.setting.split())).points, Resolver(absent_ok=True)
     found = map(compose, (point.overrides for point in points))

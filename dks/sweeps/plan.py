@@ -12,17 +12,17 @@ from dks.config.errors import RequestError
 from dks.config.identity import cell_id, config_id
 from dks.config.methods import PAPERS, baseline_of, classifiers_of, computed_with, ds_of, method_of
 from dks.config.schema import Config
-from dks.ledger.earlier import earlier_runs, of_folder
-from dks.ledger.states import Standing, State, has_diverged, survey_all, to_launch
+from dks.runs.earlier import earlier_runs, of_folder
+from dks.runs.record import Status
+from dks.runs.states import Standing, State, has_diverged, survey_all, to_launch
+from dks.runs.terminal import Display
 from dks.sweeps.definition import Sources
 from dks.sweeps.differences import differences
 from dks.sweeps.files import CLASSIFIER, TRAINING
 from dks.sweeps.grid import Choice, Grid, Point
 from dks.sweeps.manifest import Manifest, ManifestCell
 from dks.sweeps.paper import Key, paper_table, setting_id, settings
-from dks.terminal import Display
-from dks.tracking.record import Status
-from dks.validation import Resolver
+from dks.training.resolver import Resolver
 
 # Points of a grid from which on composing them is shown to go on.
 MANY = 50

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from dks.ledger.states import State
+from dks.runs.states import State
 from dks.sweeps import codes
 from dks.sweeps.plan import Cell, Plan
 
 if TYPE_CHECKING:
-    from dks.forecast.forecast import Forecast
+    from dks.sweeps.estimate.forecast import Forecast
 
 
 def summary(sweep: Plan, only: frozenset[State] | None = None) -> str:

@@ -17,17 +17,17 @@ from typing import Any
 from rich.markup import escape
 
 from dks.config.errors import RequestError
-from dks.ledger.earlier import is_earlier, of_sweep
-from dks.ledger.launches import Launch, LaunchFolder
-from dks.ledger.scheduler import Scheduler, SchedulerSilentError
-from dks.ledger.states import Standing, State, has_diverged, survey
+from dks.runs import heartbeat
+from dks.runs.earlier import is_earlier, of_sweep
+from dks.runs.launches import Launch, LaunchFolder
+from dks.runs.record import Status
+from dks.runs.scheduler import Scheduler, SchedulerSilentError
+from dks.runs.states import Standing, State, has_diverged, survey
+from dks.runs.terminal import duration
 from dks.sweeps import codes
+from dks.sweeps.launchers.slurm import log_file
 from dks.sweeps.manifest import Manifest
-from dks.sweeps.slurm import log_file
-from dks.sweeps.sync import close_dead
-from dks.terminal import duration
-from dks.tracking import heartbeat
-from dks.tracking.record import Status
+from dks.tracking.sync import close_dead
 
 SPEED = "train/images_per_second"
 

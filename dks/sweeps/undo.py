@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 
-from dks.tracking.record import write_atomically
+from dks.runs.record import write_atomically
 
 
 class Undo:

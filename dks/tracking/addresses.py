@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dks.config.secrets import without_password
-from dks.tracking import damage
+from dks.runs import damage
 
 HTTP = ("http://", "https://")
 _pointed: dict[str, str] = {}  # where -> the address, of this process

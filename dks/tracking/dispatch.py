@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from dks.config.errors import RequestError
 from dks.config.schema import Tracking, TrackingKind
 from dks.config.secrets import without_password
+from dks.runs.record import RunFolder
 from dks.tracking.addresses import point_at
 from dks.tracking.parents import tell_sweep
-from dks.tracking.record import RunFolder
 from dks.tracking.shipment import DeletedRun, Draw, Shipment
 from dks.tracking.store import Unavailable, open_named, reason
 

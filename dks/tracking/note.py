@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 
 from dks.config.reading import read_text
-from dks.tracking.record import RunFolder, write_atomically
+from dks.runs.record import RunFolder, write_atomically
 
 RUNNING = "RUNNING"
 

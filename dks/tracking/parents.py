@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from dks.tracking.record import Status
+from dks.runs.record import Status
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -4,7 +4,7 @@ It reads what is to be sent from the folders of the runs, so the process that tr
 and of nothing between: an epoch costs it nothing, whatever the store does. MLflow is imported in that process only, while the
 other one imports torch. Of the processes that belong together, as a sweep's workers on one machine, one has a sender for all.
 
-`python -m dks.commands.sender` takes commands on standard input, one JSON object a line:
+`python -m dks.cli.sender` takes commands on standard input, one JSON object a line:
 
 {"open": {...}, "own": true}     this store will be used (a Tracking); it is made if it is not there. own: the user named it
 {"begin": "<run folder>"}        its epochs are to be sent as they come
@@ -257,7 +257,7 @@ def _as_current(sender: NoSender | Sender) -> Iterator[None]:
 def _start() -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         # -P: a module in the current folder must not take the place of one of Python's own.
-        [sys.executable, "-P", "-m", "dks.commands.sender"],
+        [sys.executable, "-P", "-m", "dks.cli.sender"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # what matters stands in the run.log of the runs

@@ -22,17 +22,17 @@ from dks.config.extensions import cited
 from dks.config.identity import flatten
 from dks.config.reading import MIB
 from dks.config.secrets import without_password
-from dks.tracking import heartbeat
+from dks.runs import heartbeat
+from dks.runs.attempts import computed_by
+from dks.runs.best import classifier_ending
+from dks.runs.journal import Entry
+from dks.runs.lock import alone
+from dks.runs.record import Record, RunFolder, Status
+from dks.runs.superseded import executions
 from dks.tracking.addresses import HTTP, how_to_allow, is_pointed_at
-from dks.tracking.attempts import computed_by
-from dks.tracking.best import classifier_ending
-from dks.tracking.journal import Entry
-from dks.tracking.lock import alone
 from dks.tracking.note import RUNNING, Note
 from dks.tracking.parents import find_run, sweep_condition
-from dks.tracking.record import Record, RunFolder, Status
 from dks.tracking.store import Unavailable, said
-from dks.tracking.superseded import executions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

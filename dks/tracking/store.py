@@ -23,9 +23,9 @@ from filelock import FileLock, Timeout
 from dks.config.errors import RequestError, one_line
 from dks.config.schema import Tracking, TrackingKind
 from dks.config.secrets import without_password
+from dks.runs.disk import refusal, size_limit
 from dks.tracking.addresses import HTTP, how_to_allow, is_pointed_at
 from dks.tracking.database import SQLITE, TIMEOUT, engine_of, is_half_made, read_sqlite, schema
-from dks.tracking.disk import refusal, size_limit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

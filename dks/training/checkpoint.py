@@ -22,9 +22,9 @@ from torch import Tensor
 from dks.config.errors import RequestError
 from dks.config.reading import MIB, Unfit, open_file
 from dks.machine.memory import free_memory
-from dks.tracking import damage
-from dks.tracking.disk import write_draft, writing
-from dks.tracking.journal import sync_folder
+from dks.runs import damage
+from dks.runs.disk import write_draft, writing
+from dks.runs.journal import sync_folder
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from dks.losses import Loss
 from dks.machine.world import ALONE, World
+from dks.objectives.losses import Loss
 from dks.training.metrics import training_losses
 
 

@@ -19,10 +19,10 @@ from dks.config.identity import canonical_json
 from dks.config.schema import Augmentation, Backbone, Config, Data, TeacherKind
 from dks.data.sizes import image_size
 from dks.models import build_network
-from dks.teacher import Teacher, torchvision_input, torchvision_weights
-from dks.tracking.record import RunFolder
-from dks.training.objective import Objective
-from dks.weights import Input
+from dks.models.weights import Input
+from dks.objectives.objective import Objective
+from dks.objectives.teacher import Teacher, torchvision_input, torchvision_weights
+from dks.runs.record import RunFolder
 
 
 def network_key(config: Config) -> str:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dks.config.schema import Precision
-from dks.losses import Loss
 from dks.machine.world import ALONE, World
 from dks.models.network import SupervisedNetwork
+from dks.objectives.losses import Loss
 from dks.training.arithmetic import autocast
 from dks.training.confusion import Confusion
 

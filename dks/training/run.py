@@ -36,22 +36,22 @@ from dks.machine.memory import PeakMemory
 from dks.machine.world import Broken, World
 from dks.models import build_network
 from dks.models.summary import parameters, summary
-from dks.teacher import load_teacher
-from dks.terminal import Display, say
-from dks.tracking import damage
-from dks.tracking.attempts import Attempt
-from dks.tracking.disk import write_draft
-from dks.tracking.heartbeat import Pulse, slurm_job
-from dks.tracking.journal import Entry, now, sync_folder
-from dks.tracking.record import Record, RunFolder, Status, results_of, write_atomically
+from dks.objectives.teacher import load_teacher
+from dks.runs import damage
+from dks.runs.attempts import Attempt
+from dks.runs.disk import write_draft
+from dks.runs.heartbeat import Pulse, slurm_job
+from dks.runs.journal import Entry, now, sync_folder
+from dks.runs.record import Record, RunFolder, Status, results_of, write_atomically
+from dks.runs.terminal import Display, say
 from dks.tracking.sender import NoSender, Sender, sending
 from dks.training import checkpoint
 from dks.training.arithmetic import choose_operations
 from dks.training.confusion import to_csv
 from dks.training.finite import NonFiniteLoss
+from dks.training.last_batch import lone_image_problems
 from dks.training.system import SystemSampler
 from dks.training.trainer import Observer, Trainer
-from dks.validation import lone_image_problems
 
 if TYPE_CHECKING:
     from dks.training.flops import Flops

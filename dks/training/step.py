@@ -10,12 +10,12 @@ from torch.optim import SGD
 
 from dks.config.schema import Config, Precision
 from dks.data.batches import Batch
-from dks.losses import Loss
 from dks.machine.world import ALONE, World
 from dks.models.network import SupervisedNetwork
+from dks.objectives.losses import Loss
+from dks.objectives.objective import Objective
 from dks.training.arithmetic import autocast
 from dks.training.graph import Graph
-from dks.training.objective import Objective
 
 
 class Outputs(NamedTuple):

@@ -17,9 +17,9 @@ from dks.data.images import Images, ImageSet
 from dks.machine.interruption import Interrupted, Interruption
 from dks.machine.world import ALONE, World
 from dks.models.network import SupervisedNetwork
-from dks.tracking.attempts import cannot_go_on
-from dks.tracking.journal import Entry
-from dks.tracking.record import RunFolder
+from dks.runs.attempts import cannot_go_on
+from dks.runs.journal import Entry
+from dks.runs.record import RunFolder
 from dks.training import checkpoint
 from dks.training.checkpoint import Progress
 from dks.training.confusion import Confusion

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from dks import cli
+from dks.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[2]
 AS_ON_PAPER = {"COLUMNS": "88", "NO_COLOR": "1"}

@@ -207,7 +207,7 @@ def _launchers() -> str:
     parts = []
     for name, file, kind in (
         ("local", "hydra_plugins/dks_launchers/local.py", "LocalOptions"),
-        ("slurm", "dks/sweeps/slurm.py", "Resources"),
+        ("slurm", "dks/sweeps/launchers/slurm.py", "Resources"),
     ):
         owner = classes_in(ROOT / file)[kind]
         lines = [

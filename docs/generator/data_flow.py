@@ -19,8 +19,8 @@ CHAIN = (
     ("cell", "its identity: a hash of what can change a result", "dks/sweeps"),
     ("run", "one execution of a cell", "dks/training, dks/models, dks/data"),
     ("record", "what it leaves on disk: the truth", "runs/<cell_id>/, dks/tracking"),
-    ("table", "rows x columns of cells, with statistics", "dks/tables"),
-    ("figures, report", "the same numbers, drawn and as a page", "dks/figures, dks/report"),
+    ("table", "rows x columns of cells, with statistics", "dks/results"),
+    ("figures, report", "the same numbers, drawn and as a page", "dks/results"),
 )
 # row it stands beside, name, what it is, where it lies
 BESIDE = (

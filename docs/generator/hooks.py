@@ -21,13 +21,13 @@ PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 # What the pages use from Python beside `dks.__all__`.
 BESIDE = (
     "dks.models.network.SupervisedNetwork",
-    "dks.losses.Loss",
-    "dks.losses.DistillationLoss",
-    "dks.tables.study.Study",
-    "dks.figures.draw",
-    "dks.figures.write",
-    "dks.figures.image",
-    "dks.report.write_report",
+    "dks.objectives.losses.Loss",
+    "dks.objectives.losses.DistillationLoss",
+    "dks.results.study.Study",
+    "dks.results.figures.draw",
+    "dks.results.figures.write",
+    "dks.results.figures.image",
+    "dks.results.report.write_report",
 )
 _GENERATED = re.compile(r"^<!-- generated: (\w+)\b.*?-->$", re.MULTILINE)
 _LINK = re.compile(r"\]\((?P<target>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")

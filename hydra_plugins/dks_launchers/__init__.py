@@ -1,1 +1,1 @@
-"""The launchers `local` and `slurm`: Hydra's doors to `dks/sweeps/slots.py` and `dks/sweeps/slurm.py`."""
+"""The launchers `local` and `slurm`: Hydra's doors to `dks/sweeps/launchers/slots.py` and `dks/sweeps/launchers/slurm.py`."""

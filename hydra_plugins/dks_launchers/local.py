@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from dks.config.schema import Config
-    from dks.forecast.packing import Choice
-    from dks.sweeps.slots import Layout
+    from dks.sweeps.estimate.packing import Choice
+    from dks.sweeps.launchers.slots import Layout
 
 
 class LocalLauncher(Launcher):
@@ -40,7 +40,7 @@ class LocalLauncher(Launcher):
     def check(self) -> None:
         """Raises a RequestError if an option is wrong; called before anything is written."""
         from dks.config.errors import RequestError
-        from dks.sweeps.slots import lay_out
+        from dks.sweeps.launchers.slots import lay_out
 
         if not (self.slots in (None, "auto") or type(self.slots) is int):
             raise RequestError(f"hydra.launcher.slots={self.slots}: it must be a whole number of at least 1, auto, or null")
@@ -55,9 +55,9 @@ class LocalLauncher(Launcher):
         """
         if self.slots != "auto" or len(cells) < 2 or _together():
             return None
-        from dks.forecast.packing import Division, choose
         from dks.machine.environment import available_threads
-        from dks.sweeps.slots import Layout, environment
+        from dks.sweeps.estimate.packing import Division, choose
+        from dks.sweeps.launchers.slots import Layout, environment
 
         cores, (gpus, numbered) = available_threads(), self._gpus({cell.device for cell in cells})
         variables = environment(os.environ, Layout(1, cores, cores, gpus), 0)
@@ -70,7 +70,7 @@ class LocalLauncher(Launcher):
         if _together():
             yield
             return
-        from dks.sweeps.nursery import nursery
+        from dks.sweeps.launchers.nursery import nursery
 
         with nursery():
             yield
@@ -86,7 +86,7 @@ class LocalLauncher(Launcher):
             RequestError: an option is wrong.
             KeyboardInterrupt: a signal came; the runs under way have saved, the other cells stay queued.
         """
-        from dks.ledger.launches import cell_folders
+        from dks.runs.launches import cell_folders
 
         folders = cell_folders(job_overrides)
         given = {each.removeprefix("device=") for job in job_overrides for each in job if each.startswith("device=")}
@@ -101,9 +101,9 @@ class LocalLauncher(Launcher):
         ]
 
     def _run(self, folders: list[Path], devices: set[str]) -> dict[Path, Exception]:
-        from dks.sweeps.slots import run_in_slots
-        from dks.sweeps.worker import run_cells
-        from dks.terminal import Display
+        from dks.runs.terminal import Display
+        from dks.sweeps.launchers.slots import run_in_slots
+        from dks.sweeps.launchers.worker import run_cells
 
         layout = self._layout(len(folders), devices)
         if not _together() and (len(folders) > 1 or self.slots not in (None, "auto", 1)):
@@ -120,7 +120,7 @@ class LocalLauncher(Launcher):
 
     def _layout(self, cells: int, devices: set[str]) -> "Layout":
         from dks.machine.environment import available_threads
-        from dks.sweeps.slots import lay_out
+        from dks.sweeps.launchers.slots import lay_out
 
         gpus, numbered = self._gpus(devices)
         slots, a_gpu = (None if self.slots == "auto" else self.slots), self.slots_per_gpu
@@ -131,7 +131,7 @@ class LocalLauncher(Launcher):
 
     def _gpus(self, devices: set[str]) -> tuple[tuple[str, ...], bool]:
         """The GPUs to deal out, and whether all cells share one: one with a number, such as cuda:1, is the user's choice."""
-        from dks.sweeps.slots import visible_gpus
+        from dks.sweeps.launchers.slots import visible_gpus
 
         numbered = any(":" in device for device in devices)
         return (visible_gpus() if not numbered and devices & {"auto", "cuda"} else ()), numbered

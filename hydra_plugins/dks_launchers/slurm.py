@@ -14,7 +14,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from dks.sweeps.slurm import Resources
+from dks.sweeps.launchers.slurm import Resources
 
 
 class SlurmLauncher(Launcher):
@@ -23,7 +23,7 @@ class SlurmLauncher(Launcher):
     detached = True  # returns when the jobs are submitted
 
     def __init__(self, **resources: Any) -> None:
-        """`resources`: the fields of `dks.sweeps.slurm.Resources`."""
+        """`resources`: the fields of `dks.sweeps.launchers.slurm.Resources`."""
         self.resources: dict[str, Any] = {
             key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in resources.items()
         }
@@ -39,7 +39,7 @@ class SlurmLauncher(Launcher):
 
     def check(self) -> None:
         """Raises a RequestError if an option is wrong or there is no SLURM here; called before anything is written."""
-        from dks.sweeps.slurm import check
+        from dks.sweeps.launchers.slurm import check
 
         check(Resources(**self.resources))
 
@@ -51,11 +51,11 @@ class SlurmLauncher(Launcher):
         """
         from rich.markup import escape
 
-        from dks.ledger.launches import cell_folders
-        from dks.sweeps.slurm import submit
-        from dks.sweeps.worker import launch_of
-        from dks.terminal import say
-        from dks.tracking.record import RunFolder
+        from dks.runs.launches import cell_folders
+        from dks.runs.record import RunFolder
+        from dks.runs.terminal import say
+        from dks.sweeps.launchers.slurm import submit
+        from dks.sweeps.launchers.worker import launch_of
 
         folders = cell_folders(job_overrides)
         launch = launch_of(RunFolder(folders[0]))

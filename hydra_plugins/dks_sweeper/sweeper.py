@@ -92,7 +92,7 @@ class DksSweeper(Sweeper):
         planned = partial(plan, grid, compose, absent_ok=True, same_code=self.code == "same")
         if self.show is not None:
             gc.disable()  # thousands of cells are looked through again and again, and none is garbage
-            from dks.forecast.forecast import forecast
+            from dks.sweeps.estimate.forecast import forecast
 
             found = planned()
             new = found.launches(policy.only)
@@ -132,7 +132,7 @@ class DksSweeper(Sweeper):
         from rich.markup import escape
 
         from dks.config.files import python_path
-        from dks.terminal import Display
+        from dks.runs.terminal import Display
 
         assert self.launcher is not None
         os.environ["PYTHONPATH"] = python_path(os.environ.get("PYTHONPATH", ""))  # for whatever the launcher starts
@@ -197,6 +197,6 @@ ConfigStore.instance().store(
 
 
 def _present(results_dir: str, sweep: Manifest) -> None:
-    from dks.tables.results import present  # pandas has time until the runs are over
+    from dks.results.results import present  # pandas has time until the runs are over
 
     present(results_dir, sweep)

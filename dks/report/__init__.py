@@ -1,7 +1,0 @@
-"""A sweep as one HTML file that needs no network: tables, runs, curves, cost, and what is missing."""
-
-from __future__ import annotations
-
-from dks.report.page import write_report
-
-__all__ = ["write_report"]

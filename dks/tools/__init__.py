@@ -1,0 +1,1 @@
+"""What is done beside training: a checkpoint tested, a network exported, this machine looked at."""
