@@ -11,7 +11,10 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class CommitHook(BuildHookInterface):
-    """`dks/share/commit.txt`, unless there is no repository: an unpacked source distribution has the file already."""
+    """`dks/share/commit.txt`, unless there is no repository.
+
+    An unpacked source distribution has the file already.
+    """
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by Hatchling; an editable installation goes on asking its repository."""
@@ -32,12 +35,23 @@ def _commit(root: Path) -> str | None:
     """As `dks.machine.commit` has it, which needs the package to be installed."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, check=True, text=True
+        ).stdout.strip()
 
     try:
         if not git("ls-files", "--", "pyproject.toml"):  # somebody else's repository
             return None
-        new = git("ls-files", "--others", "--exclude-standard", "--", "conf", "dks", "hydra_plugins", "sweeps")
+        new = git(
+            "ls-files",
+            "--others",
+            "--exclude-standard",
+            "--",
+            "conf",
+            "dks",
+            "hydra_plugins",
+            "sweeps",
+        )
         changed = git("status", "--porcelain", "--untracked-files=no") or new
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,7 @@
-"""One run, or with -m a sweep and its table: python train.py -m aux=ours,shallow,narrow strategy=topdown,bottomup,bidir"""
+"""One run, or with -m a sweep and its table.
+
+Python train.py -m aux=ours,shallow,narrow strategy=topdown,bottomup,bidir
+"""
 
 from dks.__main__ import train
 

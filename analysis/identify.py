@@ -1,5 +1,7 @@
-"""The ids of the paper's settings in analysis/paper/*.csv: `python analysis/identify.py`, whenever `SCHEMA_VERSION` was raised
-or what it means to be the same configuration has changed.
+"""The ids of the paper's settings in analysis/paper/*.csv.
+
+`python analysis/identify.py`, whenever `SCHEMA_VERSION` was raised or what it means to be the same
+configuration has changed.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ def identified(text: str) -> str:
     """The content of a file, its `config_ids` as its settings have them."""
     rows, out = list(csv.DictReader(text.splitlines())), io.StringIO()
     for row in rows:
-        ids = [setting_id(composed.config) for composed in settings(PaperRow({}, {}, row["setting"]), _composer)]
+        ids = [
+            setting_id(composed.config)
+            for composed in settings(PaperRow({}, {}, row["setting"]), _composer)
+        ]
         row["config_ids"] = " ".join(ids)
     writer = csv.DictWriter(out, rows[0].keys(), lineterminator="\n")
     writer.writeheader()

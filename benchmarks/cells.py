@@ -1,11 +1,13 @@
-"""The overhead a cell of a sweep of small cells, start-up and tracking included, against a plain program that trains the same.
+"""The overhead a cell of a sweep of small cells, start-up and tracking included, against a plain
+program that trains the same.
 
     python benchmarks/cells.py [--cells 100]
 
-The cells are a ResNet-8 with both branches, a step and an evaluation on a few images each, swept over seeds by
-`dks train -m seed=1,2,...` with everything as it is by default: in an empty folder, whose MLflow store is to be made, and in
-one that has a store. Plain programs train the same networks one after another, as many at a time as the sweep has slots, and
-write nothing; `import torch` is in both. The overhead is the difference of both times over the number of cells.
+The cells are a ResNet-8 with both branches, a step and an evaluation on a few images each, swept
+over seeds by `dks train -m seed=1,2,...` with everything as it is by default: in an empty folder,
+whose MLflow store is to be made, and in one that has a store. Plain programs train the same
+networks one after another, as many at a time as the sweep has slots, and write nothing; `import
+torch` is in both. The overhead is the difference of both times over the number of cells.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ OVERHEAD = "seconds a cell"
 
 
 def available_threads() -> int:
-    from dks.machine.environment import available_threads as threads  # torch is imported when it is needed
+    # torch is imported when it is needed
+    from dks.machine.environment import available_threads as threads
 
     return threads()
 
@@ -49,7 +52,9 @@ def sweep(folder: Path, cells: int) -> None:
     from runs import train  # not in the plain programs
 
     seeds = ",".join(map(str, range(1, cells + 1)))
-    done = [run.path for run in train(folder, "-m", *FEW, f"seed={seeds}") if run.weights_file.exists()]
+    done = [
+        run.path for run in train(folder, "-m", *FEW, f"seed={seeds}") if run.weights_file.exists()
+    ]
     assert len(done) == cells, "all cells must have run"
 
 
@@ -64,12 +69,23 @@ def plain(cells: int, slots: int) -> None:
 
 
 def train_plainly(seeds: list[int]) -> None:
-    """What a plain program does: as `plain_loop.py`; nothing is composed, and so few images need no processes of their own."""
+    """What a plain program does: as `plain_loop.py`.
+
+    Nothing is composed, and so few images need no processes of their own.
+    """
     import torch
     from plain_loop import PlainLoop
 
     from dks.config.files import load_choice
-    from dks.config.schema import AuxDesign, AuxPositions, Backbone, Config, Data, MatchingStrategy, Recipe
+    from dks.config.schema import (
+        AuxDesign,
+        AuxPositions,
+        Backbone,
+        Config,
+        Data,
+        MatchingStrategy,
+        Recipe,
+    )
     from dks.data.synthetic import load
 
     config = Config(
@@ -78,7 +94,9 @@ def train_plainly(seeds: list[int]) -> None:
         aux_design=load_choice("aux_design", "ours", AuxDesign),
         aux_positions=AuxPositions(["c2", "c3"]),
         matching_strategy=load_choice("matching_strategy", "bidir", MatchingStrategy),
-        data=Data(source="synthetic", num_classes=10, image_size=16, train_images=64, test_images=32),
+        data=Data(
+            source="synthetic", num_classes=10, image_size=16, train_images=64, test_images=32
+        ),
     )
     images = load(config.data)
     for seed in seeds:
@@ -109,13 +127,29 @@ def measure(options: argparse.Namespace) -> list[Result]:
         seconds = in_turn(ways, options.repeats)
     figures = {}
     for way in (FRESH, THERE):
-        extra = [(ours - theirs) / cells for ours, theirs in zip(seconds[way], seconds["plain programs"], strict=True)]
+        extra = [
+            (ours - theirs) / cells
+            for ours, theirs in zip(seconds[way], seconds["plain programs"], strict=True)
+        ]
         figures[way] = {OVERHEAD: statistics.median(extra)}
     wanted = (
         {} if options.short else {way: [Bound(OVERHEAD, at_most=0.15)] for way in (FRESH, THERE)}
     )  # of few, starting is most
-    note = f"{slots} at a time; {OVERHEAD} is the median difference to the plain programs of the same round"
-    return [Result(f"a sweep of {cells} cells", "s", seconds, "plain programs", figures=figures, wanted=wanted, note=note)]
+    note = (
+        f"{slots} at a time; {OVERHEAD} is the median difference to the plain programs of the "
+        f"same round"
+    )
+    return [
+        Result(
+            f"a sweep of {cells} cells",
+            "s",
+            seconds,
+            "plain programs",
+            figures=figures,
+            wanted=wanted,
+            note=note,
+        )
+    ]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,11 +1,14 @@
-"""What all benchmarks share: ways measured in turn, what came out, the machine, and the options of a script.
+"""What all benchmarks share.
+
+Ways measured in turn, what came out, the machine, and the options of a script.
 
 A script measures ours and a plain implementation and ends with
 
     if __name__ == "__main__":
         run(__doc__, measure)
 
-where `measure(options)` gives its results. This file's folder is on `sys.path`, for Python puts that of the script there.
+where `measure(options)` gives its results. This file's folder is on `sys.path`, for Python puts
+that of the script there.
 """
 
 from __future__ import annotations
@@ -26,10 +29,12 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 if (FOLDER.parent / "dks" / "__init__.py").exists():
-    sys.path.insert(0, str(FOLDER.parent))  # the checkout that this file is part of; an installed package is found without
+    # the checkout that this file is part of; an installed package is found without
+    sys.path.insert(0, str(FOLDER.parent))
 
 RESULTS = FOLDER / "results"
-LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # processes that wanted a core, before anything was measured
+# processes that wanted a core, before anything was measured
+LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 DIGITS = 6  # of a number that is kept
 
 
@@ -41,11 +46,15 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def in_turn(
-    ways: Mapping[str, Callable[[], Any]], repeats: int, value: Callable[[Callable[[], Any]], float] = seconds_of
+    ways: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    value: Callable[[Callable[[], Any]], float] = seconds_of,
 ) -> dict[str, list[float]]:
-    """Measure all ways in each of `repeats` rounds, in turn, so that what disturbs a round disturbs all of them.
+    """Measure all ways in each of `repeats` rounds, in turn, so that what disturbs a round disturbs
+    all of them.
 
-    Every other round goes backwards, for whoever comes second may find warmer caches, or a hotter processor.
+    Every other round goes backwards, for whoever comes second may find warmer caches, or a hotter
+    processor.
 
     Args:
         ways: name -> what to call.
@@ -71,7 +80,9 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        tenths = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else values
+        tenths = (
+            statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else values
+        )
         return cls(statistics.median(values), tenths[0], tenths[-1])
 
     def __str__(self) -> str:
@@ -89,7 +100,9 @@ class Bound:
     at_most: float | None = None
 
     def met_by(self, value: float) -> bool:
-        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
+        return (self.at_least is None or value >= self.at_least) and (
+            self.at_most is None or value <= self.at_most
+        )
 
     def __str__(self) -> str:
         if self.at_least is not None and self.at_most is not None:
@@ -103,8 +116,8 @@ class Bound:
 class Result:
     """One thing, measured in several ways.
 
-    The ratio says how many times better a way is than `against`: the median of the ratios of all rounds, since what disturbs
-    a round disturbs both.
+    The ratio says how many times better a way is than `against`: the median of the ratios of all
+    rounds, since what disturbs a round disturbs both.
     """
 
     name: str  # of what was measured, unique in its benchmark
@@ -112,8 +125,10 @@ class Result:
     values: Mapping[str, Sequence[float]]  # way -> a value for each round
     against: str | None = None  # the way that the others are compared with
     more_is_better: bool = False
-    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # way -> what else is known of it
-    wanted: Mapping[str, Sequence[Bound]] = field(default_factory=dict)  # way -> what it is to reach
+    # way -> what else is known of it
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    # way -> what it is to reach
+    wanted: Mapping[str, Sequence[Bound]] = field(default_factory=dict)
     note: str = ""  # what it was measured with: sizes, batches
 
     def spread(self, way: str) -> Spread:
@@ -132,12 +147,22 @@ class Result:
             ratio = self.ratio(way)
             assert ratio is not None, "a ratio is wanted of a way that is compared"
             return ratio.median
-        return self.spread(way).median if bound.figure == "median" else self.figures[way][bound.figure]
+        return (
+            self.spread(way).median if bound.figure == "median" else self.figures[way][bound.figure]
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """With medians, spreads and ratios, for whoever reads the file; `from_json` needs the values alone."""
+        """With medians, spreads and ratios, for whoever reads the file.
+
+        `from_json` needs the values alone.
+        """
         ways = {way: self._way(way) for way in self.values}
-        about = {"name": self.name, "note": self.note, "unit": self.unit, "more_is_better": self.more_is_better}
+        about = {
+            "name": self.name,
+            "note": self.note,
+            "unit": self.unit,
+            "more_is_better": self.more_is_better,
+        }
         return {**about, "against": self.against, "ways": ways}
 
     @classmethod
@@ -151,7 +176,9 @@ class Result:
             found["more_is_better"],
             {way: each["figures"] for way, each in ways.items() if "figures" in each},
             {
-                way: [Bound(one["figure"], one["at_least"], one["at_most"]) for one in each["wanted"]]
+                way: [
+                    Bound(one["figure"], one["at_least"], one["at_most"]) for one in each["wanted"]
+                ]
                 for way, each in ways.items()
                 if "wanted" in each
             },
@@ -159,14 +186,19 @@ class Result:
         )
 
     def _way(self, way: str) -> dict[str, Any]:
-        found: dict[str, Any] = {key: _short(value) for key, value in dataclasses.asdict(self.spread(way)).items()}
+        found: dict[str, Any] = {
+            key: _short(value) for key, value in dataclasses.asdict(self.spread(way)).items()
+        }
         if (ratio := self.ratio(way)) is not None:
-            found["ratio"] = {key: _short(value) for key, value in dataclasses.asdict(ratio).items()}
+            found["ratio"] = {
+                key: _short(value) for key, value in dataclasses.asdict(ratio).items()
+            }
         if way in self.figures:
             found["figures"] = {name: _short(value) for name, value in self.figures[way].items()}
         if way in self.wanted:
             found["wanted"] = [
-                {**dataclasses.asdict(bound), "met": bound.met_by(self.reached(way, bound))} for bound in self.wanted[way]
+                {**dataclasses.asdict(bound), "met": bound.met_by(self.reached(way, bound))}
+                for bound in self.wanted[way]
             ]
         return {**found, "values": [_short(value) for value in self.values[way]]}
 
@@ -176,11 +208,23 @@ def rows(result: Result) -> list[list[str]]:
     lines = []
     for way in result.values:
         ratio = result.ratio(way)
-        figures = ", ".join(f"{name} {number(value)}" for name, value in result.figures.get(way, {}).items())
-        wanted = ", ".join(
-            f"{bound}: {'yes' if bound.met_by(result.reached(way, bound)) else 'NO'}" for bound in result.wanted.get(way, ())
+        figures = ", ".join(
+            f"{name} {number(value)}" for name, value in result.figures.get(way, {}).items()
         )
-        lines.append([result.name, way, f"{result.spread(way)} {result.unit}", str(ratio or ""), figures, wanted])
+        wanted = ", ".join(
+            f"{bound}: {'yes' if bound.met_by(result.reached(way, bound)) else 'NO'}"
+            for bound in result.wanted.get(way, ())
+        )
+        lines.append(
+            [
+                result.name,
+                way,
+                f"{result.spread(way)} {result.unit}",
+                str(ratio or ""),
+                figures,
+                wanted,
+            ]
+        )
     return lines
 
 
@@ -195,7 +239,9 @@ def number(value: float) -> str:
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """What the figures belong to: the machine, what computes, and how busy it was; no path and no name of a host.
+    """What the figures belong to: the machine, what computes, and how busy it was.
+
+    No path and no name of a host.
 
     Args:
         device: where it was measured.
@@ -205,19 +251,41 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     from dks.machine.environment import environment
 
     found = environment(torch.device(device))
-    kept = ("cpu", "cores", "usable_cores", "memory_mib", "gpus", "driver", "python", "torch", "torchvision", "cuda", "cudnn")
+    kept = (
+        "cpu",
+        "cores",
+        "usable_cores",
+        "memory_mib",
+        "gpus",
+        "driver",
+        "python",
+        "torch",
+        "torchvision",
+        "cuda",
+        "cudnn",
+    )
     versions = {name: found["packages"].get(name) for name in ("dks", "mlflow", "numpy", "pillow")}
     about = {name: found[name] for name in kept} | versions
-    return about | {"commit": commit(), "threads": torch.get_num_threads(), "load_before": LOAD, "device": device}
+    return about | {
+        "commit": commit(),
+        "threads": torch.get_num_threads(),
+        "load_before": LOAD,
+        "device": device,
+    }
 
 
 def commit() -> str | None:
-    """Of the code that was measured, with "-dirty" where files differ from it; the results themselves do not count."""
+    """Of the code that was measured, with "-dirty" where files differ from it.
+
+    The results themselves do not count.
+    """
     git = ["git", "-C", str(FOLDER.parent)]
     try:
         if not (FOLDER.parent / ".git").exists():
             return None  # an installed package may lie inside somebody else's repository
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, check=True, text=True).stdout.strip()
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, check=True, text=True
+        ).stdout.strip()
         changed = [
             *git,
             "status",
@@ -228,14 +296,22 @@ def commit() -> str | None:
             ":!benchmarks/results",
             ":!docs/performance.md",
         ]
-        return f"{head}-dirty" if subprocess.run(changed, capture_output=True, check=True).stdout else head
+        return (
+            f"{head}-dirty"
+            if subprocess.run(changed, capture_output=True, check=True).stdout
+            else head
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def machine_name(about: Mapping[str, Any]) -> str:
     """Of the folder that its results are kept in: the GPU, or the processor with its cores."""
-    name = about["gpus"][0] if about["gpus"] else f"{about['cpu']} {about['usable_cores'] or about['cores']} cores"
+    name = (
+        about["gpus"][0]
+        if about["gpus"]
+        else f"{about['cpu']} {about['usable_cores'] or about['cores']} cores"
+    )
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -257,11 +333,20 @@ def run(
     name = Path(sys.argv[0]).stem
     what = (about or "").strip().splitlines()[0]
     parser = argparse.ArgumentParser(description=what)
-    parser.add_argument("--repeats", type=int, metavar="N", help=f"rounds (default: {repeats}, with --short {short_repeats})")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        metavar="N",
+        help=f"rounds (default: {repeats}, with --short {short_repeats})",
+    )
     parser.add_argument("--short", action="store_true", help="smaller, a minute at most")
     parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument("--save", action="store_true", help="keep the results in benchmarks/results/")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    parser.add_argument(
+        "--save", action="store_true", help="keep the results in benchmarks/results/"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
+    )
     if add_options is not None:
         add_options(parser)
     options = parser.parse_args(arguments)
@@ -271,7 +356,9 @@ def run(
         parser.error("--save: what is kept is measured in a checkout, and without --short")
     results = measure(options)
     found = {
-        "options": {key: value for key, value in vars(options).items() if key not in ("json", "save")},
+        "options": {
+            key: value for key, value in vars(options).items() if key not in ("json", "save")
+        },
         "machine": machine(options.device),
         "results": [result.to_json() for result in results],
     }
@@ -311,11 +398,16 @@ def show(title: str, results: Sequence[Result]) -> None:
 
 
 def keep(path: Path, found: Mapping[str, Any]) -> None:
-    """Write the results of a run into a file; earlier ones stay there, but for those that were measured again."""
+    """Write the results of a run into a file.
+
+    Earlier ones stay there, but for those that were measured again.
+    """
     again = {result["name"] for result in found["results"]}
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
     for earlier in runs:
-        earlier["results"] = [result for result in earlier["results"] if result["name"] not in again]
+        earlier["results"] = [
+            result for result in earlier["results"] if result["name"] not in again
+        ]
     runs = [earlier for earlier in runs if earlier["results"]] + [found]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_compact(json.dumps({"runs": runs}, indent=1)) + "\n", encoding="utf-8")

@@ -20,15 +20,25 @@ from dks.training.trainer import Trainer
 class Ours:
     """As `plain_loop.PlainLoop`."""
 
-    def __init__(self, config: Config, train: ImageSet, test: ImageSet, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, train: ImageSet, test: ImageSet, device: torch.device
+    ) -> None:
         self.compute = config.compute
         network = build_network(config).to(device).to(memory_format=torch.channels_last)
-        folder = RunFolder(Path(tempfile.gettempdir()) / "no run")  # nothing is read there, and nothing written
-        self.trainer = Trainer(config, network, train, test, torch.empty(0), device, folder, [], Interruption())
-        self._batches = itertools.chain.from_iterable(map(self.trainer.train_batches.epoch, itertools.count(1)))
+        # nothing is read there, and nothing written
+        folder = RunFolder(Path(tempfile.gettempdir()) / "no run")
+        self.trainer = Trainer(
+            config, network, train, test, torch.empty(0), device, folder, [], Interruption()
+        )
+        self._batches = itertools.chain.from_iterable(
+            map(self.trainer.train_batches.epoch, itertools.count(1))
+        )
 
     def steps(self, count: int) -> float:
-        """Take that many steps, without end over the training set; returns the mean loss since the first one."""
+        """Take that many steps, without end over the training set.
+
+        Returns the mean loss since the first one.
+        """
         choose_operations(self.compute)
         self.trainer.network.train()
         for _ in range(count):

@@ -2,8 +2,9 @@
 
     python benchmarks/pipeline.py [--images 20000] [--device cuda]
 
-Both crop, mirror and normalise random images of 32x32 pixels anew in every epoch and bring them to the device; an epoch is
-measured. The share of the step is the part of a training step of ResNet-32 with DKS that our batches take.
+Both crop, mirror and normalise random images of 32x32 pixels anew in every epoch and bring them to
+the device; an epoch is measured. The share of the step is the part of a training step of ResNet-32
+with DKS that our batches take.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from workload import USUAL, add_choices, configuration, in_precision, random_ima
 
 def measure(options: argparse.Namespace) -> list[Result]:
     device, batch = torch.device(options.device), options.batch
-    config = configuration("resnet32", "dks", f"recipe.batch_size={batch}", f"device={options.device}")
+    config = configuration(
+        "resnet32", "dks", f"recipe.batch_size={batch}", f"device={options.device}"
+    )
     images = random_images(config, options.images or (4_000 if options.short else 20_000))
     trained = Ours(config, images, images.subset(torch.arange(batch)), device)
     plain_batches = loader(images, batch, True, device)
@@ -51,7 +54,13 @@ def measure(options: argparse.Namespace) -> list[Result]:
 
 def step_rate(precision: str, images: object, device: torch.device, batch: int) -> float:
     """Images a second of a training step."""
-    config = configuration("resnet32", "dks", f"recipe.batch_size={batch}", f"device={device}", *in_precision(precision))
+    config = configuration(
+        "resnet32",
+        "dks",
+        f"recipe.batch_size={batch}",
+        f"device={device}",
+        *in_precision(precision),
+    )
     trained = Ours(config, images, images.subset(torch.arange(batch)), device)
     trained.steps(2)
     return statistics.median(batch / seconds_of(lambda: trained.steps(1)) for _ in range(3))
@@ -63,8 +72,15 @@ def wait(device: torch.device) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=int, metavar="N", help="of the training set (default: 20000, with --short 4000)")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images a step (default: 64)")
+    parser.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="of the training set (default: 20000, with --short 4000)",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=64, metavar="N", help="images a step (default: 64)"
+    )
     add_choices(parser, precision=USUAL)
 
 

@@ -1,8 +1,11 @@
-"""The plain training loop that ours is measured against: what one writes in an afternoon with PyTorch and torchvision.
+"""The plain training loop that ours is measured against.
+
+What one writes in an afternoon with PyTorch and torchvision.
 
     python benchmarks/plain_loop.py resnet32 --method dks --images 2048 --epochs 3
 
-prints the seconds of each epoch, its evaluation included. The network and the recipe are those of `python train.py`.
+prints the seconds of each epoch, its evaluation included. The network and the recipe are those of
+`python train.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ class PlainImages(Dataset):
     """Arrays and labels, as torchvision keeps CIFAR."""
 
     def __init__(self, data: ImageSet, transform: transforms.Compose) -> None:
-        self.arrays, self.labels = data.images.permute(0, 2, 3, 1).contiguous().numpy(), data.labels.tolist()
+        self.arrays = data.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = data.labels.tolist()
         self.transform = transform
 
     def __len__(self) -> int:
@@ -42,10 +46,22 @@ class PlainImages(Dataset):
         return self.transform(Image.fromarray(self.arrays[index])), self.labels[index]
 
 
-def loader(data: ImageSet, batch_size: int, train: bool, device: torch.device, pad: int = 4, workers: int = 2) -> DataLoader:
+def loader(
+    data: ImageSet,
+    batch_size: int,
+    train: bool,
+    device: torch.device,
+    pad: int = 4,
+    workers: int = 2,
+) -> DataLoader:
     """Batches of a set, shuffled and augmented for training."""
-    augment = [transforms.RandomCrop(data.images.shape[-1], padding=pad), transforms.RandomHorizontalFlip()]
-    transform = transforms.Compose([*(augment if train else []), transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    augment = [
+        transforms.RandomCrop(data.images.shape[-1], padding=pad),
+        transforms.RandomHorizontalFlip(),
+    ]
+    transform = transforms.Compose(
+        [*(augment if train else []), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    )
     return DataLoader(
         PlainImages(data, transform),
         batch_size,
@@ -57,7 +73,10 @@ def loader(data: ImageSet, batch_size: int, train: bool, device: torch.device, p
 
 
 def dks_loss(logits: dict[str, Tensor], labels: Tensor, matched: bool) -> Tensor:
-    """Equation (4) of the paper as it is written: the cross-entropies, and every ordered pair of classifiers."""
+    """Equation (4) of the paper as it is written.
+
+    The cross-entropies, and every ordered pair of classifiers.
+    """
     loss = sum(F.cross_entropy(z, labels) for z in logits.values())
     if matched:
         for m, teacher in logits.items():
@@ -70,9 +89,12 @@ def dks_loss(logits: dict[str, Tensor], labels: Tensor, matched: bool) -> Tensor
 
 def choose_defaults() -> None:
     """Torch's own, where ours in the same process has chosen otherwise."""
-    if torch.are_deterministic_algorithms_enabled():  # else it would import torch's compiler for nothing
+    # else it would import torch's compiler for nothing
+    if torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = (
+        torch.backends.cuda.matmul.allow_tf32
+    ) = False
     torch.backends.cudnn.allow_tf32 = True
 
 
@@ -85,16 +107,28 @@ class PlainLoop:
         workers: processes of each loader.
     """
 
-    def __init__(self, config: Config, train: ImageSet, test: ImageSet, device: torch.device, workers: int = 2) -> None:
+    def __init__(
+        self,
+        config: Config,
+        train: ImageSet,
+        test: ImageSet,
+        device: torch.device,
+        workers: int = 2,
+    ) -> None:
         recipe = config.recipe
         self.device, self.matched = device, config.matching_strategy.name != "none"
         self.network = build_network(config).to(device)
         self.train_loader = loader(train, recipe.batch_size, True, device, config.data.pad, workers)
         self.test_loader = loader(test, config.eval_batch_size, False, device, workers=workers)
         self.optimizer = torch.optim.SGD(
-            self.network.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
+            self.network.parameters(),
+            recipe.lr,
+            recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
         )
-        self._batches = itertools.chain.from_iterable(itertools.repeat(self.train_loader))  # without end
+        # without end
+        self._batches = itertools.chain.from_iterable(itertools.repeat(self.train_loader))
 
     def steps(self, count: int) -> float:
         """Take that many steps, without end over the training set; returns the mean loss."""
@@ -106,7 +140,9 @@ class PlainLoop:
         """One epoch of training; returns the mean loss."""
         choose_defaults()
         self.network.train()
-        return sum(self._step(images, labels) for images, labels in self.train_loader) / len(self.train_loader)
+        return sum(self._step(images, labels) for images, labels in self.train_loader) / len(
+            self.train_loader
+        )
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -115,13 +151,15 @@ class PlainLoop:
         self.network.eval()
         wrong = total = 0
         for images, labels in self.test_loader:
-            images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            images = images.to(self.device, non_blocking=True)
+            labels = labels.to(self.device, non_blocking=True)
             wrong += (self.network(images)["c1"].argmax(dim=1) != labels).sum().item()
             total += len(labels)
         return 100 * wrong / total
 
     def _step(self, images: Tensor, labels: Tensor) -> float:
-        images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        images = images.to(self.device, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
         loss = dks_loss(self.network(images), labels, self.matched)
         self.optimizer.zero_grad()
         loss.backward()
@@ -130,10 +168,16 @@ class PlainLoop:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train plainly on random images; print the seconds of each epoch as JSON.")
-    parser.add_argument("network", choices=choices("backbone"), metavar="NETWORK", help="as backbone=NETWORK")
+    parser = argparse.ArgumentParser(
+        description="Train plainly on random images; print the seconds of each epoch as JSON."
+    )
+    parser.add_argument(
+        "network", choices=choices("backbone"), metavar="NETWORK", help="as backbone=NETWORK"
+    )
     parser.add_argument("--method", choices=METHODS, default="dks")
-    parser.add_argument("--images", type=int, default=2048, metavar="N", help="for training (default: 2048)")
+    parser.add_argument(
+        "--images", type=int, default=2048, metavar="N", help="for training (default: 2048)"
+    )
     parser.add_argument("--test-images", type=int, default=512, metavar="N", help="(default: 512)")
     parser.add_argument("--epochs", type=int, default=3, metavar="N")
     parser.add_argument("--device", default="cpu")

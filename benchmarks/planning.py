@@ -1,10 +1,13 @@
-"""Planning a large sweep: 10,000 cells from overrides to identities, in one plan and with Hydra for every cell.
+"""Planning a large sweep.
+
+10,000 cells from overrides to identities, in one plan and with Hydra for every cell.
 
     python benchmarks/planning.py [--cells 10000] [--data digits]
 
-The cells are branch designs x matching strategies x learning rates x seeds. "Hydra for every cell" is `compose` and `resolve`
-called afresh for each, measured on a sample spread over all cells and scaled up. "One plan" is what `dks sweep plan` does: one
-`Composer` and one `Resolver` for all cells, both new, and all cells are measured. Importing is not measured.
+The cells are branch designs x matching strategies x learning rates x seeds. "Hydra for every cell"
+is `compose` and `resolve` called afresh for each, measured on a sample spread over all cells and
+scaled up. "One plan" is what `dks sweep plan` does: one `Composer` and one `Resolver` for all
+cells, both new, and all cells are measured. Importing is not measured.
 """
 
 from __future__ import annotations
@@ -37,7 +40,10 @@ def grid(count: int, data: str) -> list[tuple[str, ...]]:
     """The overrides of that many cells; seeds vary fastest, as in a sweep."""
     seeds = range(-(-count // (CHOICES * len(RATES))))
     product = itertools.product(DESIGNS, STRATEGIES, RATES, seeds)
-    cells = [(f"data={data}", f"aux={a}", f"strategy={s}", f"recipe.lr={r}", f"seed={n}") for a, s, r, n in product]
+    cells = [
+        (f"data={data}", f"aux={a}", f"strategy={s}", f"recipe.lr={r}", f"seed={n}")
+        for a, s, r, n in product
+    ]
     return cells[:count]
 
 
@@ -51,7 +57,9 @@ def identities(config: Config) -> tuple[str, str, str]:
     return cell_id(config), config_id(config), config_id(baseline_of(config))
 
 
-def hydra_for_every_cell(cells: Sequence[tuple[str, ...]], kept: dict[tuple[str, ...], Any]) -> None:
+def hydra_for_every_cell(
+    cells: Sequence[tuple[str, ...]], kept: dict[tuple[str, ...], Any]
+) -> None:
     """Keeps the identities."""
     for cell in cells:
         kept[cell] = identities(resolve(through_hydra(cell)))
@@ -86,15 +94,24 @@ def measure(options: argparse.Namespace) -> list[Result]:
         }
         seconds = in_turn(ways, options.repeats)
     assert all(ours[cell] == plain[cell] for cell in few), "both ways must name the same cells"
-    seconds["hydra for every cell"] = [each * len(cells) / len(few) for each in seconds["hydra for every cell"]]
+    seconds["hydra for every cell"] = [
+        each * len(cells) / len(few) for each in seconds["hydra for every cell"]
+    ]
     name = f"{len(cells):,} cells, data={options.data}"
-    note = f"{CHOICES} combinations of choices; Hydra for every cell is scaled up from {len(few)} cells"
+    note = (
+        f"{CHOICES} combinations of choices; Hydra for every cell is scaled up from "
+        f"{len(few)} cells"
+    )
     return [Result(name, "s", seconds, "hydra for every cell", note=note)]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", default="synthetic", choices=("synthetic", "digits"), help="(default: synthetic)")
-    parser.add_argument("--cells", type=int, metavar="N", help="(default: 10000, with --short 1000)")
+    parser.add_argument(
+        "--data", default="synthetic", choices=("synthetic", "digits"), help="(default: synthetic)"
+    )
+    parser.add_argument(
+        "--cells", type=int, metavar="N", help="(default: 10000, with --short 1000)"
+    )
     shown = "cells that Hydra composes one by one (default: 40, with --short 10)"
     parser.add_argument("--sample", type=int, metavar="N", help=shown)
 

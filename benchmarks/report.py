@@ -1,4 +1,6 @@
-"""The tables of docs/performance.md from the kept results: `python benchmarks/report.py` writes them, `--check` only compares.
+"""The tables of docs/performance.md from the kept results.
+
+`python benchmarks/report.py` writes them, `--check` only compares.
 
 On the page, what a benchmark gave stands between `<!-- results NAME -->` and `<!-- end -->`.
 """
@@ -30,19 +32,32 @@ def section(benchmark: str, results: Path) -> str:
     parts = []
     for path in sorted(results.glob(f"*/{benchmark}.json")):
         for kept in json.loads(path.read_text(encoding="utf-8"))["runs"]:
-            parts += [about(kept["machine"], kept["options"]), *tables([Result.from_json(each) for each in kept["results"]])]
+            parts += [
+                about(kept["machine"], kept["options"]),
+                *tables([Result.from_json(each) for each in kept["results"]]),
+            ]
     return "\n".join(parts) or NOTHING
 
 
 def about(machine: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     """One line: where and how it was measured."""
     memory = f"{machine['memory_mib'] / 1024:.0f} GiB"
-    where = [*machine["gpus"][:1], f"{machine['cpu']}, {machine['usable_cores'] or machine['cores']} cores, {memory}"]
+    where = [
+        *machine["gpus"][:1],
+        f"{machine['cpu']}, {machine['usable_cores'] or machine['cores']} cores, {memory}",
+    ]
     versions = f"Python {machine['python']}, torch {machine['torch']}"
     load = "" if machine["load_before"] is None else f", load before {machine['load_before']:.1f}"
-    commit = f", commit {machine['commit'][:12]}{'-dirty' * machine['commit'].endswith('-dirty')}" if machine["commit"] else ""
+    commit = (
+        f", commit {machine['commit'][:12]}{'-dirty' * machine['commit'].endswith('-dirty')}"
+        if machine["commit"]
+        else ""
+    )
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
-    return f"**{', '.join(where)}**: {options['repeats']} rounds, {threads}{load}; {versions}{commit}\n"
+    return (
+        f"**{', '.join(where)}**: {options['repeats']} rounds, {threads}{load}; "
+        f"{versions}{commit}\n"
+    )
 
 
 def tables(results: list[Result]) -> Iterator[str]:
@@ -50,7 +65,10 @@ def tables(results: list[Result]) -> Iterator[str]:
     for ways, group in groupby(results, key=lambda result: tuple(result.values)):
         same = list(group)
         lines = [["", *ways], ["---", *["---:"] * len(ways)]]
-        lines += [[f"{result.name} ({result.unit})", *(cell(result, way) for way in ways)] for result in same]
+        lines += [
+            [f"{result.name} ({result.unit})", *(cell(result, way) for way in ways)]
+            for result in same
+        ]
         yield "".join(f"| {' | '.join(line)} |\n" for line in lines)
         notes = dict.fromkeys(result.note for result in same if result.note)
         yield from (f"{note}\n" for note in notes)
@@ -62,20 +80,29 @@ def cell(result: Result, way: str) -> str:
     parts = [] if ratio is None else [f"**{ratio.median:.2f}** times better"]
     parts += [f"{number(value)} {name}" for name, value in result.figures.get(way, {}).items()]
     for bound in result.wanted.get(way, ()):
-        parts.append(f"wanted {bound}{'' if bound.met_by(result.reached(way, bound)) else ': **missed**'}")
+        parts.append(
+            f"wanted {bound}{'' if bound.met_by(result.reached(way, bound)) else ': **missed**'}"
+        )
     return "<br>".join([str(result.spread(way)), *parts])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Bring the tables of docs/performance.md up to date.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if they are not")
+    parser = argparse.ArgumentParser(
+        description="Bring the tables of docs/performance.md up to date."
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit status 1 if they are not"
+    )
     options = parser.parse_args()
     text = PAGE.read_text(encoding="utf-8")
     wanted = page(text)
     if not options.check:
         PAGE.write_text(wanted, encoding="utf-8")
     elif wanted != text:
-        print("docs/performance.md does not say what benchmarks/results/ does; run python benchmarks/report.py")
+        print(
+            "docs/performance.md does not say what benchmarks/results/ does; run python "
+            "benchmarks/report.py"
+        )
         return 1
     return 0
 

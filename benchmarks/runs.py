@@ -26,8 +26,14 @@ def program(command: Sequence[str], folder: Path, **variables: str) -> str:
     Raises:
         RuntimeError: it failed; with what it said.
     """
-    environment = {**os.environ, "PYTHONPATH": python_path(os.environ.get("PYTHONPATH", "")), **variables}
-    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": python_path(os.environ.get("PYTHONPATH", "")),
+        **variables,
+    }
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[:4])} failed: {done.stderr[-2000:]}")
     return done.stdout
@@ -36,7 +42,11 @@ def program(command: Sequence[str], folder: Path, **variables: str) -> str:
 def train(folder: Path, *overrides: str) -> list[RunFolder]:
     """`dks train OVERRIDES` in this folder; the folders of its runs."""
     program(["-m", "dks", "train", *overrides, "runs_dir=runs"], folder)
-    return [RunFolder(path) for path in sorted((folder / "runs").iterdir()) if (path / "record.json").exists()]
+    return [
+        RunFolder(path)
+        for path in sorted((folder / "runs").iterdir())
+        if (path / "record.json").exists()
+    ]
 
 
 def epoch_ends(folder: RunFolder) -> list[float]:
@@ -51,5 +61,8 @@ def plain_epochs(network: str, method: str, device: str, sizes: Mapping[str, int
         sizes: "images" and "test-images" of the sets, and "epochs".
     """
     options = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
-    printed = program([str(FOLDER / "plain_loop.py"), network, "--method", method, "--device", device, *options], Path.cwd())
+    printed = program(
+        [str(FOLDER / "plain_loop.py"), network, "--method", method, "--device", device, *options],
+        Path.cwd(),
+    )
     return list(json.loads(printed)["seconds"])

@@ -2,10 +2,11 @@
 
     python benchmarks/startup.py [--device cpu]
 
-`dks train`, which is `python train.py`, with everything as it is by default but one epoch: in an empty folder, whose MLflow
-store is to be made, and in one that has a store. The plain program trains the same network on the same digits, with MLflow as
-most programs use it: imported at the top, and a run begun before the first step. Counted is the time from the start of the
-process until the first step has been taken. All files have been read before.
+`dks train`, which is `python train.py`, with everything as it is by default but one epoch: in an
+empty folder, whose MLflow store is to be made, and in one that has a store. The plain program
+trains the same network on the same digits, with MLflow as most programs use it: imported at the
+top, and a run begun before the first step. Counted is the time from the start of the process until
+the first step has been taken. All files have been read before.
 """
 
 from __future__ import annotations
@@ -55,14 +56,24 @@ def train_plainly(device: str) -> None:
     from sklearn.datasets import load_digits
 
     from dks.config.files import load_choice
-    from dks.config.schema import AuxDesign, AuxPositions, Backbone, Config, Data, MatchingStrategy, Recipe
+    from dks.config.schema import (
+        AuxDesign,
+        AuxPositions,
+        Backbone,
+        Config,
+        Data,
+        MatchingStrategy,
+        Recipe,
+    )
     from dks.data.images import ImageSet
 
     mlflow.set_tracking_uri("sqlite:///mlflow.db")
     mlflow.set_experiment("plain")
     mlflow.start_run()
     digits = load_digits()
-    pixels = torch.from_numpy(np.round(digits.images * (255 / 16)).astype(np.uint8))[:, None].expand(-1, 3, -1, -1)
+    pixels = torch.from_numpy(np.round(digits.images * (255 / 16)).astype(np.uint8))[
+        :, None
+    ].expand(-1, 3, -1, -1)
     images = ImageSet(pixels.contiguous(), torch.from_numpy(digits.target.astype(np.int64)))
     config = Config(
         backbone=load_choice("backbone", "resnet8", Backbone),
@@ -107,7 +118,10 @@ def measure(options: argparse.Namespace) -> list[Result]:
     def call(work: Callable[[], float]) -> float:
         return work()
 
-    talking = {"python -c pass": ["-c", "pass"], **{name: ["-m", "dks", *words] for name, words in HELP.items()}}
+    talking = {
+        "python -c pass": ["-c", "pass"],
+        **{name: ["-m", "dks", *words] for name, words in HELP.items()},
+    }
     commands = {name: partial(until_over, command) for name, command in talking.items()}
     for command in commands.values():
         command()  # reads the files
@@ -131,7 +145,9 @@ def measure(options: argparse.Namespace) -> list[Result]:
     quick = {name: [Bound("median", at_most=0.3)] for name in HELP}
     return [
         Result("what only talks", "s", said, wanted=quick),
-        Result("to the first step", "s", steps, f"plain, {THERE}", wanted={FRESH: soon, THERE: soon}),
+        Result(
+            "to the first step", "s", steps, f"plain, {THERE}", wanted={FRESH: soon, THERE: soon}
+        ),
     ]
 
 

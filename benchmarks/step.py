@@ -1,11 +1,14 @@
 """Training steps: each network of the paper, ours against the plain loop.
 
-    python benchmarks/step.py [--networks resnet32,wrn28_10] [--methods dks] [--precision fp32,bf16] [--device cuda]
+    python benchmarks/step.py [--networks resnet32,wrn28_10] [--methods dks] [--precision fp32,bf16]
+    [--device cuda]
 
-A step is everything from the images in memory to the new weights and the loss that is read, augmentation included; evaluation,
-journal and checkpoints are not (`epoch.py` has them). Both ways train the same network with the same recipe and batch size, on
-random images of the network's own size. On a GPU the batch is the recipe's; on a CPU that of a large network is smaller, so
-that a step takes seconds and not minutes. The limit is a large matrix product in the same precision, measured beside it.
+A step is everything from the images in memory to the new weights and the loss that is read,
+augmentation included; evaluation, journal and checkpoints are not (`epoch.py` has them). Both ways
+train the same network with the same recipe and batch size, on random images of the network's own
+size. On a GPU the batch is the recipe's; on a CPU that of a large network is smaller, so that a
+step takes seconds and not minutes. The limit is a large matrix product in the same precision,
+measured beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,16 @@ from matrix_product import limit
 from measure import Bound, Result, in_turn, run, say, seconds_of
 from ours import Ours
 from plain_loop import PlainLoop
-from workload import METHODS, NETWORKS, USUAL, add_choices, batch_size, configuration, in_precision, random_images
+from workload import (
+    METHODS,
+    NETWORKS,
+    USUAL,
+    add_choices,
+    batch_size,
+    configuration,
+    in_precision,
+    random_images,
+)
 
 from dks.training.flops import flops
 
@@ -33,20 +45,28 @@ WANTED = {
     ("cuda", "resnet32", "dks", "bf16"): 4.0,
     ("cuda", "wrn28_10", "dks", "bf16"): 2.0,
 }
-NOT_SLOWER = 1.0  # any other network with dks; in fp32, but on a GPU, where the plain loop has TF32, in bf16
+# any other network with dks; in fp32, but on a GPU, where the plain loop has TF32, in bf16
+NOT_SLOWER = 1.0
 MOST = 1.5e11  # floating-point operations of a step on a CPU
 
 
 def measure(options: argparse.Namespace) -> list[Result]:
     all_of_them = (options.networks, options.methods) == (NETWORKS, METHODS)
-    networks, methods = (("resnet32",), ("dks",)) if options.short and all_of_them else (options.networks, options.methods)
+    networks, methods = (
+        (("resnet32",), ("dks",))
+        if options.short and all_of_them
+        else (options.networks, options.methods)
+    )
     device, found = torch.device(options.device), dict[tuple[str, str], Result]()
     for network, method in itertools.product(networks, methods):
         say(f"{network} {method}")
         found[network, method] = measure_one(network, method, options)
         used = {precision_of(way, device) for way in found[network, method].values}
         limits = {precision: limit(precision, device) for precision in used}
-    return [with_limits(result, flops(configuration(*what)).step / 1e9, limits, device) for what, result in found.items()]
+    return [
+        with_limits(result, flops(configuration(*what)).step / 1e9, limits, device)
+        for what, result in found.items()
+    ]
 
 
 def measure_one(network: str, method: str, options: argparse.Namespace) -> Result:
@@ -58,16 +78,39 @@ def measure_one(network: str, method: str, options: argparse.Namespace) -> Resul
     train, test = random_images(config, 16 * batch), random_images(config, batch)
     ways: dict[str, PlainLoop | Ours] = {"plain": PlainLoop(config, train, test, device)}
     for precision in options.precision:
-        ways[precision] = Ours(configuration(network, method, *overrides, *in_precision(precision)), train, test, device)
-    steps = {way: count_steps(each, options.seconds or (0.5 if options.short else 2.0)) for way, each in ways.items()}
-    seconds = in_turn({way: partial(each.steps, steps[way]) for way, each in ways.items()}, options.repeats)
+        ways[precision] = Ours(
+            configuration(network, method, *overrides, *in_precision(precision)),
+            train,
+            test,
+            device,
+        )
+    steps = {
+        way: count_steps(each, options.seconds or (0.5 if options.short else 2.0))
+        for way, each in ways.items()
+    }
+    seconds = in_turn(
+        {way: partial(each.steps, steps[way]) for way, each in ways.items()}, options.repeats
+    )
     rates = {way: [steps[way] * batch / each for each in found] for way, found in seconds.items()}
     # A batch of another size is another measurement.
-    bounds = {} if options.batch else {way: wanted(device.type, network, method, way) for way in options.precision}
-    return Result(f"{network} {method}, batch {batch}", "images/s", rates, "plain", more_is_better=True, wanted=bounds)
+    bounds = (
+        {}
+        if options.batch
+        else {way: wanted(device.type, network, method, way) for way in options.precision}
+    )
+    return Result(
+        f"{network} {method}, batch {batch}",
+        "images/s",
+        rates,
+        "plain",
+        more_is_better=True,
+        wanted=bounds,
+    )
 
 
-def with_limits(result: Result, operations: float, limits: Mapping[str, float], device: torch.device) -> Result:
+def with_limits(
+    result: Result, operations: float, limits: Mapping[str, float], device: torch.device
+) -> Result:
     """The same, and how fast it is in GFLOP/s.
 
     Args:
@@ -77,7 +120,10 @@ def with_limits(result: Result, operations: float, limits: Mapping[str, float], 
     figures = {}
     for way in result.values:
         reached = operations * result.spread(way).median
-        figures[way] = {"GFLOP/s": reached, "% of the limit": 100 * reached / limits[precision_of(way, device)]}
+        figures[way] = {
+            "GFLOP/s": reached,
+            "% of the limit": 100 * reached / limits[precision_of(way, device)],
+        }
     return dataclasses.replace(result, figures=figures)
 
 
@@ -103,8 +149,16 @@ def wanted(device: str, network: str, method: str, precision: str) -> list[Bound
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_choices(parser, networks=NETWORKS, methods=METHODS, precision=USUAL)
-    parser.add_argument("--batch", type=int, metavar="N", help="images a step (default: the recipe's, on a CPU fewer)")
-    least = "that the steps of a round take, about, and one step at least (default: 2, with --short 0.5)"
+    parser.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="images a step (default: the recipe's, on a CPU fewer)",
+    )
+    least = (
+        "that the steps of a round take, about, and one step at least (default: 2, with "
+        "--short 0.5)"
+    )
     parser.add_argument("--seconds", type=float, metavar="S", help=least)
 
 

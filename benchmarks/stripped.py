@@ -1,9 +1,12 @@
-"""The trained network without its branches against the bare backbone, written with torch alone: latency of a forward pass.
+"""The trained network without its branches against the bare backbone, written with torch alone.
+
+Latency of a forward pass.
 
     python benchmarks/stripped.py [--device cuda]
 
-The backbones are ResNet-32 for images of 32x32 pixels, written below, and torchvision's ResNet-18 for 224x224. Both ways hold
-the same weights, give the same logits (this is checked) and compute in fp32.
+The backbones are ResNet-32 for images of 32x32 pixels, written below, and torchvision's ResNet-18
+for 224x224. Both ways hold the same weights, give the same logits (this is checked) and compute in
+fp32.
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ def bare_resnet32(num_classes: int) -> nn.Module:
     widths = [16] * 6 + [32] * 5 + [64] * 5
     blocks = [BareBlock(before, width) for before, width in itertools.pairwise(widths)]
     stem = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))
+    return nn.Sequential(
+        *stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes)
+    )
 
 
 def bare_resnet18(num_classes: int) -> nn.Module:
@@ -59,7 +64,10 @@ def bare_resnet18(num_classes: int) -> nn.Module:
 
 
 # name -> the plain one, the side of its images, classes, and the batches that are measured
-BACKBONES = {"resnet32": (bare_resnet32, 32, 100, (1, 64)), "resnet18": (bare_resnet18, 224, 1000, (1, 8))}
+BACKBONES = {
+    "resnet32": (bare_resnet32, 32, 100, (1, 64)),
+    "resnet18": (bare_resnet18, 224, 1000, (1, 8)),
+}
 
 
 def pair(backbone: str, device: torch.device) -> dict[str, nn.Module]:
@@ -73,8 +81,10 @@ def pair(backbone: str, device: torch.device) -> dict[str, nn.Module]:
 
 
 def keep_memory() -> None:
-    """Let the C library keep what is freed: when it gives pages back, and takes them again at great cost, depends on what was
-    allocated before, and that is not to be measured.
+    """Let the C library keep what is freed.
+
+    When it gives pages back, and takes them again at great cost, depends on what was allocated
+    before, and that is not to be measured.
     """
     trim_threshold, mmap_threshold = -1, -3  # as malloc.h has them
     with suppress(OSError, AttributeError):  # no other C library than glibc has it
@@ -101,14 +111,20 @@ def measure(options: argparse.Namespace) -> list[Result]:
             images = torch.randn(batch, 3, side, side, device=device)
             logits = [network(images) for network in networks.values()]
             torch.testing.assert_close(*logits)
-            count = max(1, round(SECONDS / seconds_of(partial(passes, networks["plain"], images, 1))))
+            count = max(
+                1, round(SECONDS / seconds_of(partial(passes, networks["plain"], images, 1)))
+            )
             ways: dict[str, Callable[[], None]] = {
                 way: partial(passes, network, images, count) for way, network in networks.items()
             }
             seconds = in_turn(ways, options.repeats)
-            latencies = {way: [1000 * each / count for each in taken] for way, taken in seconds.items()}
+            latencies = {
+                way: [1000 * each / count for each in taken] for way, taken in seconds.items()
+            }
             bounds = {"stripped": [Bound("ratio", at_least=0.98, at_most=1.02)]}
-            found.append(Result(f"{backbone}, batch {batch}", "ms", latencies, "plain", wanted=bounds))
+            found.append(
+                Result(f"{backbone}, batch {batch}", "ms", latencies, "plain", wanted=bounds)
+            )
     return found
 
 

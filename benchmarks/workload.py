@@ -1,4 +1,7 @@
-"""What the benchmarks train: the networks and methods of the paper, on random images of the networks' own size."""
+"""What the benchmarks train.
+
+The networks and methods of the paper, on random images of the networks' own size.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,16 @@ from dks.training.flops import flops
 from dks.training.resolver import resolve
 
 CIFAR = (
-    *("resnet32", "resnet110", "densenet40_12", "densenet100_12", "wrn28_4", "wrn28_10", "wrn28_10_dropout", "mobilenet"),
+    *(
+        "resnet32",
+        "resnet110",
+        "densenet40_12",
+        "densenet100_12",
+        "wrn28_4",
+        "wrn28_10",
+        "wrn28_10_dropout",
+        "mobilenet",
+    ),
     "resnet1202",
 )
 IMAGENET = ("resnet18", "resnet50", "resnet152")
@@ -42,7 +54,11 @@ def as_typed(network: str, method: str, sizes: Mapping[str, int] | None = None) 
         f"data.image_size={side}",
         f"data.num_classes={classes}",
     ]
-    keys = {"images": "data.train_images", "test-images": "data.test_images", "epochs": "recipe.epochs"}
+    keys = {
+        "images": "data.train_images",
+        "test-images": "data.test_images",
+        "epochs": "recipe.epochs",
+    }
     return [*typed, *(f"{keys[name]}={value}" for name, value in (sizes or {}).items())]
 
 
@@ -56,7 +72,10 @@ def configuration(network: str, method: str, *overrides: str) -> Config:
 
 
 def in_precision(precision: str) -> tuple[str, ...]:
-    """What one types for it: fp32 is the default, the others are `compute=fast`, which may do more."""
+    """What one types for it.
+
+    Fp32 is the default, the others are `compute=fast`, which may do more.
+    """
     if precision == "fp32":
         return ("compute=standard",)
     return ("compute=fast", f"compute.precision={'fp32' if precision == 'tf32' else precision}")
@@ -72,17 +91,28 @@ def random_images(config: Config, count: int) -> ImageSet:
 
 
 def batch_size(config: Config, most: float) -> int:
-    """The recipe's, or the largest power of two, at least 4, whose step takes no more than `most` floating-point operations."""
+    """The recipe's, or the largest power of two, at least 4, whose step takes no more than `most`
+    floating-point operations.
+    """
     fitting = max(4, 2 ** int(math.log2(max(1.0, most / flops(config).step))))
     return min(config.recipe.batch_size, fitting)
 
 
 def add_choices(parser: argparse.ArgumentParser, **defaults: Sequence[str]) -> None:
-    """Options that take several names with commas between them: networks, methods or precision, with these defaults."""
+    """Options that take several names with commas between them.
+
+    Networks, methods or precision, with these defaults.
+    """
     known = {"networks": choices("backbone"), "methods": METHODS, "precision": PRECISIONS}
     for name, default in defaults.items():
         shown = f"any of {', '.join(known[name])} (default: {', '.join(default)})"
-        parser.add_argument(f"--{name}", type=_some_of(known[name]), default=tuple(default), metavar="NAME,...", help=shown)
+        parser.add_argument(
+            f"--{name}",
+            type=_some_of(known[name]),
+            default=tuple(default),
+            metavar="NAME,...",
+            help=shown,
+        )
 
 
 def _some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:

@@ -1,4 +1,7 @@
-"""Deeply-supervised knowledge synergy: ablations of auxiliary classifiers, matching strategies and distillation."""
+"""Deeply-supervised knowledge synergy.
+
+Ablations of auxiliary classifiers, matching strategies and distillation.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,11 @@ if TYPE_CHECKING:
     from dks.objectives.losses import SynergyLoss as SynergyLoss
 
 # Public name -> module. Imported on first use: the command line must not wait for torch.
-_PUBLIC = {"SynergyLoss": "dks.objectives.losses", "attach": "dks.models.attach", "build": "dks.models"}
+_PUBLIC = {
+    "SynergyLoss": "dks.objectives.losses",
+    "attach": "dks.models.attach",
+    "build": "dks.models",
+}
 __all__ = ["SynergyLoss", "attach", "build"]
 __version__ = "0.1.0"
 

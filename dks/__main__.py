@@ -1,4 +1,7 @@
-"""Where programs begin: `dks`, `python -m dks` and train.py. Signals end them from the first line on, and output never does."""
+"""Where programs begin: `dks`, `python -m dks` and train.py.
+
+Signals end them from the first line on, and output never does.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ def train() -> None:
 
 def _run(name: str) -> None:
     output.outlive_readers()
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # processes that train together stop together, or torchrun ends them
+    # processes that train together stop together, or torchrun ends them
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         interruption.obey()
     try:
         getattr(import_module("dks.cli"), name)()
@@ -35,7 +39,9 @@ def _run(name: str) -> None:
 
 
 def _end(status: int) -> NoReturn:
-    """What is done is done: no signal ends it any more, and it is not waited for Python to take itself apart.
+    """What is done is done.
+
+    No signal ends it any more, and it is not waited for Python to take itself apart.
 
     That takes long, and threads of torch's collectives that are there to the last abort it.
     """

@@ -1,4 +1,7 @@
-"""Modules of the first edition that its pages named; importing one warns, and will fail in the next release."""
+"""Modules of the first edition that its pages named.
+
+Importing one warns, and will fail in the next release.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ RENAMED = {
 class _Finder(MetaPathFinder, Loader):
     """Finds the modules that have another name now."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         return spec_from_loader(name, self, is_package=True) if name in RENAMED else None
 
     def exec_module(self, module: ModuleType) -> None:

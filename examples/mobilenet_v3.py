@@ -1,4 +1,6 @@
-"""A torchvision classifier with auxiliary branches in a plain training loop: MobileNetV3-small on the digits of scikit-learn.
+"""A torchvision classifier with auxiliary branches in a plain training loop.
+
+MobileNetV3-small on the digits of scikit-learn.
 
 python examples/mobilenet_v3.py
 """
@@ -39,7 +41,10 @@ def main() -> None:
             optimizer.zero_grad()
             loss.total.backward()
             optimizer.step()
-        print(f"epoch {epoch}: " + ", ".join(f"{name} {value.item():.2f}" for name, value in loss.parts.items()))
+        print(
+            f"epoch {epoch}: "
+            + ", ".join(f"{name} {value.item():.2f}" for name, value in loss.parts.items())
+        )
 
     plain = net.strip().eval()  # the same object as `model`, with nothing left on it
     with torch.no_grad():

@@ -1,4 +1,7 @@
-"""What the tests share: composing without Hydra's command line, and running commands as a user does."""
+"""What the tests share.
+
+Composing without Hydra's command line, and running commands as a user does.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,11 @@ _full = False
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="long series of slow tests whole, and not only a sample of each")
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="long series of slow tests whole, and not only a sample of each",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -128,7 +135,10 @@ def raise_at(step: int, error: BaseException) -> Callable[..., None]:
 
 
 def reproducible(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that are the same in every run of a cell: without what a clock or the system said."""
+    """The metrics that are the same in every run of a cell.
+
+    Without what a clock or the system said.
+    """
     return {
         name: value
         for name, value in metrics.items()
@@ -136,9 +146,16 @@ def reproducible(metrics: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def outcome_of(folder: RunFolder) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, dict[str, float]]]]:
-    """All that must be the same in every run of a cell: the weights, and the journal without what a clock said."""
-    entries = [(entry.epoch, entry.step, reproducible(entry.metrics)) for entry in folder.journal.read()]
+def outcome_of(
+    folder: RunFolder,
+) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, dict[str, float]]]]:
+    """All that must be the same in every run of a cell.
+
+    The weights, and the journal without what a clock said.
+    """
+    entries = [
+        (entry.epoch, entry.step, reproducible(entry.metrics)) for entry in folder.journal.read()
+    ]
     return load_file(folder.weights_file), entries
 
 
@@ -186,7 +203,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def run_here(in_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """`train.py` inside this process and an empty folder, without MLflow: (exit status, output, errors)."""
+    """`train.py` inside this process and an empty folder, without MLflow.
+
+    (exit status, output, errors).
+    """
     from dks.cli import main as cli
 
     def run(*arguments: str, tracking: str = "off") -> tuple[int, str, str]:

@@ -1,1 +1,4 @@
-"""The subcommands of `dks`, one module a family: `add` declares them, and nothing heavy is imported before one runs."""
+"""The subcommands of `dks`, one module a family.
+
+`add` declares them, and nothing heavy is imported before one runs.
+"""

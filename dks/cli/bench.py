@@ -1,4 +1,7 @@
-"""`dks bench`: what this machine reaches, measured against plain implementations and against its own limit."""
+"""`dks bench`.
+
+What this machine reaches, measured against plain implementations and against its own limit.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ from dks.cli.options import Commands, add_command, add_json, add_loudness, devic
 from dks.config.errors import RequestError
 from dks.config.files import declarations, python_path
 
-LIMIT = "% of the limit"  # the figure by which a benchmark tells how far it is from a large matrix product
+# the figure by which a benchmark tells how far it is from a large matrix product
+LIMIT = "% of the limit"
 
 
 class BenchmarkFailed(Exception):
@@ -35,11 +39,20 @@ def add(commands: Commands) -> None:
         _bench,
         "Every benchmark takes a minute or so, with --full much longer.",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="those that --list shows (default: all)")
-    parser.add_argument("--list", action="store_true", help="the names, and what each measures")
-    parser.add_argument("--full", action="store_true", help="the whole benchmarks, whose figures docs/performance.md has")
     parser.add_argument(
-        "--device", type=device, metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
+        "names", nargs="*", metavar="NAME", help="those that --list shows (default: all)"
+    )
+    parser.add_argument("--list", action="store_true", help="the names, and what each measures")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="the whole benchmarks, whose figures docs/performance.md has",
+    )
+    parser.add_argument(
+        "--device",
+        type=device,
+        metavar="NAME",
+        help="cpu, cuda, cuda:1, ... (default: cuda where there is one)",
     )
     add_json(parser)
     add_loudness(parser)
@@ -61,7 +74,10 @@ def _bench(options: argparse.Namespace) -> int:
 
     from dks.runs.terminal import say
 
-    given = [*(() if options.full else ("--short",)), *(("--device", options.device) if options.device else ())]
+    given = [
+        *(() if options.full else ("--short",)),
+        *(("--device", options.device) if options.device else ()),
+    ]
     found, failed = list[dict[str, Any]](), dict[str, str]()
     for name, number in zip(_tracked(names), range(1, len(names) + 1), strict=True):
         started = time.perf_counter()
@@ -83,13 +99,19 @@ def _bench(options: argparse.Namespace) -> int:
 
 def benchmarks() -> dict[str, Path]:
     """Name -> script; the other files of the folder are what the scripts share."""
-    return {path.stem: path for path in sorted(declarations("benchmarks").glob("*.py")) if _is_script(_parsed(path))}
+    return {
+        path.stem: path
+        for path in sorted(declarations("benchmarks").glob("*.py"))
+        if _is_script(_parsed(path))
+    }
 
 
 def _is_script(code: ast.Module) -> bool:
     """Does it end with a call of `run(__doc__, ...)`, as `benchmarks/measure.py` has it?"""
     calls = [node for node in ast.walk(code) if isinstance(node, ast.Call) and node.args]
-    return any(ast.unparse(call.func) == "run" and ast.unparse(call.args[0]) == "__doc__" for call in calls)
+    return any(
+        ast.unparse(call.func) == "run" and ast.unparse(call.args[0]) == "__doc__" for call in calls
+    )
 
 
 def _about(script: Path) -> str:
@@ -101,7 +123,10 @@ def _parsed(script: Path) -> ast.Module:
 
 
 def _tracked(names: list[str]) -> Iterator[str]:
-    """The names; meanwhile a terminal shows how far they are. A log has a line for each, which says as much."""
+    """The names; meanwhile a terminal shows how far they are.
+
+    A log has a line for each, which says as much.
+    """
     from dks.runs.terminal import Display
 
     with Display() as display:
@@ -138,11 +163,19 @@ def _show(found: Mapping[str, Any]) -> None:
         for way, each in result["ways"].items():
             ratio = f"{each['ratio']['median']:.3g} times better" if "ratio" in each else ""
             bounds = each.get("wanted", ())
-            wanted = "" if not bounds else "as wanted" if all(bound["met"] for bound in bounds) else "not as wanted"
+            wanted = (
+                ""
+                if not bounds
+                else "as wanted"
+                if all(bound["met"] for bound in bounds)
+                else "not as wanted"
+            )
             median = each["median"]
             value = f"{median:,.0f}" if median >= 1000 else f"{median:.4g}"
             table.add_row(result["name"], way, f"{value} {result['unit']}", ratio, wanted)
-    console(width=None if sys.stdout.isatty() else 160).print(f"[bold]{found['what']}[/]", table, "", sep="\n")
+    console(width=None if sys.stdout.isatty() else 160).print(
+        f"[bold]{found['what']}[/]", table, "", sep="\n"
+    )
 
 
 def _far_from_the_limit(found: list[dict[str, Any]]) -> list[str]:
@@ -151,8 +184,12 @@ def _far_from_the_limit(found: list[dict[str, Any]]) -> list[str]:
     for result in (result for each in found for result in each["results"]):
         reached = [(way, each.get("figures", {})) for way, each in result["ways"].items()]
         parts = [
-            f"{way} {figures[LIMIT]:.0f} % ({figures['GFLOP/s']:,.0f} GFLOP/s)" for way, figures in reached if LIMIT in figures
+            f"{way} {figures[LIMIT]:.0f} % ({figures['GFLOP/s']:,.0f} GFLOP/s)"
+            for way, figures in reached
+            if LIMIT in figures
         ]
         if parts:
-            lines.append(f"{result['name']}, of the speed of a large matrix product here: {', '.join(parts)}")
+            lines.append(
+                f"{result['name']}, of the speed of a large matrix product here: {', '.join(parts)}"
+            )
     return lines

@@ -1,7 +1,7 @@
 """`dks completion`: what the Tab key offers in bash, zsh and fish.
 
-A shell runs a script of a few lines, which asks this command at every Tab. Whatever goes wrong then, nothing is offered and
-nothing printed.
+A shell runs a script of a few lines, which asks this command at every Tab. Whatever goes wrong
+then, nothing is offered and nothing printed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ SCRIPTS = {
     "bash": r"""
 _dks_completion() {
     local IFS=$'\n' program=$1
-    COMPREPLY=($("${program/#\~/$HOME}" completion bash "$2" "${COMP_LINE:0:COMP_POINT}" 2>/dev/null))
+    program=${program/#\~/$HOME}
+    COMPREPLY=($("$program" completion bash "$2" "${COMP_LINE:0:COMP_POINT}" 2>/dev/null))
     if [[ ${COMPREPLY[0]} == '<files>' ]]; then
         COMPREPLY=()
         compopt -o default +o nospace 2>/dev/null
@@ -34,7 +35,8 @@ complete -o nospace -F _dks_completion dks
 _dks_completion() {
     local line
     local -a whole begun
-    for line in "${(@f)$("${words[1]/#\~/$HOME}" completion zsh "${(@Q)words[2,CURRENT-1]}" "${(Q)PREFIX}" 2>/dev/null)}"; do
+    local program=${words[1]/#\~/$HOME} before=("${(@Q)words[2,CURRENT-1]}")
+    for line in "${(@f)$("$program" completion zsh "${before[@]}" "${(Q)PREFIX}" 2>/dev/null)}"; do
         case $line in
             '') ;;
             '<files>') compset -P '*='; _files ;;
@@ -68,7 +70,8 @@ complete -c dks -f -a '(__dks_completion)'
 }
 FILES = "<files>"  # stands for the names of files, which shells complete better
 PATHS = ("data.root", "kd_teacher.path", "runs_dir", "results_dir")  # keys of the configuration
-# What Hydra's own groups and keys are used for here; hydra_plugins/dks_launchers has them, whose import takes too long.
+# What Hydra's own groups and keys are used for here; hydra_plugins/dks_launchers has them, whose
+# import takes too long.
 LAUNCHER, LAUNCHERS = "hydra/launcher", ("local", "slurm")
 LOCAL_OPTIONS = ("slots", "slots_per_gpu")
 
@@ -87,11 +90,13 @@ def add(commands: Commands, parser: argparse.ArgumentParser) -> None:
             "dks completion fish | source    in fish",
         ],
         partial(_completion, parser),
-        "To have it in every shell, put the line into ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish.",
+        "To have it in every shell, put the line into ~/.bashrc, ~/.zshrc or "
+        "~/.config/fish/config.fish.",
     )
     added.set_defaults(completes=True)
     added.add_argument("shell", choices=tuple(SCRIPTS))
-    added.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)  # what a script asks about
+    # what a script asks about
+    added.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
 def _completion(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -105,11 +110,16 @@ def _completion(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
             shown = value.replace(":", "\\:") if options.shell == "zsh" else value
             print(value if value == FILES else f"{shown}{between}{about}".rstrip("\t"))
         return DONE
-    part, line = options.words  # bash takes `key=` for words of their own, and wants the rest of the word alone
+    # bash takes `key=` for words of their own, and wants the rest of the word alone
+    part, line = options.words
     words = _split(line)
     done = len(words[-1]) - len(part)
     for value, _ in dict.fromkeys(candidates(parser, words)):
-        print(value if value == FILES else value[done:] + ("" if value.endswith(("=", ".", ",")) else " "))
+        print(
+            value
+            if value == FILES
+            else value[done:] + ("" if value.endswith(("=", ".", ",")) else " ")
+        )
     return DONE
 
 
@@ -120,7 +130,11 @@ def _split(line: str) -> list[str]:
             words = shlex.split(line + ending)
         except ValueError:
             continue
-        return [*words[1:], ""] if len(words) < 2 or (line[-1:].isspace() and not ending) else words[1:]
+        return (
+            [*words[1:], ""]
+            if len(words) < 2 or (line[-1:].isspace() and not ending)
+            else words[1:]
+        )
     return line.split(" ")[1:]
 
 
@@ -152,7 +166,10 @@ def candidates(parser: argparse.ArgumentParser, words: Sequence[str]) -> Iterato
         yield from _starting(word, _values(commands, waiting, given, word))
     elif equals and name in parser._option_string_actions:
         found = _values(commands, parser._option_string_actions[name], given, value)
-        yield from ((each if each == FILES else f"{name}={each}", about) for each, about in _starting(value, found))
+        yield from (
+            (each if each == FILES else f"{name}={each}", about)
+            for each, about in _starting(value, found)
+        )
     elif word.startswith("-") or not expected:
         yield from _starting(word, _options(parser))
     else:
@@ -182,25 +199,43 @@ def _hydras() -> argparse.ArgumentParser:
     """What `dks train` takes, which is Hydra's."""
     parser = argparse.ArgumentParser(prog="dks train", allow_abbrev=False)
     add_loudness(parser)
-    parser.add_argument("--multirun", "-m", action="store_true", help="every combination of the values given")
-    parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"), help="show the configuration, run nothing")
+    parser.add_argument(
+        "--multirun", "-m", action="store_true", help="every combination of the values given"
+    )
+    parser.add_argument(
+        "--cfg", "-c", choices=("job", "hydra", "all"), help="show the configuration, run nothing"
+    )
     parser.add_argument("--package", "-p", metavar="KEY", help="with --cfg: this part of it")
-    parser.add_argument("--resolve", action="store_true", help="with --cfg: references replaced by what they refer to")
+    parser.add_argument(
+        "--resolve",
+        action="store_true",
+        help="with --cfg: references replaced by what they refer to",
+    )
     parser.add_argument("--info", "-i", action="store_true", help="what Hydra knows")
     parser.add_argument("--hydra-help", action="store_true", help="Hydra's own help")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     return parser
 
 
-def _values(commands: str, action: argparse.Action, given: dict[str, str], word: str) -> Iterable[Candidate]:
-    """What can stand for an argument: its choices, files, or what is known by the name of what is asked for."""
+def _values(
+    commands: str, action: argparse.Action, given: dict[str, str], word: str
+) -> Iterable[Candidate]:
+    """What can stand for an argument.
+
+    Its choices, files, or what is known by the name of what is asked for.
+    """
     if isinstance(action, argparse._SubParsersAction):
         return [(each.dest, _plain(each.help)) for each in action._choices_actions]
     if action.choices is not None:
         return [(str(choice), "") for choice in action.choices]
     if action.metavar in ("FILE", "DIR", "FOLDER"):
         return [(FILES, "")]
-    by_argument = {"name": _sweeps, "overrides": _overrides, "cell_id": _runs, "backbone": _backbones}
+    by_argument = {
+        "name": _sweeps,
+        "overrides": _overrides,
+        "cell_id": _runs,
+        "backbone": _backbones,
+    }
     by_command = {"bench": _benchmarks, "sync": _runs_and_sweeps}
     found = by_command.get(commands) if action.dest == "names" else by_argument.get(action.dest)
     return [(value, "") for value in (found(given, word) if found else ())]
@@ -213,13 +248,17 @@ def _sweeps(given: dict[str, str], word: str) -> list[str]:
 
 
 def _begun(given: dict[str, str]) -> set[str]:
-    return {path.parent.name for path in Path(given.get("results_dir", "results")).glob("*/sweep.json")}
+    return {
+        path.parent.name for path in Path(given.get("results_dir", "results")).glob("*/sweep.json")
+    }
 
 
 def _runs(given: dict[str, str], word: str) -> Iterable[str]:
     if "weights" in given:  # of `dks evaluate`: a file is tested
         return _overrides(given, word)
-    return sorted(path.parent.name for path in Path(given.get("runs_dir", "runs")).glob("*/record.json"))
+    return sorted(
+        path.parent.name for path in Path(given.get("runs_dir", "runs")).glob("*/record.json")
+    )
 
 
 def _runs_and_sweeps(given: dict[str, str], word: str) -> list[str]:
@@ -247,7 +286,10 @@ def _choices(group: str) -> list[str]:
 
 
 def _overrides(given: dict[str, str], word: str) -> Iterable[str]:
-    """`group=choice` and `key=value`, the last of several values; without a value groups, and keys down to the next dot."""
+    """`group=choice` and `key=value`, the last of several values.
+
+    Without a value groups, and keys down to the next dot.
+    """
     bare = word.lstrip("+")
     plus = word[: len(word) - len(bare)]
     key, equals, values = bare.partition("=")
@@ -272,7 +314,9 @@ def _launcher_keys(begun: str) -> list[str]:
 
     from dks.sweeps.launchers.slurm import Resources
 
-    return [f"{prefix}{name}" for name in (*LOCAL_OPTIONS, *(field.name for field in fields(Resources)))]
+    return [
+        f"{prefix}{name}" for name in (*LOCAL_OPTIONS, *(field.name for field in fields(Resources)))
+    ]
 
 
 def _values_of(key: str) -> Iterable[str]:

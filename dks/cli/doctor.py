@@ -29,7 +29,12 @@ def add(commands: Commands) -> None:
         _doctor,
         "Exit status 1 if something is red. Nothing is changed.",
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="those that you would run with: data, tracking, ...")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="those that you would run with: data, tracking, ...",
+    )
     add_json(parser)
     add_loudness(parser)
 
@@ -44,7 +49,11 @@ def _doctor(options: argparse.Namespace) -> int:
     for title, checks in groups(options.overrides):
         findings = _examined(title, checks)
         found += [(title, finding) for finding in findings]
-        shown = [finding for finding in findings if not options.quiet or finding.level in (Level.yellow, Level.red)]
+        shown = [
+            finding
+            for finding in findings
+            if not options.quiet or finding.level in (Level.yellow, Level.red)
+        ]
         if page is not None and shown:
             page.group(title, shown)
     if page is None:

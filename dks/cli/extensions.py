@@ -39,7 +39,14 @@ def _extensions(options: argparse.Namespace) -> int:
         for row in rows:
             where = row.get("file") or f"{row['package']} {row['package_version']}"
             given = " ".join(f"{key}={value}" for key, value in row["options"].items())
-            print("  ".join(filter(None, [f"{row['kind']}={row['name']}", f"version {row['version']}", where, given])))
+            print(
+                "  ".join(
+                    filter(
+                        None,
+                        [f"{row['kind']}={row['name']}", f"version {row['version']}", where, given],
+                    )
+                )
+            )
         for problem in problems:
             print(f"broken: {problem}")
         if not rows and not problems:

@@ -1,4 +1,4 @@
-"""What starts Hydra, for `train.py`, `dks train` and the sweeps that go through its command line."""
+"""What starts Hydra: for `train.py`, `dks train` and the sweeps that go through its door."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def hydra_main() -> int:
     from dks.config.files import declarations
 
     register_schema()
-    if int(os.environ.get("RANK", "0")):  # under torchrun rank 0 plans and records, the others train along
+    # under torchrun rank 0 plans and records, the others train along
+    if int(os.environ.get("RANK", "0")):
         from dks.training.run import follow
 
         follow()
@@ -42,7 +43,9 @@ def hydra_main() -> int:
     with _leading():
         if known.help or known.hydra_help or known.cfg or known.info or known.shell_completion:
             try:
-                hydra.main(config_path=str(declarations("conf")), config_name="config", version_base="1.3")(_run)()
+                hydra.main(
+                    config_path=str(declarations("conf")), config_name="config", version_base="1.3"
+                )(_run)()
             except SystemExit as left:  # with 1 where there is no such part of the configuration
                 raise SystemExit(WRONG_REQUEST if left.code == FAILED else left.code) from left
         else:
@@ -51,8 +54,9 @@ def hydra_main() -> int:
 
 
 def _multirun(overrides: list[str]) -> None:
-    """What `hydra.main` does for a sweep, which here is every run, once its command line is read: less one composition, whose
-    errors it would take for the wish to have another mode.
+    """What `hydra.main` does for a sweep, which here is every run, once its command line is read.
+
+    Less one composition, whose errors it would take for the wish to have another mode.
     """
     from hydra import version
     from hydra._internal.hydra import Hydra
@@ -77,11 +81,13 @@ def _multirun(overrides: list[str]) -> None:
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Hydra's options and the overrides. In `sys.argv` the options come last from now on: Hydra takes no more overrides once an
-    option stood between them.
+    """Hydra's options and the overrides. In `sys.argv` the options come last from now on.
+
+    Hydra takes no more overrides once an option stood between them.
 
     Raises:
-        RequestError: an option is unknown, has no value or means nothing here, something is no override, or a sweep needs -m.
+        RequestError: an option is unknown, has no value or means nothing here, something is no
+            override, or a sweep needs -m.
     """
     from hydra._internal.utils import get_args_parser
 
@@ -89,7 +95,9 @@ def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     from dks.config.errors import RequestError, short
 
     def refuse(message: str) -> NoReturn:
-        raise RequestError(f"{message.removeprefix('argument ')}; dks train --help shows the options")
+        raise RequestError(
+            f"{message.removeprefix('argument ')}; dks train --help shows the options"
+        )
 
     parser = get_args_parser()
     vars(parser)["error"] = refuse
@@ -97,7 +105,9 @@ def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if unknown := [each for each in rest if each.startswith("-")]:
         refuse(f"no such option {', '.join(map(short, unknown))}")
     if known.run or known.experimental_rerun is not None:
-        refuse("--run and --experimental-rerun mean nothing here; a run is named by its choices alone")
+        refuse(
+            "--run and --experimental-rerun mean nothing here; a run is named by its choices alone"
+        )
     if known.package is not None and known.cfg is None:
         refuse("--package names a part of what --cfg shows; add --cfg job, or drop it")
     typed, options = [*known.overrides, *rest], list(arguments)
@@ -125,17 +135,23 @@ def _refuse_other_files(known: argparse.Namespace, overrides: Sequence[str]) -> 
     for option, value in (("--config-dir", known.config_dir), ("--config-path", known.config_path)):
         if value is None:
             continue
-        record = RunFolder(Path(value)).read_record() if (Path(value) / "record.json").is_file() else None
+        record = (
+            RunFolder(Path(value)).read_record()
+            if (Path(value) / "record.json").is_file()
+            else None
+        )
         if record is not None:
             sweep = ["-m"] if known.multirun else []
             command = shlex.join(["python", "train.py", *sweep, *record.overrides, *overrides])
             raise RequestError(
-                f"{option} {short(value)}: a run does not begin with the files of another one; type what made that: {command}"
+                f"{option} {short(value)}: a run does not begin with the files of another one; "
+                f"type what made that: {command}"
             )
         raise RequestError(f"{option} {short(value)}: {OWN_CHOICES}")
     if known.config_name is not None:
         raise RequestError(
-            f"--config-name {short(known.config_name)}: there is one primary configuration; write what you want to set into "
+            f"--config-name {short(known.config_name)}: there is one primary configuration; "
+            f"write what you want to set into "
             "conf/experiment/NAME.yaml, and choose it with +experiment=NAME"
         )
 

@@ -1,4 +1,7 @@
-"""The command line: `dks`, and what `train.py` calls. Nothing heavy is imported before it is needed."""
+"""The command line: `dks`, and what `train.py` calls.
+
+Nothing heavy is imported before it is needed.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given[:1] == ["train"]:
         sys.argv = ["dks train"]
         train(given[1:])
-    sys.exit(_reported(lambda: _spoken(_options([each for each in given if each != DEBUG])), DEBUG in given))
+    sys.exit(
+        _reported(
+            lambda: _spoken(_options([each for each in given if each != DEBUG])), DEBUG in given
+        )
+    )
 
 
 def _options(given: Sequence[str]) -> argparse.Namespace:
-    """What the arguments of `dks` ask for. Leaves the program where that is wrong, or where help or the version is shown."""
+    """What the arguments of `dks` ask for.
+
+    Leaves the program where that is wrong, or where help or the version is shown.
+    """
     parser = _parser()
-    # argparse takes no more positional arguments once an option stood between them, as in `plan NAME --json key=value`.
+    # argparse takes no more positional arguments once an option stood between them, as in `plan
+    # NAME --json key=value`.
     options, rest = parser.parse_known_args(given)
     if rest and (not hasattr(options, "overrides") or any(item.startswith("-") for item in rest)):
         parser.error(f"no such option or argument: {' '.join(map(short, rest))}")
@@ -100,10 +111,16 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dks {__version__}")
-    parser.add_argument(DEBUG, action="store_true", help="show where an error was raised, for any command and for train.py")
+    parser.add_argument(
+        DEBUG,
+        action="store_true",
+        help="show where an error was raised, for any command and for train.py",
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     # Listed for --help; `main` hands everything behind `train` to Hydra.
-    commands.add_parser("train", help="one run, or with -m a sweep and its table (as python train.py)")
+    commands.add_parser(
+        "train", help="one run, or with -m a sweep and its table (as python train.py)"
+    )
     for family in (sweeps, reading, weights, tracking, runs, extensions, doctor, bench):
         family.add(commands)
     completion.add(commands, parser)
@@ -111,13 +128,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _reported(command: Callable[[], int], debug: bool = False) -> int:
-    """Run a command. A wrong request is one line a problem, on standard error, and exit status 2; any other error is one
-    line and 1. Files that were found damaged are a line each.
+    """Run a command. A wrong request is one line a problem, on standard error, and exit status 2.
+
+    Any other error is one line and 1. Files that were found damaged are a line each.
 
     Args:
         debug: show the traceback before these lines, as HYDRA_FULL_ERROR=1 does, too.
     """
-    # Hydra prints errors in its own way and exits with 1, unless it is asked for the exception itself.
+    # Hydra prints errors in its own way and exits with 1, unless it is asked for the exception
+    # itself.
     asked = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -137,7 +156,11 @@ def _reported(command: Callable[[], int], debug: bool = False) -> int:
         return INTERRUPTED
     except Exception as error:
         if debug or asked == "1":
-            print(without_password("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+            print(
+                without_password("".join(traceback.format_exception(error))),
+                end="",
+                file=sys.stderr,
+            )
         status, lines = _lines(error)
         for line in lines:
             print(f"error: {one_line(without_password(line))}", file=sys.stderr)

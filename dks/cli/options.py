@@ -1,4 +1,4 @@
-"""How commands are added to the command line, and the options that several families of them take."""
+"""How commands are added to the command line, and options that several of them take."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class HelpFormatter(argparse.HelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if text.startswith(EXAMPLES):
             return text
-        return "\n".join(super(HelpFormatter, self)._fill_text(line, width, indent) for line in text.splitlines())
+        return "\n".join(
+            super(HelpFormatter, self)._fill_text(line, width, indent) for line in text.splitlines()
+        )
 
 
 def add_command(
@@ -36,15 +38,19 @@ def add_command(
     """A command with its help.
 
     Args:
-        what: it does, as the list of commands has it; a sentence begins with it in the help of the command itself.
-        examples: whole lines, as they are typed; behind two spaces what is to be said of one.
-        run: what does it; returns the exit status. None: its subcommands do.
-        more: sentences behind that one.
-        usage: where argparse's own does not tell.
+        what: it does, as the list of commands has it; a sentence begins with it in the help of the
+        command itself. examples: whole lines, as they are typed; behind two spaces what is to be
+        said of one. run: what does it; returns the exit status. None: its subcommands do. more:
+        sentences behind that one. usage: where argparse's own does not tell.
     """
     description = f"{what[0].upper()}{what[1:]}.{more and f' {more}'}"
     added = commands.add_parser(
-        name, help=what, description=description, epilog=as_epilog(examples), usage=usage, formatter_class=HelpFormatter
+        name,
+        help=what,
+        description=description,
+        epilog=as_epilog(examples),
+        usage=usage,
+        formatter_class=HelpFormatter,
     )
     if run is not None:
         added.set_defaults(run=run)
@@ -58,8 +64,12 @@ def as_epilog(examples: Sequence[str]) -> str:
 
 def at_least(least: int) -> Callable[[str], int]:
     def number(text: str) -> int:
-        if not (text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= MOST):
-            raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least {least} and at most {MOST}")
+        if not (
+            text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= MOST
+        ):
+            raise argparse.ArgumentTypeError(
+                f"{text} must be a whole number of at least {least} and at most {MOST}"
+            )
         return int(text)
 
     return number
@@ -71,36 +81,61 @@ def seconds(text: str) -> float:
     except ValueError:
         value = -1
     if not 0 <= value <= MOST:
-        raise argparse.ArgumentTypeError(f"{text} must be a number of seconds, at least 0 and at most {MOST}")
+        raise argparse.ArgumentTypeError(
+            f"{text} must be a number of seconds, at least 0 and at most {MOST}"
+        )
     return value
 
 
 def add_loudness(parser: argparse.ArgumentParser) -> None:
     """`--quiet` and `--verbose`, for a command that runs or reads something that takes its time."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("-q", "--quiet", action="store_true", help="only what went wrong, and the result")
-    group.add_argument("-v", "--verbose", action="store_true", help="also what is read and decided, and how long it took")
+    group.add_argument(
+        "-q", "--quiet", action="store_true", help="only what went wrong, and the result"
+    )
+    group.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="also what is read and decided, and how long it took",
+    )
 
 
 def add_json(container: argparse._ActionsContainer) -> None:
-    """`--json`, for a command that lists something or tells how it is; a parser or a group of options has it."""
+    """`--json`, for a command that lists something or tells how it is.
+
+    A parser or a group of options has it.
+    """
     container.add_argument("--json", action="store_true", help="for programs")
 
 
 def add_results_dir(parser: argparse.ArgumentParser) -> None:
     """`--results-dir`, for a command that looks at sweeps which were begun."""
     parser.add_argument(
-        "--results-dir", default="results", type=folder, metavar="DIR", help="where sweeps are kept (default: results)"
+        "--results-dir",
+        default="results",
+        type=folder,
+        metavar="DIR",
+        help="where sweeps are kept (default: results)",
     )
 
 
 def add_runs_dir(parser: argparse.ArgumentParser) -> None:
     """`--runs-dir`, for a command that looks at runs."""
-    parser.add_argument("--runs-dir", default="runs", type=folder, metavar="DIR", help="where runs are kept (default: runs)")
+    parser.add_argument(
+        "--runs-dir",
+        default="runs",
+        type=folder,
+        metavar="DIR",
+        help="where runs are kept (default: runs)",
+    )
 
 
 def device(text: str) -> str:
-    """What torch computes on, by its name alone: whether it is there is found out by whoever uses it."""
+    """What torch computes on, by its name alone.
+
+    Whether it is there is found out by whoever uses it.
+    """
     if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d{1,3})?", text):
         raise argparse.ArgumentTypeError(f"device={text}: choose auto, cpu, cuda or cuda:N")
     return text
@@ -129,7 +164,9 @@ def _usable(text: str, what: str) -> Path:
     try:
         above = next(each for each in path.absolute().parents if each.exists())
     except (OSError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"{text} is no name of a {what}: {getattr(error, 'strerror', error)}") from error
+        raise argparse.ArgumentTypeError(
+            f"{text} is no name of a {what}: {getattr(error, 'strerror', error)}"
+        ) from error
     if not above.is_dir() or any(len(os.fsencode(part)) > 255 for part in path.parts):
         why = f"{above} is no folder" if not above.is_dir() else "the name is too long"
         raise argparse.ArgumentTypeError(f"{text} is no place for a {what}: {why}")

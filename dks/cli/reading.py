@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dks.cli.exit_status import DONE
-from dks.cli.options import Commands, add_command, add_json, add_loudness, add_results_dir, file_to_write, folder
+from dks.cli.options import (
+    Commands,
+    add_command,
+    add_json,
+    add_loudness,
+    add_results_dir,
+    file_to_write,
+    folder,
+)
 from dks.config.errors import RequestError
 
 if TYPE_CHECKING:
@@ -32,20 +40,33 @@ def add(commands: Commands) -> None:
         _table,
     )
     form = table.add_mutually_exclusive_group()
-    form.add_argument("--format", choices=("terminal", "md", "latex", "html", "csv"), default="terminal")
+    form.add_argument(
+        "--format", choices=("terminal", "md", "latex", "html", "csv"), default="terminal"
+    )
     add_json(form)
     table.add_argument(
-        "--output", type=file_to_write, metavar="FILE", help="write it there, and to FILE.json where its numbers come from"
+        "--output",
+        type=file_to_write,
+        metavar="FILE",
+        help="write it there, and to FILE.json where its numbers come from",
     )
     figure = _reading(
         commands,
         "figure",
         "figures of a sweep, as SVG, PDF and PNG",
-        ["dks figure figure3 --kind curves", "dks figure table1 --output figures", "dks figure table3 --json"],
+        [
+            "dks figure figure3 --kind curves",
+            "dks figure table1 --output figures",
+            "dks figure table3 --json",
+        ],
         _figure,
     )
-    figure.add_argument("--kind", choices=("curves", "spread", "dots", "cost"), help="default: all four")
-    figure.add_argument("--output", type=folder, metavar="DIR", help="default: results/NAME/figures")
+    figure.add_argument(
+        "--kind", choices=("curves", "spread", "dots", "cost"), help="default: all four"
+    )
+    figure.add_argument(
+        "--output", type=folder, metavar="DIR", help="default: results/NAME/figures"
+    )
     add_json(figure)
     report = _reading(
         commands,
@@ -54,18 +75,33 @@ def add(commands: Commands) -> None:
         ["dks report paper", "dks report table3 --output table3.html"],
         _report,
     )
-    report.add_argument("--output", type=file_to_write, metavar="FILE", help="default: results/NAME/report.html")
+    report.add_argument(
+        "--output", type=file_to_write, metavar="FILE", help="default: results/NAME/report.html"
+    )
 
 
 def _reading(
-    commands: Commands, name: str, what: str, examples: Sequence[str], run: Callable[[argparse.Namespace], int]
+    commands: Commands,
+    name: str,
+    what: str,
+    examples: Sequence[str],
+    run: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
     """A command that shows what the runs of a sweep gave."""
     added = add_command(commands, name, what, examples, run)
     added.add_argument("name", help="one of those that `dks sweep list` shows")
-    added.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="those that the sweep was run with, if there were any")
-    added.add_argument("--store", metavar="URI", help="read an MLflow store, not the folders of the runs")
-    added.add_argument("--experiment", default="dks", metavar="NAME", help="in that store (default: dks)")
+    added.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="those that the sweep was run with, if there were any",
+    )
+    added.add_argument(
+        "--store", metavar="URI", help="read an MLflow store, not the folders of the runs"
+    )
+    added.add_argument(
+        "--experiment", default="dks", metavar="NAME", help="in that store (default: dks)"
+    )
     add_results_dir(added)
     add_loudness(added)
     if name != "figure":
@@ -73,7 +109,8 @@ def _reading(
             "--epoch",
             choices=("last", "best"),
             default="last",
-            help="which epoch of a run counts (default: last; best is chosen by the test error itself, and so optimistic)",
+            help="which epoch of a run counts (default: last; best is chosen by the test error "
+            "itself, and so optimistic)",
         )
     return added
 
@@ -81,7 +118,9 @@ def _reading(
 def _study(options: argparse.Namespace) -> Study:
     from dks.results.study import Study
 
-    return Study.open(options.name, options.overrides, options.store, options.results_dir, options.experiment)
+    return Study.open(
+        options.name, options.overrides, options.store, options.results_dir, options.experiment
+    )
 
 
 def _table(options: argparse.Namespace) -> int:
@@ -104,7 +143,10 @@ def _table(options: argparse.Namespace) -> int:
         if options.format == "terminal":
             show(table)
         else:
-            sys.stdout.write(("\n" if number and options.format != "csv" else "") + TEXT_FORMATS[options.format](table))
+            sys.stdout.write(
+                ("\n" if number and options.format != "csv" else "")
+                + TEXT_FORMATS[options.format](table)
+            )
     return DONE
 
 
@@ -123,7 +165,8 @@ def _figure(options: argparse.Namespace) -> int:
         for kind in [options.kind] if options.kind else KINDS:
             try:
                 figure = draw(kind, table, study.source)
-            except RequestError as error:  # nothing to draw: for one of many figures that is worth a line, no more
+            except RequestError as error:
+                # nothing to draw: for one of many figures that is worth a line, no more
                 empty.append(f"no {kind}: {error}")
                 continue
             for path in write(figure, folder, f"{table.name}-{kind}"):

@@ -6,22 +6,33 @@ import argparse
 from collections.abc import Iterator, Sequence
 
 from dks.cli.exit_status import DONE, FAILED
-from dks.cli.options import Commands, add_command, add_json, add_loudness, add_results_dir, add_runs_dir
+from dks.cli.options import (
+    Commands,
+    add_command,
+    add_json,
+    add_loudness,
+    add_results_dir,
+    add_runs_dir,
+)
 from dks.config.errors import visible
 
 
 def add(commands: Commands) -> None:
-    family = add_command(commands, "runs", "what is done to the folders of runs", ["dks runs migrate --dry-run"])
+    family = add_command(
+        commands, "runs", "what is done to the folders of runs", ["dks runs migrate --dry-run"]
+    )
     added = add_command(
         family.add_subparsers(title="commands", metavar="COMMAND", required=True),
         "migrate",
         "give runs of an earlier version their ids of today, where nothing differs",
         [
-            "dks runs migrate --dry-run    what would become of each run, and why some stay as they are",
+            "dks runs migrate --dry-run    what would become of each run, and why some stay as "
+            "they are",
             "dks runs migrate              folders, the sweeps that name them, and MLflow",
         ],
         _migrate,
-        "A run that computes something else today keeps its old id and its files. Make a back-up of what is dear to you.",
+        "A run that computes something else today keeps its old id and its files. Make a back-up "
+        "of what is dear to you.",
     )
     added.add_argument("--dry-run", action="store_true", help="only say what would be done")
     add_runs_dir(added)

@@ -1,4 +1,7 @@
-"""The process of `dks/tracking/sender.py`: `python -m dks.cli.sender`. It is started by runs, not by people."""
+"""The process of `dks/tracking/sender.py`: `python -m dks.cli.sender`.
+
+It is started by runs, not by people.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,18 @@ if TYPE_CHECKING:
 ORPHANED = 30.0
 # Seconds beyond those for the rest after which this process is gone, whatever it waits for.
 LEAVING = 10.0
-# Seconds after SIGTERM in which runs under way may save and say that they are over, for the rest then, and beyond.
+# Seconds after SIGTERM in which runs under way may save and say that they are over, for the rest
+# then, and beyond.
 SAVING, REST, GOING = 5.0, 3.0, 2.0
 
 
 def main() -> None:
     """Until it is told to finish, by a command or by SIGTERM, or nobody is there to tell it."""
     for number in (each for each in SIGNALS if each is not signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # a scheduler signals all processes of a job; the runs say when they are over
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a thread waits for it, whatever this one is doing
+        # a scheduler signals all processes of a job; the runs say when they are over
+        signal.signal(number, signal.SIG_IGN)
+    # a thread waits for it, whatever this one is doing
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     with suppress(OSError, AttributeError):
         os.nice(10)  # training comes first, and so do the imports of the process that trains
     from dks.tracking.dispatch import Dispatch
@@ -73,7 +79,10 @@ def _listen(commands: queue.SimpleQueue[dict[str, Any]]) -> None:
 
 
 def _await_end(commands: queue.SimpleQueue[dict[str, Any]], dispatch: Dispatch) -> None:
-    """A scheduler ends all processes of a job by SIGTERM: the runs save, and say soon that they are over."""
+    """A scheduler ends all processes of a job by SIGTERM.
+
+    The runs save, and say soon that they are over.
+    """
     signal.sigwait({signal.SIGTERM})
     until = time.monotonic() + SAVING
     while dispatch.is_busy() and time.monotonic() < until:
@@ -83,7 +92,10 @@ def _await_end(commands: queue.SimpleQueue[dict[str, Any]], dispatch: Dispatch) 
 
 
 def _leave_after(seconds: float) -> None:
-    """Whatever happens: a store that does not let go, be it a server or a disk, keeps no process."""
+    """Whatever happens.
+
+    A store that does not let go, be it a server or a disk, keeps no process.
+    """
     timer = threading.Timer(seconds, os._exit, [1])
     timer.daemon = True
     timer.start()

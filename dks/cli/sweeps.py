@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from dks.cli.exit_status import DONE
 from dks.cli.hydra_main import hydra_main
-from dks.cli.options import Commands, add_command, add_json, add_loudness, add_results_dir, at_least, seconds
+from dks.cli.options import (
+    Commands,
+    add_command,
+    add_json,
+    add_loudness,
+    add_results_dir,
+    at_least,
+    seconds,
+)
 from dks.config.errors import RequestError, visible
 from dks.machine import output
 
@@ -24,7 +32,12 @@ def add(commands: Commands) -> None:
         commands,
         "sweep",
         "named sweeps: list, plan, run, status, wait, retry, cancel",
-        ["dks sweep list", "dks sweep plan table3", "dks sweep run methods", "dks sweep status methods --json"],
+        [
+            "dks sweep list",
+            "dks sweep plan table3",
+            "dks sweep run methods",
+            "dks sweep status methods --json",
+        ],
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     listing = add_command(
@@ -53,7 +66,8 @@ def add(commands: Commands) -> None:
             "dks sweep run table3 data.root=data data.download=true",
             "dks sweep run table3 hydra.launcher.slots=2",
             "dks sweep run table3 --code same",
-            "dks sweep run table3 --launcher slurm hydra.launcher.partition=gpu hydra.launcher.gpus_per_node=1",
+            "dks sweep run table3 --launcher slurm hydra.launcher.partition=gpu "
+            "hydra.launcher.gpus_per_node=1",
             "dks sweep run table3 data=digits backbone=resnet8 recipe.epochs=2 seed=1,2",
         ],
         _run,
@@ -66,7 +80,11 @@ def add(commands: Commands) -> None:
         _retry,
     )
     states = add_command(
-        actions, "status", "where every cell stands", ["dks sweep status table3", "dks sweep status table3 --json"], _status
+        actions,
+        "status",
+        "where every cell stands",
+        ["dks sweep status table3", "dks sweep status table3 --json"],
+        _status,
     )
     waiting = add_command(
         actions,
@@ -83,12 +101,17 @@ def add(commands: Commands) -> None:
         _cancel,
     )
     for added in (planning, running):
-        added.add_argument("name", help="one of those that `dks sweep list` shows, or of a sweep begun in results/")
+        added.add_argument(
+            "name", help="one of those that `dks sweep list` shows, or of a sweep begun in results/"
+        )
         added.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="reach every cell")
     for added in (retrying, states, waiting, cancelling):
         added.add_argument("name", help="the sweep")
         added.add_argument(
-            "overrides", nargs="*", metavar="KEY=VALUE", help="those that the sweep was run with, if there were any"
+            "overrides",
+            nargs="*",
+            metavar="KEY=VALUE",
+            help="those that the sweep was run with, if there were any",
         )
     for added in (states, waiting, cancelling, retrying, listing):
         add_results_dir(added)
@@ -101,17 +124,21 @@ def add(commands: Commands) -> None:
         type=seconds,
         default=5.0,
         metavar="SECONDS",
-        help="time for measuring networks that no earlier run tells of (default: 5; 0: estimate from FLOPs alone)",
+        help="time for measuring networks that no earlier run tells of (default: 5; 0: estimate "
+        "from FLOPs alone)",
     )
     running.add_argument("--dry-run", action="store_true", help="the same as plan")
     for added in (planning, running):
         added.add_argument(
             "--code",
             choices=("same",),
-            help="train again what another code than today's has computed (default: it is left as it is, and told)",
+            help="train again what another code than today's has computed (default: it is left "
+            "as it is, and told)",
         )
     for added in (running, retrying):
-        added.add_argument("--launcher", choices=("local", "slurm"), help="where cells run (default: local)")
+        added.add_argument(
+            "--launcher", choices=("local", "slurm"), help="where cells run (default: local)"
+        )
         added.add_argument(
             "--retries",
             type=at_least(0),
@@ -120,9 +147,22 @@ def add(commands: Commands) -> None:
             help="try a cell that fails up to N times again (default: 0)",
         )
         failures = added.add_mutually_exclusive_group()
-        failures.add_argument("--fail-fast", action="store_true", help="begin no further cell once one has failed")
-        failures.add_argument("--max-failures", type=at_least(1), metavar="N", help="... once N have failed (default: go on)")
-    waiting.add_argument("--every", type=seconds, default=5.0, metavar="SECONDS", help="between two looks (default: 5)")
+        failures.add_argument(
+            "--fail-fast", action="store_true", help="begin no further cell once one has failed"
+        )
+        failures.add_argument(
+            "--max-failures",
+            type=at_least(1),
+            metavar="N",
+            help="... once N have failed (default: go on)",
+        )
+    waiting.add_argument(
+        "--every",
+        type=seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help="between two looks (default: 5)",
+    )
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -134,7 +174,12 @@ def _list(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     show = "json" if options.json else "text"
-    return _named_sweep(options, f"hydra.sweeper.show={show}", f"hydra.sweeper.probe={options.probe}", *_code(options))
+    return _named_sweep(
+        options,
+        f"hydra.sweeper.show={show}",
+        f"hydra.sweeper.probe={options.probe}",
+        *_code(options),
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -152,11 +197,19 @@ def _retry(options: argparse.Namespace) -> int:
     options.overrides = [item for item in options.overrides if item not in launcher]
     begun = _begun(options)
     _distrust_unless_typed(begun.request, options.overrides)
-    return _ask_for(begun.named, [*begun.request, *launcher], "hydra.sweeper.only_unsuccessful=true", *_policy(options))
+    return _ask_for(
+        begun.named,
+        [*begun.request, *launcher],
+        "hydra.sweeper.only_unsuccessful=true",
+        *_policy(options),
+    )
 
 
 def _distrust_unless_typed(request: Sequence[str], typed: Sequence[str]) -> None:
-    """A sweep that is asked for again says where it was tracked to: that is no word of this command line."""
+    """A sweep that is asked for again says where it was tracked to.
+
+    That is no word of this command line.
+    """
     from dks.tracking.addresses import distrust
 
     if not {line for line in request if line.lstrip("+~").startswith("tracking")} <= set(typed):
@@ -190,7 +243,10 @@ def _named_sweep(options: argparse.Namespace, *more: str) -> int:
 
 
 def _ask_for(name: str | None, overrides: Sequence[str], *more: str) -> int:
-    """Through Hydra's command line, with `more` for Hydra; name: of the sweep's file, None for an ad-hoc one."""
+    """Through Hydra's command line, with `more` for Hydra; name.
+
+    Of the sweep's file, None for an ad-hoc one.
+    """
     named = [] if name is None else [f"hydra.sweeper.named={name}"]
     sys.argv = ["dks sweep", "-m", *named, *more, *overrides]
     return hydra_main()
@@ -207,7 +263,10 @@ def _begun(options: argparse.Namespace) -> Manifest:
     name = options.name
     if options.overrides:
         if name not in names():
-            raise RequestError(f"{name} is no named sweep, so it takes no overrides; choose from {', '.join(names())}")
+            raise RequestError(
+                f"{name} is no named sweep, so it takes no overrides; choose from "
+                f"{', '.join(names())}"
+            )
         name = grid_of(read(name), options.overrides, OverridesParser.create()).name
     return manifest.read(options.results_dir, name)
 
@@ -254,7 +313,10 @@ def _wait(options: argparse.Namespace) -> int:
         for table in () if options.json else tables:
             show(table)
     if seen.sweep.undecided:
-        print(f"dks sweep run {study.name} goes on: {'; '.join(seen.sweep.undecided)}", file=sys.stderr)
+        print(
+            f"dks sweep run {study.name} goes on: {'; '.join(seen.sweep.undecided)}",
+            file=sys.stderr,
+        )
     return seen.exit_status
 
 

@@ -7,7 +7,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dks.cli.exit_status import DONE, FAILED
-from dks.cli.options import Commands, add_command, add_json, add_loudness, add_results_dir, add_runs_dir
+from dks.cli.options import (
+    Commands,
+    add_command,
+    add_json,
+    add_loudness,
+    add_results_dir,
+    add_runs_dir,
+)
 from dks.config.errors import RequestError, visible
 
 if TYPE_CHECKING:
@@ -21,18 +28,30 @@ def add(commands: Commands) -> None:
         "sync",
         "send to MLflow what it has not got of the runs, as often as you like",
         [
-            "dks sync                                      all runs in runs/, each to its own store",
+            "dks sync                                      all runs in runs/, each to its "
+            "own store",
             "dks sync table3                               the runs of a sweep",
-            "dks sync --store https://mlflow.example.org   to a server, whatever store they were told to at first",
-            "dks sync --store sqlite:///again.db           a store made anew from the runs' journals",
+            "dks sync --store https://mlflow.example.org   to a server, whatever store they were "
+            "told to at first",
+            "dks sync --store sqlite:///again.db           a store made anew from the runs' "
+            "journals",
         ],
         _sync,
-        "That is what an outage kept back, and the end of runs that died. A server gets your password or token only where "
+        "That is what an outage kept back, and the end of runs that died. A server gets your "
+        "password or token only where "
         "--store or MLFLOW_TRACKING_URI names it.",
     )
-    added.add_argument("names", nargs="*", metavar="NAME", help="sweeps, or cells by their ids (default: all runs)")
-    added.add_argument("--store", metavar="URI", help="send to this store (default: the one that each run was configured for)")
-    added.add_argument("--experiment", default="dks", metavar="NAME", help="in the store of --store (default: dks)")
+    added.add_argument(
+        "names", nargs="*", metavar="NAME", help="sweeps, or cells by their ids (default: all runs)"
+    )
+    added.add_argument(
+        "--store",
+        metavar="URI",
+        help="send to this store (default: the one that each run was configured for)",
+    )
+    added.add_argument(
+        "--experiment", default="dks", metavar="NAME", help="in the store of --store (default: dks)"
+    )
     add_runs_dir(added)
     add_results_dir(added)
     add_json(added)
@@ -82,7 +101,11 @@ def _target(options: argparse.Namespace) -> Tracking | None:
 
     if options.store is None:
         return None
-    kind = TrackingKind.server if options.store.startswith(("http://", "https://")) else TrackingKind.local
+    kind = (
+        TrackingKind.server
+        if options.store.startswith(("http://", "https://"))
+        else TrackingKind.local
+    )
     target = Tracking(kind, options.store, options.experiment)
     if problems := list(tracking_problems(target)):
         raise RequestError(*problems)

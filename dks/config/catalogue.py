@@ -1,8 +1,10 @@
-"""What extensions there are: backbones, branch designs, matching strategies and data sets that are not in this package.
+"""What extensions there are.
 
-They come from installed packages, by entry points, and from the files that an environment variable names. All of it is listed
-without importing any: an entry point says its kind and name, and a file is read as text. `dks/config/extensions.py` loads what
-a configuration asks for.
+Backbones, branch designs, matching strategies and data sets that are not in this package.
+
+They come from installed packages, by entry points, and from the files that an environment variable
+names. All of it is listed without importing any: an entry point says its kind and name, and a file
+is read as text. `dks/config/extensions.py` loads what a configuration asks for.
 """
 
 from __future__ import annotations
@@ -47,7 +49,11 @@ class Origin:
     conf: Path | None = None  # of the package or the folder: Hydra's config files
 
     def __str__(self) -> str:
-        return f"the package {self.package} {self.version}" if self.package else f"the file {self.file}"
+        return (
+            f"the package {self.package} {self.version}"
+            if self.package
+            else f"the file {self.file}"
+        )
 
     @property
     def owner(self) -> str:
@@ -77,10 +83,13 @@ class Offer:
 class Catalogue:
     """All that is offered."""
 
-    offers: dict[tuple[str, str], list[Offer]] = field(default_factory=dict)  # (kind, name) -> more than one is a mistake
+    # (kind, name) -> more than one is a mistake
+    offers: dict[tuple[str, str], list[Offer]] = field(default_factory=dict)
     origins: list[Origin] = field(default_factory=list)
-    choices: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # (group, name) -> who has it; not ours alone
-    files: dict[tuple[str, str], Path] = field(default_factory=dict)  # (group, name) -> in a `conf/` of an extension
+    # (group, name) -> who has it; not ours alone
+    choices: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    # (group, name) -> in a `conf/` of an extension
+    files: dict[tuple[str, str], Path] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)  # what cannot even be listed, a line each
 
     def names(self, group: str) -> list[str]:
@@ -102,7 +111,11 @@ def catalogue() -> Catalogue:
 
 def origins_named(value: str, folder: Path | None = None) -> list[Path]:
     """The files and folders that a value of the variable names, absolute."""
-    return [((folder or Path.cwd()) / Path(part).expanduser()).resolve() for part in value.split(os.pathsep) if part]
+    return [
+        ((folder or Path.cwd()) / Path(part).expanduser()).resolve()
+        for part in value.split(os.pathsep)
+        if part
+    ]
 
 
 @lru_cache(maxsize=8)
@@ -112,7 +125,9 @@ def _catalogue(value: str, folder: str) -> Catalogue:
         found.offers.setdefault((offer.kind, offer.name), []).append(offer)
     for (kind, name), offers in found.offers.items():
         found.choices[kind, name] = list(dict.fromkeys(offer.origin.owner for offer in offers))
-    for conf, owner in {origin.conf: origin.owner for origin in found.origins if origin.conf}.items():
+    for conf, owner in {
+        origin.conf: origin.owner for origin in found.origins if origin.conf
+    }.items():
         for path in sorted(conf.glob("*/*.yaml")):
             key = path.parent.name, path.stem
             owners = found.choices.setdefault(key, [])
@@ -137,7 +152,8 @@ def _of_packages(found: Catalogue) -> Iterator[Offer]:
         kind, _, name = point.name.partition(".")
         if kind not in KINDS or not NAME.fullmatch(name):
             found.problems.append(
-                f"{origins[package]}: the entry point {point.name} must be KIND.NAME, with a kind of {', '.join(KINDS)}"
+                f"{origins[package]}: the entry point {point.name} must be KIND.NAME, with a "
+                f"kind of {', '.join(KINDS)}"
             )
             continue
         yield Offer(kind, name, origins[package], point.module)
@@ -174,15 +190,21 @@ def _of_files(found: Catalogue, paths: list[Path]) -> Iterator[Offer]:
 
 
 def _of_text(found: Catalogue, tree: ast.Module, origin: Origin) -> Iterator[Offer]:
-    """The extensions that a file registers, each by a call of one of `dks.extend`'s functions with its name written out."""
+    """The extensions that a file registers, each by a call of one of `dks.extend`'s functions with
+    its name written out.
+    """
     direct, through = set[str](), set[str]()  # names of the functions, and of the module
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "dks.extend":
             direct |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module == "dks":
-            through |= {alias.asname or alias.name for alias in node.names if alias.name == "extend"}
+            through |= {
+                alias.asname or alias.name for alias in node.names if alias.name == "extend"
+            }
         elif isinstance(node, ast.Import):
-            through |= {alias.asname or alias.name for alias in node.names if alias.name == "dks.extend"}
+            through |= {
+                alias.asname or alias.name for alias in node.names if alias.name == "dks.extend"
+            }
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -190,13 +212,22 @@ def _of_text(found: Catalogue, tree: ast.Module, origin: Origin) -> Iterator[Off
         if kind not in KINDS or (called not in through if called else kind not in direct):
             continue
         given = node.args[0] if node.args else None
-        if isinstance(given, ast.Constant) and isinstance(given.value, str) and NAME.fullmatch(given.value):
+        if (
+            isinstance(given, ast.Constant)
+            and isinstance(given.value, str)
+            and NAME.fullmatch(given.value)
+        ):
             yield Offer(kind, given.value, origin)
         else:
-            found.problems.append(f"{origin}: line {node.lineno}: the first argument of {kind} must be a name in quotes")
+            found.problems.append(
+                f"{origin}: line {node.lineno}: the first argument of {kind} must be a name in "
+                f"quotes"
+            )
 
 
 def twins(choice: str, owners: Sequence[str]) -> RequestError:
     """A choice is there in all these places."""
     places = f"{', '.join(owners[:-1])} and {owners[-1]}"
-    return RequestError(f"{choice} is there more than once, in {places}; rename or remove all but one")
+    return RequestError(
+        f"{choice} is there more than once, in {places}; rename or remove all but one"
+    )

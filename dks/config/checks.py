@@ -1,4 +1,7 @@
-"""What can be said of a configuration's values alone, without looking at data, devices or files: generators of lines."""
+"""What can be said of a configuration's values alone, without looking at data, devices or files.
+
+Generators of lines.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,13 @@ from dks.config.secrets import has_password, without_password
 
 def config_problems(config: Config) -> Iterator[str]:
     """What is wrong with a configuration but for its teacher, a line each."""
-    design, positions, strategy = config.aux_design, config.aux_positions.at, config.matching_strategy.name
+    design = config.aux_design
+    positions = config.aux_positions.at
+    strategy = config.matching_strategy.name
     if strategy != Strategy.none and design.kind == DesignKind.none:
         yield (
-            f"matching_strategy={strategy} has no auxiliary classifier to match, for aux_design is none; "
+            f"matching_strategy={strategy} has no auxiliary classifier to match, for aux_design "
+            f"is none; "
             "choose an aux_design (ours, narrow, ...) or matching_strategy=none"
         )
     elif design.kind == DesignKind.none and positions:
@@ -40,11 +46,20 @@ def config_problems(config: Config) -> Iterator[str]:
             "choose an aux_design (ours, narrow, ...) or aux_positions=none"
         )
     elif design.kind != DesignKind.none and not positions:
-        yield "aux_positions=none leaves no place for the branches; choose aux_positions=c2c3, or aux_design=none"
+        yield (
+            "aux_positions=none leaves no place for the branches; choose aux_positions=c2c3, "
+            "or aux_design=none"
+        )
     elif config.aux_positions.alone and len(positions) != 1:
-        yield f"the path through one branch alone needs one position, not {positions}; choose positions=c2 or positions=c3"
+        yield (
+            f"the path through one branch alone needs one position, not {positions}; choose "
+            f"positions=c2 or positions=c3"
+        )
     elif config.aux_positions.alone and strategy != Strategy.none:
-        yield f"matching_strategy={strategy} has nothing to match on a single path; choose matching_strategy=none"
+        yield (
+            f"matching_strategy={strategy} has nothing to match on a single path; choose "
+            f"matching_strategy=none"
+        )
     for position in positions:
         if position not in config.backbone.branches:
             known = ", ".join(sorted(config.backbone.branches))
@@ -59,7 +74,10 @@ def config_problems(config: Config) -> Iterator[str]:
     yield from _data_problems(config.data)
     side = config.data.image_size
     if config.recipe.pad_mode is PadMode.reflect and side is not None and config.data.pad >= side:
-        yield f"data.pad={config.data.pad} must be below data.image_size={side} with recipe.pad_mode=reflect"
+        yield (
+            f"data.pad={config.data.pad} must be below data.image_size={side} with "
+            f"recipe.pad_mode=reflect"
+        )
     for name, weight in (("alpha", config.loss.alpha), ("beta", config.loss.beta)):
         if not (math.isfinite(weight) and weight >= 0):
             yield f"loss.{name}={weight} must be a finite number of at least 0"
@@ -67,16 +85,22 @@ def config_problems(config: Config) -> Iterator[str]:
     if not 0 <= noise.ratio < 1:
         yield f"label_noise.ratio={noise.ratio} must be at least 0 and below 1"
     elif (noise.kind is NoiseKind.none) != (noise.ratio == 0):
-        yield f"label_noise.ratio={noise.ratio} contradicts label_noise={noise.kind.value}; noise needs both or neither"
+        yield (
+            f"label_noise.ratio={noise.ratio} contradicts label_noise={noise.kind.value}; "
+            f"noise needs both or neither"
+        )
     if not 0 <= config.seed < 2**63:
         yield f"seed={config.seed} must be at least 0 and below 2^63"
     if config.sweep is not None and not is_sweep_name(config.sweep):
-        yield f"sweep={short(config.sweep)} must be letters, digits, dots, dashes and underscores, for it names a folder"
+        yield (
+            f"sweep={short(config.sweep)} must be letters, digits, dots, dashes and "
+            f"underscores, for it names a folder"
+        )
     yield from tracking_problems(config.tracking)
 
 
-# Key -> the least and the most it can be, and what more is to be said of it. What lies beyond is a slip of the finger: it would
-# overflow, or take all memory or years, only after the run has begun.
+# Key -> the least and the most it can be, and what more is to be said of it. What lies beyond is a
+# slip of the finger: it would overflow, or take all memory or years, only after the run has begun.
 RANGES = {
     "aux_design.conv_channels": (1, 100_000, ""),
     "aux_design.hidden": (1, 1_000_000, ""),
@@ -111,7 +135,8 @@ def _range_problems(config: Config) -> Iterator[str]:
                 if not 1 <= (value := getattr(stage, key)) <= most:
                     where = f"backbone.branches.{short(name)}.stages[{number}].{key}"
                     yield f"{where}={short(value)} must be at least 1 and at most {most}"
-    for key, most in (("depth", 2000), ("width", 100), ("growth", 1000)):  # the families say what the least is
+    # the families say what the least is
+    for key, most in (("depth", 2000), ("width", 100), ("growth", 1000)):
         if (getattr(config.backbone, key) or 0) > most:
             yield f"backbone.{key}={short(getattr(config.backbone, key))} must be at most {most}"
 
@@ -129,7 +154,9 @@ def _name_problems(config: Config) -> Iterator[str]:
         if name is not None and not name.strip():
             yield f"{key}={name} is empty; give a name"
         elif name is not None and one_line(name, len(name) + 1) != name:
-            yield f"{key}={short(name)} has a character in it that cannot be seen; give another name"
+            yield (
+                f"{key}={short(name)} has a character in it that cannot be seen; give another name"
+            )
 
 
 def tracking_problems(tracking: Tracking) -> Iterator[str]:
@@ -140,22 +167,38 @@ def tracking_problems(tracking: Tracking) -> Iterator[str]:
         return
     if tracking.kind is TrackingKind.server:
         if not uri:
-            yield "tracking.uri is empty; give https://HOST there or in MLFLOW_TRACKING_URI, or choose tracking=off"
+            yield (
+                "tracking.uri is empty; give https://HOST there or in MLFLOW_TRACKING_URI, or "
+                "choose tracking=off"
+            )
         elif not re.match(r"https?://[^/]", uri):
-            yield f"tracking.uri={shown} names no server; give https://HOST, or choose tracking=local"
+            yield (
+                f"tracking.uri={shown} names no server; give https://HOST, or choose tracking=local"
+            )
     elif not uri:
-        yield "tracking.uri is empty; name a store, for example sqlite:///mlflow.db, or choose tracking=off"
+        yield (
+            "tracking.uri is empty; name a store, for example sqlite:///mlflow.db, or choose "
+            "tracking=off"
+        )
     elif uri.startswith(("http://", "https://")):
         yield f"tracking.uri={shown} is a server; choose tracking=server"
     elif not re.match(r"(sqlite:///|postgresql(\+\w+)?://|mysql(\+\w+)?://).", uri):
-        yield f"tracking.uri={shown} names no store; give sqlite:///FILE or postgresql://HOST/DATABASE"
+        yield (
+            f"tracking.uri={shown} names no store; give sqlite:///FILE or "
+            f"postgresql://HOST/DATABASE"
+        )
     if has_password(uri):
-        where = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" if "http" in uri else "PGPASSWORD or a .pgpass file"
+        where = (
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            if "http" in uri
+            else "PGPASSWORD or a .pgpass file"
+        )
         what = "has a password in it, or a token, which would stand in every record"
         yield f"tracking.uri={shown} {what}; take it out and set {where}"
 
 
-# Field of a backbone -> the family it belongs to. Elsewhere it would change nothing but the cell's identity.
+# Field of a backbone -> the family it belongs to. Elsewhere it would change nothing but the cell's
+# identity.
 _FAMILY_FIELDS = {"width": "wrn", "dropout": "wrn", "growth": "densenet"}
 
 
@@ -164,7 +207,10 @@ def _family_problems(backbone: Backbone) -> Iterator[str]:
         yield f"backbone.dropout={backbone.dropout} must be at least 0 and below 1"
     for key, family in _FAMILY_FIELDS.items():
         if getattr(backbone, key) and backbone.family != family:
-            yield f"backbone.{key}={getattr(backbone, key)} is for the family {family}, this one is {backbone.family}; drop it"
+            yield (
+                f"backbone.{key}={getattr(backbone, key)} is for the family {family}, this one "
+                f"is {backbone.family}; drop it"
+            )
 
 
 def _design_problems(design: AuxDesign) -> Iterator[str]:
@@ -180,15 +226,26 @@ def _recipe_problems(recipe: Recipe) -> Iterator[str]:
     if not 0 <= recipe.momentum < 1:
         yield f"recipe.momentum={recipe.momentum} must be at least 0 and below 1"
     if recipe.nesterov and recipe.momentum == 0:
-        yield "recipe.nesterov=true needs momentum; set recipe.momentum above 0, or recipe.nesterov=false"
+        yield (
+            "recipe.nesterov=true needs momentum; set recipe.momentum above 0, or "
+            "recipe.nesterov=false"
+        )
     if not (math.isfinite(recipe.weight_decay) and recipe.weight_decay >= 0):
         yield f"recipe.weight_decay={recipe.weight_decay} must be a finite number of at least 0"
     if not 0 <= recipe.warmup_epochs < max(recipe.epochs, 1):
-        yield f"recipe.warmup_epochs={recipe.warmup_epochs} must be at least 0 and below recipe.epochs={recipe.epochs}"
+        yield (
+            f"recipe.warmup_epochs={recipe.warmup_epochs} must be at least 0 and below "
+            f"recipe.epochs={recipe.epochs}"
+        )
     yield from _channel_problems("recipe", recipe.mean, recipe.std)
     marks = recipe.milestones
-    if any(not math.isfinite(mark) or mark <= 0 or (mark >= 1 and mark != int(mark)) for mark in marks):
-        yield f"recipe.milestones={marks} must be fractions in (0, 1) of all epochs, or whole epochs of at least 1"
+    if any(
+        not math.isfinite(mark) or mark <= 0 or (mark >= 1 and mark != int(mark)) for mark in marks
+    ):
+        yield (
+            f"recipe.milestones={marks} must be fractions in (0, 1) of all epochs, or whole "
+            f"epochs of at least 1"
+        )
     elif len({mark < 1 for mark in marks}) > 1 or sorted(set(marks)) != marks:
         yield f"recipe.milestones={marks} must rise, and be all fractions or all whole epochs"
 
@@ -196,20 +253,34 @@ def _recipe_problems(recipe: Recipe) -> Iterator[str]:
 def _data_problems(data: Data) -> Iterator[str]:
     if data.augmentation is not Augmentation.pad_crop:
         if data.source not in ("imagefolder", "imagenet"):
-            yield f"data.augmentation={data.augmentation.value} needs data=imagefolder; data.source={data.source} has pad_crop"
+            yield (
+                f"data.augmentation={data.augmentation.value} needs data=imagefolder; "
+                f"data.source={data.source} has pad_crop"
+            )
         if data.image_size is None or data.image_size > data.resize:
-            yield f"data.image_size={data.image_size} must be given, and at most data.resize={data.resize}"
+            yield (
+                f"data.image_size={data.image_size} must be given, and at most "
+                f"data.resize={data.resize}"
+            )
         if data.mean is None or data.std is None:
             yield "data.mean and data.std must be given where images are not kept in memory"
     if not (math.isfinite(data.cache_gib) and data.cache_gib >= 0):
-        yield f"data.cache_gib={data.cache_gib} must be a finite number of at least 0, in GiB; 0 keeps no decoded images"
+        yield (
+            f"data.cache_gib={data.cache_gib} must be a finite number of at least 0, in GiB; 0 "
+            f"keeps no decoded images"
+        )
     for key in ("image_column", "label_column"):
         if (name := getattr(data, key)) is not None and data.source != "parquet":
-            yield f"data.{key}={short(name)} is for data=parquet; data.source={data.source} has no columns, drop it"
+            yield (
+                f"data.{key}={short(name)} is for data=parquet; data.source={data.source} has "
+                f"no columns, drop it"
+            )
     yield from _channel_problems("data", data.mean, data.std)
 
 
-def _channel_problems(where: str, mean: list[float] | None, std: list[float] | None) -> Iterator[str]:
+def _channel_problems(
+    where: str, mean: list[float] | None, std: list[float] | None
+) -> Iterator[str]:
     for key, values in (("mean", mean), ("std", std)):
         if values is not None and (len(values) != 3 or not all(math.isfinite(v) for v in values)):
             yield f"{where}.{key}={values} must be three finite numbers, one for each channel"
@@ -222,14 +293,27 @@ def distillation_problems(config: Config) -> Iterator[str]:
     kd = config.kd_teacher
     if kd.kind is TeacherKind.none:
         if kd.students:
-            yield f"kd_teacher.students={kd.students} have no teacher; choose teacher=checkpoint or teacher=resnet50"
+            yield (
+                f"kd_teacher.students={kd.students} have no teacher; choose teacher=checkpoint "
+                f"or teacher=resnet50"
+            )
         return
     classifiers = ["c1", *([] if config.aux_positions.alone else sorted(config.aux_positions.at))]
-    if not kd.students or len(set(kd.students)) < len(kd.students) or not set(kd.students) <= set(classifiers):
-        yield f"kd_teacher.students={kd.students} must name classifiers of this network, each once: {', '.join(classifiers)}"
+    if (
+        not kd.students
+        or len(set(kd.students)) < len(kd.students)
+        or not set(kd.students) <= set(classifiers)
+    ):
+        yield (
+            f"kd_teacher.students={kd.students} must name classifiers of this network, each "
+            f"once: {', '.join(classifiers)}"
+        )
     own = [key for key in ("mean", "std", "image_size") if getattr(kd, key) is not None]
     if own and kd.path is None:
-        yield f"kd_teacher.{own[0]} is for a file (kd_teacher.path); a run and torchvision's weights have their own, drop it"
+        yield (
+            f"kd_teacher.{own[0]} is for a file (kd_teacher.path); a run and torchvision's "
+            f"weights have their own, drop it"
+        )
     yield from _channel_problems("kd_teacher", kd.mean, kd.std)
     for key in ("temperature", "weight"):
         value = getattr(kd, key)

@@ -39,7 +39,7 @@ from dks.config.schema import Config
 
 @dataclass(frozen=True)
 class Composed:
-    """A configuration and the choices it was composed from (group -> name, as Hydra recorded them)."""
+    """A configuration, and the choices it was composed from (group -> name, as in Hydra)."""
 
     config: Config
     choices: dict[str, str | None]
@@ -49,18 +49,28 @@ class Composed:
 MANY = 100  # values of a range, which Hydra then counts by itself
 DEEPEST = 20  # brackets within brackets in one override
 OWN_CHOICES = (
-    "choices of your own are files conf/GROUP/NAME.yaml beside ours, or in a folder that DKS_EXTENSIONS names; drop it"
+    "choices of your own are files conf/GROUP/NAME.yaml beside ours, or in a folder "
+    "that DKS_EXTENSIONS names; drop it"
 )
-# Keys of Hydra that mean nothing here, for every run is planned, and its folder is named after its cell -> the value that they
-# have, and why they can have no other.
+# Keys of Hydra that mean nothing here, for every run is planned, and its folder is named after its
+# cell -> the value that they have, and why they can have no other.
 FIXED: dict[str, tuple[object, str]] = {
     "hydra.mode": ("MULTIRUN", "a single run is planned as a sweep is; drop it"),
     "hydra.run.dir": ("${runs_dir}", "runs are kept in runs_dir; set that"),
     "hydra.sweep.dir": ("${runs_dir}", "runs are kept in runs_dir; set that"),
-    "hydra.sweep.subdir": ("${hydra.job.num}", "the folder of a run is named after its cell; drop it"),
+    "hydra.sweep.subdir": (
+        "${hydra.job.num}",
+        "the folder of a run is named after its cell; drop it",
+    ),
     "hydra.job.chdir": (False, "runs begin in the folder in which the command was typed; drop it"),
-    "hydra.job.env_set": ({}, "set the variables of the command itself, as in NAME=VALUE dks train"),
-    "hydra.output_subdir": (".hydra", "what is kept of a run is in the folder of its cell; drop it"),
+    "hydra.job.env_set": (
+        {},
+        "set the variables of the command itself, as in NAME=VALUE dks train",
+    ),
+    "hydra.output_subdir": (
+        ".hydra",
+        "what is kept of a run is in the folder of its cell; drop it",
+    ),
     "hydra.searchpath": ([], OWN_CHOICES),
 }
 
@@ -68,14 +78,18 @@ Compose = Callable[[Sequence[str]], Composed]  # from the overrides of one cell
 
 
 class UnsettledError(RequestError):
-    """Wrong, but one more value could set it right: some value is missing, or refers to others that do not fit."""
+    """Wrong, but one more value could set it right.
+
+    Some value is missing, or refers to others that do not fit.
+    """
 
 
 def register_schema() -> None:
     """Make the typed schema known to Hydra as `schema`, the first entry of the primary config."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    # Hydra copies the whole store for each composition and each group it lists, in 20 ms, and again what it reads there.
+    # Hydra copies the whole store for each composition and each group it lists, in 20 ms, and again
+    # what it reads there.
     vars(store)["__deepcopy__"] = lambda memo: store
 
 
@@ -98,13 +112,19 @@ def from_hydra(composed: DictConfig) -> Composed:
     """The typed configuration inside what Hydra composed, with its `hydra` node.
 
     Raises:
-        RequestError: a short and a long name disagree, a key is unknown or of the wrong type, or a file asks of Hydra
-            what it cannot do here; UnsettledError.
+        RequestError: a short and a long name disagree, a key is unknown or of the wrong type, or a
+            file asks of Hydra what it cannot do here; UnsettledError.
     """
     check_hydra(composed.hydra)
-    everything = cast("dict[str, str | None]", OmegaConf.to_container(composed.hydra.runtime.choices))
-    chosen = {group: choice for group, choice in everything.items() if not group.startswith("hydra/")}
-    if empty := [group for group, choice in chosen.items() if choice is None and group in _schema()]:
+    everything = cast(
+        "dict[str, str | None]", OmegaConf.to_container(composed.hydra.runtime.choices)
+    )
+    chosen = {
+        group: choice for group, choice in everything.items() if not group.startswith("hydra/")
+    }
+    if empty := [
+        group for group, choice in chosen.items() if choice is None and group in _schema()
+    ]:
         raise RequestError(*(f"{group}=null: {_one_choice(group)}" for group in empty))
     keys = [str(key) for key in composed if key != "hydra"]
     values = OmegaConf.masked_copy(composed, keys)
@@ -163,7 +183,10 @@ def _schema() -> DictConfig:
 
 
 def explain(error: BaseException) -> str:
-    """One line for a user from an error of Hydra or OmegaConf: what is wrong, and the choices where there are some."""
+    """One line for a user from an error of Hydra or OmegaConf.
+
+    What is wrong, and the choices where there are some.
+    """
     text = str(error)
     if isinstance(error, MissingConfigException):
         return _no_choice(error)
@@ -175,17 +198,30 @@ def explain(error: BaseException) -> str:
         if not isinstance(error.__cause__, OmegaConfBaseException):
             return one_line(text)
         return explain(error.__cause__)
-    if isinstance(error.__context__, OmegaConfBaseException) and (file := _first(r"^In '([^']*)':", text)) is not None:
+    if (
+        isinstance(error.__context__, OmegaConfBaseException)
+        and (file := _first(r"^In '([^']*)':", text)) is not None
+    ):
         return f"{short(file)}.yaml: {explain(error.__context__)}"
-    if isinstance(error, ConfigCompositionException) and (group := _first(r"Could not override '([^']*)'", text)) is not None:
+    if (
+        isinstance(error, ConfigCompositionException)
+        and (group := _first(r"Could not override '([^']*)'", text)) is not None
+    ):
         if (file := _first(r"^In '([^']*)':", text)) is not None:
             long = SHORT_NAMES.get(group)
-            hint = f"write override /{long}" if long else "the groups behind its own in conf/config.yaml are settled by then"
+            hint = (
+                f"write override /{long}"
+                if long
+                else "the groups behind its own in conf/config.yaml are settled by then"
+            )
             if "@" in group:  # it would be a group inside of its own
                 group, hint = group.partition("@")[0], "write # @package _global_ in its first line"
             return f"{short(file)}.yaml: it cannot override {short(group)}; {hint}"
         if group in groups():
-            return f"{group}: the configuration has no choice of it; add one with +{group}=NAME, of {', '.join(choices(group))}"
+            return (
+                f"{group}: the configuration has no choice of it; add one with +{group}=NAME, "
+                f"of {', '.join(choices(group))}"
+            )
         return f"{short(group)}: no such key; groups are {', '.join(groups())}"
     if isinstance(error, OverrideParseException):
         return f"{short(error.override)} cannot be read: {_syntax(text)}"
@@ -193,7 +229,9 @@ def explain(error: BaseException) -> str:
         mark = error.problem_mark
         return f"{short(mark.name)}, line {mark.line + 1}: {one_line(str(error.problem))}"
     if isinstance(error, OmegaConfBaseException):
-        key = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "configuration")
+        key = str(
+            getattr(error, "full_key", None) or getattr(error, "key", None) or "configuration"
+        )
         return _refused(short(key), error)
     return one_line(text)
 
@@ -210,12 +248,15 @@ def _no_choice(error: MissingConfigException) -> str:
 
 
 _WANTED = {  # what OmegaConf says of a value -> what is wanted
-    r"Value '(?P<value>.*)' of type '\w+' could not be converted to Integer": "must be a whole number",
+    r"Value '(?P<value>.*)' of type '\w+' could not be converted to " r"Integer": "must be a whole "
+    "number",
     r"Value '(?P<value>.*)' of type '\w+' could not be converted to Float": "must be a number",
     r"Value '(?P<value>.*)' is not a valid bool": "must be true or false",
-    r"Invalid value '(?P<value>.*)', expected one of \[(?P<choices>.*)\]": "no such choice; choose from {choices}",
+    r"Invalid value '(?P<value>.*)', expected one of "
+    r"\[(?P<choices>.*)\]": "no such choice; choose from {choices}",
     r"field '.*' is not Optional()": "it needs a value",
-    r"Invalid value assigned: (?P<value>\w+) is not a ListConfig, list or tuple": "must be a list, for example {key}=[...]",
+    r"Invalid value assigned: (?P<value>\w+) is not a ListConfig, list "
+    r"or tuple": "must be a list, for example {key}=[...]",
     r"Cannot assign (?P<value>\w+) to ": "must hold keys of its own, each with a value",
     r"Cannot convert '(?P<value>.*)' to string": "must be a text",
 }
@@ -223,15 +264,20 @@ _WANTED = {  # what OmegaConf says of a value -> what is wanted
 
 def _refused(key: str, error: OmegaConfBaseException) -> str:
     """What is wrong with a key or with its value."""
-    message = re.split(r"\n\s*full_key:", error.msg or str(error))[0]  # a value can have lines of its own
+    # a value can have lines of its own
+    message = re.split(r"\n\s*full_key:", error.msg or str(error))[0]
     owner = error.parent_node
     if "not in" in message and isinstance(owner, DictConfig):
         if key.startswith("hydra.sweeper."):
             return f"{key}: {_SWEEPS}"
         if key in groups():
-            return f"{key}: no such key; files of conf/{key} have # @package _global_ in their first line"
+            return (
+                f"{key}: no such key; files of conf/{key} have # @package _global_ in their "
+                f"first line"
+            )
         known = {str(name) for name in owner if not str(name).startswith("_")} - {"hydra"}
-        if "backbone" in known:  # the top level, where groups can be chosen by their short names, too
+        # the top level, where groups can be chosen by their short names, too
+        if "backbone" in known:
             known |= {"method", *SHORT_NAMES}
         close = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -242,12 +288,19 @@ def _refused(key: str, error: OmegaConfBaseException) -> str:
             refused = _reference(message) or _value(error, named.get("value"))
             value = "null" if refused is None else short(refused)
             said = wanted.format(key=key, choices=named.get("choices"))
-            return f"{key}={value}: {said}" if wanted.startswith(("no such", "it ")) else f"{key}={value} {said}"
+            return (
+                f"{key}={value}: {said}"
+                if wanted.startswith(("no such", "it "))
+                else f"{key}={value} {said}"
+            )
     return f"{key}: {one_line(message)}"
 
 
 def _reference(message: str) -> str | None:
-    """The value as it was written where it refers to another one: what that one holds is nobody's business."""
+    """The value as it was written where it refers to another one.
+
+    What that one holds is nobody's business.
+    """
     return _first(r"(?s)While dereferencing interpolation '(.*?)':", message)
 
 
@@ -258,14 +311,24 @@ def _value(error: OmegaConfBaseException, said: str | None) -> object:
 
 def _syntax(text: str) -> str:
     """What Hydra's grammar says, less its list of tokens and its link."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(("Error parsing override", "See http"))]
+    lines = [
+        line
+        for line in text.splitlines()
+        if line.strip() and not line.startswith(("Error parsing override", "See http"))
+    ]
     said = one_line(re.split(r" expecting | See http", " ".join(lines))[0], 200)
-    said = re.sub(r"^LexerNoViableAltException: .*|^token recognition error at: .*", "a character has no meaning there", said)
+    said = re.sub(
+        r"^LexerNoViableAltException: .*|^token recognition error at: .*",
+        "a character has no meaning there",
+        said,
+    )
     return f"{said}; write KEY=VALUE or KEY=VALUE,VALUE, and quote what is special: \"KEY='VALUE'\""
 
 
 def check_hydra(node: DictConfig) -> None:
-    """Look at what files of the configuration, an experiment's for example, ask of Hydra: it is done or refused, never ignored.
+    """Look at what files of the configuration, an experiment's for example, ask of Hydra.
+
+    It is done or refused, never ignored.
 
     Args:
         node: `hydra` of what was composed.
@@ -277,7 +340,8 @@ def check_hydra(node: DictConfig) -> None:
     for key, (expected, why) in FIXED.items():
         *above, name = key.split(".")[1:]
         held = OmegaConf.masked_copy(node[above[0]] if above else node, name)
-        value = cast("dict[str, Any]", OmegaConf.to_container(held))[name]  # a reference as it is written
+        # a reference as it is written
+        value = cast("dict[str, Any]", OmegaConf.to_container(held))[name]
         value = getattr(value, "name", value)
         if value != expected:
             problems.append(f"{key}={short(value)}: {why}")
@@ -286,7 +350,10 @@ def check_hydra(node: DictConfig) -> None:
     sweeper = node.runtime.choices["hydra/sweeper"]
     if sweeper != SWEEPER:
         problems.append(f"hydra/sweeper={short(sweeper)}: {_ONE_SWEEPER}")
-    elif more := sorted({*map(str, node.sweeper)} - {*ConfigStore.instance().load(f"hydra/sweeper/{SWEEPER}.yaml").node}):
+    elif more := sorted(
+        {*map(str, node.sweeper)}
+        - {*ConfigStore.instance().load(f"hydra/sweeper/{SWEEPER}.yaml").node}
+    ):
         problems += [f"hydra.sweeper.{short(key)}: {_SWEEPS}" for key in more]
     if problems:
         raise RequestError(*problems)
@@ -294,19 +361,24 @@ def check_hydra(node: DictConfig) -> None:
 
 SWEEPER = "dks"
 _ONE_SWEEPER = "sweeps are planned in one way only; drop it"
-_SWEEPS = "no such key; a sweep is typed, as in -m seed=1..5, or is a file of its own, which dks sweep run NAME takes"
+_SWEEPS = (
+    "no such key; a sweep is typed, as in -m seed=1..5, or is a file of its own, which dks "
+    "sweep run NAME takes"
+)
 
 
 def checked(lines: Iterable[str], several: bool = True) -> list[str]:
-    """The overrides, each read by itself: what is wrong in one is said with its name, before Hydra looks at all of them. Ranges
-    of whole numbers, such as seed=1..5, are as Hydra has them.
+    """The overrides, each read by itself.
+
+    What is wrong in one is said with its name, before Hydra looks at all of them. Ranges of whole
+    numbers, such as seed=1..5, are as Hydra has them.
 
     Args:
         several: a key may have several values, which makes a sweep.
 
     Raises:
-        RequestError: one is not written as Hydra's grammar has it, gives a group something else than a choice, or means nothing
-            here.
+        RequestError: one is not written as Hydra's grammar has it, gives a group something else
+            than a choice, or means nothing here.
     """
     parser, problems, read = OverridesParser.create(), list[str](), list[str]()
     known = {*groups(), *(group for group, _ in catalogue().choices)}
@@ -327,9 +399,15 @@ def checked(lines: Iterable[str], several: bool = True) -> list[str]:
         fixed = next((name for name in FIXED if f"{key}.".startswith(f"{name}.")), None)
         if not key:
             problems.append(f"{short(line)} has no key; write KEY=VALUE")
-        elif is_group and override.type is not OverrideType.DEL and not all(map(_is_choice, values)):
+        elif (
+            is_group and override.type is not OverrideType.DEL and not all(map(_is_choice, values))
+        ):
             said = _one_choice(key)
-            said += " ('off' in quotes, for in YAML it is false)" if False in values and "off" in said else ""
+            said += (
+                " ('off' in quotes, for in YAML it is false)"
+                if False in values and "off" in said
+                else ""
+            )
             problems.append(f"{short(line)}: {said}")
         elif fixed is not None:
             problems.append(f"{short(line)}: {FIXED[fixed][1]}")
@@ -337,12 +415,20 @@ def checked(lines: Iterable[str], several: bool = True) -> list[str]:
             problems.append(f"{short(line)}: {_ONE_SWEEPER}")
         elif not several and (ranges or override.is_sweep_override()):
             command = f"python train.py -m {quote(short(line))}"
-            problems.append(f"{short(line)}: several values make a sweep, which needs -m: {command}")
+            problems.append(
+                f"{short(line)}: several values make a sweep, which needs -m: {command}"
+            )
         elif not all(ranges):
-            problems.append(f"{short(line)} is no range; write the first and the last whole number, as in 1..5")
+            problems.append(
+                f"{short(line)} is no range; write the first and the last whole number, as in 1..5"
+            )
         elif sum(map(len, ranges)) > MOST_CELLS:
-            problems.append(f"{short(line)} has more than {MOST_CELLS:,} values; a sweep has so many cells at most")
-        elif ranges and isinstance(value, str) and len(ranges[0]) > MANY:  # written out it would take long to parse
+            problems.append(
+                f"{short(line)} has more than {MOST_CELLS:,} values; a sweep has so many cells "
+                f"at most"
+            )
+        elif ranges and isinstance(value, str) and len(ranges[0]) > MANY:
+            # written out it would take long to parse
             read.append(f"{line.partition('=')[0]}=range({ranges[0].start},{ranges[0].stop})")
         else:
             read.append(written_out(line) if ranges else line)
@@ -357,11 +443,14 @@ def _one_choice(group: str) -> str:
     if group == "hydra/launcher":
         Plugins.instance()  # registers them
         names = sorted(name.removesuffix(".yaml") for name in ConfigStore.instance().list(group))
-    return f"{group} takes one choice, by its name{'; choose from ' if names else ''}{', '.join(names)}"
+    return (
+        f"{group} takes one choice, by its "
+        f"name{'; choose from ' if names else ''}{', '.join(names)}"
+    )
 
 
 def _is_choice(value: object) -> bool:
-    """Could it be the name of one? Names of many, with an asterisk for example, become names later."""
+    """Could it be the name of one? Those of many, with an asterisk, become names later."""
     return isinstance(value, str | QuotedString | Glob)
 
 
@@ -375,7 +464,10 @@ def _depth(line: str) -> int:
 
 
 def explain_request(error: Exception) -> tuple[str, ...]:
-    """The lines for a user if the error says that his request was wrong; none if it is an error of the program."""
+    """The lines for a user if the error says that his request was wrong.
+
+    None if it is an error of the program.
+    """
     if isinstance(error, RequestError):
         return error.problems
     frames = traceback.extract_tb(error.__traceback__)

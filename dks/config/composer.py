@@ -1,4 +1,7 @@
-"""Composing the many cells of a sweep: through Hydra once for every combination of choices, not once for every cell."""
+"""Composing the many cells of a sweep.
+
+Through Hydra once for every combination of choices, not once for every cell.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ class _Kind(Enum):
 
     choice = "choice"  # a file of a group: Hydra composes
     value = "value"  # a plain value for a key of the schema: set on what was composed
-    wrong = "wrong"  # a plain value for a key that is not in the schema, or one that it refuses: Hydra says why
+    # a plain value for a key that is not in the schema, or one that it refuses: Hydra says why
+    wrong = "wrong"
     other = "other"  # anything else: Hydra composes the whole cell
 
 
@@ -38,15 +42,19 @@ class _Reading:
 
 
 class Composer:
-    """Equal to the function `compose` that it is given, for the overrides of one cell after another, but fast.
+    """Equal to the function `compose` that it is given, for the overrides of one cell after
+    another, but fast.
 
-    Hydra takes a tenth of a second for a cell, and the cells of a sweep differ mostly in plain values such as `seed=3`. So each
-    combination of choices is composed once, each plain value is converted once by OmegaConf against the schema, and a cell is a
-    copy with its values set. That is what Hydra does, too: it sets values last, wherever they stand. An override of any other
-    kind (`+`, `~`, `hydra.`, a package, a value that refers to others, a dict) sends its cell to Hydra as a whole.
+    Hydra takes a tenth of a second for a cell, and the cells of a sweep differ mostly in plain
+    values such as `seed=3`. So each combination of choices is composed once, each plain value is
+    converted once by OmegaConf against the schema, and a cell is a copy with its values set. That
+    is what Hydra does, too: it sets values last, wherever they stand. An override of any other kind
+    (`+`, `~`, `hydra.`, a package, a value that refers to others, a dict) sends its cell to Hydra
+    as a whole.
 
-    The configurations share lists and dicts, which nobody may change in place; their dataclasses are each cell's own. What the
-    composer remembers holds as long as the files in `conf/` do: use one for one plan.
+    The configurations share lists and dicts, which nobody may change in place; their dataclasses
+    are each cell's own. What the composer remembers holds as long as the files in `conf/` do: use
+    one for one plan.
 
     Args:
         compose: one composition through Hydra.
@@ -71,10 +79,15 @@ class Composer:
         readings = [self._read(line) for line in overrides]
         if any(reading.kind is _Kind.other for reading in readings):
             return self._compose(overrides)
-        choices = tuple(line for line, reading in zip(overrides, readings, strict=True) if reading.kind is _Kind.choice)
+        choices = tuple(
+            line
+            for line, reading in zip(overrides, readings, strict=True)
+            if reading.kind is _Kind.choice
+        )
         for line, reading in zip(overrides, readings, strict=True):
             if reading.kind is _Kind.wrong:
-                self._base((*choices, line))  # raises, as for every other cell with these choices and this value
+                # raises, as for every other cell with these choices and this value
+                self._base((*choices, line))
                 return self._compose(overrides)
         base = self._base(choices)
         if base is None:
@@ -93,7 +106,9 @@ class Composer:
         return Composed(config, dict(base.choices))
 
     def _base(self, overrides: tuple[str, ...]) -> Composed | None:
-        """What Hydra makes of overrides that many cells share; None where the values of a cell could change the rest of it.
+        """What Hydra makes of overrides that many cells share.
+
+        None where the values of a cell could change the rest of it.
 
         Raises:
             RequestError: Hydra's, which every cell with these overrides has.
@@ -115,17 +130,28 @@ class Composer:
         if line not in self._readings:
             try:
                 self._readings[line] = self._reading(self._parser.parse_override(line))
-            except (HydraException, ValueError):  # Hydra says what is wrong with it when it composes
+            except (HydraException, ValueError):
+                # Hydra says what is wrong with it when it composes
                 self._readings[line] = _Reading(_Kind.other)
         return self._readings[line]
 
     def _reading(self, override: Override) -> _Reading:
         key, value = override.key_or_group, override.value()
-        plain = override.type is OverrideType.CHANGE and override.value_type is ValueType.ELEMENT and override.package is None
+        plain = (
+            override.type is OverrideType.CHANGE
+            and override.value_type is ValueType.ELEMENT
+            and override.package is None
+        )
         if plain and key in self._groups and isinstance(value, str):
             return _Reading(_Kind.choice)
         part, _, name = key.rpartition(".")
-        if not plain or not _is_literal(value) or part not in self._parts or key in self._parts or not name.isidentifier():
+        if (
+            not plain
+            or not _is_literal(value)
+            or part not in self._parts
+            or key in self._parts
+            or not name.isidentifier()
+        ):
             return _Reading(_Kind.other)
         if key not in self._leaves:
             return _Reading(_Kind.wrong)
@@ -150,7 +176,9 @@ def _leaves(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def _is_literal(value: object) -> bool:
-    """Does it mean the same whatever the rest of the configuration is? `${...}` refers to it, `???` is the lack of a value."""
+    """Does it mean the same whatever the rest of the configuration is? `${...}` refers to it, `???`
+    is the lack of a value.
+    """
     if isinstance(value, list):
         return all(not isinstance(item, list) and _is_literal(item) for item in value)
     if isinstance(value, str):

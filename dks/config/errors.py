@@ -11,7 +11,10 @@ LONGEST_VALUE = 80  # characters of a value inside of it
 
 
 class RequestError(Exception):
-    """The request was wrong and nothing was launched. Each problem is one line for the user; exit status 2."""
+    """The request was wrong and nothing was launched. Each problem is one line for the user.
+
+    Exit status 2.
+    """
 
     def __init__(self, *problems: str) -> None:
         self.problems = tuple(one_line(without_password(problem)) for problem in problems)
@@ -28,17 +31,28 @@ class RequestError(Exception):
 def one_line(text: str, longest: int = LONGEST) -> str:
     """A text as one line that does nothing to a terminal.
 
-    What would move the cursor, colour the screen, hide text or turn its direction is shown as its escape, such as \\x1b; a
-    text longer than `longest` characters is cut in its middle, after its passwords are out: half of one would not be known.
+    What would move the cursor, colour the screen, hide text or turn its direction is shown as its
+    escape, such as \\x1b; a text longer than `longest` characters is cut in its middle, after its
+    passwords are out: half of one would not be known.
     """
     text = without_password(text) if len(text) > longest else text
     shown = visible(re.sub(r"\s*\n\s*", " ", text).strip(" "))
-    return shown if len(shown) <= longest else f"{shown[: longest * 2 // 3]} ... {shown[-longest // 3 :]}"
+    return (
+        shown
+        if len(shown) <= longest
+        else f"{shown[: longest * 2 // 3]} ... {shown[-longest // 3 :]}"
+    )
 
 
 def visible(text: str) -> str:
-    """A text of several lines that does nothing to a terminal: what is not printed is shown as its escape."""
-    return "".join(char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text)
+    """A text of several lines that does nothing to a terminal.
+
+    What is not printed is shown as its escape.
+    """
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in text
+    )
 
 
 def short(value: object) -> str:

@@ -1,7 +1,9 @@
-"""Extensions that are asked for: registered by their authors, loaded, and told apart by their versions.
+"""Extensions that are asked for.
 
-Only what a configuration asks for is imported, so that a broken extension disturbs nobody else. `dks/config/catalogue.py` lists
-what there is; `dks/extend.py` is what authors call.
+Registered by their authors, loaded, and told apart by their versions.
+
+Only what a configuration asks for is imported, so that a broken extension disturbs nobody else.
+`dks/config/catalogue.py` lists what there is; `dks/extend.py` is what authors call.
 """
 
 from __future__ import annotations
@@ -36,8 +38,11 @@ class Component:
     version: str | None  # None: the package's, or the content of the file
     module: str  # in which that was done
     options: Mapping[str, Any]  # and their defaults
-    value: Any  # backbone: a `Family`; aux_design: Place -> module; matching_strategy: see `extend.py`; data: a source
-    choice: Callable[[], dict[str, Any]]  # what a file of the group `kind` would hold, for the choice of the same name
+    # backbone: a `Family`; aux_design: Place -> module; matching_strategy: see `extend.py`; data: a
+    #     source
+    value: Any
+    # what a file of the group `kind` would hold, for the choice of the same name
+    choice: Callable[[], dict[str, Any]]
 
     def filled_in(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options, those that are not given with their defaults.
@@ -50,12 +55,17 @@ class Component:
         for name, value in given.items():
             if name not in found:
                 known = ", ".join(found) or "none"
-                raise RequestError(f"{where}.{name}: {self.kind} {self.name} has no such option; it has {known}")
+                raise RequestError(
+                    f"{where}.{name}: {self.kind} {self.name} has no such option; it has {known}"
+                )
             default = found[name]
             if isinstance(default, float) and type(value) is int:
                 value = float(value)
             if default is not None and type(value) is not type(default):
-                raise RequestError(f"{where}.{name}={value}: it must be of type {type(default).__name__}, as {default} is")
+                raise RequestError(
+                    f"{where}.{name}={value}: it must be of type {type(default).__name__}, as "
+                    f"{default} is"
+                )
             found[name] = value
         return found
 
@@ -89,9 +99,14 @@ def register(component: Component) -> None:
         RequestError: its name or version has characters that a configuration could not hold.
     """
     if not NAME.fullmatch(component.name):
-        raise RequestError(f"{component.kind} {component.name!r}: a name is of letters, digits and underscores")
+        raise RequestError(
+            f"{component.kind} {component.name!r}: a name is of letters, digits and underscores"
+        )
     if component.version is not None and not _VERSION.fullmatch(component.version):
-        raise RequestError(f"{component.kind} {component.name}: version={component.version!r} must be such as 1 or 2.1")
+        raise RequestError(
+            f"{component.kind} {component.name}: version={component.version!r} must be such as 1 "
+            f"or 2.1"
+        )
     _registered.append(component)
 
 
@@ -113,14 +128,16 @@ def find(kind: str, reference: str, ours: Iterable[str] = ()) -> Extension:
         ours: the names of that kind that are not extensions, for the message.
 
     Raises:
-        RequestError: there is none, there are two, it cannot be imported, or it is of another version.
+        RequestError: there is none, there are two, it cannot be imported, or it is of another
+            version.
     """
     name, _, wanted = reference.partition("@")
     offers = catalogue().offers.get((kind, name), [])
     key = KINDS[kind]
     if not offers and wanted:
         raise RequestError(
-            f"{key}={name} is an extension, wanted in version {wanted}, and is not here; install the package that has it, "
+            f"{key}={name} is an extension, wanted in version {wanted}, and is not here; install "
+            f"the package that has it, "
             f"or name its file in {VARIABLE}{_seen()}"
         )
     if not offers:
@@ -132,14 +149,17 @@ def find(kind: str, reference: str, ours: Iterable[str] = ()) -> Extension:
     extension = _load(offers[0])
     if wanted and wanted != extension.version:
         raise RequestError(
-            f"{key}={name} is wanted in version {wanted}, and {offers[0].origin} has version {extension.version}; install the "
+            f"{key}={name} is wanted in version {wanted}, and {offers[0].origin} has version "
+            f"{extension.version}; install the "
             "one that is wanted, or begin anew with the one that is here, which makes other cells"
         )
     return extension
 
 
 def tried() -> Iterator[tuple[str, str, Extension | RequestError]]:
-    """Kind and name of everything that is offered, sorted, and what it is when loaded or why it cannot be used."""
+    """Kind and name of everything that is offered, sorted, and what it is when loaded or why it
+    cannot be used.
+    """
     listed = catalogue()
     for kind, name in sorted(listed.offers):
         try:
@@ -161,17 +181,26 @@ def _load(offer: Offer) -> Extension:
     origin = offer.origin
     content = None if origin.sha256 is None else origin.sha256[:12]  # before it is imported
     try:
-        module = _import_file(origin.file) if origin.file is not None else import_module(str(offer.module))
+        module = (
+            _import_file(origin.file)
+            if origin.file is not None
+            else import_module(str(offer.module))
+        )
     except (Exception, SystemExit) as error:
         said = str(error) if isinstance(error, RequestError) else f"{type(error).__name__}: {error}"
-        raise RequestError(f"{offer}: {origin} cannot be imported: {' '.join(said.split())}") from error
+        raise RequestError(
+            f"{offer}: {origin} cannot be imported: {' '.join(said.split())}"
+        ) from error
     top = module.__name__.partition(".")[0]
     own = [each for each in _registered if each.module.partition(".")[0] == top]
     for component in reversed(own):
         if (component.kind, component.name) == (offer.kind, offer.name):
             return Extension(offer, component, str(component.version or content or origin.version))
     known = ", ".join(f"{each.kind} {each.name}" for each in own) or "nothing"
-    raise RequestError(f"{offer}: {origin}, module {module.__name__}, registers no such {offer.kind}; it registers {known}")
+    raise RequestError(
+        f"{offer}: {origin}, module {module.__name__}, registers no such {offer.kind}; it "
+        f"registers {known}"
+    )
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -190,7 +219,10 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def generated(group: str, name: str) -> dict[str, Any] | None:
-    """The content of a choice that no file holds: of an extension without one, or its short name; None: there is none."""
+    """The content of a choice that no file holds: of an extension without one, or its short name.
+
+    None: there is none.
+    """
     if name not in _generated(catalogue(), group):
         return None
     if (long := SHORT_NAMES.get(group)) is not None:
@@ -213,7 +245,10 @@ def _generated(found: Catalogue, group: str) -> set[str]:
 
 
 def used(config: Config) -> list[dict[str, str]]:
-    """For a record: the extensions of a resolved configuration; those that cannot be loaded are left out."""
+    """For a record: the extensions of a resolved configuration.
+
+    Those that cannot be loaded are left out.
+    """
     described = []
     for kind, reference in references(config):
         try:
@@ -224,7 +259,8 @@ def used(config: Config) -> list[dict[str, str]]:
 
 
 def cited(recorded: Iterable[object]) -> list[dict[str, str]]:
-    """What records say of the extensions of runs, each once, with the name of a file in place of its path on some machine.
+    """What records say of the extensions of runs, each once, with the name of a file in place of
+    its path on some machine.
 
     Args:
         recorded: as `Extension.described` has it; what is not is left out.
@@ -234,7 +270,9 @@ def cited(recorded: Iterable[object]) -> list[dict[str, str]]:
         if not isinstance(each, Mapping):
             continue
         one = {
-            key: str(each[key]) for key in ("kind", "name", "version", "package", "package_version", "sha256") if key in each
+            key: str(each[key])
+            for key in ("kind", "name", "version", "package", "package_version", "sha256")
+            if key in each
         }
         if "file" in each:
             one["file"] = re.split(r"[/\\]", str(each["file"]))[-1]
@@ -273,13 +311,24 @@ def require(config: Config, recorded: Sequence[Mapping[str, str]]) -> list[Path]
         try:
             origin = find(kind, reference).offer.origin
         except RequestError as error:
-            raise RequestError(*(line + (_hint(known) if known else "") for line in error.problems)) from error
-        if known is not None and origin.file is not None and known.get("sha256", origin.sha256) != origin.sha256:
+            raise RequestError(
+                *(line + (_hint(known) if known else "") for line in error.problems)
+            ) from error
+        if (
+            known is not None
+            and origin.file is not None
+            and known.get("sha256", origin.sha256) != origin.sha256
+        ):
             changed.append(origin.file)
     return changed
 
 
 def _hint(recorded: Mapping[str, str]) -> str:
     if "file" in recorded:
-        return f"; the run had it from {VARIABLE}={recorded['file']} (sha256 {recorded['sha256'][:12]})"
-    return f"; the run had it from: pip install {recorded['package']}=={recorded['package_version']}"
+        return (
+            f"; the run had it from {VARIABLE}={recorded['file']} (sha256 "
+            f"{recorded['sha256'][:12]})"
+        )
+    return (
+        f"; the run had it from: pip install {recorded['package']}=={recorded['package_version']}"
+    )

@@ -15,7 +15,10 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def declarations(name: str) -> Path:
-    """`conf`, `sweeps`, `analysis` or `constraints.txt`: inside an installed wheel, or beside the package in a checkout."""
+    """`conf`, `sweeps`, `analysis` or `constraints.txt`.
+
+    Inside an installed wheel, or beside the package in a checkout.
+    """
     shipped = _PACKAGE / "share" / name
     return shipped if shipped.exists() else _PACKAGE.parent / name
 
@@ -29,18 +32,28 @@ def cache_folder() -> Path:
 
 
 def python_path(given: str = "") -> str:
-    """The PYTHONPATH of processes that are to import this package from where it is: a bare checkout comes before what is given.
+    """The PYTHONPATH of processes that are to import this package from where it is.
+
+    A bare checkout comes before what is given.
 
     An installed one is found without, and its folder would bring all that is installed beside it.
     """
     root, installed = _PACKAGE.parent, Path(sysconfig.get_path("purelib")).resolve()
     paths = [path for path in given.split(os.pathsep) if path]
-    return given if root == installed else os.pathsep.join([str(root), *(path for path in paths if path != str(root))])
+    return (
+        given
+        if root == installed
+        else os.pathsep.join([str(root), *(path for path in paths if path != str(root))])
+    )
 
 
 def groups() -> list[str]:
     """The groups that have choices, sorted."""
-    return sorted(path.name for path in declarations("conf").iterdir() if path.is_dir() and path.name != "hydra")
+    return sorted(
+        path.name
+        for path in declarations("conf").iterdir()
+        if path.is_dir() and path.name != "hydra"
+    )
 
 
 def own_choices(group: str) -> list[str]:
@@ -49,7 +62,10 @@ def own_choices(group: str) -> list[str]:
 
 
 def choices(group: str) -> list[str]:
-    """The names one can write after `group=`, sorted; none of the extensions among them is imported."""
+    """The names one can write after `group=`, sorted.
+
+    None of the extensions among them is imported.
+    """
     from dks.config.catalogue import catalogue  # which needs this module
 
     return sorted({*own_choices(group), *catalogue().names(group)})
@@ -74,10 +90,14 @@ def load_choice(group: str, name: str, schema: type[T]) -> T:
     from dks.config.extensions import generated
 
     if name not in choices(group):
-        raise RequestError(f"{group}={name}: no such choice; choose from {', '.join(choices(group))}")
+        raise RequestError(
+            f"{group}={name}: no such choice; choose from {', '.join(choices(group))}"
+        )
     catalogue().refuse_twins(group, name)
     made = generated(group, name)
-    values: Any = OmegaConf.load(choice_file(group, name)) if made is None else OmegaConf.create(made)
+    values: Any = (
+        OmegaConf.load(choice_file(group, name)) if made is None else OmegaConf.create(made)
+    )
     values.pop("defaults", None)
     values = values.get(group, values)  # files that also set other groups say `# @package _global_`
     return cast(T, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))

@@ -1,7 +1,8 @@
 """The text of `config.yaml`, written and read.
 
-OmegaConf takes some twenty milliseconds for a configuration, in each direction. The cells of a sweep share most of their parts,
-so each part, one key of the top level with all that stands below it, is written and read once in a process.
+OmegaConf takes some twenty milliseconds for a configuration, in each direction. The cells of a
+sweep share most of their parts, so each part, one key of the top level with all that stands below
+it, is written and read once in a process.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from dks.config.schema import Config
 
 LONGEST = 1_000_000  # characters; a configuration has some thousand
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-_REFERENCE = re.compile(r"(?<=: )\$\{[\w.]+\}$", re.MULTILINE)  # the whole value; it reads nothing else, and does not grow
+# the whole value; it reads nothing else, and does not grow
+_REFERENCE = re.compile(r"(?<=: )\$\{[\w.]+\}$", re.MULTILINE)
 _PART = re.compile(r"^(?=\w)", re.MULTILINE)
-_texts: dict[tuple[str, str], str] = {}  # the name of a part and what it shows of itself -> its text
+# the name of a part and what it shows of itself -> its text
+_texts: dict[tuple[str, str], str] = {}
 _values: dict[str, tuple[str, Any]] = {}  # the text of a part -> its name and its value
 
 
@@ -39,17 +42,21 @@ def from_yaml(text: str) -> Config:
 
     Raises:
         RequestError: a key is unknown, missing or of the wrong type.
-        YAMLError, ValueError, OSError: this is no YAML, or no mapping; or it holds what the text of a configuration never does.
+        YAMLError, ValueError, OSError: this is no YAML, or no mapping; or it holds what the text of
+            a configuration never does.
     """
     if len(text) > LONGEST:
         raise ValueError(f"it is longer than {LONGEST:,} characters")
     if "${" in _REFERENCE.sub("", text):
         raise ValueError("it has ${...} in it that is more than the name of another key")
-    if "*" in text and any(isinstance(event, AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+    if "*" in text and any(
+        isinstance(event, AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)
+    ):
         raise ValueError("it has YAML aliases")
     try:
         parts = [_value(part) for part in _PART.split(text) if part]
-    except (OmegaConfBaseException, YAMLError, ValueError):  # the whole may have a meaning, or says what is wrong with it
+    except (OmegaConfBaseException, YAMLError, ValueError):
+        # the whole may have a meaning, or says what is wrong with it
         parts = []
     if [name for name, _ in parts] != list(_FIELDS):
         return config_from(OmegaConf.load(io.StringIO(text)))
@@ -87,5 +94,7 @@ def _schema_of(name: str) -> DictConfig:
     """
     if name not in _FIELDS:
         raise ValueError(name)
-    part = dataclasses.make_dataclass("Part", [(name, get_type_hints(Config)[name], copy.copy(_FIELDS[name]))])
+    part = dataclasses.make_dataclass(
+        "Part", [(name, get_type_hints(Config)[name], copy.copy(_FIELDS[name]))]
+    )
     return cast(DictConfig, OmegaConf.structured(part))

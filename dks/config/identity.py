@@ -1,7 +1,8 @@
 """The identity of a cell: what makes two runs the same experiment.
 
-`cell_id` is the first 12 hex digits of the SHA-256 of a configuration's canonical JSON: the whole resolved configuration less
-the keys that cannot change a result, plus a schema version. Nothing here reads a file, a clock or the environment.
+`cell_id` is the first 12 hex digits of the SHA-256 of a configuration's canonical JSON: the whole
+resolved configuration less the keys that cannot change a result, plus a schema version. Nothing
+here reads a file, a clock or the environment.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ from dks.config.schema import (
     TeacherKind,
 )
 
-# Raise it when the same configuration starts to compute something else: old results are then never taken for new ones.
+# Raise it when the same configuration starts to compute something else: old results are then never
+#     taken for new ones.
 SCHEMA_VERSION = 2
 
-# Keys that cannot change a result. `device` and `threads` change its last bits and are recorded with every run instead;
-# what files under `data.root` hold, and which columns of them are read, is in `data.fingerprint`.
+# Keys that cannot change a result. `device` and `threads` change its last bits and are recorded
+# with every run instead; what files under `data.root` hold, and which columns of them are read, is
+# in `data.fingerprint`.
 EXECUTION_ONLY = frozenset(
     {
         "backbone.activation_checkpointing",
@@ -59,7 +62,8 @@ EXECUTION_ONLY = frozenset(
     }
 )
 
-# Keys that came later and are empty in whatever needs them not: left out of the identity then, so that no older cell changes.
+# Keys that came later and are empty in whatever needs them not: left out of the identity then, so
+#     that no older cell changes.
 LEFT_OUT_WHEN_EMPTY = frozenset(
     {
         "aux_design.options",
@@ -74,7 +78,9 @@ LEFT_OUT_WHEN_EMPTY = frozenset(
 
 
 def is_execution_only(key: str) -> bool:
-    """Is this dotted key, or the part of the configuration that it belongs to, without influence on a result?"""
+    """Is this dotted key, or the part of the configuration that it belongs to, without influence on
+    a result?
+    """
     return any(key == name or key.startswith(f"{name}.") for name in EXECUTION_ONLY)
 
 
@@ -91,8 +97,10 @@ def config_id(config: Config) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON in one spelling: sorted keys, no spaces, a whole number always as an integer (1.0 and 1 are the same). A dataclass
-    is written as the object of its fields.
+    """JSON in one spelling.
+
+    Sorted keys, no spaces, a whole number always as an integer (1.0 and 1 are the same). A
+    dataclass is written as the object of its fields.
 
     Raises:
         ValueError: a number is NaN or infinite.
@@ -101,17 +109,27 @@ def canonical_json(value: Any) -> str:
 
 
 def canonical(config: Config) -> Config:
-    """The same experiment in its one spelling: what its other choices make meaningless has its default.
+    """The same experiment in its one spelling.
 
-    A sweep over `aux_design.hidden` has the same cell for every value where the branches have no hidden layer. Only what the
-    code that trains never reads is touched, or reads to the same effect, and the configuration must have passed its checks; its
-    own parts are left alone. Numbers that come out the same by chance, such as a batch larger than the training set, are not
-    looked for.
+    What its other choices make meaningless has its default.
+
+    A sweep over `aux_design.hidden` has the same cell for every value where the branches have no
+    hidden layer. Only what the code that trains never reads is touched, or reads to the same
+    effect, and the configuration must have passed its checks; its own parts are left alone. Numbers
+    that come out the same by chance, such as a batch larger than the training set, are not looked
+    for.
     """
     default = LossTerms()
-    alone = config.aux_positions.alone or config.aux_design.kind == DesignKind.none  # one classifier
+    # one classifier
+    alone = config.aux_positions.alone or config.aux_design.kind == DesignKind.none
     matched = config.matching_strategy.name != Strategy.none and config.loss.beta > 0
-    loss = default if alone else config.loss if matched else LossTerms(config.loss.alpha, default.beta, default.form)
+    loss = (
+        default
+        if alone
+        else config.loss
+        if matched
+        else LossTerms(config.loss.alpha, default.beta, default.form)
+    )
     data, recipe = _canonical_images(_canonical_data(config.data), config.recipe)
     return dataclasses.replace(
         config,
@@ -127,23 +145,34 @@ def canonical(config: Config) -> Config:
 
 
 def drops(recipe: Recipe) -> list[int]:
-    """The whole epochs after which the learning rate of the step schedule drops; one that is there twice drops it twice.
+    """The whole epochs after which the learning rate of the step schedule drops.
 
-    A fraction of all epochs counts from the first whole epoch at or behind it: 0.28 of 25 is 7, though floating-point numbers
-    make 7.000000000000001 of it.
+    One that is there twice drops it twice.
+
+    A fraction of all epochs counts from the first whole epoch at or behind it: 0.28 of 25 is 7,
+    though floating-point numbers make 7.000000000000001 of it.
     """
-    return [max(1, math.ceil(mark * recipe.epochs - 1e-6)) if mark < 1 else int(mark) for mark in recipe.milestones]
+    return [
+        max(1, math.ceil(mark * recipe.epochs - 1e-6)) if mark < 1 else int(mark)
+        for mark in recipe.milestones
+    ]
 
 
 def _canonical_backbone(config: Config) -> Backbone:
-    """Without the branches that are not built; of those that are no stages of the backbone's own blocks the places are kept. An
-    extension has no depth, and one that makes branches may look at all of them.
+    """Without the branches that are not built.
+
+    Of those that are no stages of the backbone's own blocks the places are kept. An extension has
+    no depth, and one that makes branches may look at all of them.
     """
     backbone, design = config.backbone, config.aux_design.kind
     depth = 0 if "@" in backbone.family else backbone.depth
     if "@" in design:
         return dataclasses.replace(backbone, depth=depth)
-    built = {name: branch for name, branch in backbone.branches.items() if name in config.aux_positions.at}
+    built = {
+        name: branch
+        for name, branch in backbone.branches.items()
+        if name in config.aux_positions.at
+    }
     branches = built if design == DesignKind.blocks else {name: Branch() for name in built}
     return dataclasses.replace(backbone, depth=depth, branches=branches)
 
@@ -153,10 +182,14 @@ def _canonical_design(config: Config) -> AuxDesign:
     if design.kind == DesignKind.blocks:
         built = (config.backbone.branches[name] for name in config.aux_positions.at)
         longest = max((stage.blocks for branch in built for stage in branch.stages), default=0)
-        limit = None if design.max_blocks is None or design.max_blocks >= longest else design.max_blocks
+        limit = (
+            None if design.max_blocks is None or design.max_blocks >= longest else design.max_blocks
+        )
         return AuxDesign(design.kind, width=design.width, max_blocks=limit)
     if design.kind == DesignKind.fc:
-        return AuxDesign(design.kind, pool=design.pool, conv_channels=design.conv_channels, hidden=design.hidden)
+        return AuxDesign(
+            design.kind, pool=design.pool, conv_channels=design.conv_channels, hidden=design.hidden
+        )
     return AuxDesign(design.kind, options=design.options)
 
 
@@ -169,13 +202,16 @@ def _canonical_teacher(kd: KdTeacher, config: Config) -> KdTeacher:
     elif kd.cell is not None:  # the run knows its own network
         kd = dataclasses.replace(kd, backbone=None)
     mean, std = config.recipe.mean or config.data.mean, config.recipe.std or config.data.std
-    kd = dataclasses.replace(kd, mean=None if kd.mean == mean else kd.mean, std=None if kd.std == std else kd.std)
+    kd = dataclasses.replace(
+        kd, mean=None if kd.mean == mean else kd.mean, std=None if kd.std == std else kd.std
+    )
     return dataclasses.replace(kd, scale_by_t2=True) if kd.temperature == 1 else kd
 
 
 def _canonical_data(data: Data) -> Data:
     default = Data()
-    if data.source == "imagenet" and data.fingerprint is not None:  # it is not ImageNet, but some folder
+    # it is not ImageNet, but some folder
+    if data.source == "imagenet" and data.fingerprint is not None:
         data = dataclasses.replace(data, source="imagefolder")
     if data.source != "synthetic":
         data = dataclasses.replace(data, train_images=None, test_images=None)
@@ -185,24 +221,34 @@ def _canonical_data(data: Data) -> Data:
 
 
 def _canonical_images(data: Data, recipe: Recipe) -> tuple[Data, Recipe]:
-    """By what images are normalised, in one place, and what lies around them, where they are padded."""
+    """By what images are normalised, in one place, and what lies around them, where they are
+    padded.
+    """
     data = dataclasses.replace(data, mean=recipe.mean or data.mean, std=recipe.std or data.std)
     is_padded = data.augmentation is Augmentation.pad_crop and data.pad > 0
-    return data, dataclasses.replace(recipe, mean=None, std=None, pad_mode=recipe.pad_mode if is_padded else PadMode.zero)
+    return data, dataclasses.replace(
+        recipe, mean=None, std=None, pad_mode=recipe.pad_mode if is_padded else PadMode.zero
+    )
 
 
 def _canonical_recipe(recipe: Recipe) -> Recipe:
     """The milestones are whole epochs at which something changes."""
     epochs, warmup = recipe.epochs, recipe.warmup_epochs
-    marks = [mark for mark in drops(recipe) if mark < epochs] if recipe.schedule is Schedule.step else []
+    marks = (
+        [mark for mark in drops(recipe) if mark < epochs]
+        if recipe.schedule is Schedule.step
+        else []
+    )
     reset = recipe.reset_momentum and recipe.momentum > 0 and bool(marks)
     if not reset:  # a drop in the warm-up is seen behind it, and a factor of 1 is none
         marks = [] if recipe.gamma == 1 else [max(mark, warmup) for mark in marks]
-    schedule = Schedule.step if epochs - warmup == 1 else recipe.schedule  # the cosine of one epoch does not fall
+    # the cosine of one epoch does not fall
+    schedule = Schedule.step if epochs - warmup == 1 else recipe.schedule
     return dataclasses.replace(
         recipe,
         schedule=schedule,
-        warmup_epochs=0 if warmup == 1 and schedule is Schedule.step else warmup,  # to rise in one epoch is to be there
+        # to rise in one epoch is to be there
+        warmup_epochs=0 if warmup == 1 and schedule is Schedule.step else warmup,
         milestones=list(map(float, marks)),
         gamma=recipe.gamma if marks else 1.0,
         reset_momentum=reset,
@@ -219,7 +265,8 @@ def _written(config: Config) -> dict[str, str]:
     return written
 
 
-# The cells of a sweep share most of their parts, so the JSON of each is kept under what the part shows of itself.
+# The cells of a sweep share most of their parts, so the JSON of each is kept under what the part
+# shows of itself.
 _known_parts: dict[tuple[str, str], str] = {}
 
 
@@ -231,16 +278,27 @@ def _written_part(name: str, part: Any) -> str:
 
 
 def _tree(part: Any, prefix: str) -> dict[str, Any]:
-    """A dataclass as a dict, less the keys that cannot change a result; `prefix` is its path and a dot."""
+    """A dataclass as a dict, less the keys that cannot change a result.
+
+    `prefix` is its path and a dot.
+    """
     values, (leaves, parts) = vars(part), _kept(part.__class__, prefix)
-    kept = {name: values[name] for name in leaves if values[name] or f"{prefix}{name}" not in LEFT_OUT_WHEN_EMPTY}
+    kept = {
+        name: values[name]
+        for name in leaves
+        if values[name] or f"{prefix}{name}" not in LEFT_OUT_WHEN_EMPTY
+    }
     return kept | {name: _tree(values[name], f"{prefix}{name}.") for name in parts}
 
 
 @cache
 def _kept(schema: type, prefix: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The fields that can change a result: those with a value, and those that are dataclasses."""
-    names = [field.name for field in dataclasses.fields(schema) if f"{prefix}{field.name}" not in EXECUTION_ONLY]
+    names = [
+        field.name
+        for field in dataclasses.fields(schema)
+        if f"{prefix}{field.name}" not in EXECUTION_ONLY
+    ]
     parts = [name for name in names if dataclasses.is_dataclass(get_type_hints(schema)[name])]
     return tuple(name for name in names if name not in parts), tuple(parts)
 
@@ -271,7 +329,10 @@ def _plain(value: Any) -> Any:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value of what can change a result, as MLflow's params; enums by their values."""
+    """Dotted key -> value of what can change a result, as MLflow's params.
+
+    Enums by their values.
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"

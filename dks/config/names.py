@@ -27,6 +27,9 @@ def is_cell_id(name: str) -> bool:
 
 
 def long_name(key: str) -> str:
-    """The key that is meant, however it is spelled: `aux`, `~aux` and `++aux_design` are `aux_design`."""
+    """The key that is meant, however it is spelled.
+
+    `aux`, `~aux` and `++aux_design` are `aux_design`.
+    """
     bare = key.lstrip("+~")
     return SHORT_NAMES.get(bare, bare)

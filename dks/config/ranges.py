@@ -10,7 +10,10 @@ _RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})")
 
 
 def whole_numbers(text: str) -> range | None:
-    """From the first number to the last, none where that is the smaller one; None: the text is no range."""
+    """From the first number to the last, none where that is the smaller one; None.
+
+    The text is no range.
+    """
     ends = _RANGE.fullmatch(text)
     return range(int(ends[1]), int(ends[2]) + 1) if ends else None
 
@@ -18,5 +21,7 @@ def whole_numbers(text: str) -> range | None:
 def written_out(text: str) -> str:
     """The text with every range in it, a value of its own, as its numbers with commas."""
     return re.sub(
-        rf"(?<![^=,(\s]){_RANGE.pattern}(?![^,)\s])", lambda found: ",".join(map(str, whole_numbers(found[0]) or ())), text
+        rf"(?<![^=,(\s]){_RANGE.pattern}(?![^,)\s])",
+        lambda found: ",".join(map(str, whole_numbers(found[0]) or ())),
+        text,
     )

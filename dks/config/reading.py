@@ -1,4 +1,7 @@
-"""Files that anybody may have made, opened with care: what is no file hangs nobody, and what is too large fills no memory."""
+"""Files that anybody may have made, opened with care.
+
+What is no file hangs nobody, and what is too large fills no memory.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,12 @@ from pathlib import Path
 from dks.config.errors import RequestError
 
 MIB = 2**20
-TEXT = 32 * MIB  # of a text that is read as a whole; what people write has some thousand bytes, a record at most some million
+# of a text that is read as a whole; what people write has some thousand bytes, a record at most
+# some million
+TEXT = 32 * MIB
 
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}  # and all others: a device
+# and all others: a device
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
 
 class Unfit(OSError):
@@ -27,7 +33,8 @@ class Unfit(OSError):
 
 
 def check_file(path: Path | str, most: int | None = None) -> None:
-    """Whoever hands the path of a file to a library, which opens whatever is there, asks this before.
+    """Whoever hands the path of a file to a library, which opens whatever is there, asks this
+    before.
 
     Args:
         most: bytes that the file may have; None: any number.
@@ -91,7 +98,10 @@ def read_text(path: Path | str, most: int = TEXT) -> str:
 
 def _check(path: Path | str, state: os.stat_result, most: int | None) -> None:
     if not stat.S_ISREG(state.st_mode):
-        raise Unfit(path, f"it is {_KINDS.get(stat.S_IFMT(state.st_mode), 'a device')} where a file should be")
+        raise Unfit(
+            path,
+            f"it is {_KINDS.get(stat.S_IFMT(state.st_mode), 'a device')} where a file should be",
+        )
     check_size(path, state.st_size, most)
 
 

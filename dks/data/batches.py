@@ -1,7 +1,9 @@
-"""Batches of a set that stays in memory: order, random crop, flip and normalisation, as tensors on the device.
+"""Batches of a set that stays in memory.
 
-What a batch holds is a pure function of (seed, epoch, step); nothing is read from the device, and nothing is kept between
-epochs.
+Order, random crop, flip and normalisation, as tensors on the device.
+
+What a batch holds is a pure function of (seed, epoch, step); nothing is read from the device, and
+nothing is kept between epochs.
 """
 
 from __future__ import annotations
@@ -26,14 +28,18 @@ if TYPE_CHECKING:
 
 
 def channel_statistics(config: Config, train: Images) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel that images are normalised by: the recipe's, else the data's, else those of
-    the training set.
+    """Mean and standard deviation of each channel that images are normalised by.
+
+    The recipe's, else the data's, else those of the training set.
     """
     mean, std = config.recipe.mean or config.data.mean, config.recipe.std or config.data.std
     if mean is None or std is None:
-        assert isinstance(train, ImageSet), "validation asks for both where images are not in memory"
+        assert isinstance(train, ImageSet), (
+            "validation asks for both where images are not in memory"
+        )
         own_mean, own_std = train.statistics()
-        mean, std = mean or own_mean, std or [value or 1.0 for value in own_std]  # a constant channel is left alone
+        # a constant channel is left alone
+        mean, std = mean or own_mean, std or [value or 1.0 for value in own_std]
     return mean, std
 
 
@@ -53,9 +59,15 @@ class Normalise:
         return floats.mul_(factor).add_(offset)
 
     def _row(self, width: int) -> tuple[Tensor, Tensor]:
-        """(3, 1, W), channels last: a vector as long as a row of an image is multiplied much faster than one of three."""
+        """(3, 1, W), channels last.
+
+        A vector as long as a row of an image is multiplied much faster than one of three.
+        """
         if width not in self._rows:
-            wide = (each.expand(3, 1, width).permute(1, 2, 0).contiguous() for each in (self._factor, self._offset))
+            wide = (
+                each.expand(3, 1, width).permute(1, 2, 0).contiguous()
+                for each in (self._factor, self._offset)
+            )
             factor, offset = (each.permute(2, 0, 1) for each in wide)
             self._rows[width] = factor, offset
         return self._rows[width]
@@ -73,11 +85,13 @@ class Batch:
 class TrainingBatches:
     """A training set, shuffled and augmented anew in every epoch.
 
-    Each image is padded by `pad` pixels, a random window of the original size is cut out, and with `flip` it is mirrored with
-    probability 0.5: the distribution of torchvision's `RandomCrop(size, padding=pad)` and `RandomHorizontalFlip()`.
+    Each image is padded by `pad` pixels, a random window of the original size is cut out, and with
+    `flip` it is mirrored with probability 0.5: the distribution of torchvision's `RandomCrop(size,
+    padding=pad)` and `RandomHorizontalFlip()`.
 
-    On a GPU the padded set stays on the device if it fits. Elsewhere the pixels stay where they are, shared by all processes
-    that map them, and the images of a batch are padded when they are cut out, which takes no longer.
+    On a GPU the padded set stays on the device if it fits. Elsewhere the pixels stay where they
+    are, shared by all processes that map them, and the images of a batch are padded when they are
+    cut out, which takes no longer.
     """
 
     def __init__(
@@ -96,21 +110,26 @@ class TrainingBatches:
         self.pad, self.pad_mode = pad, pad_mode
         self.normalise, self.device, self.world = normalise, device, world
         self.side = height, width = data.stored.shape[-2:]
-        self.wide, self.area = width + 2 * pad, (width + 2 * pad) * (height + 2 * pad)  # of a padded image
-        self.pixels = data.stored.permute(0, 2, 3, 1).contiguous()  # (M, H, W, 3); no copy where they lie like that
+        # of a padded image
+        self.wide, self.area = width + 2 * pad, (width + 2 * pad) * (height + 2 * pad)
+        # (M, H, W, 3); no copy where they lie like that
+        self.pixels = data.stored.permute(0, 2, 3, 1).contiguous()
         self.resident = _fits(3 * len(self.pixels) * self.area, device)
         if self.resident:
             self.pixels = _padded(self.pixels.to(device), pad, pad_mode)
         rows, columns = torch.arange(height)[:, None] * self.wide, torch.arange(width)
-        # Where the pixels of a window are, from its upper left corner on: of the window as it is, and mirrored.
-        self.window = torch.stack([rows + columns, rows + columns.flip(0)]).flatten(1).to(self.pixels.device)  # (2, H*W)
+        # Where the pixels of a window are, from its upper left corner on: of the window as it is,
+        # and mirrored. (2, H*W)
+        self.window = (
+            torch.stack([rows + columns, rows + columns.flip(0)]).flatten(1).to(self.pixels.device)
+        )
 
     def __len__(self) -> int:
         """Steps an epoch."""
         return math.ceil(len(self.data) / self.batch_size)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """This process's part of the batches of one epoch, on the device, without the `first` ones."""
+        """This process's part of the batches of an epoch, on the device, less the `first` ones."""
         plan = self._plan(epoch)
         parts = [self.world.shard(rows) for rows in plan.split(self.batch_size)[first:]]
         cut = (self._cut(*part.unbind(dim=1)) for part, _ in parts)
@@ -118,7 +137,9 @@ class TrainingBatches:
             yield Batch(self.normalise(images), labels, weight)
 
     def _plan(self, epoch: int) -> Tensor:
-        """Of every image of the epoch: number among the pixels, the corner of its window, 1 if it is mirrored, and its label.
+        """Of every image of the epoch.
+
+        Number among the pixels, the corner of its window, 1 if it is mirrored, and its label.
 
         Returns:
             (N, 4), int64, where the pixels are; a column is contiguous.
@@ -130,10 +151,18 @@ class TrainingBatches:
         numbers = order if self.data.rows is None else self.data.rows[order]
         corners = y * self.wide + x + (numbers * self.area if self.resident else 0)
         plan = torch.stack([numbers, corners, mirrored.long() * self.flip, self.data.labels[order]])
-        return (plan.pin_memory() if self.pixels.is_cuda else plan).to(self.pixels.device, non_blocking=True).T
+        return (
+            (plan.pin_memory() if self.pixels.is_cuda else plan)
+            .to(self.pixels.device, non_blocking=True)
+            .T
+        )
 
-    def _cut(self, numbers: Tensor, corners: Tensor, mirrored: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The images of a batch, uint8 (N, 3, H, W), channels last in memory, and their labels (N,)."""
+    def _cut(
+        self, numbers: Tensor, corners: Tensor, mirrored: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The images of a batch, uint8 (N, 3, H, W), channels last in memory, and their labels
+        (N,).
+        """
         pixels = self.pixels
         if not self.resident:
             pixels = _padded(pixels.index_select(0, numbers), self.pad, self.pad_mode)
@@ -144,7 +173,9 @@ class TrainingBatches:
 
 
 def _fits(size: int, device: torch.device) -> bool:
-    """Is there room for so many bytes on a GPU, half of what is free being left to the network? On the CPU they are there."""
+    """Is there room for so many bytes on a GPU, half of what is free being left to the network? On
+    the CPU they are there.
+    """
     return device.type == "cuda" and 2 * size <= torch.cuda.mem_get_info(device)[0]
 
 
@@ -164,12 +195,20 @@ def _reflected(side: int, pad: int) -> Tensor:
 
 
 class TestBatches:
-    """A test set in its own order, not augmented; every process has its own part of it, and no image is seen twice."""
+    """A test set in its own order, not augmented.
+
+    Every process has its own part of it, and no image is seen twice.
+    """
 
     __test__ = False  # not a test case of pytest
 
     def __init__(
-        self, data: ImageSet, batch_size: int, normalise: Normalise, device: torch.device, world: World = ALONE
+        self,
+        data: ImageSet,
+        batch_size: int,
+        normalise: Normalise,
+        device: torch.device,
+        world: World = ALONE,
     ) -> None:
         self.batch_size, self.normalise, self.device = batch_size, normalise, device
         self.part = data.subset(torch.arange(world.rank, len(data), world.size))
@@ -180,9 +219,13 @@ class TestBatches:
         return math.ceil(len(self.part) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = torch.arange(len(self.part), device=self.part.stored.device).split(self.batch_size)
+        batches = torch.arange(len(self.part), device=self.part.stored.device).split(
+            self.batch_size
+        )
         parts = (self.part.subset(rows) for rows in batches)
-        for images, labels in on_device(((part.images, part.labels) for part in parts), self.device):
+        for images, labels in on_device(
+            ((part.images, part.labels) for part in parts), self.device
+        ):
             yield self.normalise(images), labels
 
 
@@ -193,7 +236,15 @@ def training_batches(
     data, recipe = config.data, config.recipe
     if isinstance(train, ImageSet):
         return TrainingBatches(
-            train, recipe.batch_size, config.seed, data.pad, data.flip, normalise, device, recipe.pad_mode, world
+            train,
+            recipe.batch_size,
+            config.seed,
+            data.pad,
+            data.flip,
+            normalise,
+            device,
+            recipe.pad_mode,
+            world,
         )
     from dks.data.streaming import StreamedTraining
 

@@ -11,11 +11,14 @@ from dks.data.images import Facts, ImageSet
 from dks.data.registry import AbsentError
 
 CLASSES = {"cifar10": 10, "cifar100": 100}
-FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # in data.root, as torchvision unpacks them
+# in data.root, as torchvision unpacks them
+FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 
 def inspect(data: Data) -> Facts:
-    """Number of classes and name; torchvision checks the files' published checksums when it reads them.
+    """Number of classes and name.
+
+    Torchvision checks the files' published checksums when it reads them.
 
     Raises:
         AbsentError: the files are not there, and may not be fetched.
@@ -23,7 +26,8 @@ def inspect(data: Data) -> Facts:
     folder = Path(data.root or "") / FOLDERS[data.source]
     if not data.download and not folder.is_dir():
         raise AbsentError(
-            f"data.root={data.root} does not hold {data.source} (no folder {folder.name} in it); name the folder that does, "
+            f"data.root={data.root} does not hold {data.source} (no folder {folder.name} in it); "
+            f"name the folder that does, "
             "or add data.download=true"
         )
     return expected(data)
@@ -53,7 +57,8 @@ def _read(data: Data, train: bool) -> ImageSet:
     import torch
 
     root = Path(str(data.root))
-    for path in (*(root / FOLDERS[data.source]).glob("*"), *root.glob("cifar-*.tar.gz")):  # torchvision opens what is there
+    # torchvision opens what is there
+    for path in (*(root / FOLDERS[data.source]).glob("*"), *root.glob("cifar-*.tar.gz")):
         if not path.is_dir():
             require_file(path)
     files = _dataset(data.source)(str(data.root), train=train, download=data.download)

@@ -1,8 +1,11 @@
-"""SHA-256 of files, each of which is read once: it stays in this user's cache for as long as nothing happens to the file.
+"""SHA-256 of files, each of which is read once.
 
-A file is known again by its place, size, inode, and the times of its last modification and change. The last of these is set by
-the system whenever a file is written to or put in the place of another one, whatever other times a program gives it. A change
-within RECENT seconds of one that was seen could have the same time, so what is as young as that is not kept.
+It stays in this user's cache for as long as nothing happens to the file.
+
+A file is known again by its place, size, inode, and the times of its last modification and change.
+The last of these is set by the system whenever a file is written to or put in the place of another
+one, whatever other times a program gives it. A change within RECENT seconds of one that was seen
+could have the same time, so what is as young as that is not kept.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from dks.runs.terminal import Display
 RECENT = 2.0  # seconds
 MANY = 1000  # files from which on it is shown how far the reading is
 THREADS = max(4, min(32, os.cpu_count() or 1))  # disks answer several faster than one
-PIECE, BLOCK = 64, 1 << 20  # files that a thread reads in a row, and bytes of a file that it reads at a time
+# files that a thread reads in a row, and bytes of a file that it reads at a time
+PIECE, BLOCK = 64, 1 << 20
 
 
 class State(NamedTuple):
@@ -40,20 +44,31 @@ class State(NamedTuple):
 
 
 class Kept:
-    """What is known of the files in one folder, in a file of this user's cache; where that cannot be written, in memory."""
+    """What is known of the files in one folder, in a file of this user's cache.
+
+    Where that cannot be written, in memory.
+    """
 
     _memory: ClassVar[dict[Path, dict[str, Any]]] = {}
 
     def __init__(self, folder: Path) -> None:
         place = str(folder.resolve())
-        self._path = cache_folder() / "contents" / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.json"
+        self._path = (
+            cache_folder()
+            / "contents"
+            / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.json"
+        )
         self._entries = self._read() | self._memory.get(self._path, {})
         self._changed = False
 
     def get(self, name: str, state: State) -> Any:
         """What was put there for that state; None: nothing."""
         entry = self._entries.get(name)
-        return entry.get("value") if isinstance(entry, dict) and entry.get("state") == state.digest else None
+        return (
+            entry.get("value")
+            if isinstance(entry, dict) and entry.get("state") == state.digest
+            else None
+        )
 
     def last(self, name: str) -> Any:
         """What was put there last, for whatever state."""
@@ -61,7 +76,10 @@ class Kept:
         return entry.get("value") if isinstance(entry, dict) else None
 
     def put(self, name: str, state: State, value: Any) -> None:
-        """Keep a value, unless its files are too young to be known again; `write` brings it to disk."""
+        """Keep a value, unless its files are too young to be known again.
+
+        `write` brings it to disk.
+        """
         if state.newest < (time.time() - RECENT) * 1e9:
             self._entries[name] = {"state": state.digest, "value": value}
             self._changed = True
@@ -82,7 +100,9 @@ class Kept:
 
 
 def state_of(root: Path, paths: Sequence[str]) -> State:
-    """How these files or folders under `root` stand; the state is another one when something has happened to one of them.
+    """How these files or folders under `root` stand.
+
+    The state is another one when something has happened to one of them.
 
     Raises:
         OSError: one is not there.
@@ -91,14 +111,20 @@ def state_of(root: Path, paths: Sequence[str]) -> State:
     for path in paths:
         each = os.stat(path)  # noqa: PTH116 (a Path for each of a million takes its time)
         newest = max(newest, each.st_mtime_ns, each.st_ctime_ns)
-        seen = f"{path.removeprefix(base)}\0{each.st_size} {each.st_mtime_ns} {each.st_ctime_ns} {each.st_ino}\n"
+        seen = (
+            f"{path.removeprefix(base)}\0{each.st_size} {each.st_mtime_ns} {each.st_ctime_ns} "
+            f"{each.st_ino}\n"
+        )
         digest.update(os.fsencode(seen))
     return State(digest.hexdigest(), newest)
 
 
-def digests(root: Path, groups: Mapping[str, Sequence[str]], most: int | None = None) -> dict[str, str]:
-    """The SHA-256 of each group of files under `root`, in the order of the groups: of one file that of its content, of several
-    that of theirs in a row.
+def digests(
+    root: Path, groups: Mapping[str, Sequence[str]], most: int | None = None
+) -> dict[str, str]:
+    """The SHA-256 of each group of files under `root`, in the order of the groups.
+
+    Of one file that of its content, of several that of theirs in a row.
 
     Args:
         most: bytes that a file may have; None: any number.
@@ -118,7 +144,9 @@ def digests(root: Path, groups: Mapping[str, Sequence[str]], most: int | None = 
         with closing(_read(list(chain.from_iterable(wanted.values())))) as read:
             for name, paths in wanted.items():
                 each = [next(read) for _ in paths]
-                found[name] = each[0].hex() if len(each) == 1 else hashlib.sha256(b"".join(each)).hexdigest()
+                found[name] = (
+                    each[0].hex() if len(each) == 1 else hashlib.sha256(b"".join(each)).hexdigest()
+                )
                 if states[name] == state_of(root, paths):  # nobody wrote to it meanwhile
                     kept.put(name, states[name], found[name])
     except OSError as error:
@@ -133,9 +161,16 @@ def _read(paths: Sequence[str]) -> Generator[bytes]:
     size = max(1, min(PIECE, len(paths) // (4 * THREADS)))
     with ThreadPoolExecutor(THREADS) as pool:
         try:
-            pieces = pool.map(partial(_hashed, ended), (paths[at : at + size] for at in range(0, len(paths), size)))
+            pieces = pool.map(
+                partial(_hashed, ended),
+                (paths[at : at + size] for at in range(0, len(paths), size)),
+            )
             flat = (each for piece in pieces for each in piece)
-            yield from Display.current().track(flat, len(paths), "reading files") if len(paths) > MANY else flat
+            yield from (
+                Display.current().track(flat, len(paths), "reading files")
+                if len(paths) > MANY
+                else flat
+            )
         finally:
             ended.set()
             pool.shutdown(cancel_futures=True)

@@ -1,9 +1,10 @@
 """Decoded images, kept in a file that all processes of this user map.
 
-Whoever comes first decodes and writes the file, the others wait for it; from then on nobody decodes, and however many processes
-use the images, they are in memory once. The file is named after all that the pixels depend on: the fingerprint, or, where the
-data has none, sizes and times of its files. What is wrong with the file or its folder stops nobody: the images are then decoded
-in memory.
+Whoever comes first decodes and writes the file, the others wait for it; from then on nobody
+decodes, and however many processes use the images, they are in memory once. The file is named after
+all that the pixels depend on: the fingerprint, or, where the data has none, sizes and times of its
+files. What is wrong with the file or its folder stops nobody: the images are then decoded in
+memory.
 """
 
 from __future__ import annotations
@@ -56,15 +57,20 @@ def load(data: Data) -> tuple[Images, Images]:
     except Timeout:
         _wait(lock)
         lock.release()
-        return _read(path) or _decode(data)  # whoever had the lock could not write the file, or died
-    except (OSError, NotImplementedError) as error:  # the latter of an older filelock, where flock is unknown
+        # whoever had the lock could not write the file, or died
+        return _read(path) or _decode(data)
+    except (OSError, NotImplementedError) as error:
+        # the latter of an older filelock, where flock is unknown
         log.info("decoded images are not kept: %s", error)
         return _decode(data)
     try:
         if (kept := _read(path)) is not None:  # written between two looks
             return kept
         images = _decode(data)
-        unchanged = _name(data) == name and source(data.source).inspect(data).fingerprint == data.fingerprint
+        unchanged = (
+            _name(data) == name
+            and source(data.source).inspect(data).fingerprint == data.fingerprint
+        )
         kept = _read(path) if unchanged and _write(path, images, data.cache_gib) else None
         return kept or images
     finally:
@@ -79,7 +85,10 @@ def _decode(data: Data) -> tuple[Images, Images]:
 
 
 def _name(data: Data) -> str | None:
-    """What the file with these images is called; None where decoding costs nothing, or the source's files are not there."""
+    """What the file with these images is called.
+
+    None where decoding costs nothing, or the source's files are not there.
+    """
     list_files = getattr(source(data.source), "files", None)
     if list_files is None or data.augmentation is not Augmentation.pad_crop:
         return None
@@ -88,19 +97,33 @@ def _name(data: Data) -> str | None:
         content = content or state_of(root, [str(path) for path in list_files(data)]).digest
     except OSError:  # decoding says what is wrong
         return None
-    key = [FORMAT, data.source, content, data.image_size, str(root.resolve()), PIL.__version__, torch.__version__]
+    key = [
+        FORMAT,
+        data.source,
+        content,
+        data.image_size,
+        str(root.resolve()),
+        PIL.__version__,
+        torch.__version__,
+    ]
     return hashlib.sha256(canonical_json(key).encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> tuple[ImageSet, ImageSet] | None:
-    """The images, mapped: a page that nobody has written to is shared. None where there is no file, or a damaged one."""
+    """The images, mapped: a page that nobody has written to is shared.
+
+    None where there is no file, or a damaged one.
+    """
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
             noted = (file.metadata() or {}).get("crc32")
         if noted != _checksum(tensors):
             raise ValueError("its content is not what was written")
-        found = [ImageSet(tensors[f"{split}_images"].permute(0, 3, 1, 2), tensors[f"{split}_labels"]) for split in SPLITS]
+        found = [
+            ImageSet(tensors[f"{split}_images"].permute(0, 3, 1, 2), tensors[f"{split}_labels"])
+            for split in SPLITS
+        ]
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError, ValueError, KeyError) as error:
@@ -120,7 +143,9 @@ def _write(path: Path, images: tuple[Images, Images], limit_gib: float) -> bool:
         tensors[f"{split}_labels"] = each.labels
     draft = path.with_name(f".{path.name}")
     try:
-        if not _make_room(path.parent, sum(tensor.nbytes for tensor in tensors.values()), limit_gib * 2**30):
+        if not _make_room(
+            path.parent, sum(tensor.nbytes for tensor in tensors.values()), limit_gib * 2**30
+        ):
             return False
         save_file(tensors, draft, {"crc32": _checksum(tensors)})
         draft.replace(path)
@@ -134,7 +159,8 @@ def _write(path: Path, images: tuple[Images, Images], limit_gib: float) -> bool:
 
 
 def _make_room(folder: Path, size: int, limit: float) -> bool:
-    """Remove what was not used for the longest time, until so many more bytes are within the limit; can they be?
+    """Remove what was not used for the longest time, until so many more bytes are within the limit;
+    can they be?
 
     A process that uses a removed file keeps it until it ends.
     """
@@ -163,7 +189,9 @@ def _wait(lock: FileLock) -> None:
     """Until the process that decodes is done, or for a long time."""
     from dks.runs.terminal import Display
 
-    for _ in Display.current().track(_seconds(lock), PATIENCE, "waiting for decoded images, seconds"):
+    for _ in Display.current().track(
+        _seconds(lock), PATIENCE, "waiting for decoded images, seconds"
+    ):
         pass
 
 

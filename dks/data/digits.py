@@ -23,13 +23,18 @@ def inspect(data: Data) -> Facts:
 
 
 def load(data: Data) -> tuple[ImageSet, ImageSet]:
-    """1,433 training and 364 test images, three equal channels. Every fifth image of each class is a test image."""
+    """1,433 training and 364 test images, three equal channels.
+
+    Every fifth image of each class is a test image.
+    """
     import numpy as np
     import torch
 
     table = _table()
-    gray = torch.from_numpy(np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8))  # stored as 0 to 16
-    images, labels = gray[:, None].expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(table[:, -1].astype(np.int64))
+    # stored as 0 to 16
+    gray = torch.from_numpy(np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8))
+    images = gray[:, None].expand(-1, 3, -1, -1).contiguous()
+    labels = torch.from_numpy(table[:, -1].astype(np.int64))
     test = torch.zeros(len(labels), dtype=torch.bool)
     for digit in range(CLASSES):
         test[torch.nonzero(labels == digit).flatten()[::5]] = True
@@ -37,8 +42,10 @@ def load(data: Data) -> tuple[ImageSet, ImageSet]:
 
 
 def _table() -> npt.NDArray[np.float64]:
-    """(1797, 65): the pixels of an image and its digit. What `sklearn.datasets.load_digits` reads, without that import, which
-    takes a second; the package's own function where its file has another name.
+    """(1797, 65): the pixels of an image and its digit.
+
+    What `sklearn.datasets.load_digits` reads, without that import, which takes a second; the
+    package's own function where its file has another name.
     """
     import numpy as np
 

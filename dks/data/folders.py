@@ -1,7 +1,10 @@
-"""Folders of images with a subfolder for each class: the one list of what they hold, whoever asks for it.
+"""Folders of images with a subfolder for each class.
 
-Links are followed, as torchvision does, and folders inside of a class are searched. What is hidden (its name begins with a dot)
-is not taken, nor is a file whose name does not end as that of an image; both are counted, and a line says so.
+The one list of what they hold, whoever asks for it.
+
+Links are followed, as torchvision does, and folders inside of a class are searched. What is hidden
+(its name begins with a dot) is not taken, nor is a file whose name does not end as that of an
+image; both are counted, and a line says so.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from dks.data.images import SUFFIXES
 from dks.data.registry import AbsentError
 from dks.runs.terminal import Display
 
-TEST_FOLDERS = ("val", "validation", "test")  # beside `train`; the first one that is there holds the test set
+# beside `train`; the first one that is there holds the test set
+TEST_FOLDERS = ("val", "validation", "test")
 MANY = 100  # classes from which on it is shown how far the search is
 COUNT = "/images"  # its name in the cache, which no class can have
 
@@ -28,7 +32,8 @@ class Listing:
     """What one folder holds."""
 
     images: dict[str, list[str]]  # class -> its images in order; classes in order
-    searched: list[str]  # the folders that were looked into: their times change when an image comes or goes
+    # the folders that were looked into: their times change when an image comes or goes
+    searched: list[str]
     left_out: str = ""  # a line on what was not taken; empty: nothing
 
 
@@ -41,10 +46,16 @@ class Count:
 
 
 def test_folder(root: Path) -> tuple[Path, tuple[str, ...]]:
-    """The folder of the test set, and a line on others that could be it; `root/val` where there is none."""
+    """The folder of the test set, and a line on others that could be it.
+
+    `root/val` where there is none.
+    """
     there = [name for name in TEST_FOLDERS if (root / name).is_dir()] or [TEST_FOLDERS[0]]
     more = " and ".join(there[1:])
-    note = f"{root} has the folders {' and '.join(there)}: the test set is {there[0]}, and {more} is not used"
+    note = (
+        f"{root} has the folders {' and '.join(there)}: the test set is {there[0]}, and "
+        f"{more} is not used"
+    )
     return root / there[0], (note,) if more else ()
 
 
@@ -52,8 +63,8 @@ def class_names(folder: Path) -> list[str]:
     """The classes in order.
 
     Raises:
-        RequestError: the folder cannot be read or holds no class, or a class may be behind a link to nowhere; AbsentError, if
-            there is no such folder.
+        RequestError: the folder cannot be read or holds no class, or a class may be behind a link
+            to nowhere; AbsentError, if there is no such folder.
     """
     return _classes(folder, _LeftOut(str(folder)))
 
@@ -62,28 +73,39 @@ def listed(folder: Path) -> Listing:
     """All images of all classes.
 
     Raises:
-        RequestError: as `class_names`, or a class has no image, or what should be an image is no file.
+        RequestError: as `class_names`, or a class has no image, or what should be an image is no
+            file.
     """
     left_out = _LeftOut(str(folder))
     classes, searched, images = _classes(folder, left_out), [str(folder)], dict[str, list[str]]()
     above = tuple(_identity(str(each)) for each in (folder.resolve(), *folder.resolve().parents))
     many = len(classes) > MANY
-    for name in Display.current().track(classes, len(classes), f"images in {folder}") if many else classes:
+    for name in (
+        Display.current().track(classes, len(classes), f"images in {folder}") if many else classes
+    ):
         path = str(folder / name)
         images[name] = list(_images(path, (*above, _identity(path)), searched, left_out))
         if not images[name]:
-            raise RequestError(f"{path} holds no image; a class needs at least one ({', '.join(sorted(SUFFIXES))})")
+            raise RequestError(
+                f"{path} holds no image; a class needs at least one ({', '.join(sorted(SUFFIXES))})"
+            )
     return Listing(images, searched, str(left_out))
 
 
 def first_image(folder: Path) -> str:
     """One image; nothing is looked at for longer than that takes."""
     left_out = _LeftOut(str(folder))
-    return next(path for name in _classes(folder, left_out) for path in _images(str(folder / name), (), [], left_out))
+    return next(
+        path
+        for name in _classes(folder, left_out)
+        for path in _images(str(folder / name), (), [], left_out)
+    )
 
 
 def counted(folder: Path) -> Count:
-    """How many images `listed` finds. As long as none of the folders that it searched changes, it does so once.
+    """How many images `listed` finds.
+
+    As long as none of the folders that it searched changes, it does so once.
 
     Raises:
         RequestError: as `listed`.
@@ -96,7 +118,9 @@ def counted(folder: Path) -> Count:
     found = listed(folder)
     count = Count(sum(map(len, found.images.values())), found.left_out)
     with suppress(OSError):
-        kept.put(COUNT, state_of(folder, found.searched), {**asdict(count), "searched": found.searched})
+        kept.put(
+            COUNT, state_of(folder, found.searched), {**asdict(count), "searched": found.searched}
+        )
     kept.write()
     return count
 
@@ -122,7 +146,8 @@ class _LeftOut:
 def _classes(folder: Path, left_out: _LeftOut) -> list[str]:
     if not folder.is_dir():
         raise AbsentError(
-            f"{folder} is not a folder; data.root must hold train and val (or validation, or test), each with a folder for "
+            f"{folder} is not a folder; data.root must hold train and val (or validation, or "
+            f"test), each with a folder for "
             "each class"
         )
     names = []
@@ -136,8 +161,13 @@ def _classes(folder: Path, left_out: _LeftOut) -> list[str]:
     return names
 
 
-def _images(folder: str, above: tuple[tuple[int, int], ...], searched: list[str], left_out: _LeftOut) -> Iterator[str]:
-    """Those of a class, sorted by their paths. `above` are the folders on the way here: a link to one of them has no end."""
+def _images(
+    folder: str, above: tuple[tuple[int, int], ...], searched: list[str], left_out: _LeftOut
+) -> Iterator[str]:
+    """Those of a class, sorted by their paths. `above` are the folders on the way here.
+
+    A link to one of them has no end.
+    """
     searched.append(folder)
     for entry in _entries(folder, left_out):
         kind = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 (a Path for each of a million takes its time)
@@ -169,7 +199,8 @@ def _entries(folder: str, left_out: _LeftOut) -> Iterator[os.DirEntry[str]]:
             left_out.add("hidden", entry.path)
         elif entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110
             raise RequestError(
-                f"{entry.path} is a link to nowhere; it may be that of a class or an image, so mend or remove it"
+                f"{entry.path} is a link to nowhere; it may be that of a class or an image, so "
+                f"mend or remove it"
             )
         else:
             yield entry

@@ -11,7 +11,9 @@ from dks.data.seeds import generator
 
 
 def hold_out(train: Images, count: int, seed: int) -> tuple[Images, Images | None]:
-    """The images to train on and the `count` ones that are held out, both in their old order; None where there are none.
+    """The images to train on and the `count` ones that are held out, both in their old order.
+
+    None where there are none.
 
     Which ones is drawn by the seed alone.
 
@@ -32,6 +34,8 @@ def kept_rows(images: int, count: int, seed: int) -> Tensor:
 def _rows(images: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Those that are trained on and those that are held out, both sorted."""
     if count >= images:
-        raise RequestError(f"data.holdout={count} leaves none of the {images} training images; hold out fewer")
+        raise RequestError(
+            f"data.holdout={count} leaves none of the {images} training images; hold out fewer"
+        )
     order = torch.randperm(images, generator=generator(seed, "holdout"))
     return order[count:].sort().values, order[:count].sort().values

@@ -1,4 +1,7 @@
-"""Folders of images, one subfolder a class: ImageNet's layout, `root/train/<class>/*` and `root/val/<class>/*`."""
+"""Folders of images, one subfolder a class.
+
+ImageNet's layout, `root/train/<class>/*` and `root/val/<class>/*`.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +22,39 @@ IMAGENET = Facts(labels=IMAGENET_CLASSES, name="imagenet")
 
 
 def inspect(data: Data) -> Facts:
-    """The classes from the folders, and a fingerprint of all images in their order and their labels.
+    """The classes from the folders, and a fingerprint of all images in their order and their
+    labels.
 
-    ImageNet has none: it is known by the numbers of its classes and images, and a folder with others is a set of its own.
+    ImageNet has none: it is known by the numbers of its classes and images, and a folder with
+        others is a set of its own.
 
     Raises:
-        RequestError: a folder is empty, or training and test set have different classes; AbsentError, if one is missing.
+        RequestError: a folder is empty, or training and test set have different classes;
+            AbsentError, if one is missing.
     """
     train, test, notes = _folders(data)
     root, classes = train.parent, class_names(train)
     if (tested := class_names(test)) != classes:
         odd = sorted(set(classes) ^ set(tested))
-        raise RequestError(f"{root}: {train.name} and {test.name} have different classes, for example {odd[0]}")
+        raise RequestError(
+            f"{root}: {train.name} and {test.name} have different classes, for example {odd[0]}"
+        )
     if data.source == "imagenet":
         if len(classes) != IMAGENET_CLASSES:
-            raise RequestError(f"{root} has {len(classes)} classes and ImageNet {IMAGENET_CLASSES}; choose data=imagefolder")
+            raise RequestError(
+                f"{root} has {len(classes)} classes and ImageNet {IMAGENET_CLASSES}; choose "
+                f"data=imagefolder"
+            )
         sets = counted(train), counted(test)
         found = tuple(each.images for each in sets)
         if found == IMAGENET_IMAGES:
             lines = [*notes, *(each.left_out for each in sets if each.left_out)]
             return replace(IMAGENET, classes=tuple(classes), notes=tuple(lines))
-        notes = (*notes, f"{root} is not ImageNet but a set of its own: {_numbers(found)}, not {_numbers(IMAGENET_IMAGES)}")
+        notes = (
+            *notes,
+            f"{root} is not ImageNet but a set of its own: {_numbers(found)}, not "
+            f"{_numbers(IMAGENET_IMAGES)}",
+        )
     digest, lines, counts = hashlib.sha256(), list(notes), list[int]()
     for role, folder in (("train", train), ("test", test)):
         listing = listed(folder)
@@ -61,7 +76,12 @@ def expected(data: Data) -> Facts | None:
 def files(data: Data) -> list[Path]:
     """What `load` decodes; inspect says what is raised."""
     train, test, _ = _folders(data)
-    return [Path(path) for folder in (train, test) for paths in listed(folder).images.values() for path in paths]
+    return [
+        Path(path)
+        for folder in (train, test)
+        for paths in listed(folder).images.values()
+        for path in paths
+    ]
 
 
 def load(data: Data) -> tuple[Images, Images]:
@@ -83,13 +103,17 @@ def image_files(listing: Listing) -> ImageFiles:
     import torch
 
     labels = [label for label, paths in enumerate(listing.images.values()) for _ in paths]
-    return ImageFiles(tuple(path for paths in listing.images.values() for path in paths), torch.tensor(labels))
+    return ImageFiles(
+        tuple(path for paths in listing.images.values() for path in paths), torch.tensor(labels)
+    )
 
 
 def _folders(data: Data) -> tuple[Path, Path, tuple[str, ...]]:
     """Those of the training and the test set, and what is to be said of them."""
     if data.root is None:
-        raise AbsentError("data.root has no value; add data.root=FOLDER with the folders train and val in it")
+        raise AbsentError(
+            "data.root has no value; add data.root=FOLDER with the folders train and val in it"
+        )
     root = Path(data.root)
     return root / "train", *test_folder(root)
 

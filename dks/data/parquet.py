@@ -1,5 +1,6 @@
-"""Folders of Parquet files as the Hugging Face hub lays them out: an image is a struct with the field bytes, a label is a whole
-number or a text.
+"""Folders of Parquet files as the Hugging Face hub lays them out.
+
+An image is a struct with the field bytes, a label is a whole number or a text.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 BATCH = 64  # images that are looked at together
-# Columns that are known, by the key that names another one; of the two labels of CIFAR-100 the fine one.
-KNOWN = {"image_column": ("image", "img", "jpg", "png"), "label_column": ("label", "labels", "fine_label", "cls")}
+# Columns that are known, by the key that names another one; of the two labels of CIFAR-100 the fine
+# one.
+KNOWN = {
+    "image_column": ("image", "img", "jpg", "png"),
+    "label_column": ("label", "labels", "fine_label", "cls"),
+}
 
 
 @dataclass(frozen=True)
@@ -39,24 +44,33 @@ class Columns:
 
 
 def inspect(data: Data) -> Facts:
-    """The classes from the labels, the name from the folder, and a fingerprint of the files and of what is read of them.
+    """The classes from the labels, the name from the folder, and a fingerprint of the files and of
+    what is read of them.
 
     Raises:
-        RequestError: the folder, a split, a file of one or a column is missing, a file cannot be read or has no images in it,
-            or the labels make no classes.
+        RequestError: the folder, a split, a file of one or a column is missing, a file cannot be
+            read or has no images in it, or the labels make no classes.
     """
     found = find(data)
     columns = _columns(data, [*found.train, *found.test])
-    train, test = (set[Any]().union(*(_distinct(path, columns.label) for path in paths)) for paths in (found.train, found.test))
+    train, test = (
+        set[Any]().union(*(_distinct(path, columns.label) for path in paths))
+        for paths in (found.train, found.test)
+    )
     for paths, labels in ((found.train, train), (found.test, test)):
         if not labels:
             raise RequestError(
-                f"{paths[0]} has no rows" + (f", nor have the {len(paths) - 1} others" if len(paths) > 1 else "")
+                f"{paths[0]} has no rows"
+                + (f", nor have the {len(paths) - 1} others" if len(paths) > 1 else "")
             )
     classes, names = _classes(data, columns, train, test)
     root = Path(str(data.root))
     content = digests(root, {str(path): [str(path)] for path in (*found.train, *found.test)})
-    read = [columns.image, columns.label, *([content[str(path)] for path in paths] for paths in (found.train, found.test))]
+    read = [
+        columns.image,
+        columns.label,
+        *([content[str(path)] for path in paths] for paths in (found.train, found.test)),
+    ]
     fingerprint = hashlib.sha256(canonical_json(read).encode()).hexdigest()[:16]
     return Facts(classes, root.resolve().name, fingerprint, names, found.notes)
 
@@ -86,7 +100,10 @@ def find(data: Data) -> Splits:
     """
     wanted = "name the folder with the files train-*.parquet and test-*.parquet"
     if data.root is None:
-        raise RequestError("data.root has no value; add data.root=FOLDER with the files train-*.parquet and test-*.parquet")
+        raise RequestError(
+            "data.root has no value; add data.root=FOLDER with the files train-*.parquet and "
+            "test-*.parquet"
+        )
     if not Path(data.root).is_dir():
         raise RequestError(f"data.root={data.root} is not a folder; {wanted}")
     return splits(Path(data.root))
@@ -100,12 +117,19 @@ def rows(paths: Iterable[Path]) -> int:
 
 
 def encoded(data: Data, path: Path) -> Iterator[tuple[str, io.BytesIO]]:
-    """What a person calls each image of a file, and the image as it is in there; no more are read than are taken."""
+    """What a person calls each image of a file, and the image as it is in there.
+
+    No more are read than are taken.
+    """
     import pyarrow.parquet as pq
 
     column = columns_of(data, path).image
     with _readable(path), pq.ParquetFile(path) as file:
-        items = (item for batch in file.iter_batches(BATCH, columns=[column]) for item in batch[column].to_pylist())
+        items = (
+            item
+            for batch in file.iter_batches(BATCH, columns=[column])
+            for item in batch[column].to_pylist()
+        )
         for number, item in enumerate(items):
             yield f"{path}, row {number}", io.BytesIO((item or {}).get("bytes") or b"")
 
@@ -121,19 +145,30 @@ def columns_of(data: Data, path: Path) -> Columns:
 
     with _readable(path), pq.ParquetFile(path) as file:
         schema, metadata = file.schema_arrow, file.metadata
-    image, label = (_column(data, key, path, schema.names) for key in ("image_column", "label_column"))
+    image, label = (
+        _column(data, key, path, schema.names) for key in ("image_column", "label_column")
+    )
     kind = schema.field(image).type
     if not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
-        raise RequestError(f"{path}: the column {image} is {kind}; it must be a struct with the field bytes")
+        raise RequestError(
+            f"{path}: the column {image} is {kind}; it must be a struct with the field bytes"
+        )
     kind = schema.field(label).type
     if not (pa.types.is_integer(kind) or _is_text(kind)):
-        raise RequestError(f"{path}: the column {label} is {kind}; it must hold whole numbers or texts")
+        raise RequestError(
+            f"{path}: the column {label} is {kind}; it must hold whole numbers or texts"
+        )
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     chunks = (group.column(number) for group in groups for number in range(group.num_columns))
-    counts = (each.statistics for each in chunks if each.path_in_schema == f"{image}.bytes" and each.statistics is not None)
+    counts = (
+        each.statistics
+        for each in chunks
+        if each.path_in_schema == f"{image}.bytes" and each.statistics is not None
+    )
     if empty := sum(each.null_count for each in counts if each.has_null_count):
         raise RequestError(
-            f"{path}: {empty:,} of {metadata.num_rows:,} images are not in the file, which has at most their paths; write it "
+            f"{path}: {empty:,} of {metadata.num_rows:,} images are not in the file, which has "
+            f"at most their paths; write it "
             "again with the bytes of the images in it"
         )
     is_text = _is_text(kind)
@@ -145,7 +180,10 @@ def _columns(data: Data, paths: list[Path]) -> Columns:
     found = {path: columns_of(data, path) for path in paths}
     for path, each in found.items():
         if each != found[paths[0]]:
-            raise RequestError(f"{path} has other columns or classes than {paths[0].name}; they are of different sets")
+            raise RequestError(
+                f"{path} has other columns or classes than {paths[0].name}; they are of "
+                f"different sets"
+            )
     return found[paths[0]]
 
 
@@ -153,14 +191,22 @@ def _column(data: Data, key: str, path: Path, there: list[str]) -> str:
     given = getattr(data, key)
     if given is not None:
         if given not in there:
-            raise RequestError(f"data.{key}={short(given)}: {path} has no such column; choose from {', '.join(there)}")
+            raise RequestError(
+                f"data.{key}={short(given)}: {path} has no such column; choose from "
+                f"{', '.join(there)}"
+            )
         return str(given)
     known = [name for name in KNOWN[key] if name in there]
     if len(known) > 1:
-        raise RequestError(f"{path} has the columns {' and '.join(known)}; choose one with data.{key}={known[0]}")
+        raise RequestError(
+            f"{path} has the columns {' and '.join(known)}; choose one with data.{key}={known[0]}"
+        )
     if not known:
         usual = f"{KNOWN[key][0]} (nor {', '.join(KNOWN[key][1:])})"
-        raise RequestError(f"{path} has no column {usual}; it has {', '.join(there)}: choose one with data.{key}=NAME")
+        raise RequestError(
+            f"{path} has no column {usual}; it has {', '.join(there)}: choose one with "
+            f"data.{key}=NAME"
+        )
     return known[0]
 
 
@@ -169,30 +215,44 @@ def _names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, ...] |
     with suppress(KeyError, TypeError, ValueError, RecursionError):
         feature = json.loads((metadata or {})[b"huggingface"])["info"]["features"][label]
         names = feature["names"]
-        if feature["_type"] == "ClassLabel" and names and all(isinstance(name, str) for name in names):
+        if (
+            feature["_type"] == "ClassLabel"
+            and names
+            and all(isinstance(name, str) for name in names)
+        ):
             return tuple(names)
     return None
 
 
-def _classes(data: Data, columns: Columns, train: set[Any], test: set[Any]) -> tuple[int, tuple[str, ...] | None]:
+def _classes(
+    data: Data, columns: Columns, train: set[Any], test: set[Any]
+) -> tuple[int, tuple[str, ...] | None]:
     """How many there are, and their names.
 
     Raises:
-        RequestError: a class has no training image, unless names or `data.num_classes` say that there is such a class.
+        RequestError: a class has no training image, unless names or `data.num_classes` say that
+            there is such a class.
     """
     where, names = f"data.root={data.root}", columns.names
     if columns.is_text:
         if unknown := sorted(test - train):
-            raise RequestError(f"{where} has test images of {short(unknown[0])}, and no training image of that")
+            raise RequestError(
+                f"{where} has test images of {short(unknown[0])}, and no training image of that"
+            )
         return len(train), tuple(sorted(train))
     count = max(train | test) + 1
     if names is not None and count > len(names):
-        raise RequestError(f"{where} has the label {count - 1}, and its files name {len(names)} classes, counted from 0")
+        raise RequestError(
+            f"{where} has the label {count - 1}, and its files name {len(names)} classes, "
+            f"counted from 0"
+        )
     if names is None and count != len(train) and (data.num_classes or 0) < count:
         lacking = next(label for label in range(count) if label not in train)
         raise RequestError(
-            f"{where} has {len(train | test)} different labels, up to {count - 1}, and no training image with the label "
-            f"{lacking}; number them from 0 without holes, or set data.num_classes={count} if all of these are classes"
+            f"{where} has {len(train | test)} different labels, up to {count - 1}, and no "
+            f"training image with the label "
+            f"{lacking}; number them from 0 without holes, or set data.num_classes={count} if "
+            f"all of these are classes"
         )
     return len(names or range(count)), names
 
@@ -237,7 +297,9 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise RequestError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+        raise RequestError(
+            f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _read(paths: list[Path], data: Data, names: tuple[str, ...] | None) -> ImageSet:
@@ -260,8 +322,14 @@ def _read(paths: list[Path], data: Data, names: tuple[str, ...] | None) -> Image
             found = pc.index_in(found, value_set=pa.array(names, pa.string()))
         labels.append(found.to_numpy())
         with _readable(path):
-            encoded = pq.read_table(path, columns=[columns.image])[columns.image].combine_chunks().field("bytes")
-        for number, item in enumerate(Display.current().track(encoded, len(encoded), f"decoding {path.name}")):
+            encoded = (
+                pq.read_table(path, columns=[columns.image])[columns.image]
+                .combine_chunks()
+                .field("bytes")
+            )
+        for number, item in enumerate(
+            Display.current().track(encoded, len(encoded), f"decoding {path.name}")
+        ):
             image = decode(io.BytesIO(item.as_py() or b""), f"{path}, row {number}")
             if side is not None and image.size != (side, side):
                 image = image.resize((side, side), Image.Resampling.BILINEAR)

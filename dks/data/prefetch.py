@@ -11,11 +11,14 @@ from torch import Tensor
 AHEAD = 2  # steps that this process may be ahead of a GPU: each keeps a batch in its memory
 
 
-def on_device(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def on_device(
+    batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches, on the device.
 
-    Those in the computer's own memory are copied to a GPU by a stream of its own: while one is computed with, the next one is
-    copied, and nobody waits but the stream that computes, on the GPU itself, for the copy that it needs. They are best pinned.
+    Those in the computer's own memory are copied to a GPU by a stream of its own: while one is
+    computed with, the next one is copied, and nobody waits but the stream that computes, on the GPU
+    itself, for the copy that it needs. They are best pinned.
     """
     streams: _Streams | None = None
     for images, labels in batches:
@@ -37,14 +40,19 @@ class _Streams:
     def copied(self, tensor: Tensor) -> Tensor:
         """The tensor on the device, for what is computed from now on."""
         with torch.cuda.stream(self._copying):
-            moved = (tensor if tensor.is_pinned() else tensor.pin_memory()).to(self._device, non_blocking=True)
+            moved = (tensor if tensor.is_pinned() else tensor.pin_memory()).to(
+                self._device, non_blocking=True
+            )
         computing = torch.cuda.current_stream(self._device)
         computing.wait_stream(self._copying)
         moved.record_stream(computing)  # its memory is taken again only when that is over
         return moved
 
     def begun(self) -> None:
-        """What computes with the last batch has been handed to the device; wait if the device is far behind."""
+        """What computes with the last batch has been handed to the device.
+
+        Wait if the device is far behind.
+        """
         self._begun.append(torch.cuda.current_stream(self._device).record_event())
         if len(self._begun) > AHEAD:
             self._begun.popleft().synchronize()

@@ -1,15 +1,19 @@
-"""The sources of images by name: those of this folder, one file and one line here each, and extensions.
+"""The sources of images by name.
 
-A source is a module with two functions. `inspect(data)` returns the `Facts` of the data without decoding an image, and raises
-RequestError where files are missing or wrong. `load(data)` returns the training and the test set: an `ImageSet`, decoded in
-memory, or `ImageFiles`, decoded anew in every epoch.
+Those of this folder, one file and one line here each, and extensions.
 
-A source may have a third one, so that runs on it can be planned where its files are not. `expected(data)` returns the Facts
-that `inspect` will find in the files, or None where only the files can tell; `inspect` then says by `AbsentError` that they are
-not there, rather than wrong.
+A source is a module with two functions. `inspect(data)` returns the `Facts` of the data without
+decoding an image, and raises RequestError where files are missing or wrong. `load(data)` returns
+the training and the test set: an `ImageSet`, decoded in memory, or `ImageFiles`, decoded anew in
+every epoch.
 
-And a fourth, where decoding takes seconds. `files(data)` returns the files that `load` decodes, all of them under `data.root`;
-what was decoded is kept for as long as the fingerprint is the same, or without one the files are (`dks/data/decoded.py`).
+A source may have a third one, so that runs on it can be planned where its files are not.
+`expected(data)` returns the Facts that `inspect` will find in the files, or None where only the
+files can tell; `inspect` then says by `AbsentError` that they are not there, rather than wrong.
+
+And a fourth, where decoding takes seconds. `files(data)` returns the files that `load` decodes, all
+of them under `data.root`; what was decoded is kept for as long as the fingerprint is the same, or
+without one the files are (`dks/data/decoded.py`).
 """
 
 from __future__ import annotations

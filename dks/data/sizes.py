@@ -1,4 +1,6 @@
-"""How many images there are and how large they are, as far as it is known without decoding all of them."""
+"""How many images there are and how large they are, as far as it is known without decoding all of
+them.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,14 @@ from pathlib import Path
 from dks.config.errors import RequestError
 from dks.config.schema import Data
 
-CIFAR_IMAGES, DIGITS_IMAGES, IMAGENET_IMAGES = (50_000, 10_000), (1_433, 364), (1_281_167, 50_000)  # training, test
+# training, test
+CIFAR_IMAGES, DIGITS_IMAGES, IMAGENET_IMAGES = (50_000, 10_000), (1_433, 364), (1_281_167, 50_000)
 
 
 def image_size(data: Data) -> tuple[int, int] | None:
-    """Height and width in pixels of the images that a network sees; one image of the files is looked at where only they tell.
+    """Height and width in pixels of the images that a network sees.
+
+    One image of the files is looked at where only they tell.
 
     None: the files are not here, or cannot be read.
     """
@@ -34,12 +39,14 @@ def image_size(data: Data) -> tuple[int, int] | None:
 
 
 def images(data: Data) -> tuple[int, int] | None:
-    """How many images an epoch trains on and how many are evaluated after it (held-out ones among these); no image is decoded.
+    """How many images an epoch trains on and how many are evaluated after it (held-out ones among
+    these); no image is decoded.
 
     None: the files that tell are not here, or cannot be read.
     """
     found: tuple[int, int] | None = None
-    with suppress(OSError, RequestError, ValueError):  # as above; what pyarrow raises are ValueErrors and OSErrors
+    # as above; what pyarrow raises are ValueErrors and OSErrors
+    with suppress(OSError, RequestError, ValueError):
         if data.source in ("cifar10", "cifar100"):
             found = CIFAR_IMAGES
         elif data.source == "digits":
@@ -73,4 +80,6 @@ def _first_image(data: Data) -> Path | io.BytesIO:
         from dks.data import parquet
 
         return next(image for _, image in parquet.encoded(data, parquet.find(data).train[0]))
-    raise RequestError(f"data.source={data.source} does not say how large its images are; set data.image_size")
+    raise RequestError(
+        f"data.source={data.source} does not say how large its images are; set data.image_size"
+    )

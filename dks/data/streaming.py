@@ -35,7 +35,9 @@ Key = tuple[int, int]  # epoch and index of an image
 
 
 def training_transform(data: Data) -> v2.Transform:
-    """A PIL image -> uint8 (3, image_size, image_size), varied at random by torch's global generator."""
+    """A PIL image -> uint8 (3, image_size, image_size), varied at random by torch's global
+    generator.
+    """
     side, flip = data.image_size, [v2.RandomHorizontalFlip()] if data.flip else []
     if data.augmentation is Augmentation.squash_crop:
         crop: list[v2.Transform] = [_squash(data), v2.RandomCrop(side)]
@@ -73,7 +75,9 @@ class StreamedTraining:
     ) -> None:
         self.files, self.batch_size, self.seed, self.world = files, batch_size, seed, world
         self._plan = _Plan()
-        self._loader = _loader(files, training_transform(data), seed, self._plan, data.workers, device)
+        self._loader = _loader(
+            files, training_transform(data), seed, self._plan, data.workers, device
+        )
         self.normalise, self.device = normalise, device
 
     def __len__(self) -> int:
@@ -81,11 +85,15 @@ class StreamedTraining:
         return math.ceil(len(self.files) / self.batch_size)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """This process's part of the batches of one epoch, on the device, without the `first` ones, which are not decoded."""
+        """This process's part of the batches of one epoch, on the device, without the `first` ones,
+        which are not decoded.
+        """
         order = torch.randperm(len(self.files), generator=generator(self.seed, "epoch", epoch))
         parts = [self.world.shard(batch) for batch in order.split(self.batch_size)[first:]]
         self._plan.batches = [[(epoch, index) for index in part.tolist()] for part, _ in parts]
-        for (pixels, labels), (_, weight) in zip(_named(on_device(self._loader, self.device)), parts, strict=True):
+        for (pixels, labels), (_, weight) in zip(
+            _named(on_device(self._loader, self.device)), parts, strict=True
+        ):
             yield Batch(self.normalise(pixels), labels, weight)
 
 
@@ -93,7 +101,13 @@ class StreamedTest:
     """As `dks.data.batches.TestBatches`, for image files."""
 
     def __init__(
-        self, files: ImageFiles, batch_size: int, data: Data, normalise: Normalise, device: torch.device, world: World = ALONE
+        self,
+        files: ImageFiles,
+        batch_size: int,
+        data: Data,
+        normalise: Normalise,
+        device: torch.device,
+        world: World = ALONE,
     ) -> None:
         mine = torch.arange(world.rank, len(files), world.size)
         plan = _Plan([[(0, index) for index in part.tolist()] for part in mine.split(batch_size)])
@@ -109,7 +123,10 @@ class StreamedTest:
 
 
 def _named(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches. What a worker process could not decode is said in a line, in place of its whole traceback."""
+    """The batches.
+
+    What a worker process could not decode is said in a line, in place of its whole traceback.
+    """
     try:
         yield from batches
     except ValueError as error:
@@ -117,7 +134,10 @@ def _named(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, T
 
 
 class _Plan:
-    """The batches of the coming epoch; the loader asks for them when it begins one, so that its processes can live on."""
+    """The batches of the coming epoch.
+
+    The loader asks for them when it begins one, so that its processes can live on.
+    """
 
     def __init__(self, batches: list[list[Key]] | None = None) -> None:
         self.batches = batches or []
@@ -138,12 +158,19 @@ class _Decoded(Dataset[tuple[Tensor, int]]):
         image = decode(self.files.paths[index], self.files.paths[index])
         with torch.random.fork_rng(devices=[]):
             # The CPU's generator only: that of a GPU belongs to the network.
-            torch.default_generator.manual_seed(generator(self.seed, "image", epoch, index).initial_seed())
+            torch.default_generator.manual_seed(
+                generator(self.seed, "image", epoch, index).initial_seed()
+            )
             return self.transform(image), int(self.files.labels[index])
 
 
 def _loader(
-    files: ImageFiles, transform: v2.Transform, seed: int, plan: _Plan, workers: int | None, device: torch.device
+    files: ImageFiles,
+    transform: v2.Transform,
+    seed: int,
+    plan: _Plan,
+    workers: int | None,
+    device: torch.device,
 ) -> DataLoader[Any]:
     from dks.machine.environment import available_threads
 
@@ -160,17 +187,20 @@ def _loader(
         # A fork would inherit the threads of torch and of the tracker in whatever state they are.
         multiprocessing_context="forkserver" if count else None,
         worker_init_fn=partial(_serve, lifeline),
-        # A loader draws a seed for its processes whenever it begins; from the global generator, that would move dropout.
+        # A loader draws a seed for its processes whenever it begins; from the global generator,
+        # that would move dropout.
         generator=torch.Generator(),
     )
-    # Before Python, as it ends, asks its processes to end by a signal, which these ignore, and waits for them.
+    # Before Python, as it ends, asks its processes to end by a signal, which these ignore, and
+    # waits for them.
     Finalize(loader, held.close, exitpriority=1)
     return loader
 
 
 def _start_fork_server() -> None:
-    """Start the process that forks workers with signals blocked: schedulers signal all processes of a job, and without it the
-    main one could not finish its step.
+    """Start the process that forks workers with signals blocked.
+
+    Schedulers signal all processes of a job, and without it the main one could not finish its step.
     """
     resource_tracker.ensure_running()  # first, for it unblocks signals again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -181,9 +211,12 @@ def _start_fork_server() -> None:
 
 
 def _serve(lifeline: Connection, worker: int) -> None:
-    """What a worker process does first: it leaves signals to the main process, and goes when that one is gone.
+    """What a worker process does first.
 
-    Torch would look whether its parent lives, which is the process that forks; that one lives as long as its children do.
+    It leaves signals to the main process, and goes when that one is gone.
+
+    Torch would look whether its parent lives, which is the process that forks; that one lives as
+    long as its children do.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -21,12 +21,17 @@ def inspect(data: Data) -> Facts:
 
 
 def load(data: Data) -> tuple[ImageSet, ImageSet]:
-    """Training and test images with the same patterns and independent noise; always the same for the same sizes."""
+    """Training and test images with the same patterns and independent noise.
+
+    Always the same for the same sizes.
+    """
     assert data.num_classes and data.image_size and data.train_images and data.test_images
     import torch
 
     draw = torch.Generator().manual_seed(1998)
-    patterns = 255 * torch.rand(data.num_classes, 3, data.image_size, data.image_size, generator=draw)
+    patterns = 255 * torch.rand(
+        data.num_classes, 3, data.image_size, data.image_size, generator=draw
+    )
 
     def images(count: int) -> ImageSet:
         labels = torch.arange(count) % patterns.shape[0]

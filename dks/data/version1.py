@@ -1,5 +1,6 @@
-"""Fingerprints as schema version 1 noted them: of names, sizes, labels and tables of contents. Only what brings runs of then to
-their present ids asks for them.
+"""Fingerprints as schema version 1 noted them: of names, sizes, labels and tables of contents.
+
+Only what brings runs of then to their present ids asks for them.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ OWN = "image", "label", False  # the columns that it read, and that labels were 
 def old_fingerprint(data: Data) -> str | None:
     """What version 1 noted for the files as they are.
 
-    None: it would have refused them, taken other files of them, or seen other pictures in them, so that no run of then is one
-    of now; or it noted none, as for data whose source fixes it.
+    None: it would have refused them, taken other files of them, or seen other pictures in them, so
+    that no run of then is one of now; or it noted none, as for data whose source fixes it.
 
     Raises:
         RequestError: as the source's `inspect`.
@@ -36,7 +37,9 @@ def old_fingerprint(data: Data) -> str | None:
     else:
         facts: Facts = source(data.source).inspect(data)
         return facts.fingerprint  # it was noted as it is today
-    return found if found and all(_as_before(image, name) for name, image in _images(data)) else None
+    return (
+        found if found and all(_as_before(image, name) for name, image in _images(data)) else None
+    )
 
 
 def _of_folders(root: Path) -> str | None:
@@ -45,7 +48,9 @@ def _of_folders(root: Path) -> str | None:
     digest = hashlib.sha256()
     for split in ("train", "val"):
         for name, paths in listed(root / split).images.items():
-            lines = (f"{split}/{name}/{path.name} {path.stat().st_size}\n" for path in map(Path, paths))
+            lines = (
+                f"{split}/{name}/{path.name} {path.stat().st_size}\n" for path in map(Path, paths)
+            )
             digest.update("".join(lines).encode())
     return digest.hexdigest()[:16]
 
@@ -56,7 +61,11 @@ def _of_parquet(data: Data) -> str | None:
         for path in paths:
             columns = parquet.columns_of(data, path)
             known = path.stem == split or path.stem.startswith(f"{split}-")
-            if path.parent != Path(str(data.root)) or not known or (columns.image, columns.label, columns.is_text) != OWN:
+            if (
+                path.parent != Path(str(data.root))
+                or not known
+                or (columns.image, columns.label, columns.is_text) != OWN
+            ):
                 return None
             labels = parquet.labels_of(path, columns.label).to_numpy().astype("int64").tobytes()
             digest.update(f"{path.name} {path.stat().st_size}\n".encode() + labels + _footer(path))
@@ -88,6 +97,8 @@ def _as_before(image: str | io.BytesIO, name: str) -> bool:
     """Is a picture seen as version 1 saw it, which left it to Pillow?"""
     try:
         with Image.open(image, formats=FORMATS) as opened:
-            return is_plain(opened) or decode(image, name).tobytes() == opened.convert("RGB").tobytes()
+            return (
+                is_plain(opened) or decode(image, name).tobytes() == opened.convert("RGB").tobytes()
+            )
     except Exception:  # its readers raise anything on files that are damaged, now or then
         return False

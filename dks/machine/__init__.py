@@ -1,1 +1,4 @@
-"""What a process knows of the machine it is on: cores, memory, its limits, its signals, and the processes beside it."""
+"""What a process knows of the machine it is on.
+
+Cores, memory, its limits, its signals, and the processes beside it.
+"""

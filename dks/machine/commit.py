@@ -1,4 +1,5 @@
-"""The code by its git commit, what of it was not committed, and whether another copy of it is meant.
+"""The code by its git commit, what of it was not committed, and whether another copy of it is
+meant.
 
 A wheel has no repository: `hatch_build.py` writes the commit into it.
 """
@@ -23,7 +24,10 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 @lru_cache(maxsize=1)
 def git_commit() -> str | None:
-    """The commit of the code, with "-dirty" where files differ from it or are new; None where it is not known."""
+    """The commit of the code, with "-dirty" where files differ from it or are new.
+
+    None where it is not known.
+    """
     if _built().exists():
         return _built().read_text(encoding="utf-8").strip()
     if (root := _repository()) is None:
@@ -37,11 +41,14 @@ def git_commit() -> str | None:
 
 
 def code_diff(extensions: Mapping[str, Path]) -> str | None:
-    """What the code has and its commit has not, as `git diff` shows it: changes, new files, and the files of extensions that
-    belong to no installed package; without passwords, and cut at DIFF_LIMIT. None: there is nothing.
+    """What the code has and its commit has not, as `git diff` shows it.
+
+    Changes, new files, and the files of extensions that belong to no installed package; without
+    passwords, and cut at DIFF_LIMIT. None: there is nothing.
 
     Args:
-        extensions: their modules by the names under which they are shown, unless they lie in the same repository.
+        extensions: their modules by the names under which they are shown, unless they lie in the
+            same repository.
     """
     diff = _changes(tuple(sorted(extensions.items())))
     if not diff:
@@ -50,7 +57,10 @@ def code_diff(extensions: Mapping[str, Path]) -> str | None:
     content = diff.encode()
     if len(content) <= DIFF_LIMIT:
         return diff
-    return f"{content[:DIFF_LIMIT].decode(errors='ignore')}\n# cut here: the whole diff has {len(content):,} bytes\n"
+    return (
+        f"{content[:DIFF_LIMIT].decode(errors='ignore')}\n# cut here: the whole diff has "
+        f"{len(content):,} bytes\n"
+    )
 
 
 @lru_cache(maxsize=8)
@@ -65,8 +75,12 @@ def _changes(extensions: tuple[tuple[str, Path], ...]) -> str:
             if inside is not None and _git(inside, "ls-files", "--", str(path.resolve())):
                 continue
             if not {"site-packages", "dist-packages"} & set(path.parts):
-                new[name if inside is None else path.resolve().relative_to(inside).as_posix()] = path
-        return diff + "".join(_as_new(name, path) for name, path in sorted(new.items()) if path.is_file())
+                new[name if inside is None else path.resolve().relative_to(inside).as_posix()] = (
+                    path
+                )
+        return diff + "".join(
+            _as_new(name, path) for name, path in sorted(new.items()) if path.is_file()
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
 
@@ -81,7 +95,9 @@ def _as_new(name: str, path: Path) -> str:
     whole = lines.pop() if lines[-1] == "" else None
     if not lines:
         return head
-    body = "".join(f"+{line}\n" for line in lines) + ("\\ No newline at end of file\n" if whole is None else "")
+    body = "".join(f"+{line}\n" for line in lines) + (
+        "\\ No newline at end of file\n" if whole is None else ""
+    )
     return f"{head}--- /dev/null\n+++ b/{name}\n@@ -0,0 +1,{len(lines)} @@\n{body}"
 
 
@@ -91,7 +107,10 @@ def _built() -> Path:
 
 
 def _repository() -> Path | None:
-    """The repository of the code. An installed package may lie inside somebody else's, which says nothing about this code."""
+    """The repository of the code.
+
+    An installed package may lie inside somebody else's, which says nothing about this code.
+    """
     try:
         if _built().exists() or not _git(_PACKAGE, "ls-files", "--", "__init__.py"):
             return None
@@ -102,7 +121,16 @@ def _repository() -> Path | None:
 
 def _new_files() -> list[str]:
     """Those of the code that its repository does not know and is not told to ignore."""
-    found = _git(_PACKAGE.parent, "ls-files", "-z", "--others", "--exclude-standard", "--full-name", "--", *OURS)
+    found = _git(
+        _PACKAGE.parent,
+        "ls-files",
+        "-z",
+        "--others",
+        "--exclude-standard",
+        "--full-name",
+        "--",
+        *OURS,
+    )
     return [name for name in found.split("\0") if name]
 
 
@@ -119,15 +147,27 @@ def other_copies(here: Path) -> Iterator[str]:
         here: the current folder.
     """
     runs, advice = _PACKAGE.parent, "pip install -e . in the one that is meant"
-    if (here / "dks" / "__init__.py").exists() and (here / "train.py").exists() and here.resolve() != runs:
-        yield f"the code that runs is that of {runs}, not that of this folder, which is another copy; {advice}"
+    if (
+        (here / "dks" / "__init__.py").exists()
+        and (here / "train.py").exists()
+        and here.resolve() != runs
+    ):
+        yield (
+            f"the code that runs is that of {runs}, not that of this folder, which is another "
+            f"copy; {advice}"
+        )
     elif (installed := _installed_beside(runs)) not in (None, runs):
-        yield f"the code that runs is that of {runs}, while the command dks runs that of {installed}; {advice}"
+        yield (
+            f"the code that runs is that of {runs}, while the command dks runs that of "
+            f"{installed}; {advice}"
+        )
 
 
 def _installed_beside(script_folder: Path) -> Path | None:
-    """Where the package is that would be imported if the script were not in a folder that has one."""
+    """Where the package would be imported from if the script's folder had none."""
     if sys.flags.safe_path or Path(sys.path[0]).resolve() != script_folder:
         return None
     spec = PathFinder.find_spec("dks", sys.path[1:])
-    return None if spec is None or spec.origin is None else Path(spec.origin).resolve().parent.parent
+    return (
+        None if spec is None or spec.origin is None else Path(spec.origin).resolve().parent.parent
+    )

@@ -18,16 +18,25 @@ from dks.machine.memory import MIB
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto` is CUDA where there is a usable device; of several processes on a machine each has a GPU of its own."""
+    """`auto` is CUDA where there is a usable device.
+
+    Of several processes on a machine each has a GPU of its own.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    return torch.device("cuda", local_rank) if device.type == "cuda" and device.index is None else device
+    return (
+        torch.device("cuda", local_rank)
+        if device.type == "cuda" and device.index is None
+        else device
+    )
 
 
 def device_name(device: torch.device) -> str:
     """For a record: "cpu", or "cuda:0 (NVIDIA H100)"."""
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    return (
+        f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    )
 
 
 def available_threads() -> int:
@@ -55,7 +64,10 @@ def versions() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def environment(device: torch.device) -> dict[str, Any]:
-    """Machine, system and software of a run on that device, for `environment.json`; None: not known or not there."""
+    """Machine, system and software of a run on that device, for `environment.json`; None.
+
+    Not known or not there.
+    """
     import psutil
 
     has_cuda = device.type == "cuda"  # a run on the CPU leaves the GPUs alone
@@ -68,7 +80,9 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "memory_mib": psutil.virtual_memory().total // MIB,
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if has_cuda else [],
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        if has_cuda
+        else [],
         "driver": _driver(),
         "torch": torch.__version__,
         "torchvision": packages.get("torchvision"),
@@ -79,7 +93,10 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
-    """Name and version of every installed package; `importlib.metadata` would parse all that they say of themselves."""
+    """Name and version of every installed package.
+
+    `importlib.metadata` would parse all that they say of themselves.
+    """
     found = {}
     for each in distributions():
         head = (each.read_text("METADATA") or each.read_text("PKG-INFO") or "").partition("\n\n")[0]
@@ -97,7 +114,11 @@ def _distribution() -> str | None:
 
 def _cpu_model() -> str:
     with suppress(OSError):
-        if found := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE):
+        if found := re.search(
+            r"^model name\s*:\s*(.+)$",
+            Path("/proc/cpuinfo").read_text(encoding="utf-8"),
+            re.MULTILINE,
+        ):
             return found[1]
     return platform.processor() or platform.machine()
 

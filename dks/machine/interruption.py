@@ -1,4 +1,7 @@
-"""Signals that ask a command to end, and a run to stop: the first one asks, a second Ctrl-C insists."""
+"""Signals that ask a command to end, and a run to stop.
+
+The first one asks, a second Ctrl-C insists.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from signal import Signals
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-# Ctrl-C, a scheduler that wants its machine back, a terminal that closes, and what schedulers can be told to send before.
+# Ctrl-C, a scheduler that wants its machine back, a terminal that closes, and what schedulers can
+# be told to send before.
 SIGNALS = (Signals.SIGINT, Signals.SIGTERM, Signals.SIGHUP, Signals.SIGUSR1, Signals.SIGUSR2)
 STATUS = 130  # of a command that was interrupted, by whichever of them
 # Seconds that a command has to clear up.
@@ -21,24 +25,35 @@ _asked: Signals | None = None  # what this command is to end by
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked, and what was under way stopped. The message is the signal's name, for example "SIGTERM"."""
+    """A signal asked, and what was under way stopped.
+
+    The message is the signal's name, for example "SIGTERM".
+    """
 
     @property
     def signal(self) -> Signals | None:
-        """The signal that asked, for a handler that was installed before; None where there was none."""
+        """The signal that asked, for a handler that was installed before.
+
+        None where there was none.
+        """
         return Signals.__members__.get(str(self))
 
 
 def heard() -> list[Signals]:
     """The signals to obey: all of `SIGNALS`, but under nohup not SIGHUP."""
-    return [each for each in SIGNALS if each is not Signals.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN]
+    return [
+        each
+        for each in SIGNALS
+        if each is not Signals.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN
+    ]
 
 
 def obey() -> None:
     """From now on a signal ends this command: it raises `Interrupted`, and is remembered.
 
-    Where the exception gets lost, as in a callback of a library, `check` raises it again; after `PATIENCE` the process ends. It
-    does at once in the middle of an import, which may make another error of it, and native code abort.
+    Where the exception gets lost, as in a callback of a library, `check` raises it again; after
+    `PATIENCE` the process ends. It does at once in the middle of an import, which may make another
+    error of it, and native code abort.
     """
     signal.signal(signal.SIGALRM, lambda number, frame: leave())
     for number in heard():
@@ -85,7 +100,8 @@ def leave() -> NoReturn:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError):
-        os.write(2, b"\x1b[?25hinterrupted\n" if os.isatty(2) else b"interrupted\n")  # a bar hides the cursor
+        # a bar hides the cursor
+        os.write(2, b"\x1b[?25hinterrupted\n" if os.isatty(2) else b"interrupted\n")
     with suppress(Exception):  # it may have been interrupted in this very import
         import psutil
 
@@ -96,10 +112,11 @@ def leave() -> NoReturn:
 
 
 class Interruption:
-    """While this context lasts, signals set a flag that is read where it is safe to stop, as between two steps.
+    """While this context lasts, signals set a flag that is read where it is safe to stop, as
+    between two steps.
 
-    The handlers do nothing else, so nothing is ever half-written; processes forked meanwhile inherit them and ignore signals.
-    The handlers that were there before come back at the end.
+    The handlers do nothing else, so nothing is ever half-written; processes forked meanwhile
+    inherit them and ignore signals. The handlers that were there before come back at the end.
     """
 
     def __init__(self) -> None:
@@ -110,12 +127,18 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         check()
-        if threading.current_thread() is threading.main_thread():  # only the main thread may install handlers
+        # only the main thread may install handlers
+        if threading.current_thread() is threading.main_thread():
             for number in heard():
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

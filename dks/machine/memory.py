@@ -14,7 +14,10 @@ MIB = 2**20
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a process may still take, on a GPU of its memory; None: the system does not say."""
+    """Bytes that a process may still take, on a GPU of its memory; None.
+
+    The system does not say.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     known = [each for each in (_available(), control_groups.free_memory()) if each is not None]
@@ -32,8 +35,9 @@ def _available() -> int | None:
 class PeakMemory:
     """The most memory in use at once since this was made, in MiB.
 
-    On CUDA what tensors take (`torch.cuda.max_memory_allocated`). On the CPU by how much the resident set of the process grew,
-    from Linux's own account; elsewhere it is not known. What the process held before, the program itself for one, is not in it.
+    On CUDA what tensors take (`torch.cuda.max_memory_allocated`). On the CPU by how much the
+    resident set of the process grew, from Linux's own account; elsewhere it is not known. What the
+    process held before, the program itself for one, is not in it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,8 +48,10 @@ class PeakMemory:
             return
         try:
             with suppress(OSError, AttributeError):  # no other C library than glibc has it
-                ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or it would be used again unseen
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the peak to what is in use now
+                # what was freed goes back, or it would be used again unseen
+                ctypes.CDLL(None).malloc_trim(0)
+            # sets the peak to what is in use now
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
             self._before = _resident("VmHWM")
         except OSError:
             self._before = None

@@ -1,4 +1,7 @@
-"""Standard streams that outlive who reads them: what cannot be written any more is lost, and nothing else is."""
+"""Standard streams that outlive who reads them.
+
+What cannot be written any more is lost, and nothing else is.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,10 @@ def _stream(raw: _Lasting, before: TextIO | Any) -> TextIO:
 
 
 def loss() -> OSError | None:
-    """Why something on standard output could not be written; None: nothing was lost, or nobody is there to miss it."""
+    """Why something on standard output could not be written; None.
+
+    Nothing was lost, or nobody is there to miss it.
+    """
     sys.stdout.flush()
     lost = None if _output is None else _output.lost
     return None if isinstance(lost, BrokenPipeError) else lost

@@ -1,4 +1,6 @@
-"""The processes that train one network together, under torchrun or SLURM; one process alone is a world of size 1.
+"""The processes that train one network together, under torchrun or SLURM.
+
+One process alone is a world of size 1.
 
 Rank 0 plans, claims, records and shows; the others follow it from run to run.
 """
@@ -18,7 +20,10 @@ from dks.machine.interruption import STATUS
 
 
 class Broken(SystemExit):
-    """One process failed in the middle of a step, and the others wait for it; torchrun ends them when it has left."""
+    """One process failed in the middle of a step, and the others wait for it.
+
+    Torchrun ends them when it has left.
+    """
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,10 @@ class World:
 
     @classmethod
     def join(cls) -> World:
-        """The world that torchrun described in the environment (RANK, WORLD_SIZE, LOCAL_RANK); joined when first asked for."""
+        """The world that torchrun described in the environment (RANK, WORLD_SIZE, LOCAL_RANK).
+
+        Joined when first asked for.
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         import torch.distributed as dist
@@ -41,7 +49,10 @@ class World:
         return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
 
     def leave(self) -> None:
-        """Take leave of the others; without it a process may end in the middle of their last words."""
+        """Take leave of the others.
+
+        Without it a process may end in the middle of their last words.
+        """
         if self.size > 1:
             import torch.distributed as dist
 
@@ -76,7 +87,10 @@ class World:
         return values
 
     def synchronise(self, module: nn.Module) -> None:
-        """Give every process rank 0's buffers: each has seen other images, so batch normalisation's statistics differ."""
+        """Give every process rank 0's buffers.
+
+        Each has seen other images, so batch normalisation's statistics differ.
+        """
         if self.size > 1:
             import torch.distributed as dist
 
@@ -84,7 +98,7 @@ class World:
                 dist.broadcast(buffer, src=0)
 
     def replicate(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over all processes, beginning with rank 0's weights."""
+        """The module with gradients averaged over all processes; rank 0's weights begin."""
         return nn.parallel.DistributedDataParallel(module) if self.size > 1 else module
 
     def share(self, value: Any = None) -> Any:
@@ -98,8 +112,10 @@ class World:
         return box[0]
 
     def shard(self, batch: Tensor) -> tuple[Tensor, float]:
-        """This process's part of a batch's indices (N,), and its weight: the loss of the whole batch is the mean over processes
-        of weight times the loss of a part. A process for which nothing is left takes an image with weight 0.
+        """This process's part of a batch's indices (N,), and its weight.
+
+        The loss of the whole batch is the mean over processes of weight times the loss of a part. A
+        process for which nothing is left takes an image with weight 0.
         """
         if self.size == 1:
             return batch, 1.0
@@ -112,8 +128,10 @@ ALONE = World()
 
 @contextmanager
 def leading() -> Iterator[None]:
-    """What rank 0 does inside this context the others follow; at its end, unless it has stopped them or they hang already, they
-    are told that there is no more.
+    """What rank 0 does inside this context the others follow.
+
+    At its end, unless it has stopped them or they hang already, they are told that there is no
+    more.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield

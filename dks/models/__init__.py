@@ -1,4 +1,7 @@
-"""Backbones and their auxiliary branches. The names of both are known without torch, which takes a second or more."""
+"""Backbones and their auxiliary branches.
+
+The names of both are known without torch, which takes a second or more.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +21,31 @@ if TYPE_CHECKING:
     from dks.models.network import SupervisedNetwork
 
 
-def build(backbone: str, num_classes: int, aux_design: str = "none", aux_positions: Sequence[str] = ()) -> SupervisedNetwork:
-    """A network by the names of its parts, as `backbone=` and `aux_design=` on the command line name them.
+def build(
+    backbone: str, num_classes: int, aux_design: str = "none", aux_positions: Sequence[str] = ()
+) -> SupervisedNetwork:
+    """A network by the names of its parts, as `backbone=` and `aux_design=` on the command line
+    name them.
 
     Args:
         backbone: for example "resnet32".
         num_classes: outputs K of every classifier.
-        aux_design: "none", "ours", "narrow", "shallow", "ap_2fc" or "ap_conv_2fc" (Table 3 of the paper).
-        aux_positions: any of "c2", "c3", "c4" (Table 4 of the paper).
+        aux_design: "none", "ours", "narrow", "shallow", "ap_2fc" or "ap_conv_2fc" (Table 3 of the
+        paper). aux_positions: any of "c2", "c3", "c4" (Table 4 of the paper).
 
     Returns:
-        A module from images (N, 3, H, W) to logits {"c1": (N, K), ...}; its `strip()` gives the plain backbone.
+        A module from images (N, 3, H, W) to logits {"c1": (N, K), ...}; its `strip()` gives the
+        plain backbone.
 
     Raises:
         RequestError: a name is unknown, or the parts do not fit together.
     """
     design = load_choice("aux_design", aux_design, AuxDesign)
     if (design.kind == DesignKind.none) != (not aux_positions):
-        raise RequestError(f"aux_design={aux_design} and aux_positions={tuple(aux_positions)}: give both or neither")
+        raise RequestError(
+            f"aux_design={aux_design} and aux_positions={tuple(aux_positions)}: give both or "
+            f"neither"
+        )
     return build_network(
         Config(
             backbone=load_choice("backbone", backbone, Backbone),
@@ -49,8 +59,9 @@ def build(backbone: str, num_classes: int, aux_design: str = "none", aux_positio
 def build_network(config: Config, initialise: bool = True) -> SupervisedNetwork:
     """The network of a resolved configuration, its weights drawn from torch's global generator.
 
-    All of the backbone's weights are drawn first, so for one seed they are the same whatever branches it carries. Without
-    `initialise` they are torch's defaults, which is enough to look at the structure.
+    All of the backbone's weights are drawn first, so for one seed they are the same whatever
+    branches it carries. Without `initialise` they are torch's defaults, which is enough to look at
+    the structure.
 
     Raises:
         RequestError: the parts do not fit together.
@@ -71,8 +82,13 @@ def build_network(config: Config, initialise: bool = True) -> SupervisedNetwork:
     branches: dict[str, nn.Module] = {}
     for position in sorted(config.aux_positions.at):
         if position not in places or position not in spec.branches:
-            raise RequestError(f"aux_positions: {position} is not a place in this backbone; it has {', '.join(sorted(places))}")
-        branches[position] = build_branch(config.aux_design, kind, spec, position, places[position], num_classes)
+            raise RequestError(
+                f"aux_positions: {position} is not a place in this backbone; it has "
+                f"{', '.join(sorted(places))}"
+            )
+        branches[position] = build_branch(
+            config.aux_design, kind, spec, position, places[position], num_classes
+        )
         if initialise:
             _initialise(branches[position], kind, config.recipe)
     if spec.activation_checkpointing:
@@ -93,14 +109,17 @@ def _until(backbone: nn.Module, last: str, family: str, in_order: bool) -> nn.Mo
     names = [name for name, _ in children]
     if not (in_order or isinstance(backbone, nn.Sequential)) or last not in names:
         raise RequestError(
-            f"the path through one branch alone needs a backbone that is an nn.Sequential with the layer {last}; "
+            f"the path through one branch alone needs a backbone that is an nn.Sequential with "
+            f"the layer {last}; "
             f"backbone.family={family} is none"
         )
     return nn.Sequential(OrderedDict(children[: names.index(last) + 1]))
 
 
 def _initialise(module: nn.Module, family: Family, recipe: Recipe) -> None:
-    """Draw the weights as the family does, or as the authors' WRN code does in what the recipe says."""
+    """Draw the weights as the family does, or as the authors' WRN code does in what the recipe
+    says.
+    """
     from torch import nn
 
     family.initialise(module)

@@ -1,4 +1,7 @@
-"""Auxiliary branches: the five designs of Table 3 of the paper, and extensions, for any family of backbones."""
+"""Auxiliary branches.
+
+The five designs of Table 3 of the paper, and extensions, for any family of backbones.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,14 @@ from dks.config.schema import AuxDesign, Backbone, DesignKind, Stage
 from dks.models.family import Family, Place, Tap
 
 
-def build_branch(design: AuxDesign, family: Family, backbone: Backbone, position: str, tap: Tap, num_classes: int) -> nn.Module:
+def build_branch(
+    design: AuxDesign, family: Family, backbone: Backbone, position: str, tap: Tap, num_classes: int
+) -> nn.Module:
     """One branch: a feature map (N, tap.channels, H, W) -> logits (N, num_classes).
 
     Raises:
-        RequestError: the path to this classifier would have another number of down-samplings than the backbone's own, or
-            the extension cannot be loaded.
+        RequestError: the path to this classifier would have another number of down-samplings than
+            the backbone's own, or the extension cannot be loaded.
     """
     if design.kind not in list(DesignKind):
         built = find("aux_design", design.kind, DesignKind).component.value
@@ -29,14 +34,17 @@ def build_branch(design: AuxDesign, family: Family, backbone: Backbone, position
     needed = tap.downsamplings_left + tap.behind_downsampling
     if len(stages) != needed:
         raise RequestError(
-            f"backbone.branches.{position} has {len(stages)} stage(s) and needs {needed}: every path from the input to a "
+            f"backbone.branches.{position} has {len(stages)} stage(s) and needs {needed}: every "
+            f"path from the input to a "
             "classifier has the same number of down-samplings"
         )
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels = tap.channels
     for number, stage in enumerate(stages, start=1):
         stride = 1 if number == 1 and tap.behind_downsampling else 2
-        layers[f"stage{number}"], channels = family.stage(backbone, channels, _scaled(stage, design), stride)
+        layers[f"stage{number}"], channels = family.stage(
+            backbone, channels, _scaled(stage, design), stride
+        )
     layers["head"] = family.head(channels, num_classes)
     return nn.Sequential(layers)
 

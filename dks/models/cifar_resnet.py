@@ -1,7 +1,10 @@
-"""CIFAR ResNets of He et al. (2016): depth 6n+2, three stages of n basic blocks, widths 16, 32 and 64.
+"""CIFAR ResNets of He et al. (2016).
 
-Shortcuts are parameter-free (option A): where a block halves the resolution the shortcut is a 2x2 average pooling, and
-the new channels are zeros appended after the real ones. Branches of the design "ours" are built from the same blocks.
+Depth 6n+2, three stages of n basic blocks, widths 16, 32 and 64.
+
+Shortcuts are parameter-free (option A): where a block halves the resolution the shortcut is a 2x2
+average pooling, and the new channels are zeros appended after the real ones. Branches of the design
+"ours" are built from the same blocks.
 """
 
 from __future__ import annotations
@@ -20,13 +23,17 @@ WIDTHS = (16, 32, 64)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with an option-A shortcut: (N, C, H, W) -> (N, width, ceil(H/stride), ceil(W/stride))."""
+    """Two 3x3 convolutions with an option-A shortcut.
+
+    (N, C, H, W) -> (N, width, ceil(H/stride), ceil(W/stride)).
+    """
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
         if width < in_channels:
             raise RequestError(
-                f"a block of {width} channels on {in_channels} has no parameter-free shortcut; use a larger aux_design.width"
+                f"a block of {width} channels on {in_channels} has no parameter-free shortcut; "
+                f"use a larger aux_design.width"
             )
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -46,9 +53,13 @@ class BasicBlock(nn.Module):
 
 
 def stage(config: Backbone, in_channels: int, spec: Stage, stride: int) -> tuple[nn.Module, int]:
-    """`spec.blocks` basic blocks of `spec.width` channels, the first with `stride`; returns it and its channels."""
+    """`spec.blocks` basic blocks of `spec.width` channels, the first with `stride`.
+
+    Returns it and its channels.
+    """
     blocks = [
-        BasicBlock(in_channels if i == 0 else spec.width, spec.width, stride if i == 0 else 1) for i in range(spec.blocks)
+        BasicBlock(in_channels if i == 0 else spec.width, spec.width, stride if i == 0 else 1)
+        for i in range(spec.blocks)
     ]
     return nn.Sequential(*blocks), spec.width
 
@@ -60,18 +71,25 @@ def backbone(config: Backbone, num_classes: int) -> nn.Module:
         RequestError: there is no network of that depth.
     """
     if config.depth < 8 or (config.depth - 2) % 6:
-        raise RequestError(f"backbone.depth={config.depth} must be 6n+2 for a CIFAR ResNet, for example 8, 20, 32, 56 or 110")
+        raise RequestError(
+            f"backbone.depth={config.depth} must be 6n+2 for a CIFAR ResNet, for example 8, 20, "
+            f"32, 56 or 110"
+        )
     blocks = (config.depth - 2) // 6
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         stem=nn.Sequential(
             OrderedDict(
-                conv=nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False), bn=nn.BatchNorm2d(WIDTHS[0]), relu=nn.ReLU(inplace=True)
+                conv=nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False),
+                bn=nn.BatchNorm2d(WIDTHS[0]),
+                relu=nn.ReLU(inplace=True),
             )
         )
     )
     channels = WIDTHS[0]
     for number, width in enumerate(WIDTHS, start=1):
-        layers[f"stage{number}"], channels = stage(config, channels, Stage(blocks, width), stride=1 if number == 1 else 2)
+        layers[f"stage{number}"], channels = stage(
+            config, channels, Stage(blocks, width), stride=1 if number == 1 else 2
+        )
     layers["head"] = pooled_head(channels, num_classes)
     return nn.Sequential(layers)
 
@@ -85,5 +103,10 @@ def taps(config: Backbone) -> dict[str, Tap]:
 
 
 FAMILY = Family(
-    backbone=backbone, taps=taps, stage=stage, head=pooled_head, initialise=initialise_convolutions, block=BasicBlock
+    backbone=backbone,
+    taps=taps,
+    stage=stage,
+    head=pooled_head,
+    initialise=initialise_convolutions,
+    block=BasicBlock,
 )

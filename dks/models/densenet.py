@@ -1,7 +1,10 @@
-"""DenseNets of Huang et al. (2017) for small images: depth 3n+4, three stages of n layers that add `growth` channels each.
+"""DenseNets of Huang et al. (2017) for small images.
 
-The plain form: no bottlenecks, no compression, 16 channels in the first convolution. A transition lies between two stages and
-halves the resolution. Branches start behind a transition, so their first stage keeps the resolution they find.
+Depth 3n+4, three stages of n layers that add `growth` channels each.
+
+The plain form: no bottlenecks, no compression, 16 channels in the first convolution. A transition
+lies between two stages and halves the resolution. Branches start behind a transition, so their
+first stage keeps the resolution they find.
 """
 
 from __future__ import annotations
@@ -39,13 +42,17 @@ def transition(channels: int) -> nn.Module:
             bn=nn.BatchNorm2d(channels),
             relu=nn.ReLU(inplace=True),
             conv=nn.Conv2d(channels, channels, 1, bias=False),
-            pool=nn.AvgPool2d(2, ceil_mode=True),  # an odd border is averaged over the pixels it has
+            # an odd border is averaged over the pixels it has
+            pool=nn.AvgPool2d(2, ceil_mode=True),
         )
     )
 
 
 def stage(config: Backbone, in_channels: int, spec: Stage, stride: int) -> tuple[nn.Module, int]:
-    """`spec.blocks` layers of growth `spec.width`, behind a transition if `stride` is 2; returns it and its channels."""
+    """`spec.blocks` layers of growth `spec.width`, behind a transition if `stride` is 2.
+
+    Returns it and its channels.
+    """
     layers = [transition(in_channels)] if stride == 2 else []
     layers += [DenseLayer(in_channels + i * spec.width, spec.width) for i in range(spec.blocks)]
     return nn.Sequential(*layers), in_channels + spec.blocks * spec.width
@@ -63,7 +70,9 @@ def backbone(config: Backbone, num_classes: int) -> nn.Module:
     )
     channels = STEM_WIDTH
     for number in (1, 2, 3):
-        layers[f"stage{number}"], channels = stage(config, channels, Stage(blocks, growth), stride=1)
+        layers[f"stage{number}"], channels = stage(
+            config, channels, Stage(blocks, growth), stride=1
+        )
         if number < 3:
             layers[f"transition{number}"] = transition(channels)
     layers["head"] = activated_head(channels, num_classes)
@@ -71,7 +80,10 @@ def backbone(config: Backbone, num_classes: int) -> nn.Module:
 
 
 def initialise(module: nn.Module) -> None:
-    """He initialisation of every convolution (fan-out, ReLU), linear biases 0; batch normalisation starts at the identity."""
+    """He initialisation of every convolution (fan-out, ReLU), linear biases 0.
+
+    Batch normalisation starts at the identity.
+    """
     initialise_convolutions(module)
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
@@ -91,10 +103,21 @@ def taps(config: Backbone) -> dict[str, Tap]:
 def _stage(config: Backbone) -> tuple[int, int]:
     """Layers of a stage, and the channels that each adds."""
     if config.depth < 7 or (config.depth - 4) % 3:
-        raise RequestError(f"backbone.depth={config.depth} must be 3n+4 for a DenseNet, for example 40 or 100")
+        raise RequestError(
+            f"backbone.depth={config.depth} must be 3n+4 for a DenseNet, for example 40 or 100"
+        )
     if config.growth is None or config.growth < 1:
-        raise RequestError(f"backbone.growth={config.growth} must be at least 1 for a DenseNet, for example 12")
+        raise RequestError(
+            f"backbone.growth={config.growth} must be at least 1 for a DenseNet, for example 12"
+        )
     return (config.depth - 4) // 3, config.growth
 
 
-FAMILY = Family(backbone=backbone, taps=taps, stage=stage, head=activated_head, initialise=initialise, block=DenseLayer)
+FAMILY = Family(
+    backbone=backbone,
+    taps=taps,
+    stage=stage,
+    head=activated_head,
+    initialise=initialise,
+    block=DenseLayer,
+)

@@ -17,7 +17,8 @@ class Tap:
     module: str  # its name inside the backbone
     channels: int  # of the feature map there
     downsamplings_left: int  # between there and the backbone's own classifier
-    behind_downsampling: bool = False  # the map there is already halved for the next stage, as behind a DenseNet's transition
+    # the map there is already halved for the next stage, as behind a DenseNet's transition
+    behind_downsampling: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,25 @@ class Place:
 
 @dataclass(frozen=True)
 class Family:
-    """A family of backbones. One file in `dks/models/` defines one; `registry.py` names the file."""
+    """A family of backbones. One file in `dks/models/` defines one.
+
+    `registry.py` names the file.
+    """
 
     # The plain network: images (N, 3, H, W) -> logits (N, K).
     backbone: Callable[[Backbone, int], nn.Module]
     # Where branches can start: classifier -> place.
     taps: Callable[[Backbone], dict[str, Tap]]
-    # One stage of a branch, halving the resolution with stride 2: (backbone, in channels, spec, stride) -> module, channels.
+    # One stage of a branch, halving the resolution with stride 2: (backbone, in channels, spec,
+    #     stride) -> module, channels.
     stage: Callable[[Backbone, int, Stage, int], tuple[nn.Module, int]]
     # The end of a classifier: (in channels, classes) -> module from a feature map to logits.
     head: Callable[[int, int], nn.Module]
     # Sets the initial weights of a backbone or a branch, in place.
     initialise: Callable[[nn.Module], None]
-    # The kind(s) of module whose activations can be forgotten and computed again (`backbone.activation_checkpointing`).
+    # The kind(s) of module whose activations can be forgotten and computed again
+    # (`backbone.activation_checkpointing`).
     block: type[nn.Module] | tuple[type[nn.Module], ...]
-    # Does the network run its children one after another, as a single path needs it? Of an `nn.Sequential` it is known anyway.
+    # Does the network run its children one after another, as a single path needs it? Of an
+    # `nn.Sequential` it is known anyway.
     in_order: bool = True

@@ -1,7 +1,9 @@
-"""MobileNet of Howard et al. (2017) for small images: a 3x3 convolution and 13 depthwise-separable blocks, 28 layers in all.
+"""MobileNet of Howard et al. (2017) for small images.
 
-Only the blocks that first reach 512 and 1024 channels halve the resolution; the other halvings of the ImageNet network are
-left out. Branches of the design "ours" are built from the same blocks.
+A 3x3 convolution and 13 depthwise-separable blocks, 28 layers in all.
+
+Only the blocks that first reach 512 and 1024 channels halve the resolution; the other halvings of
+the ImageNet network are left out. Branches of the design "ours" are built from the same blocks.
 """
 
 from __future__ import annotations
@@ -22,11 +24,16 @@ DEPTH = 2 + 2 * sum(len(widths) for widths in WIDTHS)  # 28: a block counts as t
 
 
 class SeparableBlock(nn.Module):
-    """Depthwise conv3x3-BN-ReLU, then conv1x1-BN-ReLU: (N, C, H, W) -> (N, width, ceil(H/stride), ceil(W/stride))."""
+    """Depthwise conv3x3-BN-ReLU, then conv1x1-BN-ReLU.
+
+    (N, C, H, W) -> (N, width, ceil(H/stride), ceil(W/stride)).
+    """
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(in_channels, in_channels, 3, stride=stride, padding=1, groups=in_channels, bias=False)
+        self.depthwise = nn.Conv2d(
+            in_channels, in_channels, 3, stride=stride, padding=1, groups=in_channels, bias=False
+        )
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.pointwise = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
@@ -37,7 +44,10 @@ class SeparableBlock(nn.Module):
 
 
 def stage(config: Backbone, in_channels: int, spec: Stage, stride: int) -> tuple[nn.Module, int]:
-    """`spec.blocks` blocks of `spec.width` channels, the first with `stride`; returns it and its channels."""
+    """`spec.blocks` blocks of `spec.width` channels, the first with `stride`.
+
+    Returns it and its channels.
+    """
     return _blocks(in_channels, (spec.width,) * spec.blocks, stride), spec.width
 
 
@@ -48,7 +58,9 @@ def backbone(config: Backbone, num_classes: int) -> nn.Module:
         RequestError: there is no network of that depth.
     """
     if config.depth != DEPTH:
-        raise RequestError(f"backbone.depth={config.depth} must be {DEPTH} for a MobileNet, which has no other")
+        raise RequestError(
+            f"backbone.depth={config.depth} must be {DEPTH} for a MobileNet, which has no other"
+        )
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         stem=nn.Sequential(
             OrderedDict(
@@ -67,16 +79,25 @@ def backbone(config: Backbone, num_classes: int) -> nn.Module:
 
 
 def initialise(module: nn.Module) -> None:
-    """He initialisation of every convolution (fan-out, ReLU); batch normalisation starts at the identity."""
+    """He initialisation of every convolution (fan-out, ReLU).
+
+    Batch normalisation starts at the identity.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
-            # A depthwise channel has the same fan-out as fan-in; torch counts all channels into the fan-out.
+            # A depthwise channel has the same fan-out as fan-in; torch counts all channels into the
+            # fan-out.
             depthwise = layer.groups > 1
-            nn.init.kaiming_normal_(layer.weight, mode="fan_in" if depthwise else "fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(
+                layer.weight, mode="fan_in" if depthwise else "fan_out", nonlinearity="relu"
+            )
 
 
 def taps(config: Backbone) -> dict[str, Tap]:
-    """c3 after the blocks of 256 channels, c2 after those of 512; both before the next down-sampling."""
+    """c3 after the blocks of 256 channels, c2 after those of 512.
+
+    Both before the next down-sampling.
+    """
     return {
         "c2": Tap("stage2", channels=WIDTHS[1][-1], downsamplings_left=1),
         "c3": Tap("stage1", channels=WIDTHS[0][-1], downsamplings_left=2),
@@ -86,8 +107,18 @@ def taps(config: Backbone) -> dict[str, Tap]:
 def _blocks(in_channels: int, widths: tuple[int, ...], stride: int) -> nn.Module:
     before = (in_channels, *widths[:-1])
     return nn.Sequential(
-        *(SeparableBlock(c, width, stride if i == 0 else 1) for i, (c, width) in enumerate(zip(before, widths, strict=True)))
+        *(
+            SeparableBlock(c, width, stride if i == 0 else 1)
+            for i, (c, width) in enumerate(zip(before, widths, strict=True))
+        )
     )
 
 
-FAMILY = Family(backbone=backbone, taps=taps, stage=stage, head=pooled_head, initialise=initialise, block=SeparableBlock)
+FAMILY = Family(
+    backbone=backbone,
+    taps=taps,
+    stage=stage,
+    head=pooled_head,
+    initialise=initialise,
+    block=SeparableBlock,
+)

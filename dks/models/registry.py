@@ -1,4 +1,7 @@
-"""The families of backbones by name: those of this folder, one file and one line here each, and extensions."""
+"""The families of backbones by name.
+
+Those of this folder, one file and one line here each, and extensions.
+"""
 
 from __future__ import annotations
 

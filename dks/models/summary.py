@@ -21,12 +21,15 @@ _told: dict[str, str] = {}
 
 
 def summary(config: Config, size: Sequence[int]) -> str:
-    """The network of a resolved configuration, its branches included, for images of this height and width.
+    """The network of a resolved configuration, its branches included, for images of this height and
+    width.
 
-    It is built anew on the meta device, which computes nothing and draws no random numbers; once in a process. Of equal blocks
-    that follow one another only the first is told in full.
+    It is built anew on the meta device, which computes nothing and draws no random numbers; once in
+    a process. Of equal blocks that follow one another only the first is told in full.
     """
-    key = repr((config.backbone, config.aux_design, config.aux_positions, config.data.num_classes, *size))
+    key = repr(
+        (config.backbone, config.aux_design, config.aux_positions, config.data.num_classes, *size)
+    )
     if key not in _told:
         _told[key] = _tell(config, size)
     return _told[key]
@@ -44,11 +47,17 @@ def _tell(config: Config, size: Sequence[int]) -> str:
     rows = [_HEAD, *_rows(network, "", shapes)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
-        f"{path:{widths[0]}}  {kind:{widths[1]}}  {output:{widths[2]}}  {count:>{widths[3]}}".rstrip()
+        f"{path:{widths[0]}}  {kind:{widths[1]}}  {output:{widths[2]}}  "
+        f"{count:>{widths[3]}}".rstrip()
         for path, kind, output, count in rows
     ]
     whole, plain = parameters(network), parameters(network.backbone)
-    return "\n".join([*lines, "", f"parameters: {plain:,} of the plain network, {whole:,} with its branches"]) + "\n"
+    return (
+        "\n".join(
+            [*lines, "", f"parameters: {plain:,} of the plain network, {whole:,} with its branches"]
+        )
+        + "\n"
+    )
 
 
 def parameters(module: nn.Module) -> int:
@@ -69,14 +78,23 @@ class _Shape:
 
 def _rows(module: nn.Module, path: str, shapes: Mapping[nn.Module, str]) -> Iterator[Row]:
     """The modules inside of this one that were called, from the input to the output."""
-    children = [(name, child, (repr(child), shapes.get(child))) for name, child in module.named_children()]
+    children = [
+        (name, child, (repr(child), shapes.get(child))) for name, child in module.named_children()
+    ]
     for _, equal in groupby(children, key=lambda each: each[2]):
         (name, first, _), *more = equal
         yield from _row(f"{path}{name}", first, shapes)
         if more and next(first.children(), None) is not None:
             names = f"{path}{more[0][0]}" + (f" to {path}{more[-1][0]}" if more[1:] else "")
-            kind = (f"{len(more)} x " if more[1:] else "") + f"{type(first).__name__}, as {path}{name}"
-            yield names, kind, shapes.get(first, ""), f"{sum(parameters(child) for _, child, _ in more):,}"
+            kind = (
+                f"{len(more)} x " if more[1:] else ""
+            ) + f"{type(first).__name__}, as {path}{name}"
+            yield (
+                names,
+                kind,
+                shapes.get(first, ""),
+                f"{sum(parameters(child) for _, child, _ in more):,}",
+            )
         else:
             for other, child, _ in more:
                 yield from _row(f"{path}{other}", child, shapes)
@@ -84,5 +102,10 @@ def _rows(module: nn.Module, path: str, shapes: Mapping[nn.Module, str]) -> Iter
 
 def _row(path: str, module: nn.Module, shapes: Mapping[nn.Module, str]) -> Iterator[Row]:
     if module in shapes:
-        yield path, type(module).__name__, shapes[module], f"{parameters(module):,}" if parameters(module) else ""
+        yield (
+            path,
+            type(module).__name__,
+            shapes[module],
+            f"{parameters(module):,}" if parameters(module) else "",
+        )
     yield from _rows(module, f"{path}.", shapes)

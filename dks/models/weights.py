@@ -1,5 +1,6 @@
-"""Trained weights from files, and the images that they were trained on: read without running anything in them, checked, and put
-into networks.
+"""Trained weights from files, and the images that they were trained on.
+
+Read without running anything in them, checked, and put into networks.
 """
 
 from __future__ import annotations
@@ -37,17 +38,24 @@ from dks.runs.states import finished_run
 from dks.runs.terminal import explain
 
 COUNTER = (
-    "num_batches_tracked"  # of batch normalisation; files from before PyTorch 0.4.1 have none, and no result depends on it
+    # of batch normalisation; files from before PyTorch 0.4.1 have none, and no result depends on it
+    "num_batches_tracked"
 )
 NAMED = 3  # how many wrong keys a message names
 DEEPEST = 8  # words that a prefix can have
-AVERAGED = re.compile(r"(?<![a-z])(ema|swa|averaged?|shadow)(?![a-z])")  # weights that are means over steps of the training
-# What training scripts write beside the weights. It is not loaded: something empty stands for each of them.
+# weights that are means over steps of the training
+AVERAGED = re.compile(r"(?<![a-z])(ema|swa|averaged?|shadow)(?![a-z])")
+# What training scripts write beside the weights. It is not loaded: something empty stands for each
+# of them.
 BESIDE = (
     "argparse.Namespace",
     "numpy.dtype",
     "numpy.ndarray",
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(
+        f"numpy.{core}.multiarray.{name}"
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ),
 )
 
 
@@ -56,52 +64,76 @@ class Weights:
     """The tensors of a network in a file."""
 
     state: dict[str, Tensor]  # under the network's own names, on the CPU
-    told: str  # where in the file they were, and which other ones are there; empty if there is nothing to tell
+    # where in the file they were, and which other ones are there; empty if there is nothing to tell
+    told: str
 
 
 def load_state_dict(path: Path | str, names: Iterable[str]) -> Weights:
     """The weights of a network in a file of safetensors or `torch.save`.
 
-    Training scripts put them under some key beside other things (`state_dict`, `net`, ...), and wrappers put a prefix before
-    their names (`module.`, `_orig_mod.`, `model.`, ...): taken is what has the most of the names. Where averaged (EMA) weights
-    lie beside plain ones, it is the plain ones.
+    Training scripts put them under some key beside other things (`state_dict`, `net`, ...), and
+    wrappers put a prefix before their names (`module.`, `_orig_mod.`, `model.`, ...): taken is what
+    has the most of the names. Where averaged (EMA) weights lie beside plain ones, it is the plain
+    ones.
 
     Args:
         names: of the network's tensors.
 
     Raises:
-        RequestError: the file cannot be read, holds no tensors under names, or several sets of the network's weights. Nothing
-            in it was executed.
+        RequestError: the file cannot be read, holds no tensors under names, or several sets of the
+            network's weights. Nothing in it was executed.
     """
     with _opened(path) as file:
         head = file.read(9)
     content = _content(Path(path), head)
     if not isinstance(content, dict):
-        raise RequestError(f"{path} holds a {type(content).__name__}, not a state dict: tensors under their names")
+        raise RequestError(
+            f"{path} holds a {type(content).__name__}, not a state dict: tensors under their names"
+        )
     found = dict(_state_dicts(content))
     if not found:
         raise RequestError(f"{path} holds no tensors under names, as a state dict does")
     wanted = {name for name in names if not name.endswith(COUNTER)}
-    fits = {(key, prefix): count for key, state in found.items() for prefix, count in _fits(state, wanted).items()}
+    fits = {
+        (key, prefix): count
+        for key, state in found.items()
+        for prefix, count in _fits(state, wanted).items()
+    }
     most = max(fits.values(), default=0)
-    best = [place for place, count in fits.items() if count == most] or [(max(found, key=lambda key: len(found[key])), "")]
+    best = [place for place, count in fits.items() if count == most] or [
+        (max(found, key=lambda key: len(found[key])), "")
+    ]
     if most < len(wanted):
         best = best[:1]  # to say what does not fit
     plain = [place for place in best if not AVERAGED.search(".".join(place).lower())] or best
     if len(plain) > 1:
         sets = ", ".join(f"{key}.{prefix}".strip(".") or "at its top" for key, prefix in plain)
-        raise RequestError(f"{path} holds the weights of this network several times: {sets}; save the ones you mean alone")
+        raise RequestError(
+            f"{path} holds the weights of this network several times: {sets}; save the ones you "
+            f"mean alone"
+        )
     key, prefix = plain[0]
     inner = tuple(other for place, other in best if place == key and len(other) > len(prefix))
-    taken = {name: value for name, value in found[key].items() if name.startswith(prefix) and not name.startswith(inner)}
+    taken = {
+        name: value
+        for name, value in found[key].items()
+        if name.startswith(prefix) and not name.startswith(inner)
+    }
     state = {name.removeprefix(prefix): value.detach() for name, value in taken.items()}
     for name, value in state.items():
         if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
             raise RequestError(
-                f"{path}: {prefix}{name} has no plain numbers (layout {value.layout}, {value.dtype}, {value.device})"
+                f"{path}: {prefix}{name} has no plain numbers (layout {value.layout}, "
+                f"{value.dtype}, {value.device})"
             )
-    left = [other for other, _ in best if other != key] + [name for name in found[key] if name not in taken]
-    parts = (key and f"under {key}", prefix and f"without the prefix {prefix}", left and f"{_few(left)} left out")
+    left = [other for other, _ in best if other != key] + [
+        name for name in found[key] if name not in taken
+    ]
+    parts = (
+        key and f"under {key}",
+        prefix and f"without the prefix {prefix}",
+        left and f"{_few(left)} left out",
+    )
     told = ", ".join(part for part in parts if part)
     return Weights(state, told and one_line(f"weights from {path}: {told}"))
 
@@ -113,7 +145,8 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], what: str) -> Non
         what: where they come from, for the message.
 
     Raises:
-        RequestError: names are missing or unexpected, or shapes differ; one line that names the first few.
+        RequestError: names are missing or unexpected, or shapes differ; one line that names the
+            first few.
     """
     own = network.state_dict()
     missing = [name for name in own if name not in state and not name.endswith(COUNTER)]
@@ -121,14 +154,23 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], what: str) -> Non
     ill = [
         f"{name} is {_form(state[name])} where the network has {_form(value)}"
         for name, value in own.items()
-        if name in state and (state[name].shape != value.shape or value.is_floating_point() > state[name].is_floating_point())
+        if name in state
+        and (
+            state[name].shape != value.shape
+            or value.is_floating_point() > state[name].is_floating_point()
+        )
     ]
-    problems = [f"{kind} {_few(names)}" for kind, names in (("missing", missing), ("unexpected", unexpected)) if names]
+    problems = [
+        f"{kind} {_few(names)}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ]
     if ill:
         problems.append(_few(ill))
     if problems:
         raise RequestError(f"{what} does not fit the network: {'; '.join(problems)}")
-    network.load_state_dict(dict(state))  # a plain dict says no version, so that torch fills missing counters in
+    # a plain dict says no version, so that torch fills missing counters in
+    network.load_state_dict(dict(state))
 
 
 def fingerprint(path: Path | str) -> str:
@@ -142,24 +184,35 @@ def fingerprint(path: Path | str) -> str:
 
 
 def run_network(runs_dir: Path | str, cell_id: str) -> tuple[Config, SupervisedNetwork]:
-    """The configuration of a finished run, and its network with the trained weights, branches included, on the CPU.
+    """The configuration of a finished run, and its network with the trained weights, branches
+    included, on the CPU.
 
     Raises:
         RequestError: there is no such run, it is not done, or its files are damaged.
     """
     folder, record = finished_run(runs_dir, cell_id)
     config = folder.read_config()
-    for file in require(config, [each for attempt in record.attempts for each in attempt.extensions]):
-        damage.report(file, f"is not what run {cell_id} was trained with, though its version is the same")
+    for file in require(
+        config, [each for attempt in record.attempts for each in attempt.extensions]
+    ):
+        damage.report(
+            file, f"is not what run {cell_id} was trained with, though its version is the same"
+        )
     config.backbone.activation_checkpointing = False  # of use in training only
     network = _unset(config)
-    load_into(network, load_state_dict(folder.weights_file, network.state_dict()).state, str(folder.weights_file))
+    load_into(
+        network,
+        load_state_dict(folder.weights_file, network.state_dict()).state,
+        str(folder.weights_file),
+    )
     explain(f"weights of {record.label or 'the default configuration'} from {folder.weights_file}")
     return config, network
 
 
 def file_network(spec: Backbone, name: str, path: Path | str) -> tuple[int, SupervisedNetwork, str]:
-    """The plain network whose weights are in a file, on the CPU; how many classes its classifier has; and what `Weights` tells.
+    """The plain network whose weights are in a file, on the CPU.
+
+    How many classes its classifier has; and what `Weights` tells.
 
     Args:
         name: what a person calls the network, for example "resnet18".
@@ -172,7 +225,11 @@ def file_network(spec: Backbone, name: str, path: Path | str) -> tuple[int, Supe
         one, two = (_unset(_plain(spec, count)).backbone.state_dict() for count in (1, 2))
     weights = load_state_dict(path, one)
     state = weights.state
-    sizes = [len(state[name]) for name in one if one[name].shape != two[name].shape and name in state and state[name].ndim]
+    sizes = [
+        len(state[name])
+        for name in one
+        if one[name].shape != two[name].shape and name in state and state[name].ndim
+    ]
     num_classes = max(sizes, default=1)
     network = _unset(_plain(spec, max(1, num_classes)))
     load_into(network.backbone, state, f"{path} as backbone={name}")
@@ -190,7 +247,11 @@ class Input:
 
 def input_of(config: Config, train: Images) -> Input:
     """That of a configuration whose training images are these."""
-    size = train.stored.shape[2:] if isinstance(train, ImageSet) else (config.data.image_size or 1,) * 2
+    size = (
+        train.stored.shape[2:]
+        if isinstance(train, ImageSet)
+        else (config.data.image_size or 1,) * 2
+    )
     return Input(*channel_statistics(config, train), (size[0], size[1]))
 
 
@@ -202,7 +263,9 @@ def stated_input(config: Config) -> Input | None:
 
 
 def run_input(config: Config) -> Input:
-    """The form of the images that the network of a finished run was trained on. Its data is read only where nothing else tells.
+    """The form of the images that the network of a finished run was trained on.
+
+    Its data is read only where nothing else tells.
 
     Raises:
         RequestError: its data is needed, and is not there any more or has changed.
@@ -210,11 +273,16 @@ def run_input(config: Config) -> Input:
     if (stated := stated_input(config)) is not None:
         return stated
     data.require(config.data)
-    return input_of(config, hold_out(data.load(config.data)[0], config.data.holdout, config.seed)[0])
+    return input_of(
+        config, hold_out(data.load(config.data)[0], config.data.holdout, config.seed)[0]
+    )
 
 
 def _state_dicts(content: dict[Any, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every dict in it that has tensors under names, and where it is: the keys that lead there, a dot between them."""
+    """Every dict in it that has tensors under names, and where it is.
+
+    The keys that lead there, a dot between them.
+    """
     waiting, seen = deque[tuple[str, dict[Any, Any]]]([("", content)]), set[int]()
     while waiting:
         place, found = waiting.popleft()
@@ -224,7 +292,11 @@ def _state_dicts(content: dict[Any, Any]) -> Iterator[tuple[str, dict[str, Tenso
         named = {key: value for key, value in found.items() if isinstance(key, str)}
         if tensors := {key: value for key, value in named.items() if isinstance(value, Tensor)}:
             yield place, tensors
-        waiting.extend((f"{place}.{key}".lstrip("."), value) for key, value in named.items() if isinstance(value, dict))
+        waiting.extend(
+            (f"{place}.{key}".lstrip("."), value)
+            for key, value in named.items()
+            if isinstance(value, dict)
+        )
 
 
 def _fits(state: Iterable[str], wanted: set[str]) -> Counter[str]:
@@ -232,7 +304,11 @@ def _fits(state: Iterable[str], wanted: set[str]) -> Counter[str]:
     found = Counter[str]()
     for key in state:
         words = key.split(".", DEEPEST)
-        found.update(key.removesuffix(name) for first in range(len(words)) if (name := ".".join(words[first:])) in wanted)
+        found.update(
+            key.removesuffix(name)
+            for first in range(len(words))
+            if (name := ".".join(words[first:])) in wanted
+        )
     return found
 
 
@@ -260,13 +336,19 @@ def _opened(path: Path | str) -> Iterator[io.BufferedReader]:
 
 def _content(path: Path, head: bytes) -> Any:
     try:
-        # A safetensors file begins with the length of its header, 8 bytes, and the header with a brace.
+        # A safetensors file begins with the length of its header, 8 bytes, and the header with a
+        # brace.
         header = int.from_bytes(head[:8], "little")
         if path.suffix == ".safetensors" or (head[8:] == b"{" and header < path.stat().st_size):
             return safetensors.torch.load_file(path)
-        if zipfile.is_zipfile(path):  # as torch.save makes them; others may be packed, and unpack to more than they seem
+        # as torch.save makes them; others may be packed, and unpack to more than they seem
+        if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as packed:
-                check_size(path, sum(each.file_size for each in packed.infolist()), free_memory(torch.device("cpu")))
+                check_size(
+                    path,
+                    sum(each.file_size for each in packed.infolist()),
+                    free_memory(torch.device("cpu")),
+                )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about contents that are refused below
             with torch.serialization.safe_globals([(_Beside, name) for name in BESIDE]):
@@ -274,13 +356,16 @@ def _content(path: Path, head: bytes) -> Any:
     except Exception as error:  # the readers raise anything on files that are not theirs
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise RequestError(
-                f"{path} holds the Python object {found[1]}, which is not loaded because it could run code; "
+                f"{path} holds the Python object {found[1]}, which is not loaded because it "
+                f"could run code; "
                 "save the network's state_dict() instead"
             ) from error
-        said = str(error).rpartition("WeightsUnpickler error:")[2].strip()  # torch puts advice before it that is of no use here
+        # torch puts advice before it that is of no use here
+        said = str(error).rpartition("WeightsUnpickler error:")[2].strip()
         reason = f"{type(error).__name__}: {said}".splitlines()[0][:160]
         raise RequestError(
-            f"{path} is cut off, damaged, or no file of weights as torch.save and safetensors write them ({reason})"
+            f"{path} is cut off, damaged, or no file of weights as torch.save and safetensors "
+            f"write them ({reason})"
         ) from error
 
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from dks.config.extensions import find, is_offered
 from dks.config.schema import Strategy, SynergyForm
 
-SMOOTHING = 1e-8  # of the authors' code; below the resolution of float16, so probabilities are never smoothed in half precision
+# of the authors' code; below the resolution of float16, so probabilities are never smoothed in half
+# precision
+SMOOTHING = 1e-8
 
 
 Pairs = list[tuple[str, str]]
@@ -32,14 +34,19 @@ def matching_pairs(
 
     Raises:
         ValueError: no such strategy.
-        RequestError: the extension cannot be loaded, is of another version, or names other classifiers.
+        RequestError: the extension cannot be loaded, is of another version, or names other
+            classifiers.
     """
     return _matcher(strategy, options)(sorted(classifiers, key=_depth))
 
 
-def _matcher(strategy: Strategy | str, options: Mapping[str, Any] | None) -> Callable[[Sequence[str]], Pairs]:
+def _matcher(
+    strategy: Strategy | str, options: Mapping[str, Any] | None
+) -> Callable[[Sequence[str]], Pairs]:
     """The pairs of a strategy as a function of the classifiers, from deep to shallow."""
-    if strategy not in list(Strategy) and (is_offered("matching_strategy", strategy) or "@" in strategy):
+    if strategy not in list(Strategy) and (
+        is_offered("matching_strategy", strategy) or "@" in strategy
+    ):
         component = find("matching_strategy", strategy).component
         return partial(component.value, options=component.filled_in(options or {}))
     return partial(_own_pairs, Strategy(strategy))
@@ -58,24 +65,31 @@ def _own_pairs(strategy: Strategy, order: Sequence[str]) -> Pairs:
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss and what it is made of: `total` is the scalar to differentiate, `parts` its named summands."""
+    """A loss and what it is made of.
+
+    `total` is the scalar to differentiate, `parts` its named summands.
+    """
 
     total: Tensor
     parts: dict[str, Tensor]
 
 
 class SynergyLoss(nn.Module):
-    """L = L_c + L_a + L_s: cross-entropy of c1, of the auxiliary classifiers, and of every matched pair (equation 4).
+    """L = L_c + L_a + L_s.
 
-    L_s = mean_i sum_{(m,n) in B} -beta sum_k f_m^k log f_n^k, where the teacher's probabilities f_m are constants: no
-    gradient flows into m through the pair (m, n). Half-precision logits are raised to float32 first.
+    Cross-entropy of c1, of the auxiliary classifiers, and of every matched pair (equation 4).
+
+    L_s = mean_i sum_{(m,n) in B} -beta sum_k f_m^k log f_n^k, where the teacher's probabilities f_m
+    are constants: no gradient flows into m through the pair (m, n). Half-precision logits are
+    raised to float32 first.
 
     Args:
-        strategy: the pairs B: none (deep supervision), topdown, bottomup, bidir, or the name of an extension.
-        alpha: weight of each auxiliary classifier's cross-entropy (1 in the paper).
-        beta: weight of each matched pair (1 in the paper).
-        form: "cross_entropy" as in the paper, or "smoothed_kl" as in the authors' code: KL(f_m || f_n) with both sides
-            smoothed, (p + 1e-8) / (1 + K 1e-8). Without the smoothing the two differ by the entropy of f_m, a constant.
+        strategy: the pairs B: none (deep supervision), topdown, bottomup, bidir, or the name of an
+        extension. alpha: weight of each auxiliary classifier's cross-entropy (1 in the paper).
+        beta: weight of each matched pair (1 in the paper). form: "cross_entropy" as in the paper,
+        or "smoothed_kl" as in the authors' code: KL(f_m || f_n) with both sides
+            smoothed, (p + 1e-8) / (1 + K 1e-8). Without the smoothing the two differ by the entropy
+            of f_m, a constant.
         options: of a strategy that is an extension; None: its defaults.
     """
 
@@ -99,11 +113,12 @@ class SynergyLoss(nn.Module):
             targets: (N,) class indices.
 
         Returns:
-            Parts `loss_ce`, and where they apply `loss_aux` and `loss_synergy` (`loss_synergy_kl` in the smoothed form), each
-            with its weight in it; `total` is their sum.
+            Parts `loss_ce`, and where they apply `loss_aux` and `loss_synergy` (`loss_synergy_kl`
+            in the smoothed form), each with its weight in it; `total` is their sum.
         """
         log_probs = {
-            name: F.log_softmax(z, dim=1, dtype=torch.promote_types(z.dtype, torch.float32)) for name, z in logits.items()
+            name: F.log_softmax(z, dim=1, dtype=torch.promote_types(z.dtype, torch.float32))
+            for name, z in logits.items()
         }
         cross_entropy = {name: F.nll_loss(log_p, targets) for name, log_p in log_probs.items()}
         parts = {"loss_ce": cross_entropy.pop("c1")}
@@ -118,7 +133,10 @@ class SynergyLoss(nn.Module):
 
 
 def _synergy(pairs: list[tuple[str, str]], log_probs: Mapping[str, Tensor]) -> Tensor:
-    """mean_i sum_{(m,n)} -sum_k f_m^k log f_n^k; the teachers of one classifier are added up before the one product."""
+    """mean_i sum_{(m,n)} -sum_k f_m^k log f_n^k.
+
+    The teachers of one classifier are added up before the one product.
+    """
     probs = {name: log_p.detach().exp() for name, log_p in log_probs.items()}
     terms = []
     for student in {n: None for _, n in pairs}:  # ordered
@@ -128,17 +146,26 @@ def _synergy(pairs: list[tuple[str, str]], log_probs: Mapping[str, Tensor]) -> T
 
 
 def _smoothed_kl(pairs: list[tuple[str, str]], log_probs: Mapping[str, Tensor]) -> Tensor:
-    """mean_i sum_{(m,n)} sum_k g_m^k (log g_m^k - log g_n^k), where g are the smoothed probabilities."""
-    smooth = {name: (log_p.exp() + SMOOTHING) / (1 + log_p.shape[1] * SMOOTHING) for name, log_p in log_probs.items()}
-    terms = [(smooth[m].detach() * (smooth[m].detach().log() - smooth[n].log())).sum(dim=1).mean() for m, n in pairs]
+    """mean_i sum_{(m,n)} sum_k g_m^k (log g_m^k - log g_n^k), where g are the smoothed
+    probabilities.
+    """
+    smooth = {
+        name: (log_p.exp() + SMOOTHING) / (1 + log_p.shape[1] * SMOOTHING)
+        for name, log_p in log_probs.items()
+    }
+    terms = [
+        (smooth[m].detach() * (smooth[m].detach().log() - smooth[n].log())).sum(dim=1).mean()
+        for m, n in pairs
+    ]
     return torch.stack(terms).sum()
 
 
 class DistillationLoss(nn.Module):
     """Distillation from a frozen teacher (Hinton et al., 2015; Table 6 of the paper).
 
-    L_kd = weight * s * sum_{n in students} mean_i KL(p_i || q_i), where p and q are the softmax of the teacher's and of the
-    student's logits divided by the temperature T, and s is T^2 with `scale_by_t2` and 1 without.
+    L_kd = weight * s * sum_{n in students} mean_i KL(p_i || q_i), where p and q are the softmax of
+    the teacher's and of the student's logits divided by the temperature T, and s is T^2 with
+    `scale_by_t2` and 1 without.
 
     Args:
         students: the classifiers that are taught, for example ["c1"].
@@ -148,7 +175,11 @@ class DistillationLoss(nn.Module):
     """
 
     def __init__(
-        self, students: Iterable[str] = ("c1",), temperature: float = 1.0, weight: float = 1.0, scale_by_t2: bool = True
+        self,
+        students: Iterable[str] = ("c1",),
+        temperature: float = 1.0,
+        weight: float = 1.0,
+        scale_by_t2: bool = True,
     ) -> None:
         super().__init__()
         self.students, self.temperature = tuple(students), temperature
@@ -158,7 +189,8 @@ class DistillationLoss(nn.Module):
         """Logits {"c1": (N, K), ...} and the teacher's logits (N, K) -> scalar."""
         target = self._log_probs(taught.detach())
         terms = [
-            F.kl_div(self._log_probs(logits[name]), target, reduction="batchmean", log_target=True) for name in self.students
+            F.kl_div(self._log_probs(logits[name]), target, reduction="batchmean", log_target=True)
+            for name in self.students
         ]
         return self.factor * torch.stack(terms).sum()
 

@@ -1,4 +1,7 @@
-"""What a step minimises: the synergy loss, and with a teacher the distillation loss on top of it."""
+"""What a step minimises.
+
+The synergy loss, and with a teacher the distillation loss on top of it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ class Objective:
 
     Args:
         config: resolved.
-        teacher: images (N, 3, H, W) -> logits (N, K), frozen and in evaluation mode; None without distillation.
+        teacher: images (N, 3, H, W) -> logits (N, K), frozen and in evaluation mode; None without
+            distillation.
     """
 
     def __init__(self, config: Config, teacher: nn.Module | None) -> None:
@@ -22,18 +26,25 @@ class Objective:
         assert (teacher is None) == (kd.kind is TeacherKind.none)
         self.teacher = teacher
         strategy, loss = config.matching_strategy, config.loss
-        self.synergy = SynergyLoss(strategy.name, loss.alpha, loss.beta, loss.form, strategy.options)
+        self.synergy = SynergyLoss(
+            strategy.name, loss.alpha, loss.beta, loss.form, strategy.options
+        )
         self.distillation = DistillationLoss(kd.students, kd.temperature, kd.weight, kd.scale_by_t2)
 
     def teach(self, images: Tensor) -> Tensor | None:
-        """What the teacher says, (N, K), to the very images that the network sees; None without a teacher."""
+        """What the teacher says, (N, K), to the very images that the network sees.
+
+        None without a teacher.
+        """
         if self.teacher is None:
             return None
         with torch.no_grad():
             taught: Tensor = self.teacher(images)
         return taught
 
-    def __call__(self, logits: dict[str, Tensor], labels: Tensor, taught: Tensor | None = None) -> Loss:
+    def __call__(
+        self, logits: dict[str, Tensor], labels: Tensor, taught: Tensor | None = None
+    ) -> Loss:
         """The loss of one batch.
 
         Args:

@@ -15,7 +15,15 @@ from dks.config.files import load_choice
 from dks.config.schema import Backbone, Config, TeacherKind
 from dks.data.images import Images
 from dks.models.network import SupervisedNetwork
-from dks.models.weights import Input, file_network, fingerprint, input_of, run_input, run_network, stated_input
+from dks.models.weights import (
+    Input,
+    file_network,
+    fingerprint,
+    input_of,
+    run_input,
+    run_network,
+    stated_input,
+)
 from dks.runs.terminal import say
 
 if TYPE_CHECKING:
@@ -25,14 +33,16 @@ IMAGENET_CLASSES = 1000
 
 
 class Teacher(nn.Module):
-    """A frozen network that sees the very images of a student, in the form in which it was trained on its own.
+    """A frozen network that sees the very images of a student, in the form in which it was trained
+    on its own.
 
-    Images (N, 3, H, W) as the student gets them -> logits (N, K). What lies around a crop is black to both. Where the two forms
-    are the same, nothing is computed.
+    Images (N, 3, H, W) as the student gets them -> logits (N, K). What lies around a crop is black
+    to both. Where the two forms are the same, nothing is computed.
 
     Args:
         own: the form of the images that the network was trained on.
-        student: that of the images that it is shown; those of another size are resized (bilinear, antialiased).
+        student: that of the images that it is shown; those of another size are resized (bilinear,
+            antialiased).
     """
 
     factor: Tensor | None
@@ -67,8 +77,9 @@ def load_teacher(config: Config, train: Images) -> Teacher | None:
         train: what the student is trained on.
 
     Raises:
-        RequestError: it cannot be found or read, it tells another number of classes apart, or the data of a run is needed to
-            know how its images were normalised, and is not there any more.
+        RequestError: it cannot be found or read, it tells another number of classes apart, or the
+            data of a run is needed to know how its images were normalised, and is not there any
+            more.
     """
     kd = config.kd_teacher
     if kd.kind is TeacherKind.none:
@@ -78,17 +89,23 @@ def load_teacher(config: Config, train: Images) -> Teacher | None:
         from torchvision.models import get_model  # it takes a while, and few runs have need of it
 
         weights = torchvision_weights(config)
-        return Teacher(get_model(str(kd.backbone), weights=weights), torchvision_input(weights), student)
+        return Teacher(
+            get_model(str(kd.backbone), weights=weights), torchvision_input(weights), student
+        )
     if kd.cell is not None:
         trained, network = _from_run(kd.cell, config)
         return Teacher(network.strip(), run_input(trained), student)
     network, _ = _from_file(config)
     size = student.size if kd.image_size is None else (kd.image_size, kd.image_size)
-    return Teacher(network.strip(), Input(kd.mean or student.mean, kd.std or student.std, size), student)
+    return Teacher(
+        network.strip(), Input(kd.mean or student.mean, kd.std or student.std, size), student
+    )
 
 
 def check_teacher(config: Config) -> None:
-    """Everything that can be wrong with a teacher, found before anything runs; nothing is downloaded.
+    """Everything that can be wrong with a teacher, found before anything runs.
+
+    Nothing is downloaded.
 
     Raises:
         RequestError: as `load_teacher`.
@@ -104,7 +121,12 @@ def check_teacher(config: Config) -> None:
             say(escape(told))
         if kd.mean is None or kd.std is None:
             line = f"kd_teacher.path={kd.path} is shown images that are normalised as the student's"
-            say(escape(f"{line}; where it was trained on others, give kd_teacher.mean and kd_teacher.std"))
+            say(
+                escape(
+                    f"{line}; where it was trained on others, give kd_teacher.mean and "
+                    f"kd_teacher.std"
+                )
+            )
 
 
 def torchvision_weights(config: Config) -> WeightsEnum:
@@ -118,14 +140,16 @@ def torchvision_weights(config: Config) -> WeightsEnum:
     kd, classes = config.kd_teacher, config.data.num_classes
     if classes != IMAGENET_CLASSES:
         raise RequestError(
-            f"torchvision's teachers tell {IMAGENET_CLASSES} classes apart, the data has {classes}; choose teacher=checkpoint "
+            f"torchvision's teachers tell {IMAGENET_CLASSES} classes apart, the data has "
+            f"{classes}; choose teacher=checkpoint "
             "with a network trained on this data"
         )
     try:
         return get_model_weights(str(kd.backbone))["IMAGENET1K_V1"]
     except (ValueError, KeyError):
         raise RequestError(
-            f"kd_teacher.backbone={kd.backbone} is no classifier of torchvision with weights of ImageNet; choose for example "
+            f"kd_teacher.backbone={kd.backbone} is no classifier of torchvision with weights of "
+            f"ImageNet; choose for example "
             "resnet50"
         ) from None
 
@@ -140,13 +164,16 @@ def _from_run(cell: str, config: Config) -> tuple[Config, SupervisedNetwork]:
     trained, network = run_network(config.runs_dir, cell)
     if trained.data.num_classes != config.data.num_classes:
         raise RequestError(
-            f"kd_teacher.cell={cell} tells {trained.data.num_classes} classes apart, the data has {config.data.num_classes}"
+            f"kd_teacher.cell={cell} tells {trained.data.num_classes} classes apart, the data "
+            f"has {config.data.num_classes}"
         )
     try:
         if stated_input(trained) is None:
             data.require(trained.data)
     except RequestError as error:
-        raise RequestError(*(f"kd_teacher.cell={cell}: {problem}" for problem in error.problems)) from error
+        raise RequestError(
+            *(f"kd_teacher.cell={cell}: {problem}" for problem in error.problems)
+        ) from error
     return trained, network
 
 
@@ -156,10 +183,15 @@ def _from_file(config: Config) -> tuple[SupervisedNetwork, str]:
     assert kd.path is not None and kd.backbone is not None
     if kd.fingerprint not in (None, fingerprint(kd.path)):
         raise RequestError(
-            f"kd_teacher.path={kd.path} is not the file that the run was planned with; put that back, or type the command "
+            f"kd_teacher.path={kd.path} is not the file that the run was planned with; put that "
+            f"back, or type the command "
             "again, which makes another cell"
         )
-    known, network, told = file_network(load_choice("backbone", kd.backbone, Backbone), kd.backbone, kd.path)
+    known, network, told = file_network(
+        load_choice("backbone", kd.backbone, Backbone), kd.backbone, kd.path
+    )
     if known != classes:
-        raise RequestError(f"kd_teacher.path={kd.path} tells {known} classes apart, the data has {classes}")
+        raise RequestError(
+            f"kd_teacher.path={kd.path} tells {known} classes apart, the data has {classes}"
+        )
     return network, told

@@ -18,7 +18,10 @@ _COMMITS = 3  # that are named with a code
 
 
 def computed_by(run: Mapping[Any, Any]) -> tuple[ComputedBy, ...]:
-    """Of a row as a `dks.tracking.source.Source` gives it; nothing is known of a run whose record was lost."""
+    """Of a row as a `dks.tracking.source.Source` gives it.
+
+    Nothing is known of a run whose record was lost.
+    """
     return tuple(ComputedBy(**each) for each in run.get("computed_by", ())) or (ComputedBy(),)
 
 
@@ -27,9 +30,15 @@ def notes(table: Table) -> Iterator[str]:
     yield from _arithmetic(table)
     runs = list(table.computed_by.values())
     yield from _codes(runs)
-    yield from _differing("processes that trained a network together", runs, lambda each: each.processes, usual=1)
-    yield from _differing("CPU threads", runs, lambda each: each.threads if each.device == "cpu" else None)
-    yield from _differing("device", runs, lambda each: "CPU" if each.device == "cpu" else each.device)
+    yield from _differing(
+        "processes that trained a network together", runs, lambda each: each.processes, usual=1
+    )
+    yield from _differing(
+        "CPU threads", runs, lambda each: each.threads if each.device == "cpu" else None
+    )
+    yield from _differing(
+        "device", runs, lambda each: "CPU" if each.device == "cpu" else each.device
+    )
     yield from _differing("torch", runs, lambda each: each.torch)
     yield from _differing("NVIDIA driver", runs, lambda each: each.driver)
 
@@ -51,12 +60,17 @@ def _arithmetic(table: Table) -> Iterator[str]:
 
 def _codes(runs: Sequence[Sequence[ComputedBy]]) -> Iterator[str]:
     if len({code for run in runs for code in codes(run)}) > 1:
-        told = "; ".join(f"{' and '.join(names)} {_runs(count)}" for names, count in counted(runs).items())
+        told = "; ".join(
+            f"{' and '.join(names)} {_runs(count)}" for names, count in counted(runs).items()
+        )
         yield f"computed by several codes, {MARK} where a number mixes them: {told}"
 
 
 def counted(runs: Iterable[Sequence[ComputedBy]]) -> dict[tuple[str, ...], int]:
-    """The codes of a run as a person reads them, each with its commits -> runs; the most frequent first."""
+    """The codes of a run as a person reads them, each with its commits -> runs.
+
+    The most frequent first.
+    """
     runs = list(runs)
     commits: dict[str, set[str]] = {}
     for each in (each for run in runs for each in run):
@@ -77,15 +91,24 @@ def _short_commit(commit: str | None) -> str:
 
 
 def _differing(
-    what: str, runs: Sequence[Sequence[ComputedBy]], value_of: Callable[[ComputedBy], Any], usual: object = None
+    what: str,
+    runs: Sequence[Sequence[ComputedBy]],
+    value_of: Callable[[ComputedBy], Any],
+    usual: object = None,
 ) -> Iterator[str]:
-    """A line where the runs differ in a value that is known, or share one that is not the usual one."""
-    known = [tuple(dict.fromkeys(value for each in run if (value := value_of(each)) is not None)) for run in runs]
+    """A line where the runs differ in a value that is known, or share one that is not the usual
+    one.
+    """
+    known = [
+        tuple(dict.fromkeys(value for each in run if (value := value_of(each)) is not None))
+        for run in runs
+    ]
     counts = Counter(values for values in known if values)
     different = {value for values in counts for value in values}
     if len(different) > 1:
         yield f"{what}: " + ", ".join(
-            f"{' and '.join(map(str, values))} in {_runs(count)}" for values, count in sorted(counts.items(), key=str)
+            f"{' and '.join(map(str, values))} in {_runs(count)}"
+            for values, count in sorted(counts.items(), key=str)
         )
     elif usual is not None and different - {usual}:
         yield f"{what}: {different.pop()}"

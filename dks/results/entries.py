@@ -1,4 +1,7 @@
-"""What a table is built from: one row for every point of a sweep, or every classifier of it, with what its run has shown."""
+"""What a table is built from.
+
+One row for every point of a sweep, or every classifier of it, with what its run has shown.
+"""
 
 from __future__ import annotations
 
@@ -25,26 +28,46 @@ _NEEDED = frozenset({"cell_id", "state", "epoch", "epochs", "computed_by"})
 NON_FINITE, UNFINISHED = "result not finite", "epochs missing"
 
 
-def entries(sweep: Manifest, runs: pd.DataFrame, metrics: Sequence[Metric], epoch: Epoch, by_classifier: bool) -> list[Entry]:
+def entries(
+    sweep: Manifest,
+    runs: pd.DataFrame,
+    metrics: Sequence[Metric],
+    epoch: Epoch,
+    by_classifier: bool,
+) -> list[Entry]:
     """One row a point of the sweep, or a classifier of it.
 
-    Keys: the labels of the axes; `cell_id`, `config_id`, `seed`; `trained` (the method; an axis so called has what was typed, a
-    preset of one's own or one whose terms have no weight); `computed` (what is not as in `compute=standard`); `keys` (by which
-    the paper may know it, a `dks.sweeps.paper.Key` for every candidate of what is still to be chosen); `entry_id` (the
-    configuration, or one classifier of it) and `over_<Over>` (the entry that it is compared with, None: none); `state`;
-    `left_out` (why a finished run does not count, "": it does); `computed_by`; and one a metric, by its name, in percent, NaN
-    unless it is done, None where there is none: `is_told`.
+    Keys: the labels of the axes; `cell_id`, `config_id`, `seed`; `trained` (the method; an axis so
+    called has what was typed, a preset of one's own or one whose terms have no weight); `computed`
+    (what is not as in `compute=standard`); `keys` (by which the paper may know it, a
+    `dks.sweeps.paper.Key` for every candidate of what is still to be chosen); `entry_id` (the
+    configuration, or one classifier of it) and `over_<Over>` (the entry that it is compared with,
+    None: none); `state`; `left_out` (why a finished run does not count, "": it does);
+    `computed_by`; and one a metric, by its name, in percent, NaN unless it is done, None where
+    there is none: `is_told`.
 
     Args:
         runs: as a `dks.tracking.source.Source` gives them.
-        by_classifier: one row for every classifier of a run, with the axes `classifier` and `training`.
+        by_classifier: one row for every classifier of a run, with the axes `classifier` and
+            `training`.
     """
     ending = tuple(metric.value for metric in metrics)
-    wanted = [name for name in runs if name in _NEEDED or name.startswith(tuple(f"{epoch.source}/{each}" for each in ending))]
+    wanted = [
+        name
+        for name in runs
+        if name in _NEEDED or name.startswith(tuple(f"{epoch.source}/{each}" for each in ending))
+    ]
     found = {run["cell_id"]: run for run in runs[wanted].to_dict("records")}
-    rows = [row for cell in sweep.cells for row in _rows(cell, found.get(cell.cell_id), metrics, epoch, by_classifier)]
+    rows = [
+        row
+        for cell in sweep.cells
+        for row in _rows(cell, found.get(cell.cell_id), metrics, epoch, by_classifier)
+    ]
     ids = sweep.pending_ids or [[] for _ in sweep.pending]
-    rows += [_pending(labels, each, metrics, by_classifier) for labels, each in zip(sweep.pending, ids, strict=True)]
+    rows += [
+        _pending(labels, each, metrics, by_classifier)
+        for labels, each in zip(sweep.pending, ids, strict=True)
+    ]
     if by_classifier:
         _compare_with_alone(rows, other_axes(sweep))
     return rows
@@ -61,7 +84,11 @@ def other_axes(sweep: Manifest) -> list[str]:
 
 
 def _rows(
-    cell: ManifestCell, run: Mapping[Any, Any] | None, metrics: Sequence[Metric], epoch: Epoch, by_classifier: bool
+    cell: ManifestCell,
+    run: Mapping[Any, Any] | None,
+    metrics: Sequence[Metric],
+    epoch: Epoch,
+    by_classifier: bool,
 ) -> Iterator[dict[str, Any]]:
     state = State.missing.value if run is None else run["state"]
     several = len(cell.classifiers) > 1
@@ -72,7 +99,11 @@ def _rows(
         yield {
             **cell.labels,
             **({"method": cell.method} if cell.labels.get("method") in _NO_METHOD else {}),
-            **({CLASSIFIER: classifier, TRAINING: cell.method if several else "alone"} if by_classifier else {}),
+            **(
+                {CLASSIFIER: classifier, TRAINING: cell.method if several else "alone"}
+                if by_classifier
+                else {}
+            ),
             "cell_id": cell.cell_id,
             "config_id": cell.config_id,
             "seed": cell.seed,
@@ -84,14 +115,19 @@ def _rows(
             f"over_{Over.ds.value}": None if by_classifier else cell.ds_id,
             f"over_{Over.alone.value}": None,
             "state": state,
-            "left_out": _left_out(run, values) if run is not None and state == State.done.value else "",
+            "left_out": _left_out(run, values)
+            if run is not None and state == State.done.value
+            else "",
             "computed_by": () if run is None else computed_by(run),
             **{metric.name: values.get(metric.name) for metric in metrics},
         }
 
 
 def _pending(
-    labels: Mapping[str, str], setting_ids: Sequence[str], metrics: Sequence[Metric], by_classifier: bool
+    labels: Mapping[str, str],
+    setting_ids: Sequence[str],
+    metrics: Sequence[Metric],
+    by_classifier: bool,
 ) -> dict[str, Any]:
     """A cell that has no identity before something is chosen."""
     return {

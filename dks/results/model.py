@@ -1,4 +1,7 @@
-"""One table: rows x columns of configurations, built from the entries of a sweep by pure functions."""
+"""One table.
+
+Rows x columns of configurations, built from the entries of a sweep by pure functions.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from dks.sweeps.files import CLASSIFIER
 from dks.sweeps.paper import PaperNumber, PaperRow, PaperTable, printed
 
 Label = tuple[str, ...]
-Entry = dict[str, Any]  # a point of a sweep and what its run has shown, as `dks.results.entries` makes it
+# a point of a sweep and what its run has shown, as `dks.results.entries` makes it
+Entry = dict[str, Any]
 Place = tuple[Label, Label]  # labels of the row, labels of the column
 UNKNOWN = "the paper's table has no such configuration"
 
@@ -40,11 +44,15 @@ class Epoch(str, Enum):
     """Which epoch of a run counts."""
 
     last = "last"
-    best = "best"  # the one with the classifier's lowest top-1 test error: chosen on the test set, so optimistic
+    # the one with the classifier's lowest top-1 test error: chosen on the test set, so optimistic
+    best = "best"
 
     @property
     def source(self) -> str:
-        """Which numbers of a run these are: `final/...` or `best/...`, see `dks.tracking.source`."""
+        """Which numbers of a run these are.
+
+        `final/...` or `best/...`, see `dks.tracking.source`.
+        """
         return "final" if self is Epoch.last else "best"
 
 
@@ -61,8 +69,10 @@ class Shape:
     """What a sweep file says about its table; a sweep without a file has this default."""
 
     metrics: tuple[Metric, ...] = (Metric.top1,)
-    gain: tuple[Over, ...] | None = None  # the gains that are shown; None: over the baseline, where there is one
-    aside: dict[str, str] = field(default_factory=dict)  # axis -> value of cells that are told beneath the table, not in it
+    # the gains that are shown; None: over the baseline, where there is one
+    gain: tuple[Over, ...] | None = None
+    # axis -> value of cells that are told beneath the table, not in it
+    aside: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,9 @@ class Number:
     @property
     def difference(self) -> float | None:
         """Our mean less the paper's."""
-        return None if self.paper is None or self.mean is None else self.mean - float(self.paper.mean)
+        return (
+            None if self.paper is None or self.mean is None else self.mean - float(self.paper.mean)
+        )
 
 
 @dataclass(frozen=True)
@@ -106,10 +118,13 @@ class TableCell:
     cell_ids: tuple[str, ...]  # of all runs asked for
     config_id: str
     method: str
-    differs: tuple[str, ...] = ()  # how its setting differs from those of the paper's table that the sweep is called after
+    # how its setting differs from those of the paper's table that the sweep is called after
+    differs: tuple[str, ...] = ()
     computed: str = ""  # what is not as in compute=standard
-    codes: dict[str, int] = field(default_factory=dict)  # that its runs were computed by -> runs that count
-    is_best: bool = False  # lowest mean for its task and network among configurations with all their runs
+    # that its runs were computed by -> runs that count
+    codes: dict[str, int] = field(default_factory=dict)
+    # lowest mean for its task and network among configurations with all their runs
+    is_best: bool = False
 
     @property
     def n(self) -> int:
@@ -149,11 +164,15 @@ class Table:
     cells: dict[Place, TableCell]
     gains: tuple[Over, ...] = ()  # those shown
     aside: tuple[Place, ...] = ()  # cells told beneath the table
-    pairs: tuple[tuple[Place, Over, Place], ...] = ()  # a configuration, and the one that it is compared with
+    # a configuration, and the one that it is compared with
+    pairs: tuple[tuple[Place, Over, Place], ...] = ()
     undecided: tuple[str, ...] = ()  # hyper-parameters still to be chosen, a line each
-    states: dict[str, int] = field(default_factory=dict)  # state -> runs in it; a run is here once, in however many cells it is
-    computed_by: dict[str, tuple[ComputedBy, ...]] = field(default_factory=dict)  # cell id -> what, of the runs that count
-    same: dict[Place, Place] = field(default_factory=dict)  # place -> an earlier one, where both are the same configuration
+    # state -> runs in it; a run is here once, in however many cells it is
+    states: dict[str, int] = field(default_factory=dict)
+    # cell id -> what, of the runs that count
+    computed_by: dict[str, tuple[ComputedBy, ...]] = field(default_factory=dict)
+    # place -> an earlier one, where both are the same configuration
+    same: dict[Place, Place] = field(default_factory=dict)
     changed: str | None = None  # how the sweep is another one now than when it was begun
     earlier: str | None = None  # how many of its runs have ids of an earlier version
     decided: tuple[str, ...] = ()  # hyper-parameters that were chosen, a line each
@@ -165,32 +184,45 @@ class Table:
 
     @property
     def whose(self) -> str:
-        """Whose best epoch it is, where the table tells the classifiers of a network apart: every one's own."""
+        """Whose best epoch it is, where the table tells the classifiers of a network apart.
+
+        Every one's own.
+        """
         own = self.epoch is Epoch.best and CLASSIFIER in (*self.row_axes, *self.column_axes)
         return " of each classifier" if own else ""
 
     @property
     def tested(self) -> list[tuple[Place, Over, Place]]:
         """The pairs with two runs or more on both sides."""
-        return [pair for pair in self.pairs if min(self.cells[pair[0]].n, self.cells[pair[2]].n) > 1]
+        return [
+            pair for pair in self.pairs if min(self.cells[pair[0]].n, self.cells[pair[2]].n) > 1
+        ]
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
-        """The tests of these pairs; computed when first asked for, which takes a second for thousands."""
+        """The tests of these pairs.
+
+        Computed when first asked for, which takes a second for thousands.
+        """
         samples = [
-            (self.cells[other].numbers[0].values, self.cells[place].numbers[0].values) for place, _, other in self.tested
+            (self.cells[other].numbers[0].values, self.cells[place].numbers[0].values)
+            for place, _, other in self.tested
         ]
         found = [difference for difference in compare(samples) if difference is not None]
         corrected = holm([difference.p for difference in found])
         return tuple(
             Comparison(place, over, self.cells[place].n, self.cells[other].n, difference, p)
-            for (place, over, other), difference, p in zip(self.tested, found, corrected, strict=True)
+            for (place, over, other), difference, p in zip(
+                self.tested, found, corrected, strict=True
+            )
         )
 
     @cached_property
     def has_paper(self) -> bool:
         """Is one of its cells in a setting of the paper's?"""
-        return any(number.paper is not None for cell in self.cells.values() for number in cell.numbers)
+        return any(
+            number.paper is not None for cell in self.cells.values() for number in cell.numbers
+        )
 
     @cached_property
     def runs_counted(self) -> tuple[int, ...]:
@@ -200,7 +232,16 @@ class Table:
     @property
     def left_out(self) -> dict[str, int]:
         """Reason -> finished runs that do not count."""
-        return dict(sum((Counter(cell.left_out) for place, cell in self.cells.items() if place not in self.same), Counter()))
+        return dict(
+            sum(
+                (
+                    Counter(cell.left_out)
+                    for place, cell in self.cells.items()
+                    if place not in self.same
+                ),
+                Counter(),
+            )
+        )
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -214,19 +255,30 @@ class Table:
         return tuple(dict.fromkeys(line for cell in self.cells.values() for line in cell.differs))
 
     def only(self, **labels: Collection[str]) -> Table:
-        """Its cells with one of these labels of each axis; without the tests and the totals, which are of the whole table."""
+        """Its cells with one of these labels of each axis.
+
+        Without the tests and the totals, which are of the whole table.
+        """
         said = {place: _labels(place, (*self.row_axes, *self.column_axes)) for place in self.cells}
-        kept = [place for place in said if all(said[place].get(axis) in wanted for axis, wanted in labels.items())]
+        kept = [
+            place
+            for place in said
+            if all(said[place].get(axis) in wanted for axis, wanted in labels.items())
+        ]
         runs = {cell_id for place in kept for cell_id in self.cells[place].cell_ids}
         return dataclasses.replace(
             self,
             rows=tuple(row for row in self.rows if any(row == place[0] for place in kept)),
-            columns=tuple(column for column in self.columns if any(column == place[1] for place in kept)),
+            columns=tuple(
+                column for column in self.columns if any(column == place[1] for place in kept)
+            ),
             cells={place: self.cells[place] for place in kept},
             aside=tuple(place for place in self.aside if place in kept),
             pairs=(),
             states={},
-            computed_by={cell_id: made for cell_id, made in self.computed_by.items() if cell_id in runs},
+            computed_by={
+                cell_id: made for cell_id, made in self.computed_by.items() if cell_id in runs
+            },
             same={place: other for place, other in self.same.items() if {place, other} <= {*kept}},
         )
 
@@ -244,25 +296,33 @@ def build(
     differs: Mapping[str, Sequence[str]] | None = None,
     undecided: Sequence[str] = (),
 ) -> Table:
-    """The table of a sweep. Where it does not say which of its axes make the rows and which the columns, the last of the swept
-    keys makes the columns, if there are two or more; the seed never does.
+    """The table of a sweep.
+
+    Where it does not say which of its axes make the rows and which the columns, the last of the
+    swept keys makes the columns, if there are two or more; the seed never does.
 
     Args:
         entries: as `dks.results.entries` makes them.
         axes: the swept keys, in the order typed.
-        paper: the paper's table that the sweep is called after. It gives the rows their order, and its numbers go before those
-            of the paper's other tables; any of them stands only beside the setting that it is of.
+        paper: the paper's table that the sweep is called after. It gives the rows their order, and
+            its numbers go before those of the paper's other tables; any of them stands only beside
+            the setting that it is of.
         differs: setting -> how it differs from the one in its place there.
     """
     shape = shape or Shape()
     row_axes, column_axes = _layout(axes, rows, columns)
     shown = (*row_axes, *column_axes)
-    groups: dict[Place, dict[str, Entry]] = {}  # a value swept twice under two spellings is one cell, and counts once
+    # a value swept twice under two spellings is one cell, and counts once
+    groups: dict[Place, dict[str, Entry]] = {}
     for run in entries:
         labels = tuple(str(run[axis]) for axis in shown)
         # One that has no cell id yet is told from others by its seed.
-        groups.setdefault((labels[: len(row_axes)], labels[len(row_axes) :]), {})[run["cell_id"] or str(run["seed"])] = run
-    members = {place: sorted(runs.values(), key=lambda run: run["seed"]) for place, runs in groups.items()}
+        groups.setdefault((labels[: len(row_axes)], labels[len(row_axes) :]), {})[
+            run["cell_id"] or str(run["seed"])
+        ] = run
+    members = {
+        place: sorted(runs.values(), key=lambda run: run["seed"]) for place, runs in groups.items()
+    }
     firsts = {place: runs[0] for place, runs in members.items()}
     by_entry: dict[str, Place] = {}
     same: dict[Place, Place] = {}
@@ -273,9 +333,12 @@ def build(
         (place, over, other)
         for place, first in firsts.items()
         for over in Over
-        if (other := by_entry.get(first[f"over_{over.value}"])) is not None and other != same.get(place, place)
+        if (other := by_entry.get(first[f"over_{over.value}"])) is not None
+        and other != same.get(place, place)
     ]
-    gains = tuple(over for over in shape.gain or (Over.baseline,) if any(over is each for _, each, _ in pairs))
+    gains = tuple(
+        over for over in shape.gain or (Over.baseline,) if any(over is each for _, each, _ in pairs)
+    )
     cells = {}
     for place, runs in members.items():
         keys = firsts[place]["keys"]
@@ -283,12 +346,20 @@ def build(
         lines = () if is_own else tuple((differs or {}).get(keys[0].setting, ())) or (UNKNOWN,)
         cells[place] = _cell(runs, shape.metrics, lines, printed(keys, paper, gains))
     cells = _mark_best(_with_gains(cells, pairs), shown, same)
-    aside = tuple(place for place in cells if shape.aside and shape.aside.items() <= _labels(place, shown).items())
+    aside = tuple(
+        place
+        for place in cells
+        if shape.aside and shape.aside.items() <= _labels(place, shown).items()
+    )
     within = [place for place in cells if place not in aside]
     rows_shown = list(dict.fromkeys(row for row, _ in within))
     if paper is not None:
         rows_shown.sort(key=lambda row: paper.position(dict(zip(row_axes, row, strict=True))))
-    states = {run["cell_id"] or (*place, run["seed"]): run["state"] for place, runs in members.items() for run in runs}
+    states = {
+        run["cell_id"] or (*place, run["seed"]): run["state"]
+        for place, runs in members.items()
+        for run in runs
+    }
     return Table(
         name,
         title,
@@ -304,7 +375,12 @@ def build(
         tuple(pair for pair in pairs if pair[0] not in same),  # each is tested once
         tuple(undecided),
         dict(Counter(states.values())),
-        {run["cell_id"]: run.get("computed_by", ()) for members in groups.values() for run in members.values() if _counts(run)},
+        {
+            run["cell_id"]: run.get("computed_by", ())
+            for members in groups.values()
+            for run in members.values()
+            if _counts(run)
+        },
         same,
     )
 
@@ -323,7 +399,9 @@ def _labels(place: Place, shown: Sequence[str]) -> dict[str, str]:
     return dict(zip(shown, (*place[0], *place[1]), strict=True))
 
 
-def _cell(runs: Sequence[Entry], metrics: Sequence[Metric], differs: tuple[str, ...], row: PaperRow | None) -> TableCell:
+def _cell(
+    runs: Sequence[Entry], metrics: Sequence[Metric], differs: tuple[str, ...], row: PaperRow | None
+) -> TableCell:
     counted = list(filter(_counts, runs))
     return TableCell(
         numbers=tuple(
@@ -350,17 +428,22 @@ def _counts(run: Entry) -> bool:
     return run["state"] == State.done.value and not run["left_out"]
 
 
-def _with_gains(cells: dict[Place, TableCell], pairs: Sequence[tuple[Place, Over, Place]]) -> dict[Place, TableCell]:
+def _with_gains(
+    cells: dict[Place, TableCell], pairs: Sequence[tuple[Place, Over, Place]]
+) -> dict[Place, TableCell]:
     gains: dict[tuple[Place, int], dict[Over, float]] = {}
     for place, over, other in pairs:
-        for index, (ours, theirs) in enumerate(zip(cells[place].numbers, cells[other].numbers, strict=True)):
+        for index, (ours, theirs) in enumerate(
+            zip(cells[place].numbers, cells[other].numbers, strict=True)
+        ):
             if ours.mean is not None and theirs.mean is not None:
                 gains.setdefault((place, index), {})[over] = theirs.mean - ours.mean
     return {
         place: dataclasses.replace(
             cell,
             numbers=tuple(
-                dataclasses.replace(number, gains=gains.get((place, index), {})) for index, number in enumerate(cell.numbers)
+                dataclasses.replace(number, gains=gains.get((place, index), {}))
+                for index, number in enumerate(cell.numbers)
             ),
         )
         for place, cell in cells.items()
@@ -371,7 +454,9 @@ def _with_gains(cells: dict[Place, TableCell], pairs: Sequence[tuple[Place, Over
 _TASK = ("backbone", "data", "label_noise")
 
 
-def _mark_best(cells: dict[Place, TableCell], shown: Sequence[str], same: Mapping[Place, Place]) -> dict[Place, TableCell]:
+def _mark_best(
+    cells: dict[Place, TableCell], shown: Sequence[str], same: Mapping[Place, Place]
+) -> dict[Place, TableCell]:
     tasks = [axis for axis in shown if long_name(axis).partition(".")[0] in _TASK]
     groups: dict[Label, list[float]] = {}
     for place, cell in cells.items():
@@ -382,7 +467,9 @@ def _mark_best(cells: dict[Place, TableCell], shown: Sequence[str], same: Mappin
     lowest = {task: min(means) for task, means in groups.items() if len(means) > 1}
     return {
         place: dataclasses.replace(
-            cell, is_best=cell.is_whole and cell.numbers[0].mean == lowest.get(_task(place, shown, tasks), math.nan)
+            cell,
+            is_best=cell.is_whole
+            and cell.numbers[0].mean == lowest.get(_task(place, shown, tasks), math.nan),
         )
         for place, cell in cells.items()
     }

@@ -1,4 +1,7 @@
-"""Where every number of a table comes from; the same runs give the same content, with no word of when it was written."""
+"""Where every number of a table comes from.
+
+The same runs give the same content, with no word of when it was written.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,11 @@ _RUN = (
 
 
 def provenance(study: Study, table: Table) -> dict[str, Any]:
-    """For JSON: the source and the query, the extensions of its runs, and for each cell its configuration and runs."""
+    """For JSON.
+
+    The source and the query, the extensions of its runs, and for each cell its configuration and
+    runs.
+    """
     found = {record["cell_id"]: record for record in study.runs.to_dict("records")}
     cells: list[dict[str, Any]] = []
     for (row, column), cell in table.cells.items():
@@ -44,10 +51,19 @@ def provenance(study: Study, table: Table) -> dict[str, Any]:
                 "differs_from_the_paper": list(cell.differs),
                 "computed_with": cell.computed,
                 "numbers": {
-                    number.metric.value: {"mean": number.mean, "sd": number.sd, "n": cell.n, "values": list(number.values)}
+                    number.metric.value: {
+                        "mean": number.mean,
+                        "sd": number.sd,
+                        "n": cell.n,
+                        "values": list(number.values),
+                    }
                     for number in cell.numbers
                 },
-                "paper": {number.metric.value: asdict(number.paper) for number in cell.numbers if number.paper is not None},
+                "paper": {
+                    number.metric.value: asdict(number.paper)
+                    for number in cell.numbers
+                    if number.paper is not None
+                },
                 "left_out": cell.left_out,
                 "runs": runs,
             }
@@ -57,28 +73,36 @@ def provenance(study: Study, table: Table) -> dict[str, Any]:
         "cells": "the runs of these cell ids",
         "metrics": [metric.value for metric in table.metrics],
         "epoch": f"{table.epoch.value}{table.whose}",
-        "leaves_out": "runs that are not done, have fewer epochs than asked for, or end in a number that is not finite",
+        "leaves_out": "runs that are not done, have fewer epochs than asked for, or end in a "
+        "number that is not finite",
     }
     return {
         "sweep": table.name,
         "title": table.title,
         "command": study.command,
         "query": query,
-        "extensions": cited(each for cell in cells for run in cell["runs"] for each in run.get("extensions", ())),
+        "extensions": cited(
+            each for cell in cells for run in cell["runs"] for each in run.get("extensions", ())
+        ),
         "codes": _codes(table),
         "cells": cells,
     }
 
 
 def _codes(table: Table) -> list[dict[str, Any]]:
-    """The codes that runs which count were computed by, each with its commits and the number of runs; null: not known."""
+    """The codes that runs which count were computed by, each with its commits and the number of
+    runs; null: not known.
+    """
     found: dict[str | None, tuple[set[str], set[str]]] = {}
     for cell_id, run in table.computed_by.items():
         for each in run:
             commits, runs = found.setdefault(each.code, (set(), set()))
             commits |= set(filter(None, [each.git_commit]))
             runs.add(cell_id)
-    return [{"code": code, "git_commits": sorted(commits), "runs": len(runs)} for code, (commits, runs) in found.items()]
+    return [
+        {"code": code, "git_commits": sorted(commits), "runs": len(runs)}
+        for code, (commits, runs) in found.items()
+    ]
 
 
 def _plain(value: Any) -> Any:

@@ -42,12 +42,18 @@ def terminal(table: Table, console: Console) -> None:
         for row, labels, begins in _grouped(sheet):
             if begins and len(sheet.label_heads) > 1:
                 view.add_section()
-            view.add_row(*(Text(visible(label)) for label in labels), *(_styled(cell, plain) for cell in row.cells))
+            view.add_row(
+                *(Text(visible(label)) for label in labels),
+                *(_styled(cell, plain) for cell in row.cells),
+            )
         console.print(view)
         for note in sheet.notes:
             console.print(Text(visible(note)), soft_wrap=True)
     if many:
-        console.print(Text(f"{len(table.tested)} gains can be tested; every other format lists the tests"), soft_wrap=True)
+        console.print(
+            Text(f"{len(table.tested)} gains can be tested; every other format lists the tests"),
+            soft_wrap=True,
+        )
 
 
 def _styled(cell: SheetCell, plain: bool) -> Text:
@@ -57,23 +63,42 @@ def _styled(cell: SheetCell, plain: bool) -> Text:
 
 
 def _heads(sheet: Sheet, between: str, repeated: bool) -> list[str]:
-    """One text a column: the lines of the head, one under the other; a head over several columns at each, or at the first."""
+    """One text a column: the lines of the head, one under the other.
+
+    A head over several columns at each, or at the first.
+    """
     lines = [
-        [heading.text if repeated or not index else "" for heading in line for index in range(heading.span)]
+        [
+            heading.text if repeated or not index else ""
+            for heading in line
+            for index in range(heading.span)
+        ]
         for line in sheet.head
     ]
-    return [between.join(text for text in column if text or not repeated) for column in zip(*lines, strict=True)]
+    return [
+        between.join(text for text in column if text or not repeated)
+        for column in zip(*lines, strict=True)
+    ]
 
 
 def _grouped(sheet: Sheet) -> Iterator[tuple[SheetRow, tuple[str, ...], bool]]:
-    """Each row, its labels without those that it shares with the row above, and whether its first label is a new one."""
+    """Each row, its labels without those that it shares with the row above, and whether its first
+    label is a new one.
+    """
     above: SheetRow | None = None
     for row in sheet.rows:
         shared = 0
         if above is not None:
-            while shared < len(row.labels) - 1 and row.labels[: shared + 1] == above.labels[: shared + 1]:
+            while (
+                shared < len(row.labels) - 1
+                and row.labels[: shared + 1] == above.labels[: shared + 1]
+            ):
                 shared += 1
-        yield row, ("",) * shared + row.labels[shared:], above is not None and row.labels[:1] != above.labels[:1]
+        yield (
+            row,
+            ("",) * shared + row.labels[shared:],
+            above is not None and row.labels[:1] != above.labels[:1],
+        )
         above = row
 
 
@@ -83,13 +108,20 @@ def markdown(table: Table) -> str:
 
 
 def _markdown(sheet: Sheet) -> str:
-    names = [_markdown_escape(name) for name in (*sheet.label_heads, *_heads(sheet, " ", repeated=True))]
+    names = [
+        _markdown_escape(name) for name in (*sheet.label_heads, *_heads(sheet, " ", repeated=True))
+    ]
     left = len(sheet.label_heads)
     lines = [_markdown_line(sheet.caption), "", f"| {' | '.join(names)} |"]
-    lines.append(f"|{'|'.join(':---' if number < left else '---:' for number in range(len(names)))}|")
+    lines.append(
+        f"|{'|'.join(':---' if number < left else '---:' for number in range(len(names)))}|"
+    )
     for row in sheet.rows:
         texts = [_markdown_escape(cell.text) for cell in row.cells]
-        texts = [f"**{text}**" if cell.bold else text for text, cell in zip(texts, row.cells, strict=True)]
+        texts = [
+            f"**{text}**" if cell.bold else text
+            for text, cell in zip(texts, row.cells, strict=True)
+        ]
         lines.append(f"| {' | '.join([*map(_markdown_escape, row.labels), *texts])} |")
     for note in sheet.notes:
         lines += ["", _markdown_line(note)]
@@ -127,14 +159,21 @@ def _latex(sheet: Sheet) -> str:
     for number, line in enumerate(sheet.head):
         last = number == len(sheet.head) - 1
         texts = [_latex_heading(heading) for heading in line]
-        lines.append(" & ".join([*map(_latex_escape, sheet.label_heads if last else ("",) * left), *texts]) + r" \\")
+        lines.append(
+            " & ".join([*map(_latex_escape, sheet.label_heads if last else ("",) * left), *texts])
+            + r" \\"
+        )
         if not last:
             lines.append(" ".join(_rules(line, left + 1)))
     lines.append(r"\midrule")
     for row, labels, begins in _grouped(sheet):
         if begins and left > 1:
             lines.append(r"\addlinespace")
-        texts = [rf"\textbf{{{text}}}" if cell.bold else text for cell in row.cells for text in [_latex_escape(cell.text)]]
+        texts = [
+            rf"\textbf{{{text}}}" if cell.bold else text
+            for cell in row.cells
+            for text in [_latex_escape(cell.text)]
+        ]
         lines.append(" & ".join([*map(_latex_escape, labels), *texts]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
     for note in sheet.notes:
@@ -184,10 +223,17 @@ def html(table: Table) -> str:
 
 
 def _html(sheet: Sheet) -> str:
-    lines = ['<figure class="dks-table">', f"<figcaption>{html_escape(sheet.caption)}</figcaption>", "<table>", "<thead>"]
+    lines = [
+        '<figure class="dks-table">',
+        f"<figcaption>{html_escape(sheet.caption)}</figcaption>",
+        "<table>",
+        "<thead>",
+    ]
     for number, line in enumerate(sheet.head):
         heads = [
-            f'<th rowspan="{len(sheet.head)}" scope="col">{html_escape(name)}</th>' for name in sheet.label_heads if not number
+            f'<th rowspan="{len(sheet.head)}" scope="col">{html_escape(name)}</th>'
+            for name in sheet.label_heads
+            if not number
         ]
         heads += [
             f'<th colspan="{heading.span}" scope="colgroup">{html_escape(heading.text)}</th>'
@@ -200,7 +246,12 @@ def _html(sheet: Sheet) -> str:
     for row in sheet.rows:
         heads = [f'<th scope="row">{html_escape(label)}</th>' for label in row.labels]
         lines.append(f"<tr>{''.join([*heads, *map(_html_cell, row.cells)])}</tr>")
-    lines += ["</tbody>", "</table>", *(f"<p>{html_escape(note)}</p>" for note in sheet.notes), "</figure>"]
+    lines += [
+        "</tbody>",
+        "</table>",
+        *(f"<p>{html_escape(note)}</p>" for note in sheet.notes),
+        "</figure>",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -210,14 +261,35 @@ def _html_cell(cell: SheetCell) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """One line a configuration and metric, with full precision, the test against what it is compared with, and the runs."""
-    overs = [over for over in Over if any(over in number.gains for cell in table.cells.values() for number in cell.numbers)]
+    """One line a configuration and metric, with full precision, the test against what it is
+    compared with, and the runs.
+    """
+    overs = [
+        over
+        for over in Over
+        if any(over in number.gains for cell in table.cells.values() for number in cell.numbers)
+    ]
     tests = {(each.place, each.over): each for each in table.comparisons}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = (
-        [*table.row_axes, *table.column_axes, "metric", "epoch", "mean", "sd", "n", "wanted", "low", "high"]
-        + [f"{what}_over_{over.value}" for over in overs for what in ("gain", "gain_low", "gain_high", "p", "p_holm", "g")]
+        [
+            *table.row_axes,
+            *table.column_axes,
+            "metric",
+            "epoch",
+            "mean",
+            "sd",
+            "n",
+            "wanted",
+            "low",
+            "high",
+        ]
+        + [
+            f"{what}_over_{over.value}"
+            for over in overs
+            for what in ("gain", "gain_low", "gain_high", "p", "p_holm", "g")
+        ]
         + [
             "paper_mean",
             "paper_sd",
@@ -239,15 +311,30 @@ def comma_separated(table: Table) -> str:
     for place, cell in table.cells.items():
         for number in cell.numbers:
             low, high = number.interval or (None, None)
-            values: list[object] = [*place[0], *place[1], number.metric.value, f"{table.epoch.value}{table.whose}"]
+            values: list[object] = [
+                *place[0],
+                *place[1],
+                number.metric.value,
+                f"{table.epoch.value}{table.whose}",
+            ]
             values += [number.mean, number.sd, cell.n, cell.wanted, low, high]
             for over in overs:
-                test = tests.get((table.same.get(place, place), over)) if number is cell.numbers[0] else None
+                test = (
+                    tests.get((table.same.get(place, place), over))
+                    if number is cell.numbers[0]
+                    else None
+                )
                 values += [number.gains.get(over), *_tested(test.difference if test else None)]
                 values.insert(len(values) - 1, test.p_holm if test else None)
             paper = number.paper
             values += asdict(paper).values() if paper else [None] * 5
-            values += [number.difference, _counts(cell.states), _counts(cell.left_out), "; ".join(cell.differs), cell.computed]
+            values += [
+                number.difference,
+                _counts(cell.states),
+                _counts(cell.left_out),
+                "; ".join(cell.differs),
+                cell.computed,
+            ]
             values.append(_counts({short(code): count for code, count in cell.codes.items()}))
             first = table.same.get(place, ((), ()))
             values += [cell.config_id, " ".join(cell.cell_ids), " ".join((*first[0], *first[1]))]
@@ -269,7 +356,7 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _written(value: object) -> str:
-    """A text that a spreadsheet would take for a formula has an apostrophe before it, as is usual."""
+    """A text that a spreadsheet would take for a formula has an apostrophe before it."""
     text = "" if value is None else repr(value) if isinstance(value, float) else visible(str(value))
     return f"'{text}" if text[:1] in _FORMULA and not _NUMBER.fullmatch(text) else text
 
@@ -284,7 +371,9 @@ def _described(table: Table) -> dict[str, Any]:
     for each in table.comparisons:
         names = ("gain_low", "gain_high", "p", "g")
         found = dict(zip(names, _tested(each.difference), strict=True)) | {"p_holm": each.p_holm}
-        tests.setdefault(each.place, {})[each.over.value] = {name: _finite(value) for name, value in found.items()}
+        tests.setdefault(each.place, {})[each.over.value] = {
+            name: _finite(value) for name, value in found.items()
+        }
     cells = [
         {
             **_named(table, place),

@@ -1,10 +1,14 @@
-"""A table as strings: the one formatter. Renderers lay these out and escape them, and change no digit."""
+"""A table as strings: the one formatter.
+
+Renderers lay these out and escape them, and change no digit.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from dks.results import computed
 from dks.results.computed import MARK
@@ -50,7 +54,8 @@ class Sheet:
 
     caption: str
     label_heads: tuple[str, ...]  # over the labels of rows
-    head: tuple[tuple[Heading, ...], ...]  # lines of headings over the other columns, the last one a heading a column
+    # lines of headings over the other columns, the last one a heading a column
+    head: tuple[tuple[Heading, ...], ...]
     rows: tuple[SheetRow, ...]
     notes: tuple[str, ...] = ()
 
@@ -81,23 +86,31 @@ def main(table: Table) -> Sheet:
             else:
                 cells += [each.cell(found, (row, column)) for each in blocks[column]]
         rows.append(SheetRow(row, tuple(cells)))
-    return Sheet(caption(table), table.row_axes, _head(table, blocks), tuple(rows), tuple(_notes(table)))
+    return Sheet(
+        caption(table), table.row_axes, _head(table, blocks), tuple(rows), tuple(_notes(table))
+    )
 
 
 def _block(table: Table, column: Label) -> list[_Column]:
     """The columns of figures for one column of the table."""
-    cells = [cell for (_, its), cell in table.cells.items() if its == column and (_, its) not in table.aside]
-    error = "/".join(metric.label for metric in table.metrics) if len(table.metrics) > 1 else "error"
+    cells = [
+        cell
+        for (_, its), cell in table.cells.items()
+        if its == column and (_, its) not in table.aside
+    ]
+    error = (
+        "/".join(metric.label for metric in table.metrics) if len(table.metrics) > 1 else "error"
+    )
     block = [_Column(error, lambda cell, place: _error(cell, place, table))]
     for over in table.gains:
         if any(over in number.gains for cell in cells for number in cell.numbers):
-            block.append(_Column(_gain_title(table, over), lambda cell, place, over=over: _gain(cell, place, over, table)))  # type: ignore[misc]
+            block.append(_Column(_gain_title(table, over), partial(_gain, over=over, table=table)))
     if any(number.paper is not None for cell in cells for number in cell.numbers):
         block.append(_Column("paper", _paper))
         for over in table.gains:
             if any(_paper_gains(cell, over) for cell in cells):
                 title = f"paper's {_gain_title(table, over)}"
-                block.append(_Column(title, lambda cell, place, over=over: _paper_gain(cell, place, over)))  # type: ignore[misc]
+                block.append(_Column(title, partial(_paper_gain, over=over)))
         block.append(_Column("difference", _difference))
     if table.has_paper:
         block.append(_Column("n", _n))
@@ -109,7 +122,9 @@ def _gain_title(table: Table, over: Over) -> str:
 
 
 def _head(table: Table, blocks: dict[Label, list[_Column]]) -> tuple[tuple[Heading, ...], ...]:
-    """A line for every axis of the columns, then one for the columns of figures, unless each column has the error alone."""
+    """A line for every axis of the columns, then one for the columns of figures, unless each column
+    has the error alone.
+    """
     lines = []
     for level, axis in enumerate(table.column_axes):
         line: list[tuple[Label, Heading]] = []
@@ -123,15 +138,19 @@ def _head(table: Table, blocks: dict[Label, list[_Column]]) -> tuple[tuple[Headi
     if not lines or any(len(block) > 1 for block in blocks.values()):
         alone = len(table.metrics) == 1 and not table.column_axes
         titles = [each.title for column in table.columns for each in blocks[column]]
-        lines.append(tuple(Heading("error (%)" if alone and title == "error" else title) for title in titles))
+        lines.append(
+            tuple(Heading("error (%)" if alone and title == "error" else title) for title in titles)
+        )
     return tuple(lines)
 
 
 def error_text(cell: TableCell) -> str:
-    """`mean(std)`, of two metrics with a slash, a dash for one that is not there, a mark if it is of several codes; empty
-    without runs.
+    """`mean(std)`, of two metrics with a slash, a dash for one that is not there, a mark if it is
+    of several codes; empty without runs.
     """
-    return "" if not cell.n else "/".join(_mean_text(number) for number in cell.numbers) + _mark(cell)
+    return (
+        "" if not cell.n else "/".join(_mean_text(number) for number in cell.numbers) + _mark(cell)
+    )
 
 
 def _mark(*cells: TableCell) -> str:
@@ -159,11 +178,22 @@ def _error(cell: TableCell, place: Place, table: Table) -> SheetCell:
             parts.append(f"n={cell.n} of {cell.wanted},")
         elif cell.n < FEW and len(table.runs_counted) > 1:
             parts.append(f"n={cell.n}")
-    missing = [state if cell.wanted == 1 else f"{count} {state}" for state, count in cell.states.items()]
-    missing += [reason if cell.wanted == 1 else f"{count} {reason}" for reason, count in cell.left_out.items()]
+    missing = [
+        state if cell.wanted == 1 else f"{count} {state}" for state, count in cell.states.items()
+    ]
+    missing += [
+        reason if cell.wanted == 1 else f"{count} {reason}"
+        for reason, count in cell.left_out.items()
+    ]
     if missing:
         parts.append(", ".join(missing))
-    tone = "failed" if State.failed.value in cell.states or cell.left_out else "open" if cell.states else ""
+    tone = (
+        "failed"
+        if State.failed.value in cell.states or cell.left_out
+        else "open"
+        if cell.states
+        else ""
+    )
     return SheetCell(" ".join(parts), cell.numbers[0].mean, place, cell.is_best, tone)
 
 
@@ -171,7 +201,9 @@ def _gain(cell: TableCell, place: Place, over: Over, table: Table) -> SheetCell:
     gains = [number.gains.get(over) for number in cell.numbers]
     text = "/".join(fixed(gain) for gain in gains if gain is not None)
     other = table.compared_with.get((place, over))
-    return SheetCell(text + _mark(cell, table.cells[other]) if text and other else text, gains[0], place)
+    return SheetCell(
+        text + _mark(cell, table.cells[other]) if text and other else text, gains[0], place
+    )
 
 
 def _paper(cell: TableCell, place: Place) -> SheetCell:
@@ -197,23 +229,39 @@ def _difference(cell: TableCell, place: Place) -> SheetCell:
 
 
 def _n(cell: TableCell, place: Place) -> SheetCell:
-    return SheetCell(str(cell.n) if cell.is_whole else f"{cell.n} of {cell.wanted}", float(cell.n), place)
+    return SheetCell(
+        str(cell.n) if cell.is_whole else f"{cell.n} of {cell.wanted}", float(cell.n), place
+    )
 
 
 def caption(table: Table) -> str:
     """What the numbers are."""
     runs, few = table.runs_counted, ""
     if len(runs) == 1 and 0 < runs[0] < FEW:
-        few = f", n = {runs[0]}" + (" (a single seed, no standard deviation)" if runs[0] == 1 else " seeds")
-    what = "mean(std) over seeds" if any(cell.wanted > 1 for cell in table.cells.values()) else "one run a cell"
+        few = f", n = {runs[0]}" + (
+            " (a single seed, no standard deviation)" if runs[0] == 1 else " seeds"
+        )
+    what = (
+        "mean(std) over seeds"
+        if any(cell.wanted > 1 for cell in table.cells.values())
+        else "one run a cell"
+    )
     metrics = "/".join(metric.label for metric in table.metrics)
     epoch = f"{table.epoch.value} epoch{table.whose}"
-    epoch += ", chosen by the test error itself and so optimistic" if table.epoch is Epoch.best else ""
+    epoch += (
+        ", chosen by the test error itself and so optimistic" if table.epoch is Epoch.best else ""
+    )
     text = f"{table.title}: {metrics} test error in %, {epoch}, {what}{few}"
     shown = [
-        over for over in table.gains if any(over in number.gains for cell in table.cells.values() for number in cell.numbers)
+        over
+        for over in table.gains
+        if any(over in number.gains for cell in table.cells.values() for number in cell.numbers)
     ]
-    names = {Over.baseline: "the baseline", Over.ds: "DS", Over.alone: "the same classifier trained alone"}
+    names = {
+        Over.baseline: "the baseline",
+        Over.ds: "DS",
+        Over.alone: "the same classifier trained alone",
+    }
     if shown:
         text += f"; gain over {' and '.join(names[over] for over in shown)}"
     return text + ("; difference: ours less the paper's" if table.has_paper else "")
@@ -225,9 +273,15 @@ def _notes(table: Table) -> Iterator[str]:
         parts = [_error(cell, place, table).text]
         if paper := _paper(cell, place).text:
             parts += [f"n = {_n(cell, place).text}", f"paper {paper}"]
-            parts += [f"difference {difference}"] if (difference := _difference(cell, place).text) else []
+            parts += (
+                [f"difference {difference}"]
+                if (difference := _difference(cell, place).text)
+                else []
+            )
         yield f"{text}: {', '.join(parts)}"
-    open_states = {state: count for state, count in table.states.items() if state != State.done.value}
+    open_states = {
+        state: count for state, count in table.states.items() if state != State.done.value
+    }
     if open_states and sum(table.states.values()) > 1:
         told = ", ".join(f"{count} {state}" for state, count in open_states.items())
         yield f"of {sum(table.states.values())} runs {told}"
@@ -248,7 +302,9 @@ def _repetitions(table: Table) -> Iterator[str]:
     for first in dict.fromkeys(table.same.values()):
         places = [first, *(place for place, other in table.same.items() if other == first)]
         named = (zip(axes, (*row, *column), strict=True) for row, column in places)
-        told = " and ".join(" ".join(f"{axis}={value}" for axis, value in labels) for labels in named)
+        told = " and ".join(
+            " ".join(f"{axis}={value}" for axis, value in labels) for labels in named
+        )
         yield f"the same configuration, trained once: {told}"
 
 
@@ -257,14 +313,26 @@ def _names(places: Sequence[Place]) -> str:
 
 
 def _printed(table: Table) -> Iterator[str]:
-    """Where the paper has the numbers that stand beside ours: of most of them, then of the others."""
+    """Where the paper has the numbers that stand beside ours.
+
+    Of most of them, then of the others.
+    """
     places: dict[str, list[Place]] = {}
     for place, cell in table.cells.items():
-        if (paper := next((number.paper for number in cell.numbers if number.paper is not None), None)) is not None:
+        if (
+            paper := next(
+                (number.paper for number in cell.numbers if number.paper is not None), None
+            )
+        ) is not None:
             places.setdefault(paper.where, []).append(place)
     if places:
         most, *others = sorted(places, key=lambda where: -len(places[where]))
-        yield "; ".join([f"the paper's numbers: {most}", *(f"of {_names(places[where])}: {where}" for where in others)])
+        yield "; ".join(
+            [
+                f"the paper's numbers: {most}",
+                *(f"of {_names(places[where])}: {where}" for where in others),
+            ]
+        )
 
 
 def _differences(table: Table) -> Iterator[str]:
@@ -273,7 +341,11 @@ def _differences(table: Table) -> Iterator[str]:
     for place, cell in table.cells.items():
         if cell.differs:
             by_lines.setdefault(cell.differs, []).append(place)
-    everywhere = [line for line in next(iter(by_lines), ()) if all(line in cell.differs for cell in table.cells.values())]
+    everywhere = [
+        line
+        for line in next(iter(by_lines), ())
+        if all(line in cell.differs for cell in table.cells.values())
+    ]
     if everywhere:
         so = "" if table.has_paper else ", so its numbers are not shown"
         yield f"not the paper's setting{so}: {'; '.join(everywhere)}"
@@ -293,13 +365,18 @@ def _tests(table: Table) -> Sheet:
         label_heads=(*table.row_axes, *table.column_axes),
         head=(tuple(map(Heading, head)),),
         rows=tuple(_test(each, table) for each in table.comparisons),
-        notes=(f"evidence: p (Holm) below {LEVEL}; no evidence is not evidence of no effect, least of all with few seeds",),
+        notes=(
+            f"evidence: p (Holm) below {LEVEL}; no evidence is not evidence of no effect, least "
+            f"of all with few seeds",
+        ),
     )
 
 
 def _test(each: Comparison, table: Table) -> SheetRow:
     found = each.difference
-    both = (table.cells[place] for place in (each.place, table.compared_with[each.place, each.over]))
+    both = (
+        table.cells[place] for place in (each.place, table.compared_with[each.place, each.over])
+    )
     verdict = "evidence" if each.p_holm < LEVEL else "no evidence"
     g = "" if found.g is None else fixed(found.g)
     cells: Sequence[tuple[str, float | None]] = (
@@ -314,7 +391,10 @@ def _test(each: Comparison, table: Table) -> SheetRow:
     )
     return SheetRow(
         (*each.place[0], *each.place[1]),
-        tuple(SheetCell(text, None if value is None or math.isnan(value) else value, each.place) for text, value in cells),
+        tuple(
+            SheetCell(text, None if value is None or math.isnan(value) else value, each.place)
+            for text, value in cells
+        ),
     )
 
 

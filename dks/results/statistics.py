@@ -1,4 +1,7 @@
-"""What the runs of two configurations say about their difference; small samples, a handful of seeds each."""
+"""What the runs of two configurations say about their difference.
+
+Small samples, a handful of seeds each.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ class Difference:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The t interval of a mean at CONFIDENCE; None below two values, which say nothing of their spread."""
+    """The t interval of a mean at CONFIDENCE.
+
+    None below two values, which say nothing of their spread.
+    """
     n = len(values)
     if n < 2:
         return None
@@ -37,27 +43,38 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 @cache
 def _quantile(n: int) -> float:
-    """Standard errors on each side of a mean of n values; a table asks for a few n thousands of times."""
-    from scipy.special import stdtrit  # scipy.stats has it, too, and takes half a second longer to import
+    """Standard errors on each side of a mean of n values.
+
+    A table asks for a few n thousands of times.
+    """
+    # scipy.stats has it, too, and takes half a second longer to import
+    from scipy.special import stdtrit
 
     return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
 
 
 def sample_sd(values: Sequence[float]) -> float:
-    """Sample standard deviation (ddof=1) of two values or more; exactly 0 where they are all the same."""
+    """Sample standard deviation (ddof=1) of two values or more.
+
+    Exactly 0 where they are all the same.
+    """
     if min(values) == max(values):
         return 0.0
-    mean = fmean(values)  # `statistics.stdev` computes with fractions: the same to the last digits, and fifty times slower
+    # `statistics.stdev` computes with fractions: the same to the last digits, and fifty times
+    # slower
+    mean = fmean(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def compare(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[Difference | None]:
     """For each pair (a, b) the mean of a less the mean of b; None below two values on either side.
 
-    Where neither sample varies, the test has nothing to measure the difference by: p is 1 for equal means and NaN for others.
+    Where neither sample varies, the test has nothing to measure the difference by: p is 1 for equal
+        means and NaN for others.
     """
     found: list[Difference | None] = [None] * len(pairs)
-    alike: dict[tuple[int, int], list[int]] = defaultdict(list)  # sizes of both samples -> pairs, tested together
+    # sizes of both samples -> pairs, tested together
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, (a, b) in enumerate(pairs):
         if min(len(a), len(b)) < 2:
             continue
@@ -67,7 +84,9 @@ def compare(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[Di
         else:
             alike[len(a), len(b)].append(index)
     for members in alike.values():
-        for index, difference in zip(members, _welch([pairs[index] for index in members]), strict=True):
+        for index, difference in zip(
+            members, _welch([pairs[index] for index in members]), strict=True
+        ):
             found[index] = difference
     return found
 
@@ -78,18 +97,23 @@ def _welch(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Iterator
     from scipy.special import stdtr, stdtrit
 
     a, b = (np.array([pair[side] for pair in pairs]) for side in (0, 1))
-    one, other = (each.var(axis=1, ddof=1) / each.shape[1] for each in (a, b))  # variances of the means
+    # variances of the means
+    one, other = (each.var(axis=1, ddof=1) / each.shape[1] for each in (a, b))
     error = np.sqrt(one + other)
-    freedom = (one + other) ** 2 / (one**2 / (a.shape[1] - 1) + other**2 / (b.shape[1] - 1))  # Welch and Satterthwaite
+    # Welch and Satterthwaite
+    freedom = (one + other) ** 2 / (one**2 / (a.shape[1] - 1) + other**2 / (b.shape[1] - 1))
     gains = [fmean(sample) - fmean(against) for sample, against in pairs]
     p_values = 2 * stdtr(freedom, -np.abs(gains) / error)
     widths = stdtrit(freedom, (1 + CONFIDENCE) / 2) * error
-    for (sample, against), gain, p, width in zip(pairs, gains, p_values.tolist(), widths.tolist(), strict=True):
+    for (sample, against), gain, p, width in zip(
+        pairs, gains, p_values.tolist(), widths.tolist(), strict=True
+    ):
         yield Difference(gain, gain - width, gain + width, p, hedges_g(sample, against))
 
 
 def hedges_g(sample: Sequence[float], other: Sequence[float]) -> float:
-    """The difference of two means in pooled standard deviations, with the exact correction for small samples (Hedges 1981).
+    """The difference of two means in pooled standard deviations, with the exact correction for
+    small samples (Hedges 1981).
 
     Raises:
         ZeroDivisionError: neither sample varies.
@@ -98,17 +122,25 @@ def hedges_g(sample: Sequence[float], other: Sequence[float]) -> float:
 
     n, m = len(sample), len(other)
     freedom = n + m - 2
-    pooled = math.sqrt(((n - 1) * sample_sd(sample) ** 2 + (m - 1) * sample_sd(other) ** 2) / freedom)
-    correction = math.exp(gammaln(freedom / 2) - gammaln((freedom - 1) / 2)) / math.sqrt(freedom / 2)
+    pooled = math.sqrt(
+        ((n - 1) * sample_sd(sample) ** 2 + (m - 1) * sample_sd(other) ** 2) / freedom
+    )
+    correction = math.exp(gammaln(freedom / 2) - gammaln((freedom - 1) / 2)) / math.sqrt(
+        freedom / 2
+    )
     return float(correction * (fmean(sample) - fmean(other)) / pooled)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: how likely one or more false alarms among all these tests are; NaN counts as a test.
+    """Holm's step-down correction: how likely one or more false alarms among all these tests are.
+
+    NaN counts as a test.
 
     SciPy has no function for it.
     """
-    order = sorted(range(len(p_values)), key=lambda index: (math.isnan(p_values[index]), p_values[index]))
+    order = sorted(
+        range(len(p_values)), key=lambda index: (math.isnan(p_values[index]), p_values[index])
+    )
     corrected, largest = [math.nan] * len(p_values), 0.0
     for rank, index in enumerate(order):
         if not math.isnan(p_values[index]):

@@ -43,7 +43,9 @@ class Study:
         results_dir: str = "results",
         experiment: str = "dks",
     ) -> Study:
-        """The sweep of that name: as it was begun in `results_dir`, or else as its file in `sweeps/` describes it.
+        """The sweep of that name.
+
+        As it was begun in `results_dir`, or else as its file in `sweeps/` describes it.
 
         Args:
             overrides: those that the sweep was run with, if there were any.
@@ -60,12 +62,15 @@ class Study:
             return cls(sweep, parts, RecordSource(sweep.runs_dir))
         from dks.tracking.mlflow_source import MlflowSource
 
-        source = MlflowSource(store, experiment)  # says what is wrong with the URI, before cells are planned
+        # says what is wrong with the URI, before cells are planned
+        source = MlflowSource(store, experiment)
         return cls(*_manifests(name, overrides, results_dir), source)
 
     @classmethod
     def begun(cls, results_dir: str, sweep: Manifest) -> Study:
-        """A sweep that was begun in `results_dir` as this manifest has it, whatever is written there meanwhile."""
+        """A sweep that was begun in `results_dir` as this manifest has it, whatever is written
+        there meanwhile.
+        """
         from dks.tracking.records import RecordSource
 
         parts = tuple(manifest.read(results_dir, part) for part in sweep.parts) or (sweep,)
@@ -88,9 +93,13 @@ class Study:
     @cached_property
     def runs(self) -> pd.DataFrame:
         """Its runs, those of selections included, as `dks.tracking.source.Source.runs` has them."""
-        began, asked = time.monotonic(), list(dict.fromkeys(cell_id for part in self.parts for cell_id in part.cell_ids))
+        began = time.monotonic()
+        asked = list(dict.fromkeys(cell_id for part in self.parts for cell_id in part.cell_ids))
         found = self.source.runs(asked)
-        explain(f"{len(found)} of {len(asked)} runs are in {self.source.name}; read in {duration(time.monotonic() - began)}")
+        explain(
+            f"{len(found)} of {len(asked)} runs are in {self.source.name}; read in "
+            f"{duration(time.monotonic() - began)}"
+        )
         return found
 
     def table(self, epoch: Epoch = Epoch.last) -> Table:
@@ -100,12 +109,16 @@ class Study:
             RequestError: it has several.
         """
         if len(self.parts) > 1:
-            raise RequestError(f"{self.name} has several tables; choose from {', '.join(part.name for part in self.parts)}")
+            raise RequestError(
+                f"{self.name} has several tables; choose from "
+                f"{', '.join(part.name for part in self.parts)}"
+            )
         return self.tables(epoch)[0]
 
     def tables(self, epoch: Epoch = Epoch.last) -> list[Table]:
         """All of its tables, from whatever runs exist."""
-        changes, earlier = Changes(), set(self.runs.loc[self.runs["schema_version"] < SCHEMA_VERSION, "cell_id"])
+        changes = Changes()
+        earlier = set(self.runs.loc[self.runs["schema_version"] < SCHEMA_VERSION, "cell_id"])
         said = [changes.of(part) for part in self.parts]
         if not any(said):  # a union may have been given other parts, or another base
             said = [changes.of(self.sweep)] * len(self.parts)
@@ -125,12 +138,15 @@ class Study:
         over = None if declared.gain is None else tuple(map(Over, declared.gain))
         metrics = tuple(Metric[name] for name in declared.metrics)
         if part.cells:
-            metrics = tuple(each for each in metrics if any(is_told(each, cell) for cell in part.cells)) or (Metric.top1,)
+            metrics = tuple(
+                each for each in metrics if any(is_told(each, cell) for cell in part.cells)
+            ) or (Metric.top1,)
         shape = Shape(metrics, over, declared.aside)
         axes, rows, columns = part.axes, part.rows, part.columns
         by_classifier = bool(declared.classifier_rows or declared.classifier_columns)
         if by_classifier:
-            rows, columns = [*other_axes(part), *declared.classifier_rows], list(declared.classifier_columns)
+            rows = [*other_axes(part), *declared.classifier_rows]
+            columns = list(declared.classifier_columns)
             axes = [*rows, *columns]
         return build(
             entries(part, self.runs, shape.metrics, epoch, by_classifier),
@@ -147,7 +163,9 @@ class Study:
         )
 
 
-def _manifests(name: str, overrides: Sequence[str], results_dir: str) -> tuple[Manifest, tuple[Manifest, ...]]:
+def _manifests(
+    name: str, overrides: Sequence[str], results_dir: str
+) -> tuple[Manifest, tuple[Manifest, ...]]:
     """What was asked for: of the whole sweep, and of each of its tables."""
     begun = _begun_name(name, overrides, results_dir)
     if begun is not None:
@@ -165,7 +183,10 @@ def _manifests(name: str, overrides: Sequence[str], results_dir: str) -> tuple[M
 
     compose = Composer(compose_here)
     grid = grid_of(read(name), overrides, OverridesParser.create(), compose)
-    explain(f"what was asked for: the file of {name} in {declarations('sweeps')}, as the sweep is not begun in {results_dir}")
+    explain(
+        f"what was asked for: the file of {name} in {declarations('sweeps')}, as the sweep is "
+        f"not begun in {results_dir}"
+    )
     *parts, whole = plan(grid, compose, absent_ok=True).manifests()
     return whole, tuple(parts) or (whole,)
 
@@ -175,7 +196,10 @@ def _begun_name(name: str, overrides: Sequence[str], results_dir: str) -> str | 
     known = manifest.known(results_dir)
     if overrides:
         if name not in names():
-            raise RequestError(f"{name} is no named sweep, so it takes no overrides; choose from {', '.join(names())}")
+            raise RequestError(
+                f"{name} is no named sweep, so it takes no overrides; choose from "
+                f"{', '.join(names())}"
+            )
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         from dks.sweeps.request import grid_of

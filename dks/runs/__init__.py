@@ -1,1 +1,4 @@
-"""Which cells exist already and how they stand: the launches on disk, what the scheduler says, and the state that follows."""
+"""Which cells exist already and how they stand.
+
+The launches on disk, what the scheduler says, and the state that follows.
+"""

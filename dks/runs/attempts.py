@@ -21,19 +21,26 @@ class Attempt:
     threads: int  # CPU threads of torch
     processes: int = 1  # that trained together
     first_epoch: int = 1  # the epoch it began with, counted from 1
-    first_step: int | None = None  # steps that had been taken when its training began; None: it never began
+    # steps that had been taken when its training began; None: it never began
+    first_step: int | None = None
     code: str | None = None  # as `dks.machine.code` tells it; None: of an older version
-    git_commit: str | None = None  # of the code; "-dirty" is appended where files had changed or were new
+    # of the code; "-dirty" is appended where files had changed or were new
+    git_commit: str | None = None
     job: str | None = None  # SLURM's id, such as "12_3" for a task of an array
-    versions: dict[str, str] = field(default_factory=dict)  # python, torch, and on CUDA cuda and NVIDIA's driver
-    # kind, name and version of each, and package and package_version, or file and the sha256 of its content
+    # python, torch, and on CUDA cuda and NVIDIA's driver
+    versions: dict[str, str] = field(default_factory=dict)
+    # kind, name and version of each, and package and package_version, or file and the sha256 of its
+    # content
     extensions: list[dict[str, str]] = field(default_factory=list)
     ended: str | None = None
     status: str = "running"  # as that of a record
     seconds: float = 0.0
 
     def end(self, status: str, seconds: float) -> None:
-        """It ends now, after so many seconds by a clock that nobody sets: one that was set back does not end it before then."""
+        """It ends now, after so many seconds by a clock that nobody sets.
+
+        One that was set back does not end it before then.
+        """
         least = datetime.fromisoformat(self.started) + timedelta(seconds=seconds)
         self.ended = max(least, datetime.now(timezone.utc)).isoformat(timespec="milliseconds")
         self.status, self.seconds = status, round(seconds, 3)
@@ -79,7 +86,10 @@ def codes(made: Sequence[ComputedBy]) -> tuple[str, ...]:
 
 
 def contributing(attempts: Sequence[Attempt]) -> list[Attempt]:
-    """Those that a result is made of: from the last one that began at the first step, without those that trained nothing."""
+    """Those that a result is made of.
+
+    From the last one that began at the first step, without those that trained nothing.
+    """
     found = []
     for attempt in reversed(attempts):
         if attempt.first_step is not None or attempt.code is None:
@@ -90,15 +100,23 @@ def contributing(attempts: Sequence[Attempt]) -> list[Attempt]:
 
 
 def other_codes(attempts: Sequence[Attempt]) -> list[str | None]:
-    """The codes that a result is made of and that do not compute what today's does, each once; None: one that is not known."""
+    """The codes that a result is made of and that do not compute what today's does, each once.
+
+    None: one that is not known.
+    """
     used = cited(attempts[-1].extensions) if attempts else []
-    today = code.canonical(code.current(tuple((each.get("kind", ""), each.get("name", "")) for each in used)))
+    today = code.canonical(
+        code.current(tuple((each.get("kind", ""), each.get("name", "")) for each in used))
+    )
     found = dict.fromkeys(attempt.code for attempt in contributing(attempts)) or {None: None}
     return [each for each in found if code.canonical(each) != today]
 
 
 def begun_with(attempts: Sequence[Attempt]) -> tuple[int, str] | None:
-    """Processes that train together and kind of device ("cpu", "cuda") of a run that goes on; None: not known."""
+    """Processes that train together and kind of device ("cpu", "cuda") of a run that goes on.
+
+    None: not known.
+    """
     for attempt in reversed(contributing(attempts)):
         return attempt.processes, device_kind(attempt.device)
     return None
@@ -109,11 +127,15 @@ def cannot_go_on(begun: tuple[int, str], now: tuple[int, str]) -> str:
     (before, device), (processes, other) = begun, now
     if before != processes:
         return (
-            f"begun with {_processes(before)} and cannot go on with {_processes(processes)}: each normalises its own part of a "
+            f"begun with {_processes(before)} and cannot go on with {_processes(processes)}: "
+            f"each normalises its own part of a "
             "batch, so the result would be of neither"
         )
     names = {"cpu": "the CPU", "cuda": "CUDA"}
-    return f"begun on {names.get(device, device)} and cannot go on on {names.get(other, other)}: the result would be of neither"
+    return (
+        f"begun on {names.get(device, device)} and cannot go on on {names.get(other, other)}: "
+        f"the result would be of neither"
+    )
 
 
 def _processes(number: int) -> str:

@@ -13,15 +13,24 @@ TOP1 = "test/top1_error"  # what it is the best by; of another classifier than c
 
 
 def best_of(entries: Sequence[Entry]) -> dict[str, float]:
-    """The metrics of each classifier in its own best epoch, and which that is: `epoch`, `epoch_c2`, ... What belongs to no
-    other classifier goes with c1.
+    """The metrics of each classifier in its own best epoch, and which that is.
+
+    `epoch`, `epoch_c2`, ... What belongs to no other classifier goes with c1.
     """
     newest = {entry.epoch: entry.metrics for entry in entries}
     found: dict[str, float] = {}
-    for ending in dict.fromkeys(classifier_ending(name) for metrics in newest.values() for name in metrics):
-        errors = ((epoch, metrics.get(f"{TOP1}{ending}", math.nan)) for epoch, metrics in newest.items())
+    for ending in dict.fromkeys(
+        classifier_ending(name) for metrics in newest.values() for name in metrics
+    ):
+        errors = (
+            (epoch, metrics.get(f"{TOP1}{ending}", math.nan)) for epoch, metrics in newest.items()
+        )
         if (best := best_epoch(errors)) is not None:
-            own = {name: value for name, value in newest[best].items() if classifier_ending(name) == ending}
+            own = {
+                name: value
+                for name, value in newest[best].items()
+                if classifier_ending(name) == ending
+            }
             found |= {f"epoch{ending}": best, **own}
     return found
 
@@ -34,6 +43,9 @@ def best_epoch(errors: Iterable[tuple[int, float]]) -> int | None:
 
 @cache  # names are few, and read again for every epoch of every run
 def classifier_ending(name: str) -> str:
-    """What stands behind the metrics of a classifier: `_c2`, ...; nothing for c1, and for what belongs to none."""
+    """What stands behind the metrics of a classifier: `_c2`, ....
+
+    Nothing for c1, and for what belongs to none.
+    """
     found = re.search(r"_c\d+$", name)
     return found[0] if found else ""

@@ -1,6 +1,9 @@
-"""Files that were found damaged: one line says so, and what becomes of them. Nobody is stopped by it.
+"""Files that were found damaged: one line says so, and what becomes of them.
 
-The line is a log record, so in a run it stands in `run.log`; a command shows it on standard error, once.
+Nobody is stopped by it.
+
+The line is a log record, so in a run it stands in `run.log`; a command shows it on standard error,
+once.
 """
 
 from __future__ import annotations
@@ -28,7 +31,10 @@ def warn(line: str) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename `record.json` to `record.damaged.json`, or the next name of this form that is free; returns the new one."""
+    """Rename `record.json` to `record.damaged.json`, or the next name of this form that is free.
+
+    Returns the new one.
+    """
     number, kept = 1, path.with_name(f"{path.stem}.damaged{path.suffix}")
     while kept.exists():
         number += 1

@@ -1,4 +1,7 @@
-"""Writing to a disk that may be full or closed to us: nothing half-written stays, and the error says what to do."""
+"""Writing to a disk that may be full or closed to us.
+
+Nothing half-written stays, and the error says what to do.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _FULL = {errno.ENOSPC: "is full", errno.EDQUOT: "gives this user no more room"}
-FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})  # another user's, or a disk that can only be read
+# another user's, or a disk that can only be read
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 class DiskFull(OSError):
-    """There is no room for a file. The message is one line: the file, the disk, how much was to be written and is free."""
+    """There is no room for a file. The message is one line.
+
+    The file, the disk, how much was to be written and is free.
+    """
 
 
 @contextmanager
 def writing(path: Path, size: int) -> Iterator[None]:
-    """Around the writing of a file; what is left of a failed attempt must be gone before the error leaves this context.
+    """Around the writing of a file.
+
+    What is left of a failed attempt must be gone before the error leaves this context.
 
     Args:
         size: what is to be written, bytes.
@@ -38,25 +47,35 @@ def writing(path: Path, size: int) -> Iterator[None]:
         if error.errno in _FULL:
             raise DiskFull(_line(path, size, _FULL[error.errno])) from error
         if error.errno == errno.EFBIG and (limit := size_limit()):
-            raise DiskFull(f"{path} cannot be written: {limit}; then the same command goes on") from error
+            raise DiskFull(
+                f"{path} cannot be written: {limit}; then the same command goes on"
+            ) from error
         error.filename = str(path)  # and not that of a draft
         raise
 
 
 def size_limit() -> str | None:
-    """The limit that this process has on the size of a file, and what to do; None: there is none."""
+    """The limit that this process has on the size of a file, and what to do; None.
+
+    There is none.
+    """
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     return (
-        None if limit == resource.RLIM_INFINITY else f"a file may have {_amount(limit)} at most (ulimit -f); raise that limit"
+        None
+        if limit == resource.RLIM_INFINITY
+        else f"a file may have {_amount(limit)} at most (ulimit -f); raise that limit"
     )
 
 
 def refusal(folder: Path) -> str | None:
-    """Why nothing can be written into a folder, or into the one that it would be made in; None: nothing is known against it.
-    Nothing is written.
+    """Why nothing can be written into a folder, or into the one that it would be made in; None.
+
+    Nothing is known against it. Nothing is written.
     """
     try:
-        place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+        place = next(
+            each for each in (folder.absolute(), *folder.absolute().parents) if each.exists()
+        )
         if not place.is_dir():
             return f"{place} is not a folder"
         if os.access(place, os.W_OK | os.X_OK):
@@ -67,7 +86,9 @@ def refusal(folder: Path) -> str | None:
 
 
 def write_draft(draft: Path, path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file that is to take the place of another one; it is on disk when this returns, or not there if this fails.
+    """Write a file that is to take the place of another one.
+
+    It is on disk when this returns, or not there if this fails.
 
     Args:
         draft: the file to write.
@@ -79,7 +100,8 @@ def write_draft(draft: Path, path: Path, *parts: bytes | memoryview) -> None:
     """
     with writing(path, sum(len(part) for part in parts)):
         try:
-            draft.unlink(missing_ok=True)  # whatever lies there under its name, a link for one, is not written to
+            # whatever lies there under its name, a link for one, is not written to
+            draft.unlink(missing_ok=True)
             with draft.open("xb", buffering=0) as file:
                 for part in parts:
                     write_all(file.fileno(), part)
@@ -102,7 +124,8 @@ def _line(path: Path, size: int, state: str) -> str:
     mount = next(each for each in (folder, *folder.parents) if os.path.ismount(each))
     free = _amount(shutil.disk_usage(folder).free)
     return (
-        f"{path} cannot be written: the disk at {mount} {state} ({_amount(size)} to write, {free} free); "
+        f"{path} cannot be written: the disk at {mount} {state} ({_amount(size)} to write, "
+        f"{free} free); "
         "make room, then the same command goes on"
     )
 

@@ -1,5 +1,5 @@
-"""How a launch's jobs get to what they are to run, also where the process that submitted them died in between
-(`dks/sweeps/launchers/slurm.py` tells the whole way).
+"""How a launch's jobs get to what they are to run, also where the process that submitted them died
+in between (`dks/sweeps/launchers/slurm.py` tells the whole way).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dks.config.errors import RequestError
 from dks.runs.launches import Array, LaunchFolder
 from dks.runs.scheduler import Scheduler, SchedulerSilentError
 
-# Seconds after which a submission whose process died and which SLURM does not know has surely not arrived.
+# Seconds after which a submission whose process died and which SLURM does not know has surely not
+# arrived.
 ARRIVED = 120.0
 
 
@@ -24,20 +25,25 @@ def array_name(launch_id: str, number: int) -> str:
 
 
 def staging(launch: LaunchFolder) -> Path:
-    """What jobs are to run lies here until their ids are known; the folder is there as long as a submission is not finished."""
+    """What jobs are to run lies here until their ids are known.
+
+    The folder is there as long as a submission is not finished.
+    """
     return launch.jobs_folder / "staged"
 
 
 def recover(launch: LaunchFolder, scheduler: Scheduler) -> bool:
     """Finish a submission whose process died; did that change anything?
 
-    Arrays that SLURM knows get their ids and are let go. Those that never arrived lose their cells, which nobody will run.
+    Arrays that SLURM knows get their ids and are let go. Those that never arrived lose their cells,
+    which nobody will run.
     """
     if not staging(launch).is_dir():
         return False
     try:
         launch.lock.acquire(blocking=False)
-    except (Timeout, OSError):  # the submitting process lives, or it is another user's, who will look
+    except (Timeout, OSError):
+        # the submitting process lives, or it is another user's, who will look
         return False
     try:
         content = launch.read()
@@ -67,7 +73,8 @@ def let_go(arrays: Sequence[Array], launch: LaunchFolder, scheduler: Scheduler) 
     for number, array in enumerate(arrays):
         for task in range(len(array.tasks)):
             staged = folder / str(number) / f"{task}.pkl"
-            job = f"{array.job}_{task}" if len(array.tasks) > 1 else array.job  # as `Launch.jobs` has it
+            # as `Launch.jobs` has it
+            job = f"{array.job}_{task}" if len(array.tasks) > 1 else array.job
             if staged.exists():
                 staged.replace(JobPaths(launch.jobs_folder, job).submitted_pickle)
     scheduler.release([array.job for array in arrays if array.job is not None])

@@ -1,6 +1,9 @@
-"""`heartbeat.json`: what a run says of itself every few seconds while it lives, for whoever looks from outside.
+"""`heartbeat.json`.
 
-Whether it lives is in the age of the file; a process that was killed leaves it as it is. Nothing here can stop a run.
+What a run says of itself every few seconds while it lives, for whoever looks from outside.
+
+Whether it lives is in the age of the file; a process that was killed leaves it as it is. Nothing
+here can stop a run.
 """
 
 from __future__ import annotations
@@ -41,7 +44,10 @@ class Heartbeat:
 
 
 def read(folder: Path | str) -> Heartbeat | None:
-    """The last beat of the run in a cell's folder; None where there is none, or none that can be read."""
+    """The last beat of the run in a cell's folder.
+
+    None where there is none, or none that can be read.
+    """
     try:
         return Heartbeat(**json.loads(read_text(Path(folder) / FILE)))
     except (OSError, ValueError, TypeError):
@@ -49,7 +55,10 @@ def read(folder: Path | str) -> Heartbeat | None:
 
 
 def last(folder: Path | str) -> float | None:
-    """When it last beat, in seconds since the epoch, by the file's own time; None where it never did."""
+    """When it last beat, in seconds since the epoch, by the file's own time.
+
+    None where it never did.
+    """
     try:
         return (Path(folder) / FILE).stat().st_mtime
     except OSError:
@@ -63,13 +72,17 @@ def age(folder: Path | str) -> float | None:
 
 
 def slurm_job() -> str | None:
-    """The job of SLURM that this process belongs to: "12", or "12_3" for a task of an array; None outside SLURM."""
+    """The job of SLURM that this process belongs to: "12", or "12_3" for a task of an array.
+
+    None outside SLURM.
+    """
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID") or None
 
 
 class Pulse:
-    """Writes the beats of one run from a thread of its own, from the beginning of the context to its end.
+    """Writes the beats of one run from a thread of its own, from the beginning of the context to
+    its end.
 
     It watches the training as an observer.
     """
@@ -80,7 +93,8 @@ class Pulse:
         self._images = 0  # of a whole epoch
         self._seen = 0  # training images, those of earlier attempts included
         self._trained = 0  # by this attempt
-        self._marks: deque[tuple[float, int]] = deque(maxlen=SPAN + 1)  # when, and how many were trained by then
+        # when, and how many were trained by then
+        self._marks: deque[tuple[float, int]] = deque(maxlen=SPAN + 1)
         self._over, self._wake = False, threading.Event()
         self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
 
@@ -88,7 +102,12 @@ class Pulse:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._over = True
         self._wake.set()
         self._thread.join(EVERY)  # a file system that hangs keeps nobody
@@ -116,7 +135,9 @@ class Pulse:
                 self._beat()
             except Exception:  # a beat never stops a run
                 if not failed:
-                    log.warning("the heartbeat could not be written to %s", self._path, exc_info=True)
+                    log.warning(
+                        "the heartbeat could not be written to %s", self._path, exc_info=True
+                    )
                 failed = True
             self._wake.wait(EVERY)
             self._wake.clear()
@@ -129,8 +150,19 @@ class Pulse:
             speed = (trained - before) / max(here - begun, 1e-9)
         if speed > 0:
             left = (self._epochs * self._images - self._seen) / speed
-            ends = (datetime.now(timezone.utc) + timedelta(seconds=left)).isoformat(timespec="seconds")
-        beat = Heartbeat(now(), self._host, os.getpid(), slurm_job(), self._epoch, self._epochs, round(speed, 1), ends)
+            ends = (datetime.now(timezone.utc) + timedelta(seconds=left)).isoformat(
+                timespec="seconds"
+            )
+        beat = Heartbeat(
+            now(),
+            self._host,
+            os.getpid(),
+            slurm_job(),
+            self._epoch,
+            self._epochs,
+            round(speed, 1),
+            ends,
+        )
         draft = self._path.with_name(f".{FILE}")
         try:
             draft.unlink(missing_ok=True)  # nobody else's FIFO is waited for

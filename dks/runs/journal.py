@@ -1,7 +1,8 @@
 """`metrics.jsonl`: the append-only journal of a run, the source of truth for everything measured.
 
-One JSON object a line: {"epoch": 3, "step": 69, "time": "<UTC, ISO 8601>", "metrics": {"test/top1_error": 4.17, ...}}.
-Errors are in percent. JSON has no NaN or infinity; they are written as the strings "NaN", "Infinity" and "-Infinity".
+One JSON object a line: {"epoch": 3, "step": 69, "time": "<UTC, ISO 8601>", "metrics":
+{"test/top1_error": 4.17, ...}}. Errors are in percent. JSON has no NaN or infinity; they are
+written as the strings "NaN", "Infinity" and "-Infinity".
 """
 
 from __future__ import annotations
@@ -37,14 +38,22 @@ class Entry:
     metrics: dict[str, float]
 
     def to_json(self) -> str:
-        metrics = {name: value if math.isfinite(value) else _NON_FINITE[str(value)] for name, value in self.metrics.items()}
-        return json.dumps({"epoch": self.epoch, "step": self.step, "time": self.time, "metrics": metrics}, allow_nan=False)
+        metrics = {
+            name: value if math.isfinite(value) else _NON_FINITE[str(value)]
+            for name, value in self.metrics.items()
+        }
+        return json.dumps(
+            {"epoch": self.epoch, "step": self.step, "time": self.time, "metrics": metrics},
+            allow_nan=False,
+        )
 
     @classmethod
     def from_json(cls, line: str) -> Entry:
         values = json.loads(line)
         metrics = {name: float(value) for name, value in values["metrics"].items()}
-        return cls(operator.index(values["epoch"]), operator.index(values["step"]), values["time"], metrics)
+        return cls(
+            operator.index(values["epoch"]), operator.index(values["step"]), values["time"], metrics
+        )
 
 
 _NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
@@ -71,7 +80,9 @@ class Journal:
         self.path = path
 
     def append(self, epoch: int, step: int, metrics: dict[str, float]) -> Entry:
-        """Write one line; it is on disk when this returns. If that fails, the file is as long as it was.
+        """Write one line; it is on disk when this returns.
+
+        If that fails, the file is as long as it was.
 
         Raises:
             DiskFull: there is no room for it.
@@ -92,8 +103,9 @@ class Journal:
         return entry
 
     def read(self) -> list[Entry]:
-        """All whole lines up to the first damaged one, which is reported: a process killed while writing leaves at most its
-        last line cut.
+        """All whole lines up to the first damaged one, which is reported.
+
+        A process killed while writing leaves at most its last line cut.
 
         Raises:
             RequestError: the file cannot be read.
@@ -107,12 +119,16 @@ class Journal:
             return []
         if dropped:
             count = len(parsed)
-            damage.report(self.path, f"is damaged behind line {count}: {count} lines are kept, {dropped} bytes are dropped")
+            damage.report(
+                self.path,
+                f"is damaged behind line {count}: {count} lines are kept, {dropped} bytes are "
+                f"dropped",
+            )
         return [entry for entry, _ in parsed]
 
     def read_from(self, offset: int) -> tuple[list[Entry], int]:
-        """The whole lines from that byte on, up to the first damaged one, and the byte after the last of them. What lies before
-        is not read. A file that is shorter by now has none.
+        """The whole lines from that byte on, up to the first damaged one, and the byte after the
+        last of them. What lies before is not read. A file that is shorter by now has none.
 
         Raises:
             RequestError: the file cannot be read.
@@ -124,7 +140,10 @@ class Journal:
         return [entry for entry, _ in parsed], parsed[-1][1] if parsed else offset
 
     def keep_until(self, epoch: int) -> list[Entry]:
-        """Cut off what lies behind that epoch, for a run that goes on from there; returns what is kept."""
+        """Cut off what lies behind that epoch, for a run that goes on from there.
+
+        Returns what is kept.
+        """
         damage.make_way(self.path)
         try:
             parsed, _ = self._parse(0)
@@ -133,7 +152,12 @@ class Journal:
         kept = [(entry, end) for entry, end in parsed if entry.epoch <= epoch]
         end = kept[-1][1] if kept else 0
         if lines := len(parsed) - len(kept):
-            log.info("%s: %d lines behind epoch %d are cut off; those epochs are trained again", self.path, lines, epoch)
+            log.info(
+                "%s: %d lines behind epoch %d are cut off; those epochs are trained again",
+                self.path,
+                lines,
+                epoch,
+            )
         if self.path.exists():
             with self.path.open("r+b") as file:
                 file.truncate(end)
@@ -141,7 +165,9 @@ class Journal:
         return [entry for entry, _ in kept]
 
     def _parse(self, offset: int) -> tuple[list[tuple[Entry, int]], int]:
-        """Entries from that byte on and the byte after each; and how many bytes are left behind the last one.
+        """Entries from that byte on and the byte after each.
+
+        And how many bytes are left behind the last one.
 
         Raises:
             Unfit: it is no file, or too large.
@@ -156,7 +182,14 @@ class Journal:
                 while (line := file.readline(LONGEST)).endswith(b"\n"):
                     try:
                         entry = Entry.from_json(line.decode())
-                    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+                    except (
+                        ValueError,
+                        KeyError,
+                        TypeError,
+                        AttributeError,
+                        OverflowError,
+                        RecursionError,
+                    ):
                         break
                     end += len(line)
                     parsed.append((entry, end))
@@ -169,7 +202,10 @@ class Journal:
             raise RequestError(f"{self.path} cannot be read: {error.strerror}") from error
 
     def _whole_lines(self, file: FileIO) -> int:
-        """Where the next line begins; the rest of one that was cut is taken away, so that no other is glued to it."""
+        """Where the next line begins.
+
+        The rest of one that was cut is taken away, so that no other is glued to it.
+        """
         end = file.seek(0, os.SEEK_END)
         if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
             begin, found = end, -1
@@ -177,7 +213,9 @@ class Journal:
                 begin, behind = max(0, begin - LONGEST), begin
                 found = os.pread(file.fileno(), behind - begin, begin).rfind(b"\n")
             whole = begin + found + 1
-            damage.report(self.path, f"ends in the middle of a line; its last {end - whole} bytes are dropped")
+            damage.report(
+                self.path, f"ends in the middle of a line; its last {end - whole} bytes are dropped"
+            )
             file.truncate(whole)
             end = whole
         return end

@@ -1,7 +1,10 @@
-"""A launch: one command that set cells going, and what has to be known of it later, by whoever asks.
+"""A launch.
 
-`results/<sweep>/launches/<id>/` holds `launch.json`, the file `lock` (held by the launching process as long as it waits for its
-cells), a marker for every cell that failed for good, and the logs of workers and jobs.
+One command that set cells going, and what has to be known of it later, by whoever asks.
+
+`results/<sweep>/launches/<id>/` holds `launch.json`, the file `lock` (held by the launching process
+as long as it waits for its cells), a marker for every cell that failed for good, and the logs of
+workers and jobs.
 """
 
 from __future__ import annotations
@@ -52,11 +55,14 @@ class Launch:
     started: str  # UTC, ISO 8601
     git_commit: str | None = None  # of the code that planned it
     retries: int = 0  # how often a cell that fails is tried again
-    max_failures: int | None = None  # begin no further cell when so many have failed; None: never stop
+    # begin no further cell when so many have failed; None: never stop
+    max_failures: int | None = None
     arrays: list[Array] = field(default_factory=list)  # SLURM only
 
     def jobs(self) -> dict[str, str]:
-        """Cell folder -> SLURM's id of the task that runs it, such as "12_3", as far as ids are known."""
+        """Cell folder -> SLURM's id of the task that runs it, such as "12_3", as far as ids are
+        known.
+        """
         return {
             # A task alone is submitted as a plain job.
             cell: f"{array.job}_{number}" if len(array.tasks) > 1 else array.job
@@ -99,7 +105,16 @@ class LaunchFolder:
         folder.lock.acquire()
         paths = [str(cell.absolute()) for cell in cells]
         launch = Launch(
-            name, sweep, launcher, paths, socket.gethostname(), os.getpid(), now(), git_commit, retries, max_failures
+            name,
+            sweep,
+            launcher,
+            paths,
+            socket.gethostname(),
+            os.getpid(),
+            now(),
+            git_commit,
+            retries,
+            max_failures,
         )
         folder.write(launch)
         return folder
@@ -111,26 +126,35 @@ class LaunchFolder:
         """What was launched.
 
         Raises:
-            RequestError: the file is missing or damaged, or of a newer version than this program knows.
+            RequestError: the file is missing or damaged, or of a newer version than this program
+                knows.
         """
         try:
             values = json.loads(read_text(self.file))
             if not isinstance(values, dict):
                 raise ValueError(f"it holds a {type(values).__name__}")
             if more := values.keys() - {each.name for each in dataclasses.fields(Launch)}:
-                raise ValueError(f"it says {short(', '.join(sorted(more)))}, which a newer version of this program may know")
+                raise ValueError(
+                    f"it says {short(', '.join(sorted(more)))}, which a newer version of this "
+                    f"program may know"
+                )
             arrays = [check_types(Array(**array)) for array in values.pop("arrays")]
             for array in arrays:
-                if not re.fullmatch(r"[0-9]{1,20}", array.job or "0"):  # it becomes a word of scancel's command line
+                # it becomes a word of scancel's command line
+                if not re.fullmatch(r"[0-9]{1,20}", array.job or "0"):
                     raise ValueError(f"{short(array.job)} is no id of a job")
             if any(
-                not isinstance(each, str) for cells in (values["cells"], *chain(*(a.tasks for a in arrays))) for each in cells
+                not isinstance(each, str)
+                for cells in (values["cells"], *chain(*(a.tasks for a in arrays)))
+                for each in cells
             ):
                 raise ValueError("its cells are not all names of folders")
             return check_types(Launch(**values, arrays=arrays))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(str(error))
-            raise RequestError(f"{self.file} cannot be read: {reason}; type the sweep's command again") from error
+            raise RequestError(
+                f"{self.file} cannot be read: {reason}; type the sweep's command again"
+            ) from error
 
     def is_alive(self) -> bool:
         """Does the launching process still live and wait for its cells?"""
@@ -142,15 +166,30 @@ class LaunchFolder:
             self._failures.mkdir(exist_ok=True)
             (self._failures / cell_id).touch()
         except OSError:  # the failure itself is what must be told
-            log.warning("the failure of cell %s could not be noted in %s", cell_id, self._failures, exc_info=True)
+            log.warning(
+                "the failure of cell %s could not be noted in %s",
+                cell_id,
+                self._failures,
+                exc_info=True,
+            )
 
     def should_stop(self) -> bool:
         """Have so many cells failed that no other one is to be begun?"""
         limit = self.read().max_failures
-        return limit is not None and self._failures.is_dir() and len(list(self._failures.iterdir())) >= limit
+        return (
+            limit is not None
+            and self._failures.is_dir()
+            and len(list(self._failures.iterdir())) >= limit
+        )
 
 
 def cell_folders(job_overrides: Sequence[Sequence[str]]) -> list[Path]:
-    """The folders of the cells that a Hydra launcher is asked for: `hydra.sweep.dir`/`hydra.sweep.subdir` of each job."""
+    """The folders of the cells that a Hydra launcher is asked for.
+
+    `hydra.sweep.dir`/`hydra.sweep.subdir` of each job.
+    """
     values = [dict(item.split("=", 1) for item in overrides) for overrides in job_overrides]
-    return [Path(each["hydra.sweep.dir"].strip("'")) / each["hydra.sweep.subdir"].strip("'") for each in values]
+    return [
+        Path(each["hydra.sweep.dir"].strip("'")) / each["hydra.sweep.subdir"].strip("'")
+        for each in values
+    ]

@@ -1,4 +1,7 @@
-"""Locks of a run: whether somebody holds one, for whoever only looks, and the one of whoever sends it to MLflow."""
+"""Locks of a run.
+
+Whether somebody holds one, for whoever only looks, and the one of whoever sends it to MLflow.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from dks.runs.disk import FORBIDDEN
 def is_held(lock: FileLock) -> bool:
     """Does another process, or another lock of this one, hold this lock, whose file is there?
 
-    A file of another user that can only be read, or one on a disk that can only be read, tells it as well.
+    A file of another user that can only be read, or one on a disk that can only be read, tells it
+    as well.
 
     Raises:
         OSError: it cannot even be read.
@@ -37,7 +41,8 @@ def _is_seen_held(path: str) -> bool:
 
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # an exclusive one may need the right to write
+        # an exclusive one may need the right to write
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
@@ -51,7 +56,9 @@ class Busy(Exception):
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """One process at a time sends a run, or moves it away. Another one has as long as a slow server needs.
+    """One process at a time sends a run, or moves it away.
+
+    Another one has as long as a slow server needs.
 
     Raises:
         Busy: it needs longer.

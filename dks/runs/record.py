@@ -1,18 +1,15 @@
 """`runs/<cell_id>/`: what one cell left on disk, and whose turn it is to work on it.
 
 config.yaml           the frozen configuration
-record.json           status, attempts, times, host, git commit, device, cost, final and best metrics
-metrics.jsonl         the journal
-checkpoints/          what an unfinished run goes on from
-weights.safetensors   the trained network, branches included
-environment.json      machine, system and packages of the newest attempt
-code.diff             what in the code was not committed, if anything
-model.txt             the network's layers, shapes and parameters
-confusion.csv         which test images were taken for what after the last epoch
-classes.json          the names of the classes in order, where the data has some
-run.log               log records and tracebacks
-superseded/<n>/       earlier executions, whose place another code has taken
-lock                  held by the process that works on the cell
+record.json           status, attempts, times, host, git commit, device, cost, final and best
+metrics metrics.jsonl         the journal checkpoints/          what an unfinished run goes on from
+weights.safetensors   the trained network, branches included environment.json      machine, system
+and packages of the newest attempt code.diff             what in the code was not committed, if
+anything model.txt             the network's layers, shapes and parameters confusion.csv
+which test images were taken for what after the last epoch classes.json          the names of the
+classes in order, where the data has some run.log               log records and tracebacks
+superseded/<n>/       earlier executions, whose place another code has taken lock
+held by the process that works on the cell
 """
 
 from __future__ import annotations
@@ -51,7 +48,8 @@ from dks.runs.journal import Entry, Journal
 from dks.runs.lock import is_held
 
 SUPERSEDED = "superseded"
-GLANCE = 0.2  # seconds that a claim waits: for whoever only looks whether a run is claimed, or is queueing it
+# seconds that a claim waits: for whoever only looks whether a run is claimed, or is queueing it
+GLANCE = 0.2
 CONFIG = MIB  # bytes that a frozen configuration may have; one has some thousand
 HEADER = 100 * MIB  # bytes that the header of a file of safetensors may have, by their own rules
 
@@ -83,11 +81,14 @@ class Record:
     status: Status = Status.queued
     attempts: list[Attempt] = field(default_factory=list)
     final: dict[str, float] = field(default_factory=dict)  # metrics of the last epoch, and "epoch"
-    best: dict[str, float] = field(default_factory=dict)  # of each classifier, as `dks.runs.best` has it
-    cost: dict[str, float] = field(default_factory=dict)  # seconds, images_per_second, parameters, ...
+    # of each classifier, as `dks.runs.best` has it
+    best: dict[str, float] = field(default_factory=dict)
+    # seconds, images_per_second, parameters, ...
+    cost: dict[str, float] = field(default_factory=dict)
     error: dict[str, Any] | None = None  # type, message, and what else is known
     changed_labels: list[int] | None = None  # training images whose label was corrupted
-    uid: str = ""  # of this folder, random: by it MLflow's run is found again; a copy of the folder has the same
+    # of this folder, random: by it MLflow's run is found again; a copy of the folder has the same
+    uid: str = ""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -95,7 +96,8 @@ T = TypeVar("T")
 
 
 def check_types(read: T) -> T:
-    """A dataclass that was made from the content of a file, if its fields hold what their types say.
+    """A dataclass that was made from the content of a file, if its fields hold what their types
+    say.
 
     Raises:
         ValueError: one does not.
@@ -109,7 +111,10 @@ def check_types(read: T) -> T:
 
 @cache
 def _types(schema: type) -> dict[str, tuple[type, ...]]:
-    """Field -> the types of its values; what lists and dicts hold is left open. A float may be written as a whole number."""
+    """Field -> the types of its values; what lists and dicts hold is left open.
+
+    A float may be written as a whole number.
+    """
     found: dict[str, tuple[type, ...]] = {}
     for name, hint in get_type_hints(schema).items():
         kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
@@ -141,11 +146,17 @@ class RunFolder:
 
     @cached_property
     def lock(self) -> FileLock:
-        """Made when it is needed: of thousands of cells that are only looked at, it takes as long as all else."""
+        """Made when it is needed.
+
+        Of thousands of cells that are only looked at, it takes as long as all else.
+        """
         return FileLock(self.path / "lock")
 
     def claim(self) -> bool:
-        """Try to become the only process that works on this cell; the claim ends with `release` or with the process."""
+        """Try to become the only process that works on this cell.
+
+        The claim ends with `release` or with the process.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self.lock.acquire(timeout=GLANCE, poll_interval=GLANCE / 20)
@@ -174,24 +185,31 @@ class RunFolder:
         except (OSError, ValueError, YAMLError, RequestError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise RequestError(
-                f"{self.config_file} cannot be read: {reason}; the command that began the run writes it again"
+                f"{self.config_file} cannot be read: {reason}; the command that began the run "
+                f"writes it again"
             ) from error
 
     def config_is_whole(self) -> bool:
-        """Does the frozen configuration have all its parts, as far as that can be told without parsing it?"""
+        """Does the frozen configuration have all its parts, as far as that can be told without
+        parsing it?
+        """
         try:
             lines = read_text(self.config_file, CONFIG).splitlines(keepends=True)
         except (OSError, ValueError):
             return False
         keys = {line.partition(":")[0] for line in lines}
-        return all(each.name in keys for each in dataclasses.fields(Config)) and lines[-1].endswith("\n")
+        return all(each.name in keys for each in dataclasses.fields(Config)) and lines[-1].endswith(
+            "\n"
+        )
 
     def write_record(self, record: Record) -> None:
         write_atomically(self.record_file, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
 
     def read_record(self) -> Record | None:
-        """The record, or None where there is none yet. One that is damaged is reported, and what the other files of the folder
-        say takes its place; `record_is_damaged` tells so. Nothing is written.
+        """The record, or None where there is none yet.
+
+        One that is damaged is reported, and what the other files of the folder say takes its place;
+        `record_is_damaged` tells so. Nothing is written.
 
         Raises:
             RequestError: it cannot be read, or is of a newer version than this program knows.
@@ -201,12 +219,20 @@ class RunFolder:
             values = json.loads(read_text(self.record_file))
             if values["schema_version"] > SCHEMA_VERSION:
                 raise RequestError(
-                    f"{self.record_file} is of version {values['schema_version']}, this program knows {SCHEMA_VERSION}"
+                    f"{self.record_file} is of version {values['schema_version']}, this program "
+                    f"knows {SCHEMA_VERSION}"
                 )
-            if unknown := sorted(values.keys() - {each.name for each in dataclasses.fields(Record)}):
-                raise RequestError(f"{self.record_file} was written by a newer version of this program: {', '.join(unknown)}")
+            if unknown := sorted(
+                values.keys() - {each.name for each in dataclasses.fields(Record)}
+            ):
+                raise RequestError(
+                    f"{self.record_file} was written by a newer version of this program: "
+                    f"{', '.join(unknown)}"
+                )
             attempts = [check_types(Attempt(**attempt)) for attempt in values.pop("attempts")]
-            record = check_types(Record(**{**values, "status": Status(values["status"]), "attempts": attempts}))
+            record = check_types(
+                Record(**{**values, "status": Status(values["status"]), "attempts": attempts})
+            )
             if not is_cell_id(record.cell_id):
                 raise ValueError(f"{short(record.cell_id)} is no id of a cell")
             if record.sweep is not None and not is_sweep_name(record.sweep):
@@ -214,7 +240,8 @@ class RunFolder:
             for code in filter(None, (attempt.code for attempt in attempts)):
                 if not re.fullmatch(r"[0-9a-f+]{1,200}", code):
                     raise ValueError(f"code={short(code)} is none")
-            if not re.fullmatch(r"[\w-]*", record.uid):  # it is asked for in a store, between quotes
+            # it is asked for in a store, between quotes
+            if not re.fullmatch(r"[\w-]*", record.uid):
                 raise ValueError(f"uid={short(record.uid)} is none")
             return record
         except FileNotFoundError:
@@ -224,7 +251,8 @@ class RunFolder:
             reason = " ".join(str(error).split()) or type(error).__name__
             damage.report(
                 self.record_file,
-                f"is damaged ({reason}); what it said is taken from the other files there, as far as they know it, and the "
+                f"is damaged ({reason}); what it said is taken from the other files there, as "
+                f"far as they know it, and the "
                 f"command that began the run writes it again",
             )
             return self._rebuilt()
@@ -232,8 +260,9 @@ class RunFolder:
             raise RequestError(f"{self.record_file} cannot be read: {error.strerror}") from error
 
     def mend_record(self) -> Record | None:
-        """As `read_record`, for whoever holds the lock: a damaged record is set aside, and the one that takes its place is
-        written.
+        """As `read_record`, for whoever holds the lock.
+
+        A damaged record is set aside, and the one that takes its place is written.
 
         Raises:
             RequestError: as `read_record`.
@@ -251,7 +280,10 @@ class RunFolder:
         return record
 
     def _rebuilt(self) -> Record:
-        """What the configuration, the journal and the weights say. A run that has its weights and all its epochs is done."""
+        """What the configuration, the journal and the weights say.
+
+        A run that has its weights and all its epochs is done.
+        """
         record = Record(self.cell_id, "", 0, "unknown", {}, self.cell_id, [], status=Status.killed)
         entries = self.journal.read()
         record.error = {"type": "Damaged", "message": "the record of this run was damaged"}
@@ -260,18 +292,26 @@ class RunFolder:
         except RequestError as error:
             damage.report(self.config_file, str(error).removeprefix(f"{self.config_file} "))
             return record
-        record.config_id, record.seed, record.method = config_id(config), config.seed, method_of(config)
+        record.config_id = config_id(config)
+        record.seed = config.seed
+        record.method = method_of(config)
         record.sweep = config.sweep
         # A configuration that was cut may have become another one.
         is_own = cell_id(config) == self.cell_id
-        if is_own and [entry.epoch for entry in entries] == [*range(1, config.recipe.epochs + 1)] and self._has_weights():
+        if (
+            is_own
+            and [entry.epoch for entry in entries] == [*range(1, config.recipe.epochs + 1)]
+            and self._has_weights()
+        ):
             record.status, record.error = Status.done, None
             record.final, record.best, record.cost = results_of(entries)
         return record
 
     def best(self, record: Record) -> dict[str, float]:
-        """`record.best`, of whatever version. Earlier ones kept what every classifier erred in the best epoch of c1; its own is
-        then in the journal, or unknown.
+        """`record.best`, of whatever version.
+
+        Earlier ones kept what every classifier erred in the best epoch of c1; its own is then in
+        the journal, or unknown.
         """
         others = {classifier_ending(name) for name in record.best} - {""}
         if all(f"epoch{ending}" in record.best for ending in others):
@@ -284,9 +324,14 @@ class RunFolder:
         """Is the file of weights as long as its header says?"""
         try:
             with open_file(self.weights_file) as file:
-                length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
+                length = int.from_bytes(file.read(8), "little")
+                size = os.fstat(file.fileno()).st_size
                 header = json.loads(file.read(length)) if length < min(size, HEADER) else {}
-            ends = [values["data_offsets"][1] for name, values in header.items() if name != "__metadata__"]
+            ends = [
+                values["data_offsets"][1]
+                for name, values in header.items()
+                if name != "__metadata__"
+            ]
             return bool(ends) and size == 8 + length + max(ends)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError):
             return False
@@ -295,13 +340,15 @@ class RunFolder:
         """Put into a record how its last attempt ended, if its process died without a word.
 
         Args:
-            ended: when, in seconds since the epoch; None: nobody saw it, so when its heart last beat.
+            ended: when, in seconds since the epoch; None: nobody saw it, so when its heart last
+                beat.
         """
         attempt = record.attempts[-1] if record.attempts else None
         if attempt is None or attempt.status != Status.running.value:
             return
         started = datetime.fromisoformat(attempt.started).timestamp()
-        end = max(started, ended or heartbeat.last(self.path) or started)  # clocks of other machines may differ
+        # clocks of other machines may differ
+        end = max(started, ended or heartbeat.last(self.path) or started)
         attempt.ended = datetime.fromtimestamp(end, timezone.utc).isoformat(timespec="milliseconds")
         attempt.status, attempt.seconds = status, round(end - started, 3)
         record.cost["seconds"] = round(sum(each.seconds for each in record.attempts), 3)
@@ -314,10 +361,13 @@ class RunFolder:
         ended: float | None = None,
         patience: float = 0.0,
     ) -> bool:
-        """Write down how a cell ended that cannot do so itself: its process died, or it will never begin.
+        """Write down how a cell ended that cannot do so itself.
 
-        A record with a status that is not expected stays as it is, and so does the one of a cell that a process still works on
-        after `patience` seconds. Returns whether it was written. `ended` is as in `end_attempt`.
+        Its process died, or it will never begin.
+
+        A record with a status that is not expected stays as it is, and so does the one of a cell
+        that a process still works on after `patience` seconds. Returns whether it was written.
+        `ended` is as in `end_attempt`.
         """
         until = time.monotonic() + patience
         while not self.claim():
@@ -337,7 +387,9 @@ class RunFolder:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file as a whole: a reader sees the old text or the new one, and so does the disk after a crash.
+    """Replace a file as a whole.
+
+    A reader sees the old text or the new one, and so does the disk after a crash.
 
     Raises:
         DiskFull: there is no room for it.
@@ -352,12 +404,17 @@ def write_atomically(path: Path, text: str) -> None:
         draft.replace(path)
 
 
-def results_of(entries: Sequence[Entry]) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+def results_of(
+    entries: Sequence[Entry],
+) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """`final`, `best` and `cost` of a record, as far as a whole journal tells."""
     speeds = [entry.metrics["train/images_per_second"] for entry in entries]
     cost = {"images_per_second": round(statistics.median(speeds), 1)}
     ends = [datetime.fromisoformat(entry.time) for entry in entries]
     # Without those during which the clock was set back.
-    if epochs := [seconds for begin, end in pairwise(ends) if (seconds := (end - begin).total_seconds()) >= 0]:
-        cost["seconds_per_epoch"] = round(statistics.median(epochs), 4)  # evaluation and checkpoint included
+    if epochs := [
+        seconds for begin, end in pairwise(ends) if (seconds := (end - begin).total_seconds()) >= 0
+    ]:
+        # evaluation and checkpoint included
+        cost["seconds_per_epoch"] = round(statistics.median(epochs), 4)
     return {"epoch": entries[-1].epoch, **entries[-1].metrics}, best_of(entries), cost

@@ -1,7 +1,8 @@
 """What SLURM says of jobs, asked through its own commands.
 
-A scheduler that does not answer is no answer: nothing is concluded from its silence. `sacct` is asked about jobs that the
-controller has forgotten, where accounting is set up; nothing depends on it.
+A scheduler that does not answer is no answer: nothing is concluded from its silence. `sacct` is
+asked about jobs that the controller has forgotten, where accounting is set up; nothing depends on
+it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,15 @@ class Stage(str, Enum):
 # States of a node, by sinfo's %T; the marks behind them are cut off.
 _TAKES_JOBS = {"idle", "allocated", "mixed", "completing", "reserved", "planned"}
 
-_PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+_PENDING = {
+    "PENDING",
+    "CONFIGURING",
+    "REQUEUED",
+    "REQUEUE_FED",
+    "REQUEUE_HOLD",
+    "RESV_DEL_HOLD",
+    "SPECIAL_EXIT",
+}
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 
 
@@ -51,7 +60,11 @@ class Job:
         return self.state.startswith("CANCELLED")
 
     def __str__(self) -> str:
-        return " ".join(part for part in (self.state, f"({self.reason})" if self.reason else "", self.node) if part)
+        return " ".join(
+            part
+            for part in (self.state, f"({self.reason})" if self.reason else "", self.node)
+            if part
+        )
 
 
 _UNKNOWN = Job(Stage.unknown)
@@ -75,7 +88,10 @@ class Scheduler:
         return any(state.rstrip("*~#!%$@^-+") in _TAKES_JOBS for state in states)
 
     def jobs(self, ids: Iterable[str]) -> dict[str, Job]:
-        """What it says of these jobs, "12" or "12_3"; those it does not know are `unknown`. Empty where it does not answer."""
+        """What it says of these jobs, "12" or "12_3"; those it does not know are `unknown`.
+
+        Empty where it does not answer.
+        """
         wanted = set(ids)
         if not wanted:
             return {}
@@ -88,11 +104,17 @@ class Scheduler:
             return {}
         forgotten = sorted({job.partition("_")[0] for job in wanted - found.keys()}, key=int)
         for some in _chunks(forgotten):
-            found |= {job: each for job, each in read_accounts(_accounts(some)).items() if job not in found}
+            found |= {
+                job: each
+                for job, each in read_accounts(_accounts(some)).items()
+                if job not in found
+            }
         return {job: found.get(job, _UNKNOWN) for job in wanted}
 
     def named(self, prefix: str) -> dict[str, str]:
-        """Name -> id of this user's jobs whose name begins with `prefix`; of an array the id of the whole.
+        """Name -> id of this user's jobs whose name begins with `prefix`.
+
+        Of an array the id of the whole.
 
         Raises:
             SchedulerSilentError: it does not answer.
@@ -131,30 +153,60 @@ class Scheduler:
 
 
 def read_queue(text: str) -> dict[str, Job]:
-    """The output of `_queue`: lines of id, state, reason and node, each task of an array on a line of its own."""
+    """The output of `_queue`.
+
+    Lines of id, state, reason and node, each task of an array on a line of its own.
+    """
     found = {}
     for line in text.splitlines():
         job, state, reason, node = line.split("|", 3)
-        stage = Stage.pending if state in _PENDING else Stage.running if state in _RUNNING else Stage.ended
+        stage = (
+            Stage.pending
+            if state in _PENDING
+            else Stage.running
+            if state in _RUNNING
+            else Stage.ended
+        )
         found[job] = Job(stage, state, "" if reason == "None" else reason, node)
     return found
 
 
 def read_accounts(text: str) -> dict[str, Job]:
-    """The output of `_accounts`: lines of id, state, exit code ("1:0", or "0:9" for signal 9) and node."""
+    """The output of `_accounts`.
+
+    Lines of id, state, exit code ("1:0", or "0:9" for signal 9) and node.
+    """
     found = {}
     for line in text.splitlines():
         job, state, code, node = line.split("|", 3)
         word = state.split()[0] if state else ""
-        stage = Stage.pending if word in _PENDING else Stage.running if word in _RUNNING else Stage.ended
+        stage = (
+            Stage.pending
+            if word in _PENDING
+            else Stage.running
+            if word in _RUNNING
+            else Stage.ended
+        )
         status, _, number = code.partition(":")
-        reason = f"signal {number}" if number not in ("", "0") else f"exit status {status}" if status not in ("", "0") else ""
+        reason = (
+            f"signal {number}"
+            if number not in ("", "0")
+            else f"exit status {status}"
+            if status not in ("", "0")
+            else ""
+        )
         found[job] = Job(stage, word, reason, node)
     return found
 
 
 def _queue(arrays: Sequence[str]) -> str:
-    options = ("--array", "--states=all", "--noheader", "--format=%i|%T|%r|%N", f"--jobs={','.join(arrays)}")
+    options = (
+        "--array",
+        "--states=all",
+        "--noheader",
+        "--format=%i|%T|%r|%N",
+        f"--jobs={','.join(arrays)}",
+    )
     try:
         return answer("squeue", *options)
     except SchedulerSilentError as error:
@@ -164,7 +216,12 @@ def _queue(arrays: Sequence[str]) -> str:
 
 
 def _accounts(arrays: Sequence[str]) -> str:
-    options = ("--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode,NodeList")
+    options = (
+        "--noheader",
+        "--parsable2",
+        "--allocations",
+        "--format=JobID,State,ExitCode,NodeList",
+    )
     try:
         return answer("sacct", *options, f"--jobs={','.join(arrays)}")
     except SchedulerSilentError:
@@ -179,16 +236,20 @@ def answer(*command: str, patience: float | None = None) -> str:
     """The standard output of one of SLURM's commands.
 
     Raises:
-        SchedulerSilentError: there is no such command, it fails, or takes longer than `patience` seconds, PATIENCE if None.
+        SchedulerSilentError: there is no such command, it fails, or takes longer than `patience`
+            seconds, PATIENCE if None.
     """
     if shutil.which(command[0]) is None:
         raise SchedulerSilentError(f"there is no {command[0]} on this machine")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=patience or PATIENCE, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=patience or PATIENCE, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SchedulerSilentError(f"{command[0]} does not answer: {error}") from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        reason = re.sub(rf"^{command[0]}: ((error|fatal): )?", "", lines[-1])  # the last line is what it all came to
+        # the last line is what it all came to
+        reason = re.sub(rf"^{command[0]}: ((error|fatal): )?", "", lines[-1])
         raise SchedulerSilentError(f"{command[0]} says: {reason}")
     return done.stdout

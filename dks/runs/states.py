@@ -1,4 +1,6 @@
-"""Which cells exist already and in which state: the run's own record, its lock and heartbeat, and the scheduler's word.
+"""Which cells exist already and in which state.
+
+The run's own record, its lock and heartbeat, and the scheduler's word.
 
 `state_of` holds the rules and looks at nothing; `survey` collects the signs for many cells at once.
 """
@@ -33,7 +35,8 @@ class State(str, Enum):
     done = "done"
     failed = "failed"  # by an error, or its job ended badly
     killed = "killed"  # stopped by a signal, or its process on this machine died
-    lost = "lost"  # it was begun or submitted; its heartbeat is old and the scheduler does not know it
+    # it was begun or submitted; its heartbeat is old and the scheduler does not know it
+    lost = "lost"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Signs:
     fresh: bool = False  # its heartbeat is recent
     here: bool = True  # its last attempt was on this machine, where a lock never lies
     launched: bool = False  # the launching process lives and waits for it
-    job: Job | None = None  # what the scheduler says of its job; None: there is no job, or the scheduler does not answer
+    # what the scheduler says of its job; None: there is no job, or the scheduler does not answer
+    job: Job | None = None
     submitted: bool = False  # it was given to a scheduler
 
 
@@ -73,7 +77,13 @@ def _not_begun(signs: Signs, stage: Stage | None) -> State:
     if not signs.submitted:
         return State.missing  # whoever planned it is gone
     assert signs.job is not None
-    return State.lost if stage is Stage.unknown else State.killed if signs.job.was_cancelled else State.failed
+    return (
+        State.lost
+        if stage is Stage.unknown
+        else State.killed
+        if signs.job.was_cancelled
+        else State.failed
+    )
 
 
 def _silent(signs: Signs, stage: Stage | None) -> State:
@@ -87,8 +97,14 @@ def _silent(signs: Signs, stage: Stage | None) -> State:
 
 
 def has_diverged(record: Record | None) -> bool:
-    """Did it fail because its loss was no finite number any more? Begun again, it would do so again."""
-    return record is not None and record.status is Status.failed and (record.error or {}).get("type") == "NonFiniteLoss"
+    """Did it fail because its loss was no finite number any more? Begun again, it would do so
+    again.
+    """
+    return (
+        record is not None
+        and record.status is Status.failed
+        and (record.error or {}).get("type") == "NonFiniteLoss"
+    )
 
 
 def to_launch(state: State) -> bool:
@@ -110,17 +126,26 @@ class Standing:
     @property
     def goes_on(self) -> bool:
         """Is it an unfinished run that nobody works on, and that would go on from a checkpoint?"""
-        return to_launch(self.state) and self.record is not None and self.folder.checkpoints.is_dir()
+        return (
+            to_launch(self.state) and self.record is not None and self.folder.checkpoints.is_dir()
+        )
 
     def other_codes(self) -> tuple[str | None, ...]:
-        """The codes that computed what is there and are not today's, if it is done or would go on; None: one is not known."""
+        """The codes that computed what is there and are not today's, if it is done or would go on.
+
+        None: one is not known.
+        """
         if self.record is None or not (self.state is State.done or self.goes_on):
             return ()
         return tuple(other_codes(self.record.attempts))
 
 
-def survey(runs_dir: str, cell_ids: Iterable[str], scheduler: Scheduler | None = None) -> dict[str, Standing]:
-    """Where these cells stand; the scheduler is asked once, and only if jobs were submitted for some that are not done.
+def survey(
+    runs_dir: str, cell_ids: Iterable[str], scheduler: Scheduler | None = None
+) -> dict[str, Standing]:
+    """Where these cells stand.
+
+    The scheduler is asked once, and only if jobs were submitted for some that are not done.
 
     A damaged record is reported, and what the other files of its folder say counts.
 
@@ -128,13 +153,28 @@ def survey(runs_dir: str, cell_ids: Iterable[str], scheduler: Scheduler | None =
         RequestError: a record or `runs_dir` cannot be read.
     """
     folders = {cell_id: RunFolder(Path(runs_dir) / cell_id) for cell_id in cell_ids}
-    begun = _names_in(runs_dir)  # of thousands of cells that were never begun, none is looked for on its own
-    records = {cell_id: folder.read_record() if cell_id in begun else None for cell_id, folder in folders.items()}
-    open_records = [record for record in records.values() if record is not None and record.status is not Status.done]
+    # of thousands of cells that were never begun, none is looked for on its own
+    begun = _names_in(runs_dir)
+    records = {
+        cell_id: folder.read_record() if cell_id in begun else None
+        for cell_id, folder in folders.items()
+    }
+    open_records = [
+        record
+        for record in records.values()
+        if record is not None and record.status is not Status.done
+    ]
     scheduler = scheduler or Scheduler()
     launches = _launches(open_records, scheduler)
-    job_ids = {cell: job for _, launch, _ in launches.values() if launch is not None for cell, job in launch.jobs().items()}
-    places = {cell_id: str(folder.path.absolute()) for cell_id, folder in folders.items() if launches}
+    job_ids = {
+        cell: job
+        for _, launch, _ in launches.values()
+        if launch is not None
+        for cell, job in launch.jobs().items()
+    }
+    places = {
+        cell_id: str(folder.path.absolute()) for cell_id, folder in folders.items() if launches
+    }
     jobs = scheduler.jobs({job_ids[place] for place in places.values() if place in job_ids})
     host = socket.gethostname()
     standings = {}
@@ -145,9 +185,14 @@ def survey(runs_dir: str, cell_ids: Iterable[str], scheduler: Scheduler | None =
         if job is not None and job.stage in (Stage.ended, Stage.unknown):
             record = folder.read_record()  # it may have ended well since the record was read
         if record is None or record.status is Status.done:
-            launch_folder = LaunchFolder(record.launch) if record is not None and record.launch else None
-            claimed = record is None and cell_id in begun and folder.is_claimed()  # somebody is about to begin it
-            standings[cell_id] = Standing(state_of(Signs(record, claimed)), folder, record, launch=launch_folder)
+            launch_folder = (
+                LaunchFolder(record.launch) if record is not None and record.launch else None
+            )
+            # somebody is about to begin it
+            claimed = record is None and cell_id in begun and folder.is_claimed()
+            standings[cell_id] = Standing(
+                state_of(Signs(record, claimed)), folder, record, launch=launch_folder
+            )
             continue
         launch_folder, launch, alive = launches.get(record.launch or "", (None, None, False))
         age = heartbeat.age(folder.path)
@@ -165,7 +210,9 @@ def survey(runs_dir: str, cell_ids: Iterable[str], scheduler: Scheduler | None =
 
 
 def survey_all(places: Iterable[tuple[str, str]]) -> dict[str, Standing]:
-    """Where cells stand that may lie in several folders; `places`: the `runs_dir` and the id of each.
+    """Where cells stand that may lie in several folders; `places`.
+
+    The `runs_dir` and the id of each.
 
     Raises:
         RequestError: a record cannot be read.
@@ -196,12 +243,17 @@ def finished_run(runs_dir: Path | str, cell_id: str) -> tuple[RunFolder, Record]
         RequestError: there is no such run, it is not done, or its record cannot be read.
     """
     if not is_cell_id(cell_id):
-        raise RequestError(f"CELL_ID={short(cell_id)} is no id of a cell; they are the names of the folders in {runs_dir}")
+        raise RequestError(
+            f"CELL_ID={short(cell_id)} is no id of a cell; they are the names of the folders in "
+            f"{runs_dir}"
+        )
     state, record = look_up(str(runs_dir), cell_id)
     if record is None:
         raise RequestError(f"there is no run {cell_id} in {runs_dir}")
     if state is not State.done:
-        raise RequestError(f"run {cell_id} in {runs_dir} is {state.value}, not done: it has no trained weights yet")
+        raise RequestError(
+            f"run {cell_id} in {runs_dir} is {state.value}, not done: it has no trained weights yet"
+        )
     return RunFolder(Path(runs_dir) / cell_id), record
 
 
@@ -214,15 +266,21 @@ def _names_in(folder: str) -> set[str]:
         raise RequestError(f"runs_dir={folder} cannot be read: {error.strerror}") from error
 
 
-def _launches(records: Iterable[Record], scheduler: Scheduler) -> dict[str, tuple[LaunchFolder, Launch | None, bool]]:
-    """The launches that these records name, each read once: folder, content if it can be read, and whether it is alive."""
+def _launches(
+    records: Iterable[Record], scheduler: Scheduler
+) -> dict[str, tuple[LaunchFolder, Launch | None, bool]]:
+    """The launches that these records name, each read once.
+
+    Folder, content if it can be read, and whether it is alive.
+    """
     found: dict[str, tuple[LaunchFolder, Launch | None, bool]] = {}
     for path in {record.launch for record in records if record.launch is not None}:
         folder = LaunchFolder(path)
         try:
             alive = folder.is_alive()
             if not alive:
-                recover(folder, scheduler)  # it may have died between submitting and writing the ids down
+                # it may have died between submitting and writing the ids down
+                recover(folder, scheduler)
             found[path] = (folder, folder.read(), alive)
         except RequestError:
             found[path] = (folder, None, False)

@@ -1,7 +1,10 @@
-"""`runs/<cell_id>/superseded/<n>/`: an execution whose place another code has taken. It enters no mean.
+"""`runs/<cell_id>/superseded/<n>/`: an execution whose place another code has taken.
 
-A move that is killed loses nothing, and the next one who works on the cell completes it: the record goes first, so the cell
-counts as not begun from then on, and the last step gives the folder its name.
+It enters no mean.
+
+A move that is killed loses nothing, and the next one who works on the cell completes it: the record
+goes first, so the cell counts as not begun from then on, and the last step gives the folder its
+name.
 """
 
 from __future__ import annotations
@@ -51,7 +54,8 @@ def complete(folder: RunFolder) -> None:
 
 
 def restore(folder: RunFolder) -> None:
-    """Move the last execution back, over one that has not begun, for whoever holds the lock of the cell.
+    """Move the last execution back, over one that has not begun, for whoever holds the lock of the
+    cell.
 
     Raises:
         Busy, OSError: as `supersede`.
@@ -59,7 +63,8 @@ def restore(folder: RunFolder) -> None:
     moving = folder.path / SUPERSEDED / MOVING
     *_, last = executions(folder)
     with alone(folder.path):
-        last.path.rename(moving)  # from here to the last step, one that is killed leaves the execution moved away
+        # from here to the last step, one that is killed leaves the execution moved away
+        last.path.rename(moving)
         for path in sorted(moving.iterdir(), key=lambda path: path.name == folder.record_file.name):
             path.replace(folder.path / path.name)
         moving.rmdir()

@@ -28,7 +28,8 @@ T = TypeVar("T")
 LINE_EVERY = 10.0
 # Times a second that the bars are drawn.
 FRAMES = 4
-# Columns of a terminal on which a bar has room for loss and images/s as well, and below which there is none for time left.
+# Columns of a terminal on which a bar has room for loss and images/s as well, and below which there
+# is none for time left.
 WIDE, NARROW = 110, 60
 # The part of a sweep that must be over before its time left is guessed.
 ENOUGH = 0.01
@@ -37,10 +38,17 @@ ENOUGH = 0.01
 def console(out: TextIO | None = None, stderr: bool = False, width: int | None = None) -> Console:
     """What lines are printed on: a file, standard error, or standard output.
 
-    With NO_COLOR there is no escape code for how letters look, bold ones included, which rich would leave.
+    With NO_COLOR there is no escape code for how letters look, bold ones included, which rich would
+    leave.
     """
     plain = os.environ.get("NO_COLOR", "") != ""
-    return Console(file=out, stderr=stderr, width=width, highlight=False, color_system=None if plain else "auto")
+    return Console(
+        file=out,
+        stderr=stderr,
+        width=width,
+        highlight=False,
+        color_system=None if plain else "auto",
+    )
 
 
 class Loudness(IntEnum):
@@ -68,7 +76,10 @@ class View(Protocol):
     """What one run tells of itself."""
 
     def started(self, epochs: int, images: int, finished: int) -> None:
-        """Training begins: `epochs` in all, `images` an epoch, `finished` epochs done by earlier attempts."""
+        """Training begins.
+
+        `epochs` in all, `images` an epoch, `finished` epochs done by earlier attempts.
+        """
 
     def stepped(self, images: int) -> None:
         """That many more training images were seen."""
@@ -90,7 +101,10 @@ class Shows(Protocol):
         """The items, while it is shown how many there have been."""
 
     def say(self, line: str, urgent: bool = False) -> None:
-        """A line that stays (rich markup); one that is urgent is told to those who want quiet as well."""
+        """A line that stays (rich markup).
+
+        One that is urgent is told to those who want quiet as well.
+        """
 
 
 _current: ContextVar[Shows | None] = ContextVar("display", default=None)
@@ -109,9 +123,10 @@ def shown_by(shows: Shows) -> Iterator[None]:
 class Display:
     """Shows the progress of a number of runs, one after another or several at a time.
 
-    On a terminal there is a bar for every run under way and, where there are several runs, one for all of them. In a log, and
-    on a terminal that cannot move its cursor (TERM=dumb), there is a line for every finished run and one now and then for those
-    under way. Everything goes to standard error.
+    On a terminal there is a bar for every run under way and, where there are several runs, one for
+    all of them. In a log, and on a terminal that cannot move its cursor (TERM=dumb), there is a
+    line for every finished run and one now and then for those under way. Everything goes to
+    standard error.
     """
 
     def __init__(self, runs: int = 1, on: Console | None = None) -> None:
@@ -119,9 +134,12 @@ class Display:
         self.runs = runs
         self.console = on or console(stderr=True)
         self.loudness = _loudness.get()
-        # FORCE_COLOR has rich take a file for a terminal; a bar would fill it with what moves a cursor.
+        # FORCE_COLOR has rich take a file for a terminal; a bar would fill it with what moves a
+        # cursor.
         is_terminal = self.console.is_terminal and (on is not None or sys.stderr.isatty())
-        self.draws = self.loudness > Loudness.quiet and is_terminal and not self.console.is_dumb_terminal
+        self.draws = (
+            self.loudness > Loudness.quiet and is_terminal and not self.console.is_dumb_terminal
+        )
         self.bars: Progress | None = None
         self.views: list[RunView] = []  # of the runs under way
         self.ended: set[str] = set()  # cells whose run is over; one that is tried again counts once
@@ -145,7 +163,12 @@ class Display:
             self.bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self.bars is not None:
             self.bars.stop()
             self.bars = None
@@ -156,7 +179,10 @@ class Display:
         width = self.console.width
         left = TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True, justify="right"))
         return Progress(
-            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+            TextColumn(
+                "{task.description}",
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            ),
             BarColumn(bar_width=16 if width >= WIDE else 8 if width >= NARROW else 4),
             TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
             *([left] if width >= NARROW else []),
@@ -207,20 +233,28 @@ class Display:
         if self.bars is not None and self._sweep_bar is not None:
             over = len(self.ended)
             # A cell that is tried again has a view as well.
-            done = min(over + sum(view.part for view in self.views if view.cell_id not in self.ended), self.runs)
+            done = min(
+                over + sum(view.part for view in self.views if view.cell_id not in self.ended),
+                self.runs,
+            )
             left = self._left(done)
             self.bars.update(
                 self._sweep_bar,
                 completed=done,
                 status=f"{over}/{self.runs} runs",
-                left="starting" if self._began is None else "" if left is None else f"about {duration(left)} left",
+                left="starting"
+                if self._began is None
+                else ""
+                if left is None
+                else f"about {duration(left)} left",
             )
 
     def _left(self, done: float) -> float | None:
         """Seconds until the sweep is over, None while nobody can tell.
 
-        What was done in this command, and the time that took, say how long the rest takes if its cells are like those; towards
-        the end, when fewer cells run at a time, it takes at least as long as the slowest of the runs under way.
+        What was done in this command, and the time that took, say how long the rest takes if its
+        cells are like those; towards the end, when fewer cells run at a time, it takes at least as
+        long as the slowest of the runs under way.
         """
         here = done - self._before
         if self._began is None or here < ENOUGH * self.runs:
@@ -230,7 +264,10 @@ class Display:
 
 
 class CountView:
-    """A bar for something countable that is neither a run nor a sweep; in a log a line now and then."""
+    """A bar for something countable that is neither a run nor a sweep.
+
+    In a log a line now and then.
+    """
 
     def __init__(self, display: Display, what: str) -> None:
         self._display, self._what = display, what
@@ -284,7 +321,10 @@ class RunView:
 
     @property
     def left(self) -> float:
-        """Seconds until it is over at the speed so far, evaluations included; infinite before the first step."""
+        """Seconds until it is over at the speed so far, evaluations included.
+
+        Infinite before the first step.
+        """
         seen, seconds = self.seen - self._seen_before, time.monotonic() - self._begun
         return (self.epochs * self.images - self.seen) * seconds / seen if seen else math.inf
 
@@ -298,7 +338,11 @@ class RunView:
             self.display.say(f"{escape(self.label)} goes on after epoch {finished} of {epochs}")
         if self.display.bars is not None:
             self._bar = self.display.bars.add_task(
-                escape(self.label), total=epochs * images, completed=int(self.seen), status=self._status, left=""
+                escape(self.label),
+                total=epochs * images,
+                completed=int(self.seen),
+                status=self._status,
+                left="",
             )
 
     def stepped(self, images: int) -> None:
@@ -314,9 +358,14 @@ class RunView:
     def recorded(self, entry: Entry) -> None:
         """An epoch is finished."""
         metrics = entry.metrics
-        self._status = f"epoch {entry.epoch}/{self.epochs}  error {metrics['test/top1_error']:.2f} %"
+        self._status = (
+            f"epoch {entry.epoch}/{self.epochs}  error {metrics['test/top1_error']:.2f} %"
+        )
         if self.display.bars is None or self.display.console.width >= WIDE:
-            self._status += f"  loss {metrics['train/loss']:.3f}  {metrics['train/images_per_second']:,.0f} images/s"
+            self._status += (
+                f"  loss {metrics['train/loss']:.3f}  "
+                f"{metrics['train/images_per_second']:,.0f} images/s"
+            )
         if self.display.bars is not None and self._bar is not None:
             self.display.bars.update(self._bar, status=self._status)
 
@@ -329,14 +378,18 @@ class RunView:
         display.ended.add(self.cell_id)
         display.refresh()
         count = escape(f"[{len(display.ended)}/{display.runs}] ") if display.runs > 1 else ""
-        display.say(f"{count}{escape(self.label)}  {outcome(record)}", urgent=record.status is Status.failed)
+        display.say(
+            f"{count}{escape(self.label)}  {outcome(record)}", urgent=record.status is Status.failed
+        )
 
     def _time_left(self) -> str:
         return f"{duration(self.left)} left" if math.isfinite(self.left) else ""
 
 
 def say(line: str, urgent: bool = False) -> None:
-    """A line (rich markup) on what shows the sweep under way, or on a new display where a run stands alone."""
+    """A line (rich markup) on what shows the sweep under way, or on a new display where a run
+    stands alone.
+    """
     Display.current().say(line, urgent)
 
 
@@ -350,18 +403,23 @@ def outcome(record: Record) -> str:
     took = duration(record.attempts[-1].seconds) if record.attempts else ""
     if record.status is Status.done:
         best = record.best["test/top1_error"]
-        return f"[green]error {record.final['test/top1_error']:.2f} %[/]  (best epoch {best:.2f} %)  {took}"
+        return (
+            f"[green]error {record.final['test/top1_error']:.2f} %[/]  (best epoch {best:.2f} "
+            f"%)  {took}"
+        )
     if record.error is not None and record.status is Status.failed:
         return f"[red]failed[/]  {escape(record.error['type'])}: {escape(record.error['message'])}"
     return f"[yellow]{record.status.value}[/]  {took}"
 
 
 def error_text(metrics: Mapping[str, float], ending: str = "", width: int = 0) -> str:
-    """`12.34 / 1.23`, the top-1 and the top-5 test error of the classifier with this ending (`_c2`, ...); the latter where
-    there is one, which is not so with five classes or fewer.
+    """`12.34 / 1.23`, the top-1 and the top-5 test error of the classifier with this ending (`_c2`,
+    ...); the latter where there is one, which is not so with five classes or fewer.
     """
     five = metrics.get(f"test/top5_error{ending}")
-    return f"{metrics[f'test/top1_error{ending}']:{width}.2f}" + ("" if five is None else f" / {five:.2f}")
+    return f"{metrics[f'test/top1_error{ending}']:{width}.2f}" + (
+        "" if five is None else f" / {five:.2f}"
+    )
 
 
 def error_head(metrics: Mapping[str, float]) -> str:

@@ -1,4 +1,6 @@
-"""Does a sweep that was begun still mean the same cells? Its file, or `conf/`, may have been edited since."""
+"""Does a sweep that was begun still mean the same cells? Its file, or `conf/`, may have been edited
+since.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,19 @@ if TYPE_CHECKING:
 
 
 class Changes:
-    """For several sweeps, so that what they are made from is read once. Only one that was edited is composed again."""
+    """For several sweeps, so that what they are made from is read once.
+
+    Only one that was edited is composed again.
+    """
 
     def __init__(self) -> None:
         self._sources = Sources()
 
     def of(self, begun: Manifest) -> str | None:
-        """A line on how a sweep is another one now than when it was begun; None where it is not, or where nobody knows."""
+        """A line on how a sweep is another one now than when it was begun.
+
+        None where it is not, or where nobody knows.
+        """
         if self._sources.are(begun.definition):
             return None
         said = f"the definition has changed since the launch of {begun.name}"
@@ -28,7 +36,11 @@ class Changes:
             differences = _differences(begun, _planned(begun))
         except RequestError as error:
             return f"{said}, and is refused now: {error.problems[0]}"
-        return f"{said}: {differences}; dks sweep run {begun.name} goes by what it is now" if differences else None
+        return (
+            f"{said}: {differences}; dks sweep run {begun.name} goes by what it is now"
+            if differences
+            else None
+        )
 
 
 def _planned(begun: Manifest) -> Plan:
@@ -52,7 +64,9 @@ def _planned(begun: Manifest) -> Plan:
 
 def _differences(begun: Manifest, now: Plan) -> str:
     """In words; empty where there are none."""
-    cells = {cell.cell_id: cell for part in now.parts for cell in (*part.selection_cells, *part.cells)}
+    cells = {
+        cell.cell_id: cell for part in now.parts for cell in (*part.selection_cells, *part.cells)
+    }
     if begun.undecided:  # cells that follow a choice are no news
         following = {cell.cell_id for part in now.parts for cell in part.following}
         cells = {cell_id: cell for cell_id, cell in cells.items() if cell_id not in following}
@@ -60,7 +74,12 @@ def _differences(begun: Manifest, now: Plan) -> str:
     missing, gone = new.count(State.missing), len(set(begun.cell_ids) - cells.keys())
     if not new and not gone:
         asked = now.manifests()[-1]
-        same = (asked.title, asked.axes, asked.rows, asked.columns) == (begun.title, begun.axes, begun.rows, begun.columns)
+        same = (asked.title, asked.axes, asked.rows, asked.columns) == (
+            begun.title,
+            begun.axes,
+            begun.rows,
+            begun.columns,
+        )
         return "" if same else "the same cells under another title or in other places"
     told = [f"{missing} {'cell' if missing == 1 else 'cells'} not begun"]
     told += [f"{len(new) - missing} more that were begun elsewhere"] if len(new) > missing else []

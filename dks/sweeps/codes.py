@@ -1,4 +1,6 @@
-"""What is said of cells that another code than today's has computed, or begun, and the command that trains them again."""
+"""What is said of cells that another code than today's has computed, or begun, and the command that
+trains them again.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def of_cells(cells: Iterable[Cell], command: str) -> list[str]:
         noun = "cell is" if again == 1 else "cells are"
         return [f"{again} {noun} trained again; what another code left is kept in superseded/"]
     done = [cell.other_codes for cell in others if cell.state is State.done]
-    return lines(done, [cell.other_codes for cell in others if cell.state is not State.done], command)
+    return lines(
+        done, [cell.other_codes for cell in others if cell.state is not State.done], command
+    )
 
 
 def lines(done: Sequence[Codes], unfinished: Sequence[Codes], command: str) -> list[str]:
@@ -38,12 +42,18 @@ def lines(done: Sequence[Codes], unfinished: Sequence[Codes], command: str) -> l
     if done:
         cells = "1 done cell was" if len(done) == 1 else f"{len(done)} done cells were"
         said.append(
-            f"{cells} computed by another code than today's {short(current())} ({_counted(done)}); trained again by: {command}"
+            f"{cells} computed by another code than today's {short(current())} "
+            f"({_counted(done)}); trained again by: {command}"
         )
     if unfinished:
-        runs = "1 unfinished run goes" if len(unfinished) == 1 else f"{len(unfinished)} unfinished runs go"
+        runs = (
+            "1 unfinished run goes"
+            if len(unfinished) == 1
+            else f"{len(unfinished)} unfinished runs go"
+        )
         said.append(
-            f"{runs} on under another code than before ({_counted(unfinished)}) and will be marked as of both; "
+            f"{runs} on under another code than before ({_counted(unfinished)}) and will be "
+            f"marked as of both; "
             f"begun anew by: {command}"
         )
     return said
@@ -66,7 +76,10 @@ def command_for(name: str, named: str | None, request: Sequence[str]) -> str:
 
 
 def command_here(name: str, named: str | None, request: Sequence[str]) -> str:
-    """As `command_for`, of a sweep that need not be begun: what was typed, unless it has a file or was asked for by name."""
+    """As `command_for`, of a sweep that need not be begun.
+
+    What was typed, unless it has a file or was asked for by name.
+    """
     typed = command_line()
     if named is None and not typed.startswith("dks sweep "):
         return f"{typed} hydra.sweeper.code=same"

@@ -1,4 +1,7 @@
-"""The cells of a grid of a sweep file: combinations of its values, with overrides in their place, and what tells them apart."""
+"""The cells of a grid of a sweep file.
+
+Combinations of its values, with overrides in their place, and what tells them apart.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,10 @@ from dks.config.names import long_name
 
 HOLDOUT = "data.holdout"
 
-Settings = dict[str, tuple[str, str]]  # long name of a key -> the key as spelled, and its value as an override has it
-Dimension = tuple[Settings, ...]  # one after another: the values of a key, or of several that change together
+# long name of a key -> the key as spelled, and its value as an override has it
+Settings = dict[str, tuple[str, str]]
+# one after another: the values of a key, or of several that change together
+Dimension = tuple[Settings, ...]
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,11 @@ class Override:
 
 
 def cells_of(
-    number: int, product: Product, base: Settings, given: Sequence[Override], is_taught: Callable[[Settings], bool]
+    number: int,
+    product: Product,
+    base: Settings,
+    given: Sequence[Override],
+    is_taught: Callable[[Settings], bool],
 ) -> Iterator[Cell]:
     """The combinations of one product, in order, with overrides in the place of its own values.
 
@@ -98,7 +107,9 @@ def cells_of(
     # Several values for a key that is chosen are its candidates: the cell itself does not have it.
     applied = [each for each in given if choose is None or each.name != long_name(choose.key)]
     others = [override for override in applied if not _is_teachers(override.name)]
-    dimensions, base = _without_groups(product.dimensions, base, [override.name for override in others])
+    dimensions, base = _without_groups(
+        product.dimensions, base, [override.name for override in others]
+    )
     for override in others:
         dimensions = _replaced(dimensions, override)
     teachers = [override.dimension for override in applied if _is_teachers(override.name)]
@@ -122,9 +133,16 @@ def cells_of(
 
 
 def choose_of(product: Product, given: Sequence[Override]) -> Choose | None:
-    """What is still to be chosen: one value given for it settles it, several replace its candidates."""
+    """What is still to be chosen.
+
+    One value given for it settles it, several replace its candidates.
+    """
     candidates = _candidates(product, given)
-    return replace(product.choose, candidates=candidates) if product.choose is not None and len(candidates) > 1 else None
+    return (
+        replace(product.choose, candidates=candidates)
+        if product.choose is not None and len(candidates) > 1
+        else None
+    )
 
 
 def _candidates(product: Product, given: Sequence[Override]) -> tuple[str, ...]:
@@ -132,11 +150,18 @@ def _candidates(product: Product, given: Sequence[Override]) -> tuple[str, ...]:
     choose = product.choose
     if choose is None:
         return ()
-    return next((each.values for each in given if each.name == long_name(choose.key)), choose.candidates)
+    return next(
+        (each.values for each in given if each.name == long_name(choose.key)), choose.candidates
+    )
 
 
-def _without_groups(dimensions: Iterable[Dimension], base: Settings, groups: Sequence[str]) -> tuple[list[Dimension], Settings]:
-    """Without the file's values inside groups that are overridden: `data.augmentation` belongs to the file's own `data`."""
+def _without_groups(
+    dimensions: Iterable[Dimension], base: Settings, groups: Sequence[str]
+) -> tuple[list[Dimension], Settings]:
+    """Without the file's values inside groups that are overridden.
+
+    `data.augmentation` belongs to the file's own `data`.
+    """
     prefixes = tuple(f"{group}." for group in groups)
 
     def kept(settings: Settings) -> Settings:
@@ -146,14 +171,18 @@ def _without_groups(dimensions: Iterable[Dimension], base: Settings, groups: Seq
     for dimension in dimensions:
         parts = [kept(part) for part in dimension]
         if parts != list(dimension):
-            parts = [part for number, part in enumerate(parts) if part and part not in parts[:number]]
+            parts = [
+                part for number, part in enumerate(parts) if part and part not in parts[:number]
+            ]
         if parts:
             left.append(tuple(parts))
     return left, kept(base)
 
 
 def _replaced(dimensions: list[Dimension], override: Override) -> list[Dimension]:
-    """The dimensions with the values of an override in the place of the key's own, or behind them all."""
+    """The dimensions with the values of an override in the place of the key's own, or behind them
+    all.
+    """
     found: list[Dimension] = []
     done = False
     for dimension in dimensions:
@@ -162,8 +191,13 @@ def _replaced(dimensions: list[Dimension], override: Override) -> list[Dimension
             continue
         done = True
         if len(dimension[0]) > 1:  # zipped: the others still change together
-            rest = [{name: value for name, value in part.items() if name != override.name} for part in dimension]
-            found.append(tuple(part for number, part in enumerate(rest) if part not in rest[:number]))
+            rest = [
+                {name: value for name, value in part.items() if name != override.name}
+                for part in dimension
+            ]
+            found.append(
+                tuple(part for number, part in enumerate(rest) if part not in rest[:number])
+            )
         found.append(override.dimension)
     return found if done else [*found, override.dimension]
 
@@ -174,7 +208,9 @@ def _is_teachers(name: str) -> bool:
 
 def matches(settings: Settings, exclude: dict[str, frozenset[str]]) -> bool:
     """Does each key of the exclude have one of its values there?"""
-    return all(name in settings and plain(settings[name][1]) in values for name, values in exclude.items())
+    return all(
+        name in settings and plain(settings[name][1]) in values for name, values in exclude.items()
+    )
 
 
 @cache
@@ -192,25 +228,40 @@ def plain(text: str) -> str:
 
 
 def differing(cells: Sequence[Cell]) -> dict[str, str]:
-    """Long name -> first spelling of the keys whose values differ; to lack a key counts as a value of its own."""
+    """Long name -> first spelling of the keys whose values differ.
+
+    To lack a key counts as a value of its own.
+    """
     spelled: dict[str, str] = {}
     for cell in cells:
         for name, (key, _) in cell.settings.items():
             spelled.setdefault(name, key.lstrip("+"))
-    return {name: key for name, key in spelled.items() if len({plain(cell.value(name)) for cell in cells}) > 1}
+    return {
+        name: key
+        for name, key in spelled.items()
+        if len({plain(cell.value(name)) for cell in cells}) > 1
+    }
 
 
 def axes_of(
-    cells: Sequence[Cell], rows: tuple[str, ...] | None, columns: tuple[str, ...] | None, settled: Iterable[str] = ()
+    cells: Sequence[Cell],
+    rows: tuple[str, ...] | None,
+    columns: tuple[str, ...] | None,
+    settled: Iterable[str] = (),
 ) -> tuple[str, ...]:
-    """The keys that labels need: rows, columns and the seed if it is swept; without a table all keys whose values differ.
+    """The keys that labels need: rows, columns and the seed if it is swept.
+
+    Without a table all keys whose values differ.
 
     Args:
-        settled: keys with one value given for them; a cell that lacks such a key does not make it an axis.
+        settled: keys with one value given for them; a cell that lacks such a key does not make it
+            an axis.
     """
     swept = differing(cells)
     if rows is None:
-        named_values = {name: {cell.value(name) for cell in cells if name in cell.settings} for name in settled}
+        named_values = {
+            name: {cell.value(name) for cell in cells if name in cell.settings} for name in settled
+        }
         return tuple(key for name, key in swept.items() if len(named_values.get(name, ())) != 1)
     return (*rows, *(columns or ()), *(["seed"] if "seed" in swept else []))
 

@@ -13,11 +13,13 @@ _WITH_VALUE = ("-X", "-W", "--check-hash-based-pycs")  # options of the interpre
 
 
 def command_line(arguments: Sequence[str] | None = None) -> str:
-    """As it can be typed again: `python train.py ...`, `dks sweep run ...`; passwords in it are masked.
+    """As it can be typed again: `python train.py ...`, `dks sweep run ...`.
+
+    Passwords in it are masked.
 
     Args:
-        arguments: of the whole process, the interpreter first; None: of this one. Not `sys.argv`, in which `dks sweep` puts
-            what it asks of Hydra.
+        arguments: of the whole process, the interpreter first; None: of this one. Not `sys.argv`,
+            in which `dks sweep` puts what it asks of Hydra.
     """
     rest = list(sys.orig_argv if arguments is None else arguments)[1:]
     while rest and rest[0].startswith("-") and rest[0] not in ("-m", "-c", "-"):
@@ -31,7 +33,9 @@ def command_line(arguments: Sequence[str] | None = None) -> str:
 
 
 def command_with(changed: Mapping[str, str], processes: int = 1) -> str:
-    """What was typed, with these keys set so, and under torchrun where several processes train together."""
+    """What was typed, with these keys set so, and under torchrun where several processes train
+    together.
+    """
     typed = shlex.split(command_line())
     kept = [each for each in typed if each.partition("=")[0] not in changed]
     words = [*kept, *(f"{key}={value}" for key, value in changed.items())]

@@ -1,4 +1,7 @@
-"""What a sweep is made from beside what was typed: its file, and `conf/`. Their digests are kept with it, for they change."""
+"""What a sweep is made from beside what was typed: its file, and `conf/`.
+
+Their digests are kept with it, for they change.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,23 @@ CONF = "conf"
 
 
 class Sources:
-    """`conf` and the names of sweep files -> digests of their content as it is now; each is read once."""
+    """`conf` and the names of sweep files -> digests of their content as it is now.
+
+    Each is read once.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[str, str] = {}
 
     def of(self, grid: Grid) -> dict[str, str]:
         """Those that a sweep is made from."""
-        names = [] if grid.named is None else [*_names(read(grid.named))] if grid.parts else [grid.named]
+        names = (
+            []
+            if grid.named is None
+            else [*_names(read(grid.named))]
+            if grid.parts
+            else [grid.named]
+        )
         return {source: self._digest(source) for source in (CONF, *names)}
 
     def are(self, known: Mapping[str, str]) -> bool:
@@ -32,7 +44,10 @@ class Sources:
         if source not in self._seen:
             paths = [path_of(source)]
             if source == CONF:
-                paths = [*sorted(declarations(CONF).rglob("*.yaml")), *(path for _, path in sorted(catalogue().files.items()))]
+                paths = [
+                    *sorted(declarations(CONF).rglob("*.yaml")),
+                    *(path for _, path in sorted(catalogue().files.items())),
+                ]
             whole = hashlib.sha256()
             for path in paths:
                 whole.update(f"{path.parent.name}/{path.name}\n".encode())

@@ -19,8 +19,9 @@ def differences(
     reference: Config,
     reference_choices: Mapping[str, str | None],
 ) -> list[str]:
-    """One line for each group with another choice, and for each key that differs within the same choice; in the order of the
-    schema. The seed is left out, and how a configuration computes, for the paper does not say it; tables tell it of every cell.
+    """One line for each group with another choice, and for each key that differs within the same
+    choice; in the order of the schema. The seed is left out, and how a configuration computes, for
+    the paper does not say it; tables tell it of every cell.
 
     Args:
         choices: group -> name, of `config`; `reference_choices` those of `reference`.
@@ -29,8 +30,14 @@ def differences(
     ours, theirs = _leaves(config), _leaves(reference)
     recipe = dataclasses.replace(reference.recipe, epochs=config.recipe.epochs)
     # Milestones that lie beyond the last epoch are no difference of their own.
-    as_long = _leaves(canonical(dataclasses.replace(reference, recipe=recipe))) | {"recipe.epochs": reference.recipe.epochs}
-    left = [key for key in ours if key != "seed" and not key.startswith("compute.") and not is_execution_only(key)]
+    as_long = _leaves(canonical(dataclasses.replace(reference, recipe=recipe))) | {
+        "recipe.epochs": reference.recipe.epochs
+    }
+    left = [
+        key
+        for key in ours
+        if key != "seed" and not key.startswith("compute.") and not is_execution_only(key)
+    ]
     for key in left:
         if ours.get(key) in (theirs.get(key), as_long.get(key)):
             continue
@@ -53,8 +60,11 @@ def _flat(part: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         value, key = getattr(part, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
             yield from _flat(value, f"{key}.")
-        elif key == "backbone.branches":  # which of them there are follows from where branches are and what they are made of
-            yield from ((f"{key}.{place}", branch) for place, branch in value.items() if branch.stages)
+        elif key == "backbone.branches":
+            # which of them there are follows from where branches are and what they are made of
+            yield from (
+                (f"{key}.{place}", branch) for place, branch in value.items() if branch.stages
+            )
         else:
             yield key, value
 

@@ -1,6 +1,7 @@
 """The one way in: plan, launch what is missing, show the table.
 
-`python train.py -m ...`, `dks sweep run` and every launcher go through `execute`; a dry run is the same without the launch.
+`python train.py -m ...`, `dks sweep run` and every launcher go through `execute`; a dry run is the
+same without the launch.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ class Launcher(Protocol):
         """How many train a network together."""
 
     def launch(self, cells: list[Cell]) -> list[Exception]:
-        """Run these cells, or hand them over; returns the errors of cells that could not even begin."""
+        """Run these cells, or hand them over.
+
+        Returns the errors of cells that could not even begin.
+        """
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,10 @@ class Policy:
     """What is done about failures."""
 
     retries: int = 0  # how often a cell that fails is tried again
-    max_failures: int | None = None  # begin no further cell when so many have failed; None: go on, whatever fails
-    only: frozenset[State] | None = None  # launch only cells in one of these states; None: whatever is to run
+    # begin no further cell when so many have failed; None: go on, whatever fails
+    max_failures: int | None = None
+    # launch only cells in one of these states; None: whatever is to run
+    only: frozenset[State] | None = None
 
 
 # Cells that are queued at a time.
@@ -73,20 +79,29 @@ QUEUING = 8
 UNSUCCESSFUL = frozenset({State.failed, State.killed, State.lost})
 
 
-def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, present: Callable[[str, Manifest], None]) -> int:
-    """Run what is missing, then show the table, or for a single run its errors; returns the exit status.
+def execute(
+    make: Callable[[], Plan],
+    launcher: Launcher,
+    policy: Policy,
+    present: Callable[[str, Manifest], None],
+) -> int:
+    """Run what is missing, then show the table, or for a single run its errors.
 
-    A failed cell does not stop the others, unless the policy says so. Ctrl-C stops all; what is there by then is shown, and the
-    same command goes on. Where a hyper-parameter is chosen by runs of the sweep itself, the cells that use it follow once
-    they are done; runs that diverged are done with then, and no failures.
+    Returns the exit status.
+
+    A failed cell does not stop the others, unless the policy says so. Ctrl-C stops all; what is
+    there by then is shown, and the same command goes on. Where a hyper-parameter is chosen by runs
+    of the sweep itself, the cells that use it follow once they are done; runs that diverged are
+    done with then, and no failures.
 
     Args:
         make: plans the sweep, as things stand when it is called.
-        present: shows the table of a sweep, given `results_dir` and what was asked for, and writes it there.
+        present: shows the table of a sweep, given `results_dir` and what was asked for, and writes
+            it there.
 
     Raises:
-        RequestError: data is missing, a run that is under way was begun on other data, a folder cannot be written, or the
-            launcher refuses; nothing was launched, or stays.
+        RequestError: data is missing, a run that is under way was begun on other data, a folder
+            cannot be written, or the launcher refuses; nothing was launched, or stays.
     """
     sweep, begun, interrupted = make(), set[str](), False
     if sweep.absent and sweep.launches(policy.only) and not launcher.detached:
@@ -102,7 +117,11 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, presen
         launches = [cell for cell in sweep.launches(policy.only) if cell.cell_id not in begun]
         say = Display().say
         if not begun or launches:
-            say(summary(sweep, policy.only) if sweep.has_table or launcher.detached else single(sweep))
+            say(
+                summary(sweep, policy.only)
+                if sweep.has_table or launcher.detached
+                else single(sweep)
+            )
             for line in _decisions(sweep, launches):
                 Display().explain(escape(line))
         if not launches:
@@ -126,7 +145,9 @@ def execute(make: Callable[[], Plan], launcher: Launcher, policy: Policy, presen
     standings = survey_all((cell.config.runs_dir, cell.cell_id) for cell in counting)
     for cell in counting:
         folder = standings[cell.cell_id].folder
-        if standings[cell.cell_id].state is State.done and (folder.record_is_damaged or not folder.config_is_whole()):
+        if standings[cell.cell_id].state is State.done and (
+            folder.record_is_damaged or not folder.config_is_whole()
+        ):
             _mend(cell, folder)
     return 1 if any(to_launch(standing.state) for standing in standings.values()) else 0
 
@@ -136,16 +157,29 @@ def _decisions(sweep: Plan, launches: list[Cell]) -> Iterator[str]:
     begun = {cell.cell_id for cell in launches}
     for cell in sweep.cells:
         what = "is run" if cell.cell_id in begun else "is left alone"
-        goes_on = f", goes on after epoch {cell.done_epochs}" if cell.cell_id in begun and cell.done_epochs else ""
+        goes_on = (
+            f", goes on after epoch {cell.done_epochs}"
+            if cell.cell_id in begun and cell.done_epochs
+            else ""
+        )
         yield f"  {cell.cell_id}  {cell.state.value}: {what}{goes_on}  {cell.place}"
 
 
 def _unwritable(sweep: Plan, launches: list[Cell], launcher: Launcher) -> Iterator[str]:
-    """What is wrong with the folders that would be written to, which nobody can mend but who typed the command."""
+    """What is wrong with the folders that would be written to, which nobody can mend but who typed
+    the command.
+    """
     first = sweep.cells[0].config
-    for key, name, needed in (("runs_dir", first.runs_dir, launches), ("results_dir", first.results_dir, sweep.has_table)):
+    for key, name, needed in (
+        ("runs_dir", first.runs_dir, launches),
+        ("results_dir", first.results_dir, sweep.has_table),
+    ):
         if needed and (why := refusal(Path(name))):
-            advice = f"choose another one with {key}=FOLDER" if launches else f"dks table {sweep.name} only reads"
+            advice = (
+                f"choose another one with {key}=FOLDER"
+                if launches
+                else f"dks table {sweep.name} only reads"
+            )
             yield f"{key}={name} cannot be written: {why}; {advice}"
             return
     theirs = [Path(cell.config.runs_dir) / cell.cell_id for cell in launches]
@@ -154,14 +188,18 @@ def _unwritable(sweep: Plan, launches: list[Cell], launcher: Launcher) -> Iterat
     for folder in theirs:
         if why := refusal(folder):
             yield (
-                f"{folder} cannot be written: {why}; who made it can let others write (umask 002 and a common group), or "
+                f"{folder} cannot be written: {why}; who made it can let others write (umask 002 "
+                f"and a common group), or "
                 "choose other folders with runs_dir=FOLDER results_dir=FOLDER"
             )
             return
 
 
 def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy) -> bool:
-    """Set these cells going, and wait for them unless the launcher does not; False if it was interrupted."""
+    """Set these cells going, and wait for them unless the launcher does not.
+
+    False if it was interrupted.
+    """
     tracking, display, undo = launches[0].config.tracking, Display(len(launches)), Undo()
     launch: LaunchFolder | None = None
 
@@ -175,7 +213,8 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
 
     try:
         launch = _begin(sweep, launches, launcher, policy, undo)
-        if launcher.detached:  # who cells are handed over to may refuse them, before a store is told
+        # who cells are handed over to may refuse them, before a store is told
+        if launcher.detached:
             go()
         with sending(tracking, partial(display.say, urgent=True)) as sender:
             if tracking.kind is not TrackingKind.off:
@@ -208,12 +247,18 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
 def _standing(sweep: Plan) -> str:
     """How a sweep stands that is over for now, as MLflow names it."""
     counting = [cell for cell in sweep.cells if cell.cell_id not in sweep.settled]
-    records = [RunFolder(Path(cell.config.runs_dir) / cell.cell_id).read_record() for cell in counting]
+    records = [
+        RunFolder(Path(cell.config.runs_dir) / cell.cell_id).read_record() for cell in counting
+    ]
     states = {Status.killed if record is None else record.status for record in records}
-    return status_of({Status.killed if state in (Status.queued, Status.running) else state for state in states})
+    return status_of(
+        {Status.killed if state in (Status.queued, Status.running) else state for state in states}
+    )
 
 
-def _begin(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy, undo: Undo) -> LaunchFolder | None:
+def _begin(
+    sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy, undo: Undo
+) -> LaunchFolder | None:
     """The launch on disk, and what was asked for; a single run that is waited for needs neither."""
     folders = [RunFolder(Path(cell.config.runs_dir) / cell.cell_id) for cell in launches]
     for each in folders:
@@ -222,19 +267,33 @@ def _begin(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy
         return None
     results_dir = launches[0].config.results_dir
     for asked in sweep.manifests():
-        undo.note(manifest.file(results_dir, asked.name), Path(results_dir) / asked.name / "launches" / "ID")
+        undo.note(
+            manifest.file(results_dir, asked.name),
+            Path(results_dir) / asked.name / "launches" / "ID",
+        )
         manifest.write(asked, results_dir)
     paths = [each.path for each in folders]
     launch = LaunchFolder.create(
-        results_dir, sweep.name, launcher.name, paths, git_commit(), policy.retries, policy.max_failures
+        results_dir,
+        sweep.name,
+        launcher.name,
+        paths,
+        git_commit(),
+        policy.retries,
+        policy.max_failures,
     )
     undo.note_folder(launch.path)
     return launch
 
 
 def _take_back(launches: list[Cell], launch: LaunchFolder | None, undo: Undo) -> None:
-    """Undo a launch that was refused, unless some of its cells have begun; cells that others have queued meanwhile stay so."""
-    path, others, replaced = None if launch is None else str(launch.path), list[Path](), list[RunFolder]()
+    """Undo a launch that was refused, unless some of its cells have begun.
+
+    Cells that others have queued meanwhile stay so.
+    """
+    path = None if launch is None else str(launch.path)
+    others = list[Path]()
+    replaced = list[RunFolder]()
     for cell in launches:
         folder = RunFolder(Path(cell.config.runs_dir) / cell.cell_id)
         record = folder.read_record()
@@ -254,7 +313,9 @@ def _take_back(launches: list[Cell], launch: LaunchFolder | None, undo: Undo) ->
 
 
 def queue(cell: Cell, launch: LaunchFolder | None = None) -> None:
-    """Freeze the configuration of a cell that is about to be launched, unless somebody else has begun it meanwhile."""
+    """Freeze the configuration of a cell that is about to be launched, unless somebody else has
+    begun it meanwhile.
+    """
     folder = RunFolder(Path(cell.config.runs_dir) / cell.cell_id)
     if not folder.claim():
         return
@@ -273,7 +334,9 @@ def queue(cell: Cell, launch: LaunchFolder | None = None) -> None:
         if record is not None:  # it was begun before: the new attempt goes on from the old ones
             folder.end_attempt(record, cell.state.value)
             fresh.uid = record.uid or fresh.uid
-            fresh.attempts, fresh.cost, fresh.changed_labels = record.attempts, record.cost, record.changed_labels
+            fresh.attempts = record.attempts
+            fresh.cost = record.cost
+            fresh.changed_labels = record.changed_labels
         folder.write_record(fresh)
     finally:
         folder.release()
@@ -325,8 +388,9 @@ def _mend(cell: Cell, folder: RunFolder) -> None:
 
 
 def _mended(cell: Cell, folder: RunFolder) -> Record | None:
-    """The record that takes the place of a damaged one, and what the plan knows in it; the configuration it is read from is
-    written first.
+    """The record that takes the place of a damaged one, and what the plan knows in it.
+
+    The configuration it is read from is written first.
     """
     folder.write_config(cell.config)
     record = folder.mend_record()
@@ -339,8 +403,14 @@ def _mended(cell: Cell, folder: RunFolder) -> Record | None:
 
 
 def _how_to_follow(sweep: Plan) -> str:
-    more = "; the cells that use what is still to be chosen follow with the same command" if sweep.undecided else ""
-    return f"dks sweep status {sweep.name} shows how they do, wait and cancel do what they say{more}"
+    more = (
+        "; the cells that use what is still to be chosen follow with the same command"
+        if sweep.undecided
+        else ""
+    )
+    return (
+        f"dks sweep status {sweep.name} shows how they do, wait and cancel do what they say{more}"
+    )
 
 
 def _show(sweep: Plan, present: Callable[[str, Manifest], None]) -> None:
@@ -350,7 +420,9 @@ def _show(sweep: Plan, present: Callable[[str, Manifest], None]) -> None:
         return
     cell = sweep.cells[0]
     state, record = look_up(cell.config.runs_dir, cell.cell_id)
-    console().print(run_summary(state, record, Path(cell.config.runs_dir) / cell.cell_id), soft_wrap=True)
+    console().print(
+        run_summary(state, record, Path(cell.config.runs_dir) / cell.cell_id), soft_wrap=True
+    )
 
 
 def run_summary(state: State, record: Record | None, folder: Path) -> str:
@@ -365,5 +437,7 @@ def run_summary(state: State, record: Record | None, folder: Path) -> str:
             name = ending.lstrip("_") or "c1"
             lines.append(f"  {name}  {error_text(record.final, ending, width=6)}")
             if key in best:
-                lines[-1] += f"   ({error_text(best, ending)} in epoch {best[f'epoch{ending}']:.0f})"
+                lines[-1] += (
+                    f"   ({error_text(best, ending)} in epoch {best[f'epoch{ending}']:.0f})"
+                )
     return "\n".join(lines)

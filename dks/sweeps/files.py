@@ -1,26 +1,34 @@
-"""Named sweeps: `sweeps/<name>.yaml`, a title, a base and a union of grids, or a union of other sweeps.
+"""Named sweeps.
+
+`sweeps/<name>.yaml`, a title, a base and a union of grids, or a union of other sweeps.
 
     title: ...                            # the caption of its table
     table:                                # optional
-      rows: [backbone]                    # without rows and columns the swept keys are the axes, the last one the columns;
-      columns: [method]                   # classifier and training instead: a row for each classifier of a network (Table 5)
-      metrics: [top1, top5]               # top1 alone if not given
-      gain: [baseline]                    # over baseline, ds or alone (the same classifier); if not given, over the baseline
-      aside: {method: baseline}           # cells that are told beneath the table
+      rows: [backbone]                    # without rows and columns the swept keys are the axes,
+      the last one the columns; columns: [method]                   # classifier and training
+      instead: a row for each classifier of a network (Table 5) metrics: [top1, top5]
+      # top1 alone if not given gain: [baseline]                    # over baseline, ds or alone
+      (the same classifier); if not given, over the baseline aside: {method: baseline}           #
+      cells that are told beneath the table
     base: {data: cifar100}                # optional: key -> value, for every cell
-    grids:                                # a union; each grid is a product of the values of its keys
+    grids:                                # a union; each grid is a product of the values of its
+        keys
       - backbone: [resnet32, resnet110]
         method: [baseline, ds]
         seed: 1..5                        # 1, 2, 3, 4, 5; one value is a list of one
-        zip: [{label_noise: [none, uniform], label_noise.ratio: [0, 0.5]}]    # keys that change together
-        exclude: [{backbone: resnet110, method: [ds]}]                        # combinations left out
+        zip: [{label_noise: [none, uniform], label_noise.ratio: [0, 0.5]}]    # keys that change
+        together exclude: [{backbone: resnet110, method: [ds]}]                        #
+        combinations left out
       - method: kd_c1
-        choose: {kd_teacher.temperature: [1, 5], holdout: 5000}               # the best one on so many held-out training images
+        choose: {kd_teacher.temperature: [1, 5], holdout: 5000}               # the best one on so
+            many held-out training images
 
-    include: [table1, table2]             # instead of grids and table; a base beside it reaches every cell as an override does
+    include: [table1, table2]             # instead of grids and table; a base beside it reaches
+        every cell as an override does
 
-A file is checked as a whole when it is read: two points that are the same cell, or that fill one place of the table with
-different cells, are refused. Overrides are applied afterwards, and points that they make equal are one.
+A file is checked as a whole when it is read: two points that are the same cell, or that fill one
+place of the table with different cells, are refused. Overrides are applied afterwards, and points
+that they make equal are one.
 """
 
 from __future__ import annotations
@@ -72,8 +80,10 @@ class TableShape:
 
     metrics: tuple[str, ...] = ("top1",)
     gain: tuple[str, ...] | None = None  # None: over the baseline, where there is one
-    aside: dict[str, str] = field(default_factory=dict)  # axis -> value of the cells told beneath the table
-    classifier_rows: tuple[str, ...] = ()  # CLASSIFIER and TRAINING among them: a row for every classifier of a network
+    # axis -> value of the cells told beneath the table
+    aside: dict[str, str] = field(default_factory=dict)
+    # CLASSIFIER and TRAINING among them: a row for every classifier of a network
+    classifier_rows: tuple[str, ...] = ()
     classifier_columns: tuple[str, ...] = ()
 
 
@@ -123,13 +133,25 @@ def _read(name: str, within: tuple[str, ...]) -> NamedSweep:
     base = _base(file, content.get("base"))
     if "include" in content:
         if "table" in content:
-            raise RequestError(f"{file}: table stands beside grids; every sweep in include has its own")
-        return NamedSweep(name, title, base, include=_include(file, content["include"], (*within, name)))
+            raise RequestError(
+                f"{file}: table stands beside grids; every sweep in include has its own"
+            )
+        return NamedSweep(
+            name, title, base, include=_include(file, content["include"], (*within, name))
+        )
     grids = content["grids"]
-    if not (isinstance(grids, list) and grids and all(isinstance(grid, dict) and grid for grid in grids)):
+    if not (
+        isinstance(grids, list) and grids and all(isinstance(grid, dict) and grid for grid in grids)
+    ):
         raise RequestError(f"{file}: grids must be a list of grids, each of keys with values")
-    products = tuple(_product(f"{file}: grid {number}", grid, base) for number, grid in enumerate(grids, 1))
-    cells = [cell for number, product in enumerate(products, 1) for cell in _own_cells(number, product, base)]
+    products = tuple(
+        _product(f"{file}: grid {number}", grid, base) for number, grid in enumerate(grids, 1)
+    )
+    cells = [
+        cell
+        for number, product in enumerate(products, 1)
+        for cell in _own_cells(number, product, base)
+    ]
     rows, columns, shape = _table(file, content.get("table"), cells)
     _check_union(file, cells, axes_of(cells, rows, columns))
     return NamedSweep(name, title, base, products, rows, columns, shape)
@@ -148,7 +170,9 @@ def _content(name: str) -> dict[str, Any]:
 
 def _only(where: str, given: dict[Any, Any], known: Iterable[str]) -> None:
     if unknown := sorted({str(key) for key in given} - set(known)):
-        raise RequestError(f"{where}: no such key {', '.join(unknown)}; keys are {', '.join(sorted(known))}")
+        raise RequestError(
+            f"{where}: no such key {', '.join(unknown)}; keys are {', '.join(sorted(known))}"
+        )
 
 
 def _base(file: str, base: Any) -> Settings:
@@ -169,12 +193,18 @@ def _each_once(where: str, keys: Iterable[Any]) -> None:
 
 def _include(file: str, include: Any, within: tuple[str, ...]) -> tuple[NamedSweep, ...]:
     if not (isinstance(include, list) and include):
-        raise RequestError(f"{file}: include must be a list of sweeps; choose from {', '.join(names())}")
+        raise RequestError(
+            f"{file}: include must be a list of sweeps; choose from {', '.join(names())}"
+        )
     for name in include:
         if name not in names():
-            raise RequestError(f"{file}: include: no sweep {name!r}; choose from {', '.join(names())}")
+            raise RequestError(
+                f"{file}: include: no sweep {name!r}; choose from {', '.join(names())}"
+            )
         if name in within:
-            raise RequestError(f"{file}: include goes round in a circle: {', '.join((*within, name))}")
+            raise RequestError(
+                f"{file}: include goes round in a circle: {', '.join((*within, name))}"
+            )
         if include.count(name) > 1:
             raise RequestError(f"{file}: include: {name} stands there twice")
     return tuple(_read(name, within) for name in include)
@@ -190,30 +220,41 @@ def _product(where: str, grid: dict[Any, Any], base: Settings) -> Product:
                 keys += dimensions[-1][0]
         elif key not in _GRID_KEYS:
             name = long_name(str(key))
-            dimensions.append(tuple({name: (str(key), text)} for text in _values(f"{where}: {key}", value)))
+            dimensions.append(
+                tuple({name: (str(key), text)} for text in _values(f"{where}: {key}", value))
+            )
             keys.append(name)
     if repeated := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
         raise RequestError(f"{where}: {', '.join(repeated)} stands there twice; give each key once")
     if not keys:
-        raise RequestError(f"{where}: it names no key of a configuration, such as method: [ds, dks]")
+        raise RequestError(
+            f"{where}: it names no key of a configuration, such as method: [ds, dks]"
+        )
     check_size(where, map(len, dimensions))
     choose = _choose(f"{where}: choose", grid["choose"], keys, base) if "choose" in grid else None
     known = dict.fromkeys([*keys, *base])
     excludes = [
-        _exclude(f"{where}: exclude", exclude, known) for exclude in _dicts(f"{where}: exclude", grid.get("exclude", []))
+        _exclude(f"{where}: exclude", exclude, known)
+        for exclude in _dicts(f"{where}: exclude", grid.get("exclude", []))
     ]
     product = Product(tuple(dimensions), (), choose)
     cells = list(_own_cells(0, product, base))
     for number, exclude in enumerate(excludes, 1):
         if not any(matches(cell.settings, exclude) for cell in cells):
-            raise RequestError(f"{where}: exclude {number} matches no cell of this grid; drop it, or correct its values")
+            raise RequestError(
+                f"{where}: exclude {number} matches no cell of this grid; drop it, or correct "
+                f"its values"
+            )
     if all(any(matches(cell.settings, exclude) for exclude in excludes) for cell in cells):
         raise RequestError(f"{where}: exclude leaves nothing of it")
     return replace(product, excludes=tuple(excludes))
 
 
 def _own_cells(number: int, product: Product, base: Settings) -> Iterator[Cell]:
-    """Without overrides; whether a choice of something of the teacher's is for a cell shows when it is composed."""
+    """Without overrides.
+
+    Whether a choice of something of the teacher's is for a cell shows when it is composed.
+    """
     return cells_of(number, product, base, (), lambda settings: True)
 
 
@@ -228,14 +269,24 @@ def _zip(where: str, zipped: dict[Any, Any]) -> Dimension:
     columns = {str(key): _values(f"{where}: {key}", value) for key, value in zipped.items()}
     if len({len(values) for values in columns.values()}) > 1:
         lengths = ", ".join(f"{key} has {len(values)}" for key, values in columns.items())
-        raise RequestError(f"{where}: keys that change together need as many values each; {lengths}")
+        raise RequestError(
+            f"{where}: keys that change together need as many values each; {lengths}"
+        )
     rows = zip(*columns.values(), strict=True)
-    return tuple({long_name(key): (key, text) for key, text in zip(columns, row, strict=True)} for row in rows)
+    return tuple(
+        {long_name(key): (key, text) for key, text in zip(columns, row, strict=True)}
+        for row in rows
+    )
 
 
-def _exclude(where: str, exclude: dict[Any, Any], known: Iterable[str]) -> dict[str, frozenset[str]]:
+def _exclude(
+    where: str, exclude: dict[Any, Any], known: Iterable[str]
+) -> dict[str, frozenset[str]]:
     _each_once(where, exclude)
-    found = {long_name(str(key)): frozenset(map(plain, _values(f"{where}: {key}", value))) for key, value in exclude.items()}
+    found = {
+        long_name(str(key)): frozenset(map(plain, _values(f"{where}: {key}", value)))
+        for key, value in exclude.items()
+    }
     _only(where, found, known)
     return found
 
@@ -243,13 +294,21 @@ def _exclude(where: str, exclude: dict[Any, Any], known: Iterable[str]) -> dict[
 def _choose(where: str, choose: Any, keys: Iterable[str], base: Settings) -> Choose:
     chosen = [key for key in choose if key != "holdout"] if isinstance(choose, dict) else []
     if len(chosen) != 1 or "holdout" not in choose:
-        raise RequestError(f"{where} must hold one key with its candidates, and holdout, a number of training images")
+        raise RequestError(
+            f"{where} must hold one key with its candidates, and holdout, a number of training "
+            f"images"
+        )
     (key,), holdout = map(str, chosen), choose["holdout"]
     if type(holdout) is not int or holdout < 1:
-        raise RequestError(f"{where}: holdout={written(holdout)} must be a whole number of at least 1, of training images")
+        raise RequestError(
+            f"{where}: holdout={written(holdout)} must be a whole number of at least 1, of "
+            f"training images"
+        )
     for name in (long_name(key), HOLDOUT):
         if name in keys or name in base:
-            raise RequestError(f"{where}: {name} is set by choose, and cannot be a key of the grid or of base")
+            raise RequestError(
+                f"{where}: {name} is set by choose, and cannot be a key of the grid or of base"
+            )
     candidates = _values(f"{where}: {key}", choose[key])
     if len(set(map(plain, candidates))) < max(2, len(candidates)):
         raise RequestError(f"{where}: {key} must have two candidates or more, all different")
@@ -265,7 +324,10 @@ def _values(where: str, value: Any) -> tuple[str, ...]:
     for item in items:
         if isinstance(item, str) and ".." in item and "/" not in item:
             if not (numbers := whole_numbers(item)):
-                raise RequestError(f"{where}: {short(item)} is no range; write the first and the last whole number, as in 1..5")
+                raise RequestError(
+                    f"{where}: {short(item)} is no range; write the first and the last whole "
+                    f"number, as in 1..5"
+                )
             check_size(f"{where}: {item}", [numbers.stop - numbers.start])
             texts += map(str, numbers)
         else:
@@ -278,7 +340,10 @@ _RESERVED = {"null", "true", "false", "inf", "nan"}
 
 
 def written(value: Any) -> str:
-    """A value as it stands behind `key=` in an override: quoted where Hydra's grammar would read something else."""
+    """A value as it stands behind `key=` in an override.
+
+    Quoted where Hydra's grammar would read something else.
+    """
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -289,12 +354,15 @@ def written(value: Any) -> str:
         return f"{{{','.join(f'{key}:{written(item)}' for key, item in value.items())}}}"
     if not isinstance(value, str) or (_BARE.fullmatch(value) and value.lower() not in _RESERVED):
         return str(value)
-    from hydra.core.override_parser.types import Quote, QuotedString  # a tenth of a second that tables do without
+    # a tenth of a second that tables do without
+    from hydra.core.override_parser.types import Quote, QuotedString
 
     return QuotedString(value, Quote.single).with_quotes()
 
 
-def _table(file: str, table: Any, cells: Sequence[Cell]) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, TableShape]:
+def _table(
+    file: str, table: Any, cells: Sequence[Cell]
+) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, TableShape]:
     """Axes of rows and of columns, None where the swept keys are to be the axes, and the rest."""
     if table is None:
         return None, None, TableShape()
@@ -304,7 +372,9 @@ def _table(file: str, table: Any, cells: Sequence[Cell]) -> tuple[tuple[str, ...
     for key in ("rows", "columns", "metrics", "gain"):
         if not isinstance(table.get(key, []), list):
             raise RequestError(f"{file}: table: {key} must be a list")
-    known = {name: key for cell in cells for name, (key, _) in cell.settings.items() if name != "seed"}
+    known = {
+        name: key for cell in cells for name, (key, _) in cell.settings.items() if name != "seed"
+    }
     shape = TableShape(
         _among(f"{file}: table: metrics", table.get("metrics", ["top1"]), METRICS),
         _among(f"{file}: table: gain", table["gain"], GAINS) if "gain" in table else None,
@@ -313,15 +383,25 @@ def _table(file: str, table: Any, cells: Sequence[Cell]) -> tuple[tuple[str, ...
     rows, columns = (tuple(map(str, table.get(key, []))) for key in ("rows", "columns"))
     if {*rows, *columns} & {CLASSIFIER, TRAINING}:
         if {*rows, *columns} - {CLASSIFIER, TRAINING} or CLASSIFIER not in {*rows, *columns}:
-            raise RequestError(f"{file}: table: {CLASSIFIER} can share a table with {TRAINING} alone, and {TRAINING} needs it")
+            raise RequestError(
+                f"{file}: table: {CLASSIFIER} can share a table with {TRAINING} alone, and "
+                f"{TRAINING} needs it"
+            )
         return None, None, replace(shape, classifier_rows=rows, classifier_columns=columns)
     if not rows and not columns:
         return None, None, shape
     axes = (*rows, *columns)
     for axis in axes:
         if long_name(axis) not in known:
-            why = "runs that differ in the seed share a place" if axis == "seed" else "no grid has that key"
-            raise RequestError(f"{file}: table: {axis} cannot be an axis, for {why}; choose from {', '.join(known.values())}")
+            why = (
+                "runs that differ in the seed share a place"
+                if axis == "seed"
+                else "no grid has that key"
+            )
+            raise RequestError(
+                f"{file}: table: {axis} cannot be an axis, for {why}; choose from "
+                f"{', '.join(known.values())}"
+            )
     if len({long_name(axis) for axis in axes}) < len(axes):
         raise RequestError(f"{file}: table: each key can be one axis only")
     return rows, columns, shape
@@ -335,7 +415,10 @@ def _among(where: str, given: Sequence[Any], known: Sequence[str]) -> tuple[str,
 
 def _aside(where: str, given: Any, known: dict[str, str]) -> dict[str, str]:
     if not (isinstance(given, dict) and {long_name(str(key)) for key in given} <= {*known}):
-        raise RequestError(f"{where} must hold keys of its grids with a value each; choose from {', '.join(known.values())}")
+        raise RequestError(
+            f"{where} must hold keys of its grids with a value each; choose from "
+            f"{', '.join(known.values())}"
+        )
     return {str(key): written(value) for key, value in given.items()}
 
 
@@ -346,9 +429,12 @@ def _check_union(file: str, cells: Sequence[Cell], axes: Sequence[str]) -> None:
         if other is not cell and other.grid == cell.grid:
             raise RequestError(f"{file}: grid {cell.grid} has the cell {cell} twice")
         if other is not cell:
-            raise RequestError(f"{file}: grid {other.grid} and grid {cell.grid} both have the cell {cell}")
+            raise RequestError(
+                f"{file}: grid {other.grid} and grid {cell.grid} both have the cell {cell}"
+            )
     for one, other, *_ in crowded(cells, axes):
         raise RequestError(
-            f"{file}: grid {one.grid} ({one}) and grid {other.grid} ({other}) fill the same place of the table with different "
+            f"{file}: grid {one.grid} ({one}) and grid {other.grid} ({other}) fill the same "
+            f"place of the table with different "
             "cells; name what tells them apart in table"
         )

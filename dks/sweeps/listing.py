@@ -21,14 +21,20 @@ from dks.sweeps.request import grid_of
 
 
 def listed(results_dir: str, as_json: bool) -> str:
-    """All named sweeps, and what was begun under another name in `results_dir`; nothing is composed for it but what was edited
-    since it was begun, and where a choice of something of the teacher's is to be made.
+    """All named sweeps, and what was begun under another name in `results_dir`.
+
+    Nothing is composed for it but what was edited since it was begun, and where a choice of
+    something of the teacher's is to be made.
 
     A sweep that was begun has counts of its cells' states, the others only a number of cells.
     """
     parser, changes, compose = OverridesParser.create(), Changes(), Composer(compose_here)
     entries = [_named(name, results_dir, parser, changes, compose) for name in names()]
-    others = (_begun(name, results_dir, changes) for name in manifest.known(results_dir) if name not in names())
+    others = (
+        _begun(name, results_dir, changes)
+        for name in manifest.known(results_dir)
+        if name not in names()
+    )
     entries += [entry for entry in others if entry is not None]
     if as_json:
         return json.dumps(entries, indent=1)
@@ -40,17 +46,30 @@ def listed(results_dir: str, as_json: bool) -> str:
     return "\n".join(lines)
 
 
-def _named(name: str, results_dir: str, parser: OverridesParser, changes: Changes, compose: Compose) -> dict[str, Any]:
-    if name in manifest.known(results_dir) and (begun := _begun(name, results_dir, changes)) is not None:
+def _named(
+    name: str, results_dir: str, parser: OverridesParser, changes: Changes, compose: Compose
+) -> dict[str, Any]:
+    if (
+        name in manifest.known(results_dir)
+        and (begun := _begun(name, results_dir, changes)) is not None
+    ):
         return begun
     sweep = read(name)
     grid = grid_of(sweep, (), parser, compose)
-    facts = {"name": name, "title": sweep.title, "cells": count(grid), "tables": max(1, len(grid.parts))}
+    facts = {
+        "name": name,
+        "title": sweep.title,
+        "cells": count(grid),
+        "tables": max(1, len(grid.parts)),
+    }
     return {**facts, "states": None, "changed": None, "earlier": None}
 
 
 def _begun(name: str, results_dir: str, changes: Changes) -> dict[str, Any] | None:
-    """A sweep that was begun; None where its file cannot be read, which is reported and stops no list."""
+    """A sweep that was begun.
+
+    None where its file cannot be read, which is reported and stops no list.
+    """
     try:
         found = manifest.read(results_dir, name)
     except RequestError as error:
@@ -72,17 +91,24 @@ def _begun(name: str, results_dir: str, changes: Changes) -> dict[str, Any] | No
 
 
 def count(grid: Grid) -> int:
-    """How many cells a grid has, those that try hyper-parameters and those that use the chosen ones included."""
-    choices = sum(sum(map(len, choice.candidates.values())) + len(choice.undecided) for choice in grid.choices)
+    """How many cells a grid has, those that try hyper-parameters and those that use the chosen ones
+    included.
+    """
+    choices = sum(
+        sum(map(len, choice.candidates.values())) + len(choice.undecided) for choice in grid.choices
+    )
     return len(grid.points) + choices + sum(map(count, grid.parts))
 
 
 def _progress(entry: dict[str, Any]) -> str:
     states = entry["states"]
-    if states is None and entry["tables"] > 1:  # which cells they share shows when they are composed
+    # which cells they share shows when they are composed
+    if states is None and entry["tables"] > 1:
         return f"{entry['tables']} tables, at most {entry['cells']} cells"
     if states is None:
         return f"{entry['cells']} cells"
     done = states.get(State.done.value, 0)
-    others = ", ".join(f"{number} {state}" for state, number in states.items() if state != State.done.value)
+    others = ", ".join(
+        f"{number} {state}" for state, number in states.items() if state != State.done.value
+    )
     return f"{done} of {entry['cells']} done" + (f", {others}" if others else "")

@@ -1,4 +1,7 @@
-"""`results/<sweep>/sweep.json`: what was asked for; states and tables are read from it without composing anything again."""
+"""`results/<sweep>/sweep.json`: what was asked for.
+
+States and tables are read from it without composing anything again.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,10 @@ class ManifestCell:
     seed: int
     method: str
     overrides: list[str]
-    ds_id: str | None = None  # config_id of the same network deeply supervised, where this is not what it is already
-    classifiers: list[str] = field(default_factory=lambda: ["c1"])  # of the network in training, from deep to shallow
+    # config_id of the same network deeply supervised, where this is not what it is already
+    ds_id: str | None = None
+    # of the network in training, from deep to shallow
+    classifiers: list[str] = field(default_factory=lambda: ["c1"])
     classes: int = 0  # that each of them tells apart; 0: not known
     computed: str = ""  # what is not as in compute=standard
     setting_id: str = ""  # the config_id in compute=standard, where this is another one
@@ -46,17 +51,25 @@ class Manifest:
     cells: list[ManifestCell]  # of its table
     rows: list[str] | None = None  # axes of the table where the sweep names them
     columns: list[str] | None = None
-    selection: list[ManifestCell] = field(default_factory=list)  # runs that choose a hyper-parameter; not in the table
-    choices: list[dict[str, list[str]]] = field(default_factory=list)  # of each choice: candidate -> ids of its runs
+    # runs that choose a hyper-parameter; not in the table
+    selection: list[ManifestCell] = field(default_factory=list)
+    # of each choice: candidate -> ids of its runs
+    choices: list[dict[str, list[str]]] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)  # a line for every choice that is still open
     decided: list[str] = field(default_factory=list)  # a line for every choice that was made
-    pending: list[dict[str, str]] = field(default_factory=list)  # labels of its table's cells that wait for such a choice
-    pending_ids: list[list[str]] = field(default_factory=list)  # of each, the settings of all candidates
-    parts: list[str] = field(default_factory=list)  # names of the sweeps it is the union of; the tables are theirs
-    differs: dict[str, list[str]] = field(default_factory=dict)  # setting_id -> what is not as the paper has it in this place
+    # labels of its table's cells that wait for such a choice
+    pending: list[dict[str, str]] = field(default_factory=list)
+    # of each, the settings of all candidates
+    pending_ids: list[list[str]] = field(default_factory=list)
+    # names of the sweeps it is the union of; the tables are theirs
+    parts: list[str] = field(default_factory=list)
+    # setting_id -> what is not as the paper has it in this place
+    differs: dict[str, list[str]] = field(default_factory=dict)
     named: str | None = None  # the file in `sweeps/` that it was made from
-    request: list[str] = field(default_factory=list)  # overrides as typed: with `named`, the way to ask for it again
-    definition: dict[str, str] = field(default_factory=dict)  # what it was made from -> digest, see dks/sweeps/definition.py
+    # overrides as typed: with `named`, the way to ask for it again
+    request: list[str] = field(default_factory=list)
+    # what it was made from -> digest, see dks/sweeps/definition.py
+    definition: dict[str, str] = field(default_factory=dict)
 
     @property
     def cell_ids(self) -> list[str]:
@@ -79,8 +92,8 @@ def file(results_dir: str, name: str) -> Path:
 def read(results_dir: str, name: str) -> Manifest:
     """The manifest of a sweep that was begun in `results_dir`.
 
-    What stands before the digits of its name is enough where that is clear: there is only one such sweep, or one has all cells
-    of the others and more.
+    What stands before the digits of its name is enough where that is clear: there is only one such
+    sweep, or one has all cells of the others and more.
 
     Raises:
         RequestError: there is no such sweep, several that could be meant, or its file is damaged.
@@ -97,14 +110,17 @@ def read(results_dir: str, name: str) -> Manifest:
         return found
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RequestError(
-            f"{path} is damaged ({error}); type the sweep's command again, which writes it anew: the runs are not touched"
+            f"{path} is damaged ({error}); type the sweep's command again, which writes it anew: "
+            f"the runs are not touched"
         ) from error
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def is_current(sweep: Manifest, results_dir: str) -> bool:
-    """Does what lies in `results_dir` under its name mean the same cells? Another command may have taken that name since."""
+    """Does what lies in `results_dir` under its name mean the same cells? Another command may have
+    taken that name since.
+    """
     try:
         found = read(results_dir, sweep.name)
     except RequestError:  # nobody's
@@ -113,7 +129,9 @@ def is_current(sweep: Manifest, results_dir: str) -> bool:
 
 
 def _check_names(found: Manifest) -> None:
-    """Names of folders and words of command lines: a file that someone else made could name any place, and give any option.
+    """Names of folders and words of command lines.
+
+    A file that someone else made could name any place, and give any option.
 
     Raises:
         ValueError: one of them is none.
@@ -128,12 +146,15 @@ def _check_names(found: Manifest) -> None:
         is_cell_id(each) for ids in found.pending_ids for each in ids
     ):
         raise ValueError("pending_ids are no ids of what is pending")
-    if {cell_id for choice in found.choices for its in choice.values() for cell_id in its} - {*found.cell_ids}:
+    if {cell_id for choice in found.choices for its in choice.values() for cell_id in its} - {
+        *found.cell_ids
+    }:
         raise ValueError("a choice is made by cells that are not in it")
     for line in found.request:
         key, given, value = line.lstrip("~+").partition("=")
         is_key = re.fullmatch(r"[A-Za-z_][\w.-]*", key) is not None and key.split(".")[0] != "hydra"
-        outside = key in groups() and "/" in value  # a file of another folder, which could set what Hydra itself does
+        # a file of another folder, which could set what Hydra itself does
+        outside = key in groups() and "/" in value
         if not is_key or outside or not (given or line.startswith("~")):
             raise ValueError(f"{short(line)} is no key of a configuration with its value")
 
@@ -147,20 +168,32 @@ def _only_variant(results_dir: str, name: str) -> str:
     variants = variants_of(results_dir, name) if is_sweep_name(name) else []
     if not variants:
         raise RequestError(
-            f"no sweep '{short(name)}' in {short(results_dir)}; there are {', '.join(known(results_dir)) or 'none yet'}"
+            f"no sweep '{short(name)}' in {short(results_dir)}; there are "
+            f"{', '.join(known(results_dir)) or 'none yet'}"
         )
-    cells = {each: {*read(results_dir, each).cell_ids} for each in variants} if len(variants) > 1 else {variants[0]: set[str]()}
+    cells = (
+        {each: {*read(results_dir, each).cell_ids} for each in variants}
+        if len(variants) > 1
+        else {variants[0]: set[str]()}
+    )
     for each, its in cells.items():
         if all(its > others for other, others in cells.items() if other != each):
             return each
-    raise RequestError(f"{name} was begun with several sets of values; choose from {', '.join(variants)}")
+    raise RequestError(
+        f"{name} was begun with several sets of values; choose from {', '.join(variants)}"
+    )
 
 
 def variants_of(results_dir: str, name: str) -> list[str]:
-    """The begun sweeps `name-<6 hex digits>`: the same keys, or the same named sweep, with other values."""
+    """The begun sweeps `name-<6 hex digits>`.
+
+    The same keys, or the same named sweep, with other values.
+    """
     return [found for found in known(results_dir) if _is_variant(found, name)]
 
 
 def _is_variant(found: str, name: str) -> bool:
     stem, _, digest = found.rpartition("-")
-    return stem == name and len(digest) == 6 and all(digit in "0123456789abcdef" for digit in digest)
+    return (
+        stem == name and len(digest) == 6 and all(digit in "0123456789abcdef" for digit in digest)
+    )

@@ -1,7 +1,8 @@
 """The paper's own numbers, from `analysis/paper/<table>.csv`, each with the setting that it is of.
 
-A configuration is known to be the paper's by its id, never by the name of a sweep or of an axis: the ids are in the files, so
-that a change to `conf/` makes other configurations, not other settings of the paper's.
+A configuration is known to be the paper's by its id, never by the name of a sweep or of an axis:
+the ids are in the files, so that a change to `conf/` makes other configurations, not other settings
+of the paper's.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ _OVER = {"table3": "ds", "table5": "alone"}
 
 
 class Key(NamedTuple):
-    """What a number is of: a configuration, as `setting_id` names it, and one of the classifiers of its network."""
+    """What a number is of.
+
+    A configuration, as `setting_id` names it, and one of the classifiers of its network.
+    """
 
     setting: str
     classifier: str = "c1"
@@ -62,19 +66,31 @@ class PaperTable:
     rows: tuple[PaperRow, ...] = field(default_factory=tuple)
 
     def find(self, keys: Sequence[Key]) -> PaperRow | None:
-        """The row of this setting. Of one that is still to be chosen, `keys` has all candidates, and they must be one row's."""
+        """The row of this setting.
+
+        Of one that is still to be chosen, `keys` has all candidates, and they must be one row's.
+        """
         row = self._by_key.get(keys[0]) if keys else None
         return row if row is not None and row.keys.issuperset(keys) else None
 
     def labelled(self, labels: dict[str, str]) -> PaperRow | None:
-        """The row in this place; `labels` may hold more axes than the paper's table has. It is of another setting, perhaps."""
+        """The row in this place; `labels` may hold more axes than the paper's table has.
+
+        It is of another setting, perhaps.
+        """
         known = {long_name(axis): plain(value) for axis, value in labels.items()}
         return next((row for row in self.rows if row.labels.items() <= known.items()), None)
 
     def position(self, labels: dict[str, str]) -> int:
-        """Where the paper has the first of its rows with these labels; behind them all where it has none."""
+        """Where the paper has the first of its rows with these labels.
+
+        Behind them all where it has none.
+        """
         known = {(long_name(axis), plain(value)) for axis, value in labels.items()}
-        return next((number for number, row in enumerate(self.rows) if known <= row.labels.items()), len(self.rows))
+        return next(
+            (number for number, row in enumerate(self.rows) if known <= row.labels.items()),
+            len(self.rows),
+        )
 
     @cached_property
     def _by_key(self) -> dict[Key, PaperRow]:
@@ -82,11 +98,15 @@ class PaperTable:
 
 
 def setting_id(config: Config) -> str:
-    """The id of a configuration without its seed and without how it computes, of which the paper says nothing."""
+    """The id of a configuration without its seed and without how it computes, of which the paper
+    says nothing.
+    """
     return config_id(dataclasses.replace(config, compute=Compute()))
 
 
-def printed(keys: Sequence[Key], own: PaperTable | None = None, over: Collection[str | None] = ()) -> PaperRow | None:
+def printed(
+    keys: Sequence[Key], own: PaperTable | None = None, over: Collection[str | None] = ()
+) -> PaperRow | None:
     """What the paper says of a setting, if it has it.
 
     Args:
@@ -110,7 +130,8 @@ def settings(row: PaperRow, compose: Compose) -> list[Composed]:
     from dks.sweeps.grid import expand
     from dks.training.resolver import Resolver
 
-    points, resolve = expand(OverridesParser.create().parse_overrides(row.setting.split())).points, Resolver(absent_ok=True)
+    points = expand(OverridesParser.create().parse_overrides(row.setting.split())).points
+    resolve = Resolver(absent_ok=True)
     found = map(compose, (point.overrides for point in points))
     return [dataclasses.replace(composed, config=resolve(composed)) for composed in found]
 
@@ -130,11 +151,23 @@ def paper_table(name: str | None) -> PaperTable | None:
     if name is None or not path.is_file():
         return None
     with path.open(encoding="utf-8", newline="") as file:
-        return PaperTable(name, tuple(_row(row, _OVER.get(name, "baseline")) for row in csv.DictReader(file)))
+        return PaperTable(
+            name, tuple(_row(row, _OVER.get(name, "baseline")) for row in csv.DictReader(file))
+        )
 
 
 # Columns that are not axes.
-_FIGURES = ("top1_error", "top1_sd", "top1_gain", "top5_error", "top5_gain", "printed", "where", "setting", "config_ids")
+_FIGURES = (
+    "top1_error",
+    "top1_sd",
+    "top1_gain",
+    "top5_error",
+    "top5_gain",
+    "printed",
+    "where",
+    "setting",
+    "config_ids",
+)
 
 
 def _row(row: dict[str, str], over: str) -> PaperRow:
@@ -143,6 +176,8 @@ def _row(row: dict[str, str], over: str) -> PaperRow:
     for metric in ("top1", "top5"):
         if error := row.get(f"{metric}_error"):
             gain = row.get(f"{metric}_gain") or None
-            numbers[metric] = PaperNumber(error, row.get(f"{metric}_sd") or None, gain, gain and over, row["where"])
+            numbers[metric] = PaperNumber(
+                error, row.get(f"{metric}_sd") or None, gain, gain and over, row["where"]
+            )
     keys = frozenset(Key(each, row.get("classifier", "c1")) for each in row["config_ids"].split())
     return PaperRow(labels, numbers, row["setting"], keys)

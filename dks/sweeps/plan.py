@@ -41,10 +41,12 @@ class Cell:
     config_id: str
     baseline_id: str  # config_id of the plain network under the same conditions
     state: State
-    ds_id: str | None = None  # config_id of the same network deeply supervised, where this is not what it is already
+    # config_id of the same network deeply supervised, where this is not what it is already
+    ds_id: str | None = None
     done_epochs: int = 0  # by earlier attempts
     goes_on: bool = False  # an unfinished run, from a checkpoint
-    other_codes: tuple[str | None, ...] = ()  # that what is there was computed by, and that are not today's; None: not known
+    # that what is there was computed by, and that are not today's; None: not known
+    other_codes: tuple[str | None, ...] = ()
     anew: bool = False  # it is trained again, for that reason
 
     @property
@@ -56,12 +58,16 @@ class Cell:
     @property
     def place(self) -> str:
         """What a person calls it: its place in the sweep, or its overrides."""
-        return " ".join(f"{key}={value}" for key, value in self.point.labels.items()) or " ".join(self.point.overrides)
+        return " ".join(f"{key}={value}" for key, value in self.point.labels.items()) or " ".join(
+            self.point.overrides
+        )
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A hyper-parameter that is chosen by the error on held-out training images, before the runs that are reported."""
+    """A hyper-parameter that is chosen by the error on held-out training images, before the runs
+    that are reported.
+    """
 
     key: str
     place: str  # what it is chosen for
@@ -74,7 +80,10 @@ class Selection:
         among = f"among {', '.join(self.candidates)} on held-out images"
         where = f"{self.place}: " if self.place else ""
         if len(self.diverged) == len(self.candidates):
-            return f"{where}{self.key} cannot be chosen {among}, for training diverged with every one of them; give others"
+            return (
+                f"{where}{self.key} cannot be chosen {among}, for training diverged with "
+                f"every one of them; give others"
+            )
         worst = f"; diverged, and so the worst: {', '.join(self.diverged)}" if self.diverged else ""
         if self.chosen is not None:
             return f"{where}{self.key}={self.chosen}, chosen {among}{worst}"
@@ -102,14 +111,17 @@ class Part:
     cells: tuple[Cell, ...]
     selections: tuple[Selection, ...] = ()
     pending: tuple[Pending, ...] = ()  # of its table
-    differs: dict[str, list[str]] = field(default_factory=dict)  # setting_id -> what is not as the paper has it in this place
+    # setting_id -> what is not as the paper has it in this place
+    differs: dict[str, list[str]] = field(default_factory=dict)
     named: str | None = None  # the file in `sweeps/`
     request: tuple[str, ...] = ()  # overrides as typed that reach it
     definition: dict[str, str] = field(default_factory=dict)  # as the manifest has it
 
     @property
     def selection_cells(self) -> tuple[Cell, ...]:
-        return tuple(cell for each in self.selections for cells in each.candidates.values() for cell in cells)
+        return tuple(
+            cell for each in self.selections for cells in each.candidates.values() for cell in cells
+        )
 
     @property
     def following(self) -> tuple[Cell, ...]:
@@ -129,13 +141,18 @@ class Part:
             columns=None if self.columns is None else list(self.columns),
             selection=[_manifest_cell(cell) for cell in self.selection_cells],
             choices=[
-                {value: [cell.cell_id for cell in cells] for value, cells in each.candidates.items()}
+                {
+                    value: [cell.cell_id for cell in cells]
+                    for value, cells in each.candidates.items()
+                }
                 for each in self.selections
             ],
             undecided=[str(each) for each in self.selections if each.chosen is None],
             decided=[str(each) for each in self.selections if each.chosen is not None],
             pending=[each.point.labels for each in self.pending],
-            pending_ids=[[setting_id(draft.config) for draft in each.candidates] for each in self.pending],
+            pending_ids=[
+                [setting_id(draft.config) for draft in each.candidates] for each in self.pending
+            ],
             differs=self.differs,
             parts=list(parts),
             named=self.named,
@@ -169,7 +186,8 @@ class Plan:
     name: str
     title: str
     parts: tuple[Part, ...]
-    absent: tuple[str, ...] = ()  # data that is not here: a line for each; the plan holds, but nothing can run
+    # data that is not here: a line for each; the plan holds, but nothing can run
+    absent: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # what a person should know of the data, a line each
     named: str | None = None  # the file in `sweeps/`
     request: tuple[str, ...] = ()  # overrides as typed
@@ -203,26 +221,42 @@ class Plan:
     @property
     def saved(self) -> int:
         """How many runs are saved because tables share cells."""
-        return sum(len({cell.cell_id for cell in (*part.selection_cells, *part.cells)}) for part in self.parts) - len(
-            self.cells
-        )
+        return sum(
+            len({cell.cell_id for cell in (*part.selection_cells, *part.cells)})
+            for part in self.parts
+        ) - len(self.cells)
 
     @property
     def repeated(self) -> int:
-        """How many places of its tables are filled by a run that fills another one of the same table as well."""
-        return sum(len(part.cells) - len({cell.cell_id for cell in part.cells}) for part in self.parts)
+        """How many places of its tables are filled by a run that fills another one of the same
+        table as well.
+        """
+        return sum(
+            len(part.cells) - len({cell.cell_id for cell in part.cells}) for part in self.parts
+        )
 
     @cached_property
     def settled(self) -> frozenset[str]:
         """Cells that have diverged where another value could be chosen: nothing waits for them."""
-        chosen = [each for part in self.parts for each in part.selections if each.chosen is not None]
-        cells = [cell for each in chosen for value in each.diverged for cell in each.candidates[value]]
+        chosen = [
+            each for part in self.parts for each in part.selections if each.chosen is not None
+        ]
+        cells = [
+            cell for each in chosen for value in each.diverged for cell in each.candidates[value]
+        ]
         return frozenset(cell.cell_id for cell in cells if cell.state is State.failed)
 
     def launches(self, only: frozenset[State] | None = None) -> list[Cell]:
-        """The cells that would run, each once, in order; with `only`, those in one of these states."""
+        """The cells that would run, each once, in order.
+
+        With `only`, those in one of these states.
+        """
         found = [cell for cell in self.cells if to_launch(cell.state) or cell.anew]
-        return [cell for cell in found if (cell.cell_id not in self.settled if only is None else cell.state in only)]
+        return [
+            cell
+            for cell in found
+            if (cell.cell_id not in self.settled if only is None else cell.state in only)
+        ]
 
     def counts(self) -> dict[State, int]:
         """State -> how many different cells are in it."""
@@ -236,7 +270,17 @@ class Plan:
             return tables
         cells = tuple(cell for part in self.parts for cell in part.cells)
         selections = tuple(each for part in self.parts for each in part.selections)
-        whole = Part(self.name, self.title, self.axes, None, None, cells, selections, named=self.named, request=self.request)
+        whole = Part(
+            self.name,
+            self.title,
+            self.axes,
+            None,
+            None,
+            cells,
+            selections,
+            named=self.named,
+            request=self.request,
+        )
         whole = replace(whole, definition=self.definition)
         return [*tables, whole.manifest([part.name for part in self.parts])]
 
@@ -245,14 +289,15 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False, same_code: bool 
     """Compose and validate every cell, then look each up.
 
     Args:
-        absent_ok: go on where data is not on this machine but its facts are known; `Plan.absent` says what is missing.
-        same_code: train again what another code than today's has computed.
+        absent_ok: go on where data is not on this machine but its facts are known; `Plan.absent`
+        says what is missing. same_code: train again what another code than today's has computed.
 
     Raises:
         RequestError: with every problem of every cell; nothing was launched or written.
     """
     drafter, sources = _Drafter(compose, absent_ok), Sources()
-    frozen = {id(each): sources.of(each) for each in (grid, *grid.parts)}  # before anything is composed
+    # before anything is composed
+    frozen = {id(each): sources.of(each) for each in (grid, *grid.parts)}
     drafts = {id(each): drafter.draft(each) for each in (grid.parts or (grid,))}
     drafter.complain()
     name = next((draft.config.sweep for draft in drafter.drafts if draft.config.sweep), grid.name)
@@ -262,10 +307,17 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False, same_code: bool 
         points, choices = drafts[id(each)]
         selections, pending = [], list[Pending]()
         for choice, candidates in choices:
-            tried = {value: tuple(_cell(draft, standings, same_code) for draft in runs) for value, runs in candidates.items()}
+            tried = {
+                value: tuple(_cell(draft, standings, same_code) for draft in runs)
+                for value, runs in candidates.items()
+            }
             chosen, diverged = _chosen(tried, standings)
-            place = " ".join(f"{key}={value}" for key, value in choice.labels.items() if value != "-")
-            selections.append(Selection(choice.key, place, tried, len(choice.undecided), chosen, diverged))
+            place = " ".join(
+                f"{key}={value}" for key, value in choice.labels.items() if value != "-"
+            )
+            selections.append(
+                Selection(choice.key, place, tried, len(choice.undecided), chosen, diverged)
+            )
             if chosen is None:
                 finals = [drafter.one(choice.final(value)[0]) for value in choice.candidates]
                 pending += [Pending(point, tuple(finals)) for point in choice.undecided]
@@ -284,24 +336,45 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False, same_code: bool 
                 cells=cells,
                 selections=tuple(selections),
                 pending=tuple(pending),
-                differs=_differs(each.named, [*cells, *(draft for one in pending for draft in one.candidates)], compose),
+                differs=_differs(
+                    each.named,
+                    [*cells, *(draft for one in pending for draft in one.candidates)],
+                    compose,
+                ),
                 named=each.named,
                 request=each.request,
                 definition=frozen[id(each)],
             )
         )
-    absent, notes = (tuple(dict.fromkeys(lines)) for lines in (drafter.resolve.absent, drafter.resolve.notes))
+    absent, notes = (
+        tuple(dict.fromkeys(lines)) for lines in (drafter.resolve.absent, drafter.resolve.notes)
+    )
     notes += tuple(_earlier(drafter.drafts, standings))
-    whole = Plan(name, grid.title or name, tuple(parts), absent, notes, grid.named, grid.request, frozen[id(grid)])
+    whole = Plan(
+        name,
+        grid.title or name,
+        tuple(parts),
+        absent,
+        notes,
+        grid.named,
+        grid.request,
+        frozen[id(grid)],
+    )
     for cell in whole.points:
         cell.config.sweep = name if whole.has_table else cell.config.sweep
     return whole
 
 
 def _earlier(drafts: Iterable[_Draft], standings: Mapping[str, Standing]) -> Iterator[str]:
-    """A line of runs that are there and are none of these cells, for they have the ids of an earlier version."""
+    """A line of runs that are there and are none of these cells, for they have the ids of an
+    earlier version.
+    """
     known = ((draft, standings.get(draft.cell_id)) for draft in drafts)  # others wait for a choice
-    missing = {draft.config.runs_dir for draft, standing in known if standing and standing.state is State.missing}
+    missing = {
+        draft.config.runs_dir
+        for draft, standing in known
+        if standing and standing.state is State.missing
+    }
     for runs_dir in sorted(missing):
         if count := len(earlier_runs(runs_dir, standings)):
             yield of_folder(count, runs_dir)
@@ -326,10 +399,13 @@ class _Drafter:
         self.problems: dict[str, list[str]] = {}  # problem -> the cells that have it
         self._count = 0  # of all cells
 
-    def draft(self, grid: Grid) -> tuple[list[_Draft], list[tuple[Choice, dict[str, list[_Draft]]]]]:
+    def draft(
+        self, grid: Grid
+    ) -> tuple[list[_Draft], list[tuple[Choice, dict[str, list[_Draft]]]]]:
         """The points of a grid, and those that its choices try."""
         choices = [
-            (choice, {value: self._some(points) for value, points in choice.candidates.items()}) for choice in grid.choices
+            (choice, {value: self._some(points) for value, points in choice.candidates.items()})
+            for choice in grid.choices
         ]
         return self._some(grid.points), choices
 
@@ -342,14 +418,21 @@ class _Drafter:
         """Raises a RequestError if something is wrong with some cell."""
         if self.problems:
             count = self._count
-            lines = (f"{_cells(cells, count)}: {text}" if cells[0] else text for text, cells in self.problems.items())
+            lines = (
+                f"{_cells(cells, count)}: {text}" if cells[0] else text
+                for text, cells in self.problems.items()
+            )
             raise RequestError(*lines)
 
     def _some(self, points: Iterable[Point]) -> list[_Draft]:
         drafts = []
         points = list(points)
         self._count += len(points)
-        for point in Display.current().track(points, len(points), "composing") if len(points) > MANY else points:
+        for point in (
+            Display.current().track(points, len(points), "composing")
+            if len(points) > MANY
+            else points
+        ):
             try:
                 composed = self.compose(point.overrides)
                 config = self.resolve(composed)
@@ -362,8 +445,12 @@ class _Drafter:
         return drafts
 
 
-def _differs(named: str | None, cells: Iterable[Cell | _Draft], compose: Compose) -> dict[str, list[str]]:
-    """setting_id -> in what it differs from the one that the paper's table of this name has in its place, if it has one."""
+def _differs(
+    named: str | None, cells: Iterable[Cell | _Draft], compose: Compose
+) -> dict[str, list[str]]:
+    """setting_id -> in what it differs from the one that the paper's table of this name has in its
+    place, if it has one.
+    """
     if (own := paper_table(named)) is None:
         return {}
     found: dict[str, list[str]] = {}
@@ -373,7 +460,11 @@ def _differs(named: str | None, cells: Iterable[Cell | _Draft], compose: Compose
         if setting in found or own.find([Key(setting, classifier)]) is not None:
             continue
         alone = cell.config.aux_positions.alone or len(classifiers_of(cell.config)) == 1
-        labels = {CLASSIFIER: classifier, TRAINING: "alone" if alone else method_of(cell.config), **cell.point.labels}
+        labels = {
+            CLASSIFIER: classifier,
+            TRAINING: "alone" if alone else method_of(cell.config),
+            **cell.point.labels,
+        }
         if (row := own.labelled(labels)) is None:
             continue
         if row.setting not in originals:
@@ -381,7 +472,10 @@ def _differs(named: str | None, cells: Iterable[Cell | _Draft], compose: Compose
                 originals[row.setting] = settings(row, compose)
             except RequestError:
                 originals[row.setting] = []
-        lines = [differences(cell.config, cell.choices, each.config, each.choices) for each in originals[row.setting]]
+        lines = [
+            differences(cell.config, cell.choices, each.config, each.choices)
+            for each in originals[row.setting]
+        ]
         found[setting] = min(lines, key=len, default=[])
     return {setting: lines for setting, lines in found.items() if lines}
 
@@ -400,7 +494,11 @@ def _survey(drafts: Sequence[_Draft]) -> dict[str, Standing]:
 
 def _cell(draft: _Draft, standings: dict[str, Standing], same_code: bool) -> Cell:
     standing = standings[draft.cell_id]
-    begun = standing.state is not State.done and standing.record is not None and standing.record.attempts
+    begun = (
+        standing.state is not State.done
+        and standing.record is not None
+        and standing.record.attempts
+    )
     others = standing.other_codes()
     anew = same_code and bool(others)
     return Cell(
@@ -419,16 +517,24 @@ def _cell(draft: _Draft, standings: dict[str, Standing], same_code: bool) -> Cel
     )
 
 
-def _chosen(tried: dict[str, tuple[Cell, ...]], standings: dict[str, Standing]) -> tuple[str | None, tuple[str, ...]]:
-    """The value with the lowest mean error on held-out images, the first of equals, and those with which training diverged.
-    None until the runs of all others are done: one that failed for another reason may do well when it is run again.
+def _chosen(
+    tried: dict[str, tuple[Cell, ...]], standings: dict[str, Standing]
+) -> tuple[str | None, tuple[str, ...]]:
+    """The value with the lowest mean error on held-out images, the first of equals, and those with
+    which training diverged. None until the runs of all others are done: one that failed for another
+    reason may do well when it is run again.
     """
     records = {
-        value: [None if cell.anew else standings[cell.cell_id].record for cell in cells] for value, cells in tried.items()
+        value: [None if cell.anew else standings[cell.cell_id].record for cell in cells]
+        for value, cells in tried.items()
     }
     diverged = tuple(value for value, its in records.items() if any(map(has_diverged, its)))
     errors = {
-        value: [record.final[CHOSEN_BY] for record in its if record is not None and record.status is Status.done]
+        value: [
+            record.final[CHOSEN_BY]
+            for record in its
+            if record is not None and record.status is Status.done
+        ]
         for value, its in records.items()
         if value not in diverged
     }

@@ -14,12 +14,17 @@ if TYPE_CHECKING:
 
 
 def summary(sweep: Plan, only: frozenset[State] | None = None) -> str:
-    """How many cells there are and what is to be done, in a line; a second one for hyper-parameters still to be chosen."""
+    """How many cells there are and what is to be done, in a line.
+
+    A second one for hyper-parameters still to be chosen.
+    """
     cells, new, counts = sweep.cells, len(sweep.launches(only)), sweep.counts()
     elsewhere = counts.get(State.running, 0) + counts.get(State.queued, 0)
     if len(cells) == counts.get(State.done) and not new:
         text = (
-            f"all {len(cells)} cells are done, nothing to launch" if len(cells) > 1 else "the cell is done, nothing to launch"
+            f"all {len(cells)} cells are done, nothing to launch"
+            if len(cells) > 1
+            else "the cell is done, nothing to launch"
         )
     else:
         states = ", ".join(f"{count} {state.value}" for state, count in counts.items())
@@ -28,7 +33,9 @@ def summary(sweep: Plan, only: frozenset[State] | None = None) -> str:
     if sweep.saved:
         text += f"; {sweep.saved} runs are saved, for tables share cells"
     if sweep.repeated:
-        text += "; 1 more point is" if sweep.repeated == 1 else f"; {sweep.repeated} more points are"
+        text += (
+            "; 1 more point is" if sweep.repeated == 1 else f"; {sweep.repeated} more points are"
+        )
         text += " one of these in other words"
     selections = [each for part in sweep.parts for each in part.selections]
     open_or_worst = [str(each) for each in selections if each.chosen is None or each.diverged]
@@ -49,13 +56,22 @@ def single(sweep: Plan) -> str:
 def _single(cell: Cell) -> str:
     if cell.state is State.done and not cell.anew:
         return "the cell is done, nothing to launch"
-    elsewhere = {State.running: "another process is working on", State.queued: "another process has queued"}
+    elsewhere = {
+        State.running: "another process is working on",
+        State.queued: "another process has queued",
+    }
     return f"{elsewhere.get(cell.state, 'running')} cell {cell.cell_id}"
 
 
 def plan_text(sweep: Plan, forecast: Forecast | None = None, slots: str | None = None) -> str:
-    """What would run: one line a cell, then the summary, why so many cells at a time, and the forecast."""
-    lines = [f"{cell.cell_id}  {cell.state.value:<8} {' '.join(cell.point.overrides)}".rstrip() for cell in sweep.cells]
+    """What would run.
+
+    One line a cell, then the summary, why so many cells at a time, and the forecast.
+    """
+    lines = [
+        f"{cell.cell_id}  {cell.state.value:<8} {' '.join(cell.point.overrides)}".rstrip()
+        for cell in sweep.cells
+    ]
     lines += [summary(sweep), *(f"not here: {line}" for line in sweep.absent), *sweep.notes]
     return "\n".join([*lines, *([slots] if slots else []), *([str(forecast)] if forecast else [])])
 
@@ -82,7 +98,9 @@ def plan_json(sweep: Plan, forecast: Forecast | None = None, slots: str | None =
             "undecided": [str(each) for each in sweep.undecided],
             "absent": list(sweep.absent),
             "notes": [*sweep.notes, *code_lines(sweep)],
-            "other_codes": {cell.cell_id: cell.other_codes for cell in sweep.cells if cell.other_codes},
+            "other_codes": {
+                cell.cell_id: cell.other_codes for cell in sweep.cells if cell.other_codes
+            },
             "slots": slots,
             "forecast": forecast.to_dict() if forecast else None,
         },

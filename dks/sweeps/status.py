@@ -56,18 +56,27 @@ class SweepStatus:
 
     @property
     def exit_status(self) -> int:
-        """0 unless some cell failed or got lost, or a value cannot be chosen because training diverged with all of them."""
+        """0 unless some cell failed or got lost, or a value cannot be chosen because training
+        diverged with all of them.
+        """
         settled = self._settled()
         ended = {each.state for cell_id, each in self.standings.items() if cell_id not in settled}
         return 1 if {State.failed, State.killed, State.lost} & ended else 0
 
     def _settled(self) -> set[str]:
-        """Candidates of a choice that have diverged, where others have not: they are the worst, and nothing waits for them."""
-        diverged = {cell_id for cell_id, each in self.standings.items() if has_diverged(each.record)}
+        """Candidates of a choice that have diverged, where others have not.
+
+        They are the worst, and nothing waits for them.
+        """
+        diverged = {
+            cell_id for cell_id, each in self.standings.items() if has_diverged(each.record)
+        }
         settled = set[str]()
         for choice in self.sweep.choices:
             if not all(diverged.intersection(cells) for cells in choice.values()):
-                settled |= diverged.intersection(cell_id for cells in choice.values() for cell_id in cells)
+                settled |= diverged.intersection(
+                    cell_id for cells in choice.values() for cell_id in cells
+                )
         return settled
 
     def headline(self) -> str:
@@ -81,14 +90,28 @@ class SweepStatus:
         said = [*self.sweep.undecided, *filter(None, [self.changed, self.earlier])]
         lines = [f"[bold]{escape(self.headline())}[/]", *map(escape, said)]
         for state, limit in NAMED.items():
-            named = [(cell_id, each) for cell_id, each in self.standings.items() if each.state is state]
+            named = [
+                (cell_id, each) for cell_id, each in self.standings.items() if each.state is state
+            ]
             for cell_id, each in named[:limit]:
-                label = " ".join(f"{key}={value}" for key, value in labels[cell_id].items()) or cell_id
-                lines.append(f"  [{_COLOURS[state]}]{state.value:<8}[/]{escape(label)}  {escape(_story(each))}")
+                label = (
+                    " ".join(f"{key}={value}" for key, value in labels[cell_id].items()) or cell_id
+                )
+                lines.append(
+                    f"  [{_COLOURS[state]}]{state.value:<8}[/]{escape(label)}  "
+                    f"{escape(_story(each))}"
+                )
             if len(named) > limit:
                 lines.append(f"  ... and {len(named) - limit} more {state.value}; --json lists all")
-        if reasons := Counter(each.job.reason for each in self.standings.values() if _waits(each) and each.job):
-            lines.append(escape("  queued at SLURM: " + ", ".join(f"{count} ({why})" for why, count in reasons.items())))
+        if reasons := Counter(
+            each.job.reason for each in self.standings.values() if _waits(each) and each.job
+        ):
+            lines.append(
+                escape(
+                    "  queued at SLURM: "
+                    + ", ".join(f"{count} ({why})" for why, count in reasons.items())
+                )
+            )
         if drifted := _drifted(self.standings):
             lines.append(escape(f"  {drifted}"))
         return "\n".join([*lines, *(escape(f"  {line}") for line in self.code_lines())])
@@ -100,27 +123,51 @@ class SweepStatus:
 
     def code_lines(self) -> list[str]:
         """What is to be said of cells that another code than today's has computed, or begun."""
-        found = [(each.state is State.done, others) for each in self.standings.values() if (others := each.other_codes())]
+        found = [
+            (each.state is State.done, others)
+            for each in self.standings.values()
+            if (others := each.other_codes())
+        ]
         command = codes.command_for(self.sweep.name, self.sweep.named, self.sweep.request)
-        return codes.lines([each for done, each in found if done], [each for done, each in found if not done], command)
+        return codes.lines(
+            [each for done, each in found if done],
+            [each for done, each in found if not done],
+            command,
+        )
 
     def to_json(self) -> str:
         """The same for programs."""
         labels = {cell.cell_id: cell.labels for cell in (*self.sweep.cells, *self.sweep.selection)}
-        cells = [{"cell_id": cell_id, "labels": labels[cell_id], **_facts(each)} for cell_id, each in self.standings.items()]
+        cells = [
+            {"cell_id": cell_id, "labels": labels[cell_id], **_facts(each)}
+            for cell_id, each in self.standings.items()
+        ]
         counts = {state.value: count for state, count in self.counts.items()}
         notes = [*filter(None, [self.earlier]), *self.code_lines()]
-        told = {"name": self.sweep.name, "counts": counts, "changed": self.changed, "notes": notes, "cells": cells}
+        told = {
+            "name": self.sweep.name,
+            "counts": counts,
+            "changed": self.changed,
+            "notes": notes,
+            "cells": cells,
+        }
         return json.dumps(told, indent=1)
 
 
 def status(sweep: Manifest, scheduler: Scheduler | None = None) -> SweepStatus:
-    """Where the cells of a begun sweep stand now. What the scheduler knows of jobs that died is noted in the runs' records."""
-    return SweepStatus(sweep, close_dead(survey(sweep.runs_dir, sweep.cell_ids, scheduler or Scheduler())))
+    """Where the cells of a begun sweep stand now.
+
+    What the scheduler knows of jobs that died is noted in the runs' records.
+    """
+    return SweepStatus(
+        sweep, close_dead(survey(sweep.runs_dir, sweep.cell_ids, scheduler or Scheduler()))
+    )
 
 
 def wait(look: Callable[[], SweepStatus], every: float, say: Callable[[str], None]) -> SweepStatus:
-    """Look again every `every` seconds until the sweep is over, saying what changes. Ctrl-C ends the waiting, not the runs.
+    """Look again every `every` seconds until the sweep is over, saying what changes.
+
+    Ctrl-C ends the waiting, not the runs.
 
     Args:
         say: shows a line (rich markup).
@@ -148,7 +195,10 @@ class Cancelled:
     elsewhere: tuple[Launch, ...]  # that go on, for a process of another machine runs them
 
     def __str__(self) -> str:
-        done = f"{len(self.withdrawn)} queued cells withdrawn, {len(self.stopping)} running ones told to stop"
+        done = (
+            f"{len(self.withdrawn)} queued cells withdrawn, {len(self.stopping)} running ones "
+            f"told to stop"
+        )
         text = done if self.withdrawn or self.jobs or self.processes else "nothing to cancel"
         for content in self.elsewhere:
             text += f"; process {content.pid} on {content.host} runs some: stop it there"
@@ -164,25 +214,39 @@ def cancel(seen: SweepStatus, scheduler: Scheduler) -> Cancelled:
     """Stop what runs and withdraw what waits. Runs stop between two steps and can go on later.
 
     Raises:
-        RequestError: the scheduler does not answer, so its jobs go on; no cell was withdrawn, no process was told to stop.
+        RequestError: the scheduler does not answer, so its jobs go on; no cell was withdrawn, no
+            process was told to stop.
     """
-    jobs = [each.job_id for each in seen.standings.values() if each.job_id and each.state in (State.queued, State.running)]
+    jobs = [
+        each.job_id
+        for each in seen.standings.values()
+        if each.job_id and each.state in (State.queued, State.running)
+    ]
     try:
         scheduler.cancel(jobs)
     except SchedulerSilentError as error:
         what = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
-        raise RequestError(f"{what} could not be cancelled: {error}; cancel again where SLURM answers") from error
-    queued = {cell_id: each for cell_id, each in seen.standings.items() if each.state is State.queued}
+        raise RequestError(
+            f"{what} could not be cancelled: {error}; cancel again where SLURM answers"
+        ) from error
+    queued = {
+        cell_id: each for cell_id, each in seen.standings.items() if each.state is State.queued
+    }
     withdrawn = [cell_id for cell_id, each in queued.items() if _withdraw(each)]
-    launches = {each.launch.path: each.launch for each in seen.standings.values() if each.launch is not None}
+    launches = {
+        each.launch.path: each.launch for each in seen.standings.values() if each.launch is not None
+    }
     alive = {path: launch.read() for path, launch in launches.items() if launch.is_alive()}
-    told = {path: content for path, content in alive.items() if content.host == socket.gethostname()}
+    told = {
+        path: content for path, content in alive.items() if content.host == socket.gethostname()
+    }
     for content in told.values():
         os.kill(content.pid, signal.SIGTERM)
     stopping = [
         cell_id
         for cell_id, each in seen.standings.items()
-        if each.state is State.running and (each.job_id or (each.launch is not None and each.launch.path in told))
+        if each.state is State.running
+        and (each.job_id or (each.launch is not None and each.launch.path in told))
     ]
     return Cancelled(
         seen.sweep.name,
@@ -221,7 +285,9 @@ def _story(standing: Standing) -> str:
         return "  ".join([*parts, where])
     told = (facts["error"] or "").strip().splitlines()
     if standing.state is State.lost:
-        told = [f"no heartbeat for {_ago(facts['silent_seconds'])}, and the scheduler does not know it"]
+        told = [
+            f"no heartbeat for {_ago(facts['silent_seconds'])}, and the scheduler does not know it"
+        ]
     return "  ".join(part for part in (told[-1] if told else "", where, facts["log"] or "") if part)
 
 
@@ -234,7 +300,8 @@ def _facts(standing: Standing) -> dict[str, Any]:
     record, folder = standing.record, standing.folder
     attempt = record.attempts[-1] if record is not None and record.attempts else None
     beat = heartbeat.read(folder.path) if standing.state is State.running else None
-    last = entries[-1] if beat and (entries := folder.journal.read()) else None  # it may be newer than the last beat
+    # it may be newer than the last beat
+    last = entries[-1] if beat and (entries := folder.journal.read()) else None
     error = record.error if record is not None and standing.state is not State.done else None
     log = folder.log_file if folder.log_file.exists() else None
     if log is None and standing.launch is not None and standing.job_id is not None:
@@ -243,14 +310,18 @@ def _facts(standing: Standing) -> dict[str, Any]:
         "state": standing.state.value,
         "epoch": max(beat.epoch, min(last.epoch + 1, beat.epochs) if last else 0) if beat else None,
         "epochs": beat.epochs if beat else None,
-        "images_per_second": (beat.images_per_second or (last.metrics[SPEED] if last else None)) if beat else None,
+        "images_per_second": (beat.images_per_second or (last.metrics[SPEED] if last else None))
+        if beat
+        else None,
         "ends": beat.ends if beat else None,
         "host": attempt.host if attempt and standing.state is not State.done else None,
         "job": standing.job_id,
         "attempts": len(record.attempts) if record else 0,
         "other_codes": list(standing.other_codes()),
         "error": f"{error['type']}: {error['message']}" if error else None,
-        "log": str(log) if log and standing.state in (State.failed, State.killed, State.lost) else None,
+        "log": str(log)
+        if log and standing.state in (State.failed, State.killed, State.lost)
+        else None,
         "silent_seconds": heartbeat.age(folder.path) if standing.state is State.lost else None,
     }
 
@@ -265,7 +336,11 @@ def _drifted(standings: Mapping[str, Standing]) -> str | None:
         if each.launch.path not in planned:
             planned[each.launch.path] = _commit(each.launch)
         count += planned[each.launch.path] != each.record.attempts[-1].git_commit
-    return f"{count} runs were computed by another commit than the one that launched them" if count else None
+    return (
+        f"{count} runs were computed by another commit than the one that launched them"
+        if count
+        else None
+    )
 
 
 def _commit(launch: LaunchFolder) -> str | None:

@@ -1,4 +1,6 @@
-"""Testing trained networks: a finished run on its own test set, a checkpoint on that of any configuration, or on a folder of
+"""Testing trained networks.
+
+A finished run on its own test set, a checkpoint on that of any configuration, or on a folder of
 images as the paper tests.
 """
 
@@ -34,7 +36,8 @@ from dks.training.arithmetic import choose_operations
 from dks.training.metrics import evaluate, suffix
 from dks.training.resolver import resolve
 
-# Of each channel, images in [0, 1]: what every ImageNet network of the paper and of torchvision is trained with.
+# Of each channel, images in [0, 1]: what every ImageNet network of the paper and of torchvision is
+# trained with.
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 # The parts of a configuration that the test of a trained network depends on.
 DECIDING = ("backbone", "data", "recipe", "compute")
@@ -45,11 +48,15 @@ class Protocol(str, Enum):
     """How an image becomes 224x224 pixels; in the end both cut out the centre."""
 
     paper = "paper"  # the whole image to 256x256, its aspect ratio not kept (bicubic)
-    torchvision = "torchvision"  # its shorter side to 256, as torchvision tests its own weights (bilinear)
+    # its shorter side to 256, as torchvision tests its own weights (bilinear)
+    torchvision = "torchvision"
 
 
 # The same as the test images of a run see it.
-AUGMENTATIONS = {Protocol.paper: Augmentation.squash_crop, Protocol.torchvision: Augmentation.resized_crop}
+AUGMENTATIONS = {
+    Protocol.paper: Augmentation.squash_crop,
+    Protocol.torchvision: Augmentation.resized_crop,
+}
 
 
 @dataclass(frozen=True)
@@ -67,40 +74,58 @@ class Evaluation:
         lines = [f"{what}, {self.images:,} images: {error_head(self.metrics)} error in %"]
         for name in self.classifiers:
             end = suffix(name)
-            recorded = "" if self.recorded is None else f"   (recorded {error_text(self.recorded, end, width=6)})"
+            recorded = (
+                ""
+                if self.recorded is None
+                else f"   (recorded {error_text(self.recorded, end, width=6)})"
+            )
             lines.append(f"  {name}  {error_text(self.metrics, end, width=6)}{recorded}")
         return "\n".join(lines)
 
     def to_json(self) -> str:
         """The same for programs."""
         values = {"subject": self.subject, "images": self.images, "metrics": self.metrics}
-        return json.dumps(values | ({} if self.recorded is None else {"recorded": self.recorded}), indent=1)
+        return json.dumps(
+            values | ({} if self.recorded is None else {"recorded": self.recorded}), indent=1
+        )
 
 
 def evaluate_run(
-    runs_dir: str, cell_id: str, device: str | None = None, batch_size: int | None = None, workers: int | None = None
+    runs_dir: str,
+    cell_id: str,
+    device: str | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
 ) -> Evaluation:
     """Test a finished run again, on its own test set.
 
-    With the device, batch size and number of threads of the run, which are the defaults, the metrics are those it recorded, but
-    for the last bits of losses where several processes or another machine computed them.
+    With the device, batch size and number of threads of the run, which are the defaults, the
+    metrics are those it recorded, but for the last bits of losses where several processes or
+    another machine computed them.
 
     Raises:
-        RequestError: there is no such finished run, or its data is not there any more or has changed.
+        RequestError: there is no such finished run, or its data is not there any more or has
+            changed.
     """
     config, network = run_network(runs_dir, cell_id)
     _, record = look_up(runs_dir, cell_id)
     assert record is not None, "a finished run has a record"
     notes = list[str]()
     if data.describe(config.data, notes=notes).fingerprint != config.data.fingerprint:
-        raise RequestError(f"the files in data.root={config.data.root} are not those that run {cell_id} was trained on")
+        raise RequestError(
+            f"the files in data.root={config.data.root} are not those that run {cell_id} was "
+            f"trained on"
+        )
     _tell(*notes)
     where = _usable(device or config.device)
     config.eval_batch_size = batch_size or config.eval_batch_size
     config.data.workers = config.data.workers if workers is None else workers
     own, (_, test) = run_input(config), data.load(config.data)
     batches = evaluation_batches(config, test, Normalise(own.mean, own.std, where), where)
-    explain(f"{len(test):,} test images of data={config.data.name} in batches of {config.eval_batch_size} on {where}")
+    explain(
+        f"{len(test):,} test images of data={config.data.name} in batches of "
+        f"{config.eval_batch_size} on {where}"
+    )
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(record.attempts[0].threads if record.attempts else threads)
@@ -108,7 +133,13 @@ def evaluate_run(
     finally:
         torch.set_num_threads(threads)
     subject = {"cell_id": cell_id, "data": str(config.data.name)}
-    return Evaluation(subject, len(test), network.classifiers, metrics, {name: record.final[name] for name in metrics})
+    return Evaluation(
+        subject,
+        len(test),
+        network.classifiers,
+        metrics,
+        {name: record.final[name] for name in metrics},
+    )
 
 
 def evaluate_file(
@@ -120,13 +151,14 @@ def evaluate_file(
     batch_size: int = 128,
     workers: int | None = None,
 ) -> Evaluation:
-    """Test the weights in a file, such as the authors released, on a folder of images with one subfolder for each class.
+    """Test the weights in a file, such as the authors released, on a folder of images with one
+    subfolder for each class.
 
     Args:
         weights: a file, see `dks.models.weights.load_state_dict`.
         backbone: the network it belongs to, a choice of the group `backbone`.
-        images: the folder, or the one that holds it as `val`, `validation` or `test`. Its subfolders in alphabetical order are
-            the classes 0, 1, ...
+        images: the folder, or the one that holds it as `val`, `validation` or `test`. Its
+            subfolders in alphabetical order are the classes 0, 1, ...
         batch_size: images a step.
         workers: processes that decode images, 0 for none beside this one; None: one for each core.
 
@@ -134,7 +166,9 @@ def evaluate_file(
         RequestError: a file or the folder cannot be read, or they do not fit together.
     """
     where = _usable(device)
-    num_classes, network, told = file_network(load_choice("backbone", backbone, Backbone), backbone, weights)
+    num_classes, network, told = file_network(
+        load_choice("backbone", backbone, Backbone), backbone, weights
+    )
     folder, notes = _image_folder(images)
     if (classes := len(class_names(folder))) > num_classes:
         raise RequestError(
@@ -147,9 +181,16 @@ def evaluate_file(
     listing = listed(folder)
     _tell(*notes, listing.left_out, told)
     files = image_files(listing)
-    form = Data(augmentation=AUGMENTATIONS[protocol], resize=RESIZED, image_size=CROPPED, workers=workers)
-    batches = StreamedTest(files, batch_size, form, Normalise(IMAGENET_MEAN, IMAGENET_STD, where), where)
-    explain(f"weights from {weights}; {len(files):,} images in {folder} in batches of {batch_size} on {where}")
+    form = Data(
+        augmentation=AUGMENTATIONS[protocol], resize=RESIZED, image_size=CROPPED, workers=workers
+    )
+    batches = StreamedTest(
+        files, batch_size, form, Normalise(IMAGENET_MEAN, IMAGENET_STD, where), where
+    )
+    explain(
+        f"weights from {weights}; {len(files):,} images in {folder} in batches of {batch_size} "
+        f"on {where}"
+    )
     subject = {
         "weights": weights,
         "fingerprint": fingerprint(weights),
@@ -157,7 +198,9 @@ def evaluate_file(
         "images": str(folder),
         "protocol": protocol.value,
     }
-    return Evaluation(subject, len(files), network.classifiers, _tested(network, batches, where, Compute()))
+    return Evaluation(
+        subject, len(files), network.classifiers, _tested(network, batches, where, Compute())
+    )
 
 
 def evaluate_configured(
@@ -167,24 +210,30 @@ def evaluate_configured(
     batch_size: int | None = None,
     workers: int | None = None,
 ) -> Evaluation:
-    """Test the weights in a file on the test set of a configuration, its images normalised as a run of it would.
+    """Test the weights in a file on the test set of a configuration, its images normalised as a run
+    of it would.
 
     Args:
         weights: a file, see `dks.models.weights.load_state_dict`.
-        overrides: as of a run, `backbone=` and `data=` among them; what else belongs to `DECIDING` can be given.
-        batch_size: images a step; None: that of a run.
-        workers: as `evaluate_file`.
+        overrides: as of a run, `backbone=` and `data=` among them; what else belongs to `DECIDING`
+        can be given. batch_size: images a step; None: that of a run. workers: as `evaluate_file`.
 
     Raises:
-        RequestError: the file or the data cannot be read, they do not fit together, or an override has no say in a test.
+        RequestError: the file or the data cannot be read, they do not fit together, or an override
+            has no say in a test.
     """
     overrides = checked(overrides)
     parsed = OverridesParser.create().parse_overrides([*overrides])
     if swept := [str(each.input_line) for each in parsed if each.is_sweep_override()]:
-        raise RequestError(f"{', '.join(swept)}: a file is tested in one way at a time; give one value")
+        raise RequestError(
+            f"{', '.join(swept)}: a file is tested in one way at a time; give one value"
+        )
     keys = [each.key_or_group for each in parsed]
     if strange := [key for key in keys if key.partition(".")[0] not in DECIDING]:
-        raise RequestError(f"{', '.join(strange)}: a test depends on {', '.join(DECIDING)} alone; drop what is beside them")
+        raise RequestError(
+            f"{', '.join(strange)}: a test depends on {', '.join(DECIDING)} alone; drop what is "
+            f"beside them"
+        )
     if lacking := [f"{key}=NAME" for key in ("backbone", "data") if key not in keys]:
         raise RequestError(f"--weights {weights} needs {' and '.join(lacking)}")
     composed = compose_here(["method=baseline", "tracking=off", *overrides])
@@ -195,13 +244,16 @@ def evaluate_configured(
     num_classes, network, told = file_network(config.backbone, backbone, weights)
     if num_classes != config.data.num_classes:
         raise RequestError(
-            f"{weights} tells {num_classes} classes apart, data={config.data.name} has {config.data.num_classes}"
+            f"{weights} tells {num_classes} classes apart, data={config.data.name} has "
+            f"{config.data.num_classes}"
         )
     if told:
         say(escape(told))
     own, (_, test) = run_input(config), data.load(config.data)
     batches = evaluation_batches(config, test, Normalise(own.mean, own.std, where), where)
-    explain(f"weights from {weights}; {len(test):,} test images of data={config.data.name} on {where}")
+    explain(
+        f"weights from {weights}; {len(test):,} test images of data={config.data.name} on {where}"
+    )
     explain(f"normalised by mean={own.mean} std={own.std}")
     subject = {
         "weights": weights,
@@ -209,11 +261,16 @@ def evaluate_configured(
         "backbone": backbone,
         "data": str(config.data.name),
     }
-    return Evaluation(subject, len(test), network.classifiers, _tested(network, batches, where, config.compute))
+    return Evaluation(
+        subject, len(test), network.classifiers, _tested(network, batches, where, config.compute)
+    )
 
 
 def _tested(
-    network: SupervisedNetwork, batches: TestBatches | StreamedTest, device: torch.device, compute: Compute
+    network: SupervisedNetwork,
+    batches: TestBatches | StreamedTest,
+    device: torch.device,
+    compute: Compute,
 ) -> dict[str, float]:
     choose_operations(compute)
     network.to(device).to(memory_format=torch.channels_last)
@@ -228,7 +285,9 @@ def _read(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Te
     except ValueError as error:
         traceback.clear_frames(error.__traceback__)  # they keep the other workers waiting
         # A worker wraps the message up in its own traceback; it is the end of it.
-        raise RequestError(str(error).splitlines()[-1].rpartition(f"{ValueError.__name__}: ")[2]) from error
+        raise RequestError(
+            str(error).splitlines()[-1].rpartition(f"{ValueError.__name__}: ")[2]
+        ) from error
 
 
 def _image_folder(images: str) -> tuple[Path, tuple[str, ...]]:
@@ -236,7 +295,8 @@ def _image_folder(images: str) -> tuple[Path, tuple[str, ...]]:
     root = Path(images)
     if not root.is_dir():
         raise RequestError(
-            f"--images {images} is not a folder; name the one with a subfolder for each class, or with val in it"
+            f"--images {images} is not a folder; name the one with a subfolder for each class, "
+            f"or with val in it"
         )
     inner, notes = test_folder(root)
     return (inner, notes) if inner.is_dir() else (root, ())
@@ -252,8 +312,11 @@ def _usable(name: str) -> torch.device:
     try:
         device = pick_device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either where there is no such device
-        raise RequestError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, AssertionError) as error:
+        # torch raises either where there is no such device
+        raise RequestError(
+            f"device={name} cannot be used here: {str(error).splitlines()[0]}"
+        ) from error
     if device.type not in ("cpu", "cuda"):
         raise RequestError(f"device={name}: choose auto, cpu, cuda or cuda:N")
     return device

@@ -19,7 +19,8 @@ from dks.models.weights import load_into, load_state_dict, run_input, run_networ
 from dks.runs.states import look_up
 from dks.runs.terminal import explain
 
-TOLERANCE = 1e-5  # of reloaded logits, relative to the largest: other programs add up in another order
+# of reloaded logits, relative to the largest: other programs add up in another order
+TOLERANCE = 1e-5
 
 
 class Format(str, Enum):
@@ -33,25 +34,32 @@ class Format(str, Enum):
 SUFFIXES = {Format.safetensors: ".safetensors", Format.onnx: ".onnx", Format.program: ".pt2"}
 
 
-def export(runs_dir: str, cell_id: str, form: Format, output: str | None = None, force: bool = False) -> Path:
-    """Write the plain network of a finished run, then load the file and compare its logits on a random batch.
+def export(
+    runs_dir: str, cell_id: str, form: Format, output: str | None = None, force: bool = False
+) -> Path:
+    """Write the plain network of a finished run, then load the file and compare its logits on a
+    random batch.
 
-    Its input is (N, 3, H, W), float32, of the size that the run was tested at, and normalised: the mean and the standard
-    deviation of the channels are in the file's metadata beside `cell_id`, `backbone` and `num_classes`, each as a string of
-    JSON. Its output is the logits (N, K) of c1. The file appears as a whole, or not at all.
+    Its input is (N, 3, H, W), float32, of the size that the run was tested at, and normalised: the
+    mean and the standard deviation of the channels are in the file's metadata beside `cell_id`,
+    `backbone` and `num_classes`, each as a string of JSON. Its output is the logits (N, K) of c1.
+    The file appears as a whole, or not at all.
 
     Args:
         output: the file; None: CELL_ID with the format's suffix, in the current folder.
         force: replace the file if there is one.
 
     Raises:
-        RequestError: there is no such finished run, only its data tells how its images were normalised and it is not there any
-            more, the file exists or cannot be written, or a package is missing.
+        RequestError: there is no such finished run, only its data tells how its images were
+            normalised and it is not there any more, the file exists or cannot be written, or a
+            package is missing.
         RuntimeError: the file that was written gives other logits.
     """
     path = Path(output or f"{cell_id}{SUFFIXES[form]}")
     if path.suffix != SUFFIXES[form]:
-        raise RequestError(f"--output {path}: a file of --format {form.value} ends in {SUFFIXES[form]}")
+        raise RequestError(
+            f"--output {path}: a file of --format {form.value} ends in {SUFFIXES[form]}"
+        )
     if not path.parent.is_dir():
         raise RequestError(f"--output {path}: there is no folder {path.parent}")
     _refuse_existing(path, force)
@@ -70,7 +78,8 @@ def export(runs_dir: str, cell_id: str, form: Format, output: str | None = None,
         "std": own.std,
     }
     metadata = {key: json.dumps(value) for key, value in facts.items()}
-    # A batch of another size than the tracers see: a batch size written into the file would fail here.
+    # A batch of another size than the tracers see: a batch size written into the file would fail
+    #     here.
     images = torch.randn(3, 3, *own.size, generator=torch.Generator().manual_seed(0))
     draft = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -83,13 +92,17 @@ def export(runs_dir: str, cell_id: str, form: Format, output: str | None = None,
         _refuse_existing(path, force)
         draft.replace(path)
     except OSError as error:
-        raise RequestError(f"--output {path} cannot be written: {error.strerror or error}") from error
+        raise RequestError(
+            f"--output {path} cannot be written: {error.strerror or error}"
+        ) from error
     finally:
         draft.unlink(missing_ok=True)
     return path
 
 
-def _safetensors(config: Config, network: nn.Module, images: Tensor, metadata: dict[str, str], draft: Path) -> Reloaded:
+def _safetensors(
+    config: Config, network: nn.Module, images: Tensor, metadata: dict[str, str], draft: Path
+) -> Reloaded:
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
     safetensors.torch.save_file(state, draft, metadata)
     again = build_network(config, initialise=False).strip().eval()
@@ -97,7 +110,9 @@ def _safetensors(config: Config, network: nn.Module, images: Tensor, metadata: d
     return again
 
 
-def _onnx(config: Config, network: nn.Module, images: Tensor, metadata: dict[str, str], draft: Path) -> Reloaded:
+def _onnx(
+    config: Config, network: nn.Module, images: Tensor, metadata: dict[str, str], draft: Path
+) -> Reloaded:
     import onnxruntime
 
     program = torch.onnx.export(
@@ -116,8 +131,12 @@ def _onnx(config: Config, network: nn.Module, images: Tensor, metadata: dict[str
     return lambda batch: torch.from_numpy(session.run(["logits"], {"images": batch.numpy()})[0])
 
 
-def _program(config: Config, network: nn.Module, images: Tensor, metadata: dict[str, str], draft: Path) -> Reloaded:
-    program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+def _program(
+    config: Config, network: nn.Module, images: Tensor, metadata: dict[str, str], draft: Path
+) -> Reloaded:
+    program = torch.export.export(
+        network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
     torch.export.save(program, draft, extra_files={"metadata.json": json.dumps(metadata)})
     again: Reloaded = torch.export.load(draft).module()
     return again
@@ -134,14 +153,21 @@ def _require_onnx() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise RequestError(f'--format onnx needs the package {error.name}: pip install "dks[export]"') from error
+        raise RequestError(
+            f'--format onnx needs the package {error.name}: pip install "dks[export]"'
+        ) from error
 
 
 def _compare(found: Tensor, expected: Tensor, path: Path) -> None:
     difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
-    explain(f"the logits of the reloaded file differ from the network's by {difference:.1e}, of at most {TOLERANCE:.0e}")
+    explain(
+        f"the logits of the reloaded file differ from the network's by {difference:.1e}, of at "
+        f"most {TOLERANCE:.0e}"
+    )
     if not difference <= TOLERANCE:  # NaN is no agreement
-        raise RuntimeError(f"{path} was not written: what it computes differs from the network by {difference:.1e}")
+        raise RuntimeError(
+            f"{path} was not written: what it computes differs from the network by {difference:.1e}"
+        )
 
 
 def _refuse_existing(path: Path, force: bool) -> None:

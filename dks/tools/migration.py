@@ -1,8 +1,12 @@
-"""`dks runs migrate`: runs of an earlier version get the ids of today, where the same configuration still computes the same.
+"""`dks runs migrate`.
 
-Version 2 of the identity made one cell of configurations that compute the same, knows data by its content, and computes a few
-things in another way. A run keeps its files; its configuration, its record and the name of its folder are written anew,
-and the sweeps and the stores that know it by its old id are told.
+Runs of an earlier version get the ids of today, where the same configuration still computes the
+same.
+
+Version 2 of the identity made one cell of configurations that compute the same, knows data by its
+content, and computes a few things in another way. A run keeps its files; its configuration, its
+record and the name of its folder are written anew, and the sweeps and the stores that know it by
+its old id are told.
 """
 
 from __future__ import annotations
@@ -16,7 +20,16 @@ from pathlib import Path
 from dks.config.errors import RequestError
 from dks.config.identity import SCHEMA_VERSION, canonical, cell_id, config_id, drops
 from dks.config.methods import PAPERS, method_of
-from dks.config.schema import Config, Data, DesignKind, NoiseKind, Precision, Recipe, Schedule, TeacherKind
+from dks.config.schema import (
+    Config,
+    Data,
+    DesignKind,
+    NoiseKind,
+    Precision,
+    Recipe,
+    Schedule,
+    TeacherKind,
+)
 from dks.data import describe
 from dks.data.version1 import old_fingerprint
 from dks.models.weights import stated_input
@@ -56,9 +69,16 @@ class Report:
             return
         moved = [fate for fate in self.fates if not fate.why]
         would = "would get" if dry else "got"
-        yield f"{len(moved)} of {len(self.fates)} runs of an earlier version in {self.runs_dir} {would} ids of today"
+        yield (
+            f"{len(moved)} of {len(self.fates)} runs of an earlier version in {self.runs_dir} "
+            f"{would} ids of today"
+        )
         for fate in self.fates:
-            yield f"  {fate.cell_id} stays as it is: {fate.why}" if fate.why else f"  {fate.cell_id} -> {fate.now}"
+            yield (
+                f"  {fate.cell_id} stays as it is: {fate.why}"
+                if fate.why
+                else f"  {fate.cell_id} -> {fate.now}"
+            )
         if self.sweeps:
             yield f"sweeps that know them: {', '.join(self.sweeps)}"
         yield from (f"not told: {line}" for line in self.untold)
@@ -73,9 +93,14 @@ class _Stays(Exception):
 
 
 def migrate(
-    runs_dir: str, results_dir: str, dry: bool = False, track: Callable[[Sequence[str]], Iterable[str]] = iter
+    runs_dir: str,
+    results_dir: str,
+    dry: bool = False,
+    track: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> Report:
-    """Give every run of an earlier version its id of today. One that was interrupted goes on with the next call.
+    """Give every run of an earlier version its id of today.
+
+    One that was interrupted goes on with the next call.
 
     Args:
         dry: only say what would be done.
@@ -87,17 +112,25 @@ def migrate(
     """
     names = [folder.cell_id for folder in (*earlier_runs(runs_dir), *_half_moved(runs_dir))]
     standings = survey(runs_dir, names)
-    names.sort(key=lambda name: (standings[name].state is not State.done, name))  # of several that are one, a finished one
+    # of several that are one, a finished one
+    names.sort(key=lambda name: (standings[name].state is not State.done, name))
     movers = _Movers(runs_dir, standings)
     fates = [movers.fate(name) for name in track(names)]
     if dry:
         return Report(runs_dir, fates)
     # Before any folder has another name: whoever is killed in between goes on from there.
-    sweeps = [name for name in manifest.known(results_dir) if _tell_sweep(results_dir, name, movers)]
+    sweeps = [
+        name for name in manifest.known(results_dir) if _tell_sweep(results_dir, name, movers)
+    ]
     fates = [movers.move(fate) for fate in fates]
     moved = {fate.now for fate in fates if fate.now is not None and not fate.why}
     told = sync(runs_dir, moved).runs if moved else ()
-    return Report(runs_dir, fates, sweeps, [f"{run.cell_id}: {run.problem}; dks sync tells it" for run in told if run.problem])
+    return Report(
+        runs_dir,
+        fates,
+        sweeps,
+        [f"{run.cell_id}: {run.problem}; dks sync tells it" for run in told if run.problem],
+    )
 
 
 @dataclass
@@ -115,7 +148,8 @@ class _Movers:
     def fate(self, old: str) -> Fate:
         """What becomes of this run."""
         if old not in self._fates:
-            self._fates[old] = Fate(old, why="it is its own teacher")  # a configuration that somebody wrote may say so
+            # a configuration that somebody wrote may say so
+            self._fates[old] = Fate(old, why="it is its own teacher")
             try:
                 self._fates[old] = self._decided(old)
             except (_Stays, RequestError) as reason:
@@ -158,9 +192,18 @@ class _Movers:
         config, record = self._config(standing.folder), standing.record
         assert record is not None, "it is of a version"
         now = cell_id(config)
-        there = now not in self._present and now != old and standing.folder.path.with_name(now).exists()
-        if there and standing.state is State.done and look_up(self.runs_dir, now)[0] is not State.done:
-            raise _Stays(f"{now} computes the same, and is there, but not done; remove that folder, and try again")
+        there = (
+            now not in self._present and now != old and standing.folder.path.with_name(now).exists()
+        )
+        if (
+            there
+            and standing.state is State.done
+            and look_up(self.runs_dir, now)[0] is not State.done
+        ):
+            raise _Stays(
+                f"{now} computes the same, and is there, but not done; remove that folder, and "
+                f"try again"
+            )
         self.cells[old], self.configs[record.config_id] = now, config_id(config)
         if there or now in self._present:
             return Fate(old, now, f"{now} computes the same, and is there")
@@ -197,7 +240,9 @@ class _Movers:
         return found
 
     def _taught(self, config: Config) -> Config:
-        """With the id of today of its teacher, whose images were those of the student, as all were then."""
+        """With the id of today of its teacher, whose images were those of the student, as all were
+        then.
+        """
         kd = config.kd_teacher
         if kd.cell is not None:
             there = (Path(self.runs_dir) / kd.cell / "record.json").exists()
@@ -211,7 +256,10 @@ class _Movers:
         else:
             alike = True  # a file is shown what its student is shown, unless something else is said
         if not alike:
-            raise _Stays("its teacher saw images that were normalised or sized as those of the student, and sees its own today")
+            raise _Stays(
+                "its teacher saw images that were normalised or sized as those of the student, "
+                "and sees its own today"
+            )
         return config
 
 
@@ -221,19 +269,30 @@ def _otherwise(config: Config) -> Iterator[str]:
         yield "recipe.uniform_gamma: the first weights of the backbone depended on the branches"
     if config.data.holdout and config.label_noise.kind is not NoiseKind.none:
         yield "data.holdout: labels were corrupted before images were held out"
-    if config.recipe.schedule is Schedule.step and _drops_then(config.recipe) != _drops_now(config.recipe):
-        yield f"recipe.milestones: of {config.recipe.epochs} epochs a fraction was rounded up by one too many"
+    if config.recipe.schedule is Schedule.step and _drops_then(config.recipe) != _drops_now(
+        config.recipe
+    ):
+        yield (
+            f"recipe.milestones: of {config.recipe.epochs} epochs a fraction was rounded up by "
+            f"one too many"
+        )
     if config.compute.precision is Precision.fp16 and config.recipe.momentum:
         yield "compute.precision=fp16: the momentum of a skipped first step was not defined"
     students = config.kd_teacher.students
     if len(students) > 2 and students != sorted(students):
         yield "kd_teacher.students: their terms were added in the order of the list"
     if "@" in config.backbone.family and config.aux_design.kind != DesignKind.none:
-        yield "backbone.family: branches of an extension may have got what a later layer had changed in place"
+        yield (
+            "backbone.family: branches of an extension may have got what a later layer had "
+            "changed in place"
+        )
 
 
 def _drops_then(recipe: Recipe) -> list[int]:
-    marks = [math.ceil(mark * recipe.epochs) if mark < 1 else math.ceil(mark) for mark in recipe.milestones]
+    marks = [
+        math.ceil(mark * recipe.epochs) if mark < 1 else math.ceil(mark)
+        for mark in recipe.milestones
+    ]
     return [min(mark, recipe.epochs) for mark in marks]
 
 
@@ -249,7 +308,10 @@ def _described(data: Data) -> Data:
     """
     if data.source in ("imagefolder", "parquet"):
         if old_fingerprint(data) != data.fingerprint:
-            raise _Stays(f"the files in data.root={data.root} are not those of then, or are not read as they were")
+            raise _Stays(
+                f"the files in data.root={data.root} are not those of then, or are not read as "
+                f"they were"
+            )
         return describe(replace(data, fingerprint=None))
     found = describe(replace(data, fingerprint=None), absent=[])
     if found.fingerprint != data.fingerprint:
@@ -258,7 +320,10 @@ def _described(data: Data) -> Data:
 
 
 def _shown(config: Config) -> tuple[object, ...]:
-    """What decides in which form a network saw its images: it is stated, or measured on those that it was trained on."""
+    """What decides in which form a network saw its images.
+
+    It is stated, or measured on those that it was trained on.
+    """
     if (stated := stated_input(config)) is not None:
         return (stated,)
     data, recipe = config.data, config.recipe
@@ -269,11 +334,19 @@ def _shown(config: Config) -> tuple[object, ...]:
 
 def _renamed(record: Record, config: Config) -> Record:
     method = method_of(config) if record.method in PAPERS else record.method
-    return replace(record, cell_id=cell_id(config), config_id=config_id(config), method=method, schema_version=SCHEMA_VERSION)
+    return replace(
+        record,
+        cell_id=cell_id(config),
+        config_id=config_id(config),
+        method=method,
+        schema_version=SCHEMA_VERSION,
+    )
 
 
 def _half_moved(runs_dir: str) -> list[RunFolder]:
-    """Runs that were written anew and whose folders still have their old names, for somebody was killed in between."""
+    """Runs that were written anew and whose folders still have their old names, for somebody was
+    killed in between.
+    """
     found = []
     for folder in map(RunFolder, sorted(Path(runs_dir).glob("[0-9a-f]" * 12))):
         record = folder.read_record() if (folder.path / "record.json").exists() else None
@@ -288,7 +361,10 @@ def _tell_sweep(results_dir: str, name: str, movers: _Movers) -> bool:
         found = manifest.read(results_dir, name)
     except RequestError:  # damaged: its command writes it anew
         return False
-    if Path(found.runs_dir).resolve() != Path(movers.runs_dir).resolve() or not {*found.cell_ids} & movers.cells.keys():
+    if (
+        Path(found.runs_dir).resolve() != Path(movers.runs_dir).resolve()
+        or not {*found.cell_ids} & movers.cells.keys()
+    ):
         return False
     manifest.write(_with(found, movers.cells, movers.configs), results_dir)
     return True
@@ -309,6 +385,9 @@ def _with(found: Manifest, cells: Mapping[str, str], configs: Mapping[str, str])
         found,
         cells=list(map(renamed, found.cells)),
         selection=list(map(renamed, found.selection)),
-        choices=[{value: [cells.get(each, each) for each in its] for value, its in choice.items()} for choice in found.choices],
+        choices=[
+            {value: [cells.get(each, each) for each in its] for value, its in choice.items()}
+            for choice in found.choices
+        ],
         differs={configs.get(setting, setting): lines for setting, lines in found.differs.items()},
     )

@@ -1,8 +1,8 @@
 """Whose addresses are whose: passwords and tokens go only where this user's own words point.
 
-These are the command line and the configuration that a command composes, by `point_at`, and MLFLOW_TRACKING_URI, by which jobs
-are told as well. An address that stands only in the folder of a run, or of a sweep that is asked for again, is one that anybody
-may have written there.
+These are the command line and the configuration that a command composes, by `point_at`, and
+MLFLOW_TRACKING_URI, by which jobs are told as well. An address that stands only in the folder of a
+run, or of a sweep that is asked for again, is one that anybody may have written there.
 """
 
 from __future__ import annotations
@@ -39,14 +39,22 @@ def named() -> list[str]:
 
 
 def is_pointed_at(uri: str) -> bool:
-    """Did this user name it? Of a server that goes by protocol, host and port, of a database by the whole address."""
-    return bool(uri) and _place(uri) in {*_pointed, _place(os.environ.get("MLFLOW_TRACKING_URI", ""))}
+    """Did this user name it? Of a server that goes by protocol, host and port, of a database by the
+    whole address.
+    """
+    return bool(uri) and _place(uri) in {
+        *_pointed,
+        _place(os.environ.get("MLFLOW_TRACKING_URI", "")),
+    }
 
 
 def how_to_allow(uri: str) -> str:
     """What a user says who trusts an address that stands only in the files of runs."""
     name = without_password(uri)
-    return f"MLFLOW_TRACKING_URI={name} in your environment, or dks sync --store {name}, says that it is yours"
+    return (
+        f"MLFLOW_TRACKING_URI={name} in your environment, or dks sync --store {name}, says "
+        f"that it is yours"
+    )
 
 
 def warn_if_exposed(uri: str) -> None:
@@ -60,11 +68,19 @@ def exposed(uri: str) -> str | None:
     if not is_pointed_at(uri):
         return None
     parts = urlsplit(uri)
-    given = [name for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD") if os.environ.get(name)]
-    given = given or [str(path) for path in [Path(os.path.expanduser("~/.mlflow/credentials"))] if path.exists()]  # noqa: PTH111
+    given = [
+        name
+        for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
+        if os.environ.get(name)
+    ]
+    credentials = Path(os.path.expanduser("~/.mlflow/credentials"))  # noqa: PTH111
+    given = given or [str(path) for path in [credentials] if path.exists()]
     if parts.scheme != "http" or _is_here(parts.hostname or "") or not given:
         return None
-    return f"{without_password(uri)} is not encrypted: whoever is on the way can read {given[0]}; https:// protects it"
+    return (
+        f"{without_password(uri)} is not encrypted: whoever is on the way can read "
+        f"{given[0]}; https:// protects it"
+    )
 
 
 def _is_here(host: str) -> bool:
@@ -76,10 +92,12 @@ def _is_here(host: str) -> bool:
 
 
 def _place(uri: str) -> str:
-    if not uri.startswith(HTTP) or "\\" in uri:  # at which requests ends the host, and urlsplit does not
+    # at which requests ends the host, and urlsplit does not
+    if not uri.startswith(HTTP) or "\\" in uri:
         return uri
     try:
         parts = urlsplit(uri)
-        return f"{parts.scheme}://{parts.hostname}:{parts.port or {'http': 80, 'https': 443}[parts.scheme]}"
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        return f"{parts.scheme}://{parts.hostname}:{port}"
     except ValueError:  # a port that is none
         return uri

@@ -1,7 +1,10 @@
-"""What the sender's process does: look at the folders of its runs every few seconds, and send what is new.
+"""What the sender's process does.
 
-The journals on disk are the queue, so nothing piles up here: one call's points are in memory, at most. A store that fails is
-left alone for a while, longer each time, and asked again; runs go on meanwhile, and what they write is there when it answers.
+Look at the folders of its runs every few seconds, and send what is new.
+
+The journals on disk are the queue, so nothing piles up here: one call's points are in memory, at
+most. A store that fails is left alone for a while, longer each time, and asked again; runs go on
+meanwhile, and what they write is there when it answers.
 """
 
 from __future__ import annotations
@@ -59,7 +62,9 @@ class Store:
 
     def failed(self, error: Exception) -> None:
         self.problem = reason(error)
-        self.quiet_until = time.monotonic() + min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self.failures, 10))
+        self.quiet_until = time.monotonic() + min(
+            LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self.failures, 10)
+        )
         self.failures += 1
 
 
@@ -91,13 +96,16 @@ class Dispatch:
     runs: dict[Path, Run] = field(default_factory=dict)  # in the order in which they get their turn
     sweeps: dict[str, Sweep] = field(default_factory=dict)
     stores: dict[tuple[str, str], Store] = field(default_factory=dict)
-    unpictured: deque[Run] = field(default_factory=deque)  # sent, but for the pictures, which wait until all else is sent
+    # sent, but for the pictures, which wait until all else is sent
+    unpictured: deque[Run] = field(default_factory=deque)
     problems: list[str] = field(default_factory=list)
     finishing: bool = False
 
     def open(self, values: dict[str, Any], own: bool) -> dict[str, Any]:
-        """Prepare the store with these settings, which this user named or not. What is wrong is said as in
-        `dks/tracking/sender.py`; it is tried again when there is something to send.
+        """Prepare the store with these settings, which this user named or not.
+
+        What is wrong is said as in `dks/tracking/sender.py`; it is tried again when there is
+        something to send.
         """
         if own:
             point_at(str(values["uri"]))
@@ -130,9 +138,16 @@ class Dispatch:
             self._attempt(sweep.store, partial(self._tell, sweep))
         now = time.monotonic()
         for path, run in list(self.runs.items()):
-            if run.due <= now and not self._attempt(run.store, partial(self._send, run)) and path in self.runs:
+            if (
+                run.due <= now
+                and not self._attempt(run.store, partial(self._send, run))
+                and path in self.runs
+            ):
                 self.runs[path] = self.runs.pop(path)  # the others have their turn before it
-        if not any(run.over and run.due <= time.monotonic() for run in self.runs.values()) and not self.finishing:
+        if (
+            not any(run.over and run.due <= time.monotonic() for run in self.runs.values())
+            and not self.finishing
+        ):
             self._picture()
         times = [max(run.due, run.store.quiet_until) for run in self.runs.values()]
         times += [sweep.store.quiet_until for sweep in self.sweeps.values()] + [
@@ -141,7 +156,9 @@ class Dispatch:
         return max(0.05, min([EVERY, *(each - time.monotonic() for each in times)]))
 
     def finish(self, patience: float) -> list[str]:
-        """Send the rest, for a bounded time, and say what is left. A store that was silent until now is asked only once more.
+        """Send the rest, for a bounded time, and say what is left.
+
+        A store that was silent until now is asked only once more.
 
         Args:
             patience: seconds; a call under way may take longer.
@@ -158,8 +175,13 @@ class Dispatch:
                 if store.failures:
                     store.quiet_until = math.inf
             silent = []
-            stores = [run.store for run in self.runs.values()] + [sweep.store for sweep in self.sweeps.values()]
-            if all(store.quiet_until == math.inf for store in stores) or time.monotonic() + pause > until:
+            stores = [run.store for run in self.runs.values()] + [
+                sweep.store for sweep in self.sweeps.values()
+            ]
+            if (
+                all(store.quiet_until == math.inf for store in stores)
+                or time.monotonic() + pause > until
+            ):
                 self._picture_until(min(until, time.monotonic() + PICTURES))
                 return self._left()
             time.sleep(pause)
@@ -173,7 +195,10 @@ class Dispatch:
             self.problems.append(f"the pictures of {count} left to: dks sync")
 
     def _picture(self) -> bool:
-        """Send the pictures of one run; False where there is none to be drawn, or its store does not take them."""
+        """Send the pictures of one run.
+
+        False where there is none to be drawn, or its store does not take them.
+        """
         if self.draw is None or not self.unpictured:
             return False
         run = self.unpictured[0]
@@ -188,7 +213,13 @@ class Dispatch:
 
     def _shipment(self, run: Run) -> Shipment:
         store = run.store
-        return Shipment(run.folder, store.open(), str(store.tracking.uri), store.experiment, parents=store.parents)
+        return Shipment(
+            run.folder,
+            store.open(),
+            str(store.tracking.uri),
+            store.experiment,
+            parents=store.parents,
+        )
 
     def _begin(self, folder: RunFolder) -> None:
         try:
@@ -197,7 +228,9 @@ class Dispatch:
             self.problems.append(f"{folder.path} cannot be sent: {reason(error)}")
             return
         if tracking.kind is not TrackingKind.off:
-            self.runs[folder.path] = Run(folder, self._store(tracking), due=time.monotonic() + FIRST)
+            self.runs[folder.path] = Run(
+                folder, self._store(tracking), due=time.monotonic() + FIRST
+            )
 
     def _store(self, tracking: Tracking) -> Store:
         return self.stores.setdefault((str(tracking.uri), tracking.experiment), Store(tracking))
@@ -213,7 +246,11 @@ class Dispatch:
             if store.failures == 1:
                 for run in self.runs.values():
                     if run.store is store:
-                        _note(run.folder, f"{store.name} does not take what is sent: {store.problem}; it is tried again")
+                        _note(
+                            run.folder,
+                            f"{store.name} does not take what is sent: {store.problem}; it is "
+                            f"tried again",
+                        )
             return False
         store.failures, store.quiet_until = 0, 0.0
         return True
@@ -221,12 +258,15 @@ class Dispatch:
     def _send(self, run: Run) -> None:
         journal = run.folder.journal.path
         size = journal.stat().st_size if journal.exists() else 0
-        live = not run.over and not (self.finishing and not run.folder.is_claimed())  # if nobody could say that it is over
+        # if nobody could say that it is over
+        live = not run.over and not (self.finishing and not run.folder.is_claimed())
         if run.over or self.finishing or size != run.size:
             try:
                 self._shipment(run).send(live)
             except DeletedRun as error:
-                self.problems.append(f"the run of cell {run.folder.cell_id} was deleted in MLflow; {error}")
+                self.problems.append(
+                    f"the run of cell {run.folder.cell_id} was deleted in MLflow; {error}"
+                )
                 run.over = True
         run.size, run.due = size, time.monotonic() + EVERY
         if run.over or self.finishing:
@@ -243,7 +283,9 @@ class Dispatch:
         lines = list(self.problems)
         for store in self.stores.values():
             left = [run for run in self.runs.values() if run.store is store]
-            told = f"{store.name} has not got everything" + (f": {store.problem}" if store.problem else " in time")
+            told = f"{store.name} has not got everything" + (
+                f": {store.problem}" if store.problem else " in time"
+            )
             for run in left:
                 _note(run.folder, f"{told}; the journal is complete, and dks sync sends the rest")
             if left:

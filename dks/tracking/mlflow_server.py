@@ -13,18 +13,22 @@ from dks.tracking.mlflow_store import Point, StoredData, StoredRun, chunks, no_e
 from dks.tracking.shipment import SUPERSEDED
 from dks.tracking.store import all_cells, load_mlflow, reason, said
 
-GREETING, PATIENCE = 15, 60  # seconds that a server has for a word, and for an answer that may be long
+# seconds that a server has for a word, and for an answer that may be long
+GREETING, PATIENCE = 15, 60
 
 
 class Server:
     """A tracking server, through MLflow's client."""
 
-    RUNS, POINTS = 100, 25_000  # that the server takes and gives at most in one answer about histories
+    # that the server takes and gives at most in one answer about histories
+    RUNS, POINTS = 100, 25_000
 
     def __init__(self, uri: str, experiment: str) -> None:
         point_at(uri)
         warn_if_exposed(uri)
-        self.uri, self.name, self.experiment = uri.rstrip("/"), without_password(uri).rstrip("/"), experiment
+        self.uri = uri.rstrip("/")
+        self.name = without_password(uri).rstrip("/")
+        self.experiment = experiment
         self._known: dict[str, StoredData] = {}  # run -> what came with the list of runs
 
     def runs(self) -> list[StoredRun]:
@@ -32,7 +36,9 @@ class Server:
             self._greet()
             found = client.get_experiment_by_name(self.experiment)
             if found is None or found.lifecycle_stage != "active":
-                raise no_experiment(self.name, self.experiment, {each.name for each in client.search_experiments()})
+                raise no_experiment(
+                    self.name, self.experiment, {each.name for each in client.search_experiments()}
+                )
             runs = list(all_cells(client, found.experiment_id))
         self._known = {run.info.run_id: self._data(run.data) for run in runs}
         return [
@@ -51,7 +57,9 @@ class Server:
     def data(self, run_ids: Sequence[str]) -> dict[str, StoredData]:
         return {run_id: self._known[run_id] for run_id in run_ids}
 
-    def points(self, run_ids: Sequence[str], metrics: Sequence[str], step: int | None = None) -> Iterator[Point]:
+    def points(
+        self, run_ids: Sequence[str], metrics: Sequence[str], step: int | None = None
+    ) -> Iterator[Point]:
         for metric in metrics:
             for chunk in chunks(run_ids, self.RUNS):
                 for run_id, at, when, value in self._histories(chunk, metric):
@@ -71,16 +79,24 @@ class Server:
         return StoredData(dict(data.tags), dict(data.params), latest)
 
     def _histories(self, run_ids: Sequence[str], metric: str) -> list[tuple[str, int, int, float]]:
-        """Run, step, time and value. What the server cuts off is asked for again, in smaller pieces."""
+        """Run, step, time and value.
+
+        What the server cuts off is asked for again, in smaller pieces.
+        """
         query = {"run_id": run_ids, "metric_key": metric, "max_results": self.POINTS}
         path = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
         with self._asking():
             answer = self._get(path, params=query)
         if answer.status_code != 200:
-            raise RequestError(f"{self.name} answers {answer.status_code} to {path}: {said(answer.text)}")
+            raise RequestError(
+                f"{self.name} answers {answer.status_code} to {path}: {said(answer.text)}"
+            )
         points = answer.json()["metrics"]
         if len(points) < self.POINTS:
-            return [(point["run_id"], point["step"], point["timestamp"], point["value"]) for point in points]
+            return [
+                (point["run_id"], point["step"], point["timestamp"], point["value"])
+                for point in points
+            ]
         if len(run_ids) > 1:
             half = len(run_ids) // 2
             return self._histories(run_ids[:half], metric) + self._histories(run_ids[half:], metric)

@@ -26,13 +26,18 @@ from dks.tracking.rows import Row, histories_frame, numbers, runs_frame
 
 
 class MlflowSource:
-    """One experiment in the store at `uri`. Runs that ended are read once, and then only when they change."""
+    """One experiment in the store at `uri`.
+
+    Runs that ended are read once, and then only when they change.
+    """
 
     def __init__(self, uri: str, experiment: str = "dks") -> None:
         self.name = without_password(uri)
         self._cache = RowCache(f"mlflow {_absolute(uri)} {experiment}")
         self._cells: dict[str, StoredRun] | None = None  # as they were when `runs` looked last
-        self._store: Store = (Server if uri.startswith(("http://", "https://")) else Database)(uri, experiment)
+        self._store: Store = (Server if uri.startswith(("http://", "https://")) else Database)(
+            uri, experiment
+        )
 
     def runs(self, cell_ids: Collection[str] | None = None) -> pd.DataFrame:
         """As `dks.tracking.source.Source.runs`.
@@ -42,7 +47,11 @@ class MlflowSource:
         """
         everything = self._store.runs()
         of_cell = self._cells = _one_a_cell(everything)
-        wanted = sorted(of_cell) if cell_ids is None else [cell_id for cell_id in dict.fromkeys(cell_ids) if cell_id in of_cell]
+        wanted = (
+            sorted(of_cell)
+            if cell_ids is None
+            else [cell_id for cell_id in dict.fromkeys(cell_ids) if cell_id in of_cell]
+        )
         chosen = {of_cell[cell_id].run_id: of_cell[cell_id] for cell_id in wanted}
         kept = self._cache.read(None if cell_ids is None else list(chosen))
         rows = {
@@ -51,7 +60,11 @@ class MlflowSource:
             if run.ended and run_id in kept and kept[run_id][0] == run.stamp
         }
         fresh = self._read([run for run_id, run in chosen.items() if run_id not in rows])
-        ended = {run_id: (chosen[run_id].stamp, row) for run_id, row in fresh.items() if chosen[run_id].ended}
+        ended = {
+            run_id: (chosen[run_id].stamp, row)
+            for run_id, row in fresh.items()
+            if chosen[run_id].ended
+        }
         gone = kept.keys() - {run.run_id for run in everything} if cell_ids is None else ()
         self._cache.write(ended, gone)
         rows |= fresh
@@ -66,7 +79,10 @@ class MlflowSource:
         of_cell = self._known()
         cells = {of_cell[cell_id].run_id: cell_id for cell_id in cell_ids if cell_id in of_cell}
         points = _newest(self._store.points(list(cells), sorted(set(metrics))))
-        return histories_frame(((cells[run_id], step, key, value) for (run_id, key, step), value in points.items()), cell_ids)
+        return histories_frame(
+            ((cells[run_id], step, key, value) for (run_id, key, step), value in points.items()),
+            cell_ids,
+        )
 
     def config(self, cell_id: str) -> dict[str, Any]:
         """As `dks.tracking.source.Source.config`; all values are strings.
@@ -86,17 +102,28 @@ class MlflowSource:
         """Run -> its row."""
         data = self._store.data([run.run_id for run in runs]) if runs else {}
         rows = {run.run_id: _row(run, data[run.run_id], self._store.place(run)) for run in runs}
-        untold = [run_id for run_id, row in rows.items() if row["epoch"] and "best/epoch" not in row]
+        untold = [
+            run_id for run_id, row in rows.items() if row["epoch"] and "best/epoch" not in row
+        ]
         for run_id, best in self._best(untold, data).items():
             rows[run_id] |= best
         return rows
 
     def _best(self, run_ids: Sequence[str], data: dict[str, StoredData]) -> dict[str, Row]:
-        """The numbers of the best epochs of runs that do not tell them: unfinished ones, and those of earlier versions."""
-        names = {run_id: [key for key in data[run_id].latest if not _is_summary(key)] for run_id in run_ids}
+        """The numbers of the best epochs of runs that do not tell them.
+
+        Unfinished ones, and those of earlier versions.
+        """
+        names = {
+            run_id: [key for key in data[run_id].latest if not _is_summary(key)]
+            for run_id in run_ids
+        }
         judged = sorted({key for keys in names.values() for key in keys if key.startswith(TOP1)})
-        errors: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)  # run, ending of the classifier
-        for (run_id, metric, epoch), value in _newest(self._store.points(run_ids, judged) if run_ids else ()).items():
+        # run, ending of the classifier
+        errors: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
+        for (run_id, metric, epoch), value in _newest(
+            self._store.points(run_ids, judged) if run_ids else ()
+        ).items():
             errors[run_id, classifier_ending(metric)].append((epoch, value))
         at: dict[int, set[tuple[str, str]]] = defaultdict(set)
         found: dict[str, Row] = defaultdict(dict)
@@ -106,8 +133,17 @@ class MlflowSource:
                 found[run_id][f"best/epoch{ending}"] = float(step)
         for step, members in at.items():
             runs = list(dict.fromkeys(run_id for run_id, _ in sorted(members)))
-            metrics = sorted({key for run_id in runs for key in names[run_id] if (run_id, classifier_ending(key)) in members})
-            for (run_id, metric, _), value in _newest(self._store.points(runs, metrics, step)).items():
+            metrics = sorted(
+                {
+                    key
+                    for run_id in runs
+                    for key in names[run_id]
+                    if (run_id, classifier_ending(key)) in members
+                }
+            )
+            for (run_id, metric, _), value in _newest(
+                self._store.points(runs, metrics, step)
+            ).items():
                 if (run_id, classifier_ending(metric)) in members:
                     found[run_id][f"best/{metric}"] = value
         return found
@@ -115,7 +151,9 @@ class MlflowSource:
 
 def _one_a_cell(runs: Iterable[StoredRun]) -> dict[str, StoredRun]:
     """Cell -> its run: of several a finished one, then the one that was begun last."""
-    ordered = sorted(runs, key=lambda run: (STATES.get(run.status) is State.done, run.start, run.run_id))
+    ordered = sorted(
+        runs, key=lambda run: (STATES.get(run.status) is State.done, run.start, run.run_id)
+    )
     return {run.cell_id: run for run in ordered}
 
 
@@ -139,11 +177,17 @@ def _row(run: StoredRun, data: StoredData, place: str) -> Row:
     """What needs no history; without `best/...` where the run does not tell it."""
     tags, params, latest = data.tags, data.params, data.latest
     epoch = latest[TOP1][0] if TOP1 in latest else 0
-    final = {key: value for key, (step, value) in latest.items() if epoch and step == epoch and not _is_summary(key)}
+    final = {
+        key: value
+        for key, (step, value) in latest.items()
+        if epoch and step == epoch and not _is_summary(key)
+    }
     summary: dict[str, float] = {}
-    if run.status == "FINISHED" and "best/epoch" in latest:  # without it, all are of the best epoch of c1
+    # without it, all are of the best epoch of c1
+    if run.status == "FINISHED" and "best/epoch" in latest:
         summary = {key: value for key, (_, value) in latest.items() if key.startswith("best/")}
-    commit, fingerprint = tags.get("dks.git_commit", "unknown"), params.get("data.fingerprint", "None")
+    commit = tags.get("dks.git_commit", "unknown")
+    fingerprint = params.get("data.fingerprint", "None")
     return {
         "cell_id": run.cell_id,
         "config_id": tags.get("dks.config_id", ""),
@@ -155,7 +199,9 @@ def _row(run: StoredRun, data: StoredData, place: str) -> Row:
         "git_commit": None if commit == "unknown" else commit,
         "data_fingerprint": None if fingerprint == "None" else fingerprint,
         "device": tags.get("dks.device"),
-        "started": datetime.fromtimestamp(run.start / 1000, timezone.utc).isoformat(timespec="milliseconds"),
+        "started": datetime.fromtimestamp(run.start / 1000, timezone.utc).isoformat(
+            timespec="milliseconds"
+        ),
         "mlflow_run_id": run.run_id,
         "mlflow_experiment_id": run.experiment_id,
         "place": place,
@@ -174,10 +220,20 @@ def _computed_by(tags: Mapping[str, str]) -> list[dict[str, Any]]:
     told = _list(tags.get("dks.computed_by"))
     with suppress(TypeError):  # somebody has changed it by hand
         made = [asdict(ComputedBy(**each)) for each in told]
-        if "dks.computed_by" in tags and all(type(each["code"]) in (str, type(None)) for each in made):
+        if "dks.computed_by" in tags and all(
+            type(each["code"]) in (str, type(None)) for each in made
+        ):
             return made
     commit = tags.get("dks.git_commit", "unknown")
-    return [asdict(ComputedBy(None, None if commit == "unknown" else commit, device_model(tags.get("dks.device", ""))))]
+    return [
+        asdict(
+            ComputedBy(
+                None,
+                None if commit == "unknown" else commit,
+                device_model(tags.get("dks.device", "")),
+            )
+        )
+    ]
 
 
 def _list(tag: str | None) -> list[Any]:

@@ -1,7 +1,7 @@
 """What is read of runs in an MLflow store, whatever its kind.
 
-What MLflow does to numbers is undone: NaN, which it stores as 0 and a mark, and infinity, which it stores as the largest number
-there is.
+What MLflow does to numbers is undone: NaN, which it stores as 0 and a mark, and infinity, which it
+stores as the largest number there is.
 """
 
 from __future__ import annotations
@@ -17,11 +17,22 @@ from typing import Protocol
 from dks.config.errors import RequestError
 from dks.runs.states import State
 
-STATES = {"FINISHED": State.done, "FAILED": State.failed, "KILLED": State.killed}  # and all others: running
+# and all others: running
+STATES = {"FINISHED": State.done, "FAILED": State.failed, "KILLED": State.killed}
 TAGS = tuple(
     f"dks.{name}"
     for name in (
-        *("cell_id", "config_id", "seed", "method", "git_commit", "device", "attempts", "extensions", "computed_by"),
+        *(
+            "cell_id",
+            "config_id",
+            "seed",
+            "method",
+            "git_commit",
+            "device",
+            "attempts",
+            "extensions",
+            "computed_by",
+        ),
         "schema_version",
     )
 )  # those that a row is made of
@@ -66,13 +77,20 @@ class Store(Protocol):
     """How a kind of store is read. All methods raise RequestError where it cannot be."""
 
     def runs(self) -> list[StoredRun]:
-        """All runs of the experiment that are a cell; without deleted ones, and those whose place another one has taken."""
+        """All runs of the experiment that are a cell.
+
+        Without deleted ones, and those whose place another one has taken.
+        """
 
     def data(self, run_ids: Sequence[str]) -> dict[str, StoredData]:
         """Of these runs: the tags `TAGS`, the params `PARAMS`, all metrics."""
 
-    def points(self, run_ids: Sequence[str], metrics: Sequence[str], step: int | None = None) -> Iterator[Point]:
-        """What was logged of these metrics, at one step or at all, in any order, repeated ones included."""
+    def points(
+        self, run_ids: Sequence[str], metrics: Sequence[str], step: int | None = None
+    ) -> Iterator[Point]:
+        """What was logged of these metrics, at one step or at all, in any order, repeated ones
+        included.
+        """
 
     def params(self, run_id: str) -> dict[str, str]:
         """All params of a run."""

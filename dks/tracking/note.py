@@ -26,7 +26,8 @@ class Note:
     ended: str | None = None  # when the attempt ended whose end the store was told
     pictured: str | None = None  # when the attempt ended of which the store has pictures
     superseded: bool = False  # as the store was told
-    cell_id: str = ""  # by which the store knows it; "": of an earlier version, by the one that it had then
+    # by which the store knows it; "": of an earlier version, by the one that it had then
+    cell_id: str = ""
 
     @classmethod
     def read(cls, folder: RunFolder) -> Note | None:

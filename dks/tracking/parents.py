@@ -20,7 +20,9 @@ def tell_sweep(client: MlflowClient, experiment: str, sweep: str, status: str) -
     """
     found = _search(client, experiment, sweep_condition(sweep))
     if found is None:
-        found = client.create_run(experiment, tags={"dks.sweep": sweep, "dks.role": "sweep"}, run_name=sweep)
+        found = client.create_run(
+            experiment, tags={"dks.sweep": sweep, "dks.role": "sweep"}, run_name=sweep
+        )
     if found.info.status == status:
         return
     if status == "RUNNING":

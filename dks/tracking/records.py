@@ -31,7 +31,10 @@ _OPEN = (Status.queued.value, Status.running.value)
 
 
 class RecordSource:
-    """The folders in `runs_dir`, one a cell. The records of runs that ended are read once, and then only when they change."""
+    """The folders in `runs_dir`, one a cell.
+
+    The records of runs that ended are read once, and then only when they change.
+    """
 
     def __init__(self, runs_dir: Path | str) -> None:
         self.path = Path(runs_dir)
@@ -57,10 +60,17 @@ class RecordSource:
                 rows[name] = row
                 changed[name] = stamp, row
         for name, row in rows.items():
-            if row["mlflow_run_id"] is None and (tracked := self._mlflow(name))["mlflow_run_id"] is not None:
+            if (
+                row["mlflow_run_id"] is None
+                and (tracked := self._mlflow(name))["mlflow_run_id"] is not None
+            ):
                 row.update(tracked)
                 changed[name] = stamps[name], row
-        ended = {name: each for name, each in changed.items() if each[1]["state"] not in _OPEN and name not in self._damaged}
+        ended = {
+            name: each
+            for name, each in changed.items()
+            if each[1]["state"] not in _OPEN and name not in self._damaged
+        }
         cache.write(ended, kept.keys() - stamps.keys() if cell_ids is None else ())
         self._settle(rows)
         return runs_frame(list(rows.values()))
@@ -102,26 +112,38 @@ class RecordSource:
         return None if record is None else {**_row(folder, record), **self._mlflow(name)}
 
     def _mlflow(self, name: str) -> Row:
-        """The run in MLflow that its sink noted, if it came that far; that may be after the record was written."""
+        """The run in MLflow that its sink noted, if it came that far.
+
+        That may be after the record was written.
+        """
         try:
             noted = json.loads(read_text(f"{self.path}/{name}/mlflow.json"))
-            return {"mlflow_run_id": noted["run_id"], "mlflow_experiment_id": noted.get("experiment_id")}
+            return {
+                "mlflow_run_id": noted["run_id"],
+                "mlflow_experiment_id": noted.get("experiment_id"),
+            }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {"mlflow_run_id": None, "mlflow_experiment_id": None}
 
     def _settle(self, rows: dict[str, Row]) -> None:
-        """Give the runs that are not done their states; those that nobody began, or is about to, go."""
+        """Give the runs that are not done their states.
+
+        Those that nobody began, or is about to, go.
+        """
         unfinished = [name for name, row in rows.items() if row["state"] != State.done.value]
         standings = survey(str(self.path), unfinished) if unfinished else {}
         for name, standing in standings.items():
             if standing.state is State.missing:
                 del rows[name]
-            elif standing.state is State.done and (row := self._read(name)) is not None:  # while one looked
+            elif standing.state is State.done and (row := self._read(name)) is not None:
+                # while one looked
                 rows[name] = row
             else:
                 rows[name]["state"] = standing.state.value
 
-    def _points(self, cell_ids: Collection[str], metrics: frozenset[str]) -> Iterator[tuple[str, int, str, float]]:
+    def _points(
+        self, cell_ids: Collection[str], metrics: frozenset[str]
+    ) -> Iterator[tuple[str, int, str, float]]:
         for cell_id in cell_ids:
             newest = {entry.epoch: entry for entry in RunFolder(self.path / cell_id).journal.read()}
             for epoch, entry in newest.items():
@@ -151,16 +173,21 @@ def _row(folder: RunFolder, record: Record) -> Row:
         "schema_version": record.schema_version,
         **numbers("cost", record.cost),
     }
-    final, best = (record.final, folder.best(record)) if record.status is Status.done else _ends(folder)
+    final, best = (
+        (record.final, folder.best(record)) if record.status is Status.done else _ends(folder)
+    )
     row |= numbers("final", final) | numbers("best", best)
     row["epoch"] = int(row.pop("final/epoch", 0))
     return row
 
 
 def _ends(folder: RunFolder) -> tuple[dict[str, float], dict[str, float]]:
-    """The metrics after the last epoch and in the best ones, as a record of a run that is done has them."""
+    """The metrics after the last epoch and in the best ones, as a record of a run that is done has
+    them.
+    """
     entries = folder.journal.read()
-    last = max(reversed(entries), key=lambda entry: entry.epoch, default=None)  # of several of one epoch the newest
+    # of several of one epoch the newest
+    last = max(reversed(entries), key=lambda entry: entry.epoch, default=None)
     return {} if last is None else {"epoch": last.epoch, **last.metrics}, best_of(entries)
 
 
@@ -174,7 +201,10 @@ def _sections(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _section(text: str, name: str) -> dict[str, Any]:
-    """One key of the top level; the rest is not parsed, which would take most of the time for thousands of runs."""
+    """One key of the top level.
+
+    The rest is not parsed, which would take most of the time for thousands of runs.
+    """
     found = re.search(rf"^{name}:.*\n(?:[ #-].*\n|\n)*", text, re.MULTILINE)
     return _parsed(found[0]) if found else {}
 

@@ -37,7 +37,15 @@ COLUMNS = (
 )
 _WHOLE = frozenset({"seed", "epoch", "epochs", "attempts", "schema_version"})
 _ALWAYS = frozenset(  # numbers whose columns are there even if no run has one
-    {f"final/{TOP1}", f"final/{TOP5}", "best/epoch", f"best/{TOP1}", f"best/{TOP5}", "cost/seconds", "cost/training_flops"}
+    {
+        f"final/{TOP1}",
+        f"final/{TOP5}",
+        "best/epoch",
+        f"best/{TOP1}",
+        f"best/{TOP5}",
+        "cost/seconds",
+        "cost/training_flops",
+    }
 )
 
 
@@ -52,12 +60,18 @@ def runs_frame(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def histories_frame(points: Iterable[tuple[str, int, str, float]], cell_ids: Collection[str]) -> pd.DataFrame:
-    """The data frame that `dks.tracking.source.Source.histories` describes, from (cell, epoch, metric, value), each once."""
+def histories_frame(
+    points: Iterable[tuple[str, int, str, float]], cell_ids: Collection[str]
+) -> pd.DataFrame:
+    """The data frame that `dks.tracking.source.Source.histories` describes, from (cell, epoch,
+    metric, value), each once.
+    """
     frame = pd.DataFrame(list(points), columns=["cell_id", "epoch", "metric", "value"])
     place = {cell_id: number for number, cell_id in enumerate(dict.fromkeys(cell_ids))}
     frame = frame.astype({"cell_id": object, "epoch": "int64", "metric": object, "value": float})
-    frame = frame.assign(place=frame["cell_id"].map(place)).sort_values(["place", "metric", "epoch"], kind="stable")
+    frame = frame.assign(place=frame["cell_id"].map(place)).sort_values(
+        ["place", "metric", "epoch"], kind="stable"
+    )
     return frame.drop(columns="place").reset_index(drop=True)
 
 

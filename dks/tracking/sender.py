@@ -1,21 +1,23 @@
 """The process that sends runs to MLflow while they go on, and how others talk to it.
 
-It reads what is to be sent from the folders of the runs, so the process that trains tells it of a run's beginning and its end,
-and of nothing between: an epoch costs it nothing, whatever the store does. MLflow is imported in that process only, while the
-other one imports torch. Of the processes that belong together, as a sweep's workers on one machine, one has a sender for all.
+It reads what is to be sent from the folders of the runs, so the process that trains tells it of a
+run's beginning and its end, and of nothing between: an epoch costs it nothing, whatever the store
+does. MLflow is imported in that process only, while the other one imports torch. Of the processes
+that belong together, as a sweep's workers on one machine, one has a sender for all.
 
 `python -m dks.cli.sender` takes commands on standard input, one JSON object a line:
 
-{"open": {...}, "own": true}     this store will be used (a Tracking); it is made if it is not there. own: the user named it
-{"begin": "<run folder>"}        its epochs are to be sent as they come
-{"end": "<run folder>"}          it ended; its record says how
-{"sweep": "<name>", "status": "RUNNING", "tracking": {...}}
-{"finish": 30.0}                 send the rest, for at most so many seconds, and leave
+{"open": {...}, "own": true}     this store will be used (a Tracking); it is made if it is not
+there. own: the user named it {"begin": "<run folder>"}        its epochs are to be sent as they
+come {"end": "<run folder>"}          it ended; its record says how {"sweep": "<name>", "status":
+"RUNNING", "tracking": {...}} {"finish": 30.0}                 send the rest, for at most so many
+seconds, and leave
 
 It answers on standard output, one JSON object a line:
 
-{"opened": {}}                   to "open"; or in it "refused": [why it cannot be used], or "silent": why it takes nothing now
-{"problems": ["<a line>"]}       to "finish": what could not be sent, for a person
+{"opened": {}}                   to "open"; or in it "refused": [why it cannot be used], or
+"silent": why it takes nothing now {"problems": ["<a line>"]}       to "finish": what could not be
+sent, for a person
 """
 
 from __future__ import annotations
@@ -71,7 +73,10 @@ class NoSender:
 
 
 class Sender:
-    """The process, begun with the first command. Its methods return at once and raise nothing, but for `open` and `finish`."""
+    """The process, begun with the first command.
+
+    Its methods return at once and raise nothing, but for `open` and `finish`.
+    """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -81,7 +86,9 @@ class Sender:
         self._said = b""  # and not yet read
 
     def open(self, tracking: Tracking) -> str | None:
-        """This store will be used. An SQLite store that is not there is made while the caller goes on; for what a server says,
+        """This store will be used.
+
+        An SQLite store that is not there is made while the caller goes on; for what a server says,
         and for what another database lacks, this waits.
 
         Returns why it takes nothing now; None: nothing is known against it.
@@ -118,9 +125,12 @@ class Sender:
         self._tell({"sweep": name, "status": status, "tracking": dataclasses.asdict(tracking)})
 
     def finish(self, patience: float, hurry: bool = False) -> list[str]:
-        """Wait until all is sent, or for a bounded time; returns what could not be sent, in lines for a person.
+        """Wait until all is sent, or for a bounded time.
 
-        The process is gone then, if need be in the middle of something: a store is made as a whole or not at all.
+        Returns what could not be sent, in lines for a person.
+
+        The process is gone then, if need be in the middle of something: a store is made as a whole
+            or not at all.
 
         Args:
             patience: seconds that the process has for the rest.
@@ -194,7 +204,8 @@ class Sender:
                 self._process = _start()
             assert self._process.stdin is not None
             os.write(self._process.stdin.fileno(), (json.dumps(command) + "\n").encode())
-        except (OSError, ValueError) as error:  # a full pipe, too: it has hung for thousands of runs
+        except (OSError, ValueError) as error:
+            # a full pipe, too: it has hung for thousands of runs
             self._broken = self._broken or f"the process that sends is gone ({error})"
             log.warning("%s", self._broken)
 

@@ -1,8 +1,11 @@
-"""One run folder and its run in MLflow: what the folder has and the store has not is sent, and nothing twice.
+"""One run folder and its run in MLflow.
 
-The folder is the truth, `mlflow.json` in it a note of how far the store has come. All that is sent is derived from the files,
-with the times that they tell, and a store takes the same point of the same time only once. So whoever sends again what an
-outage has left in doubt does no harm. Where the note is lost, the run is found by the record's `uid`, and the store is asked.
+What the folder has and the store has not is sent, and nothing twice.
+
+The folder is the truth, `mlflow.json` in it a note of how far the store has come. All that is sent
+is derived from the files, with the times that they tell, and a store takes the same point of the
+same time only once. So whoever sends again what an outage has left in doubt does no harm. Where the
+note is lost, the run is found by the record's `uid`, and the store is asked.
 """
 
 from __future__ import annotations
@@ -41,13 +44,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CELL_ID = "dks.cell_id"
-SUPERSEDED = "dks.superseded"  # the tag of a run whose place another execution of the cell has taken; it enters no mean
+# the tag of a run whose place another execution of the cell has taken; it enters no mean
+SUPERSEDED = "dks.superseded"
 STATUS = {Status.done: "FINISHED", Status.failed: "FAILED", Status.killed: "KILLED"}
-POINTS, PARAMS = 800, 100  # in one call; MLflow takes 1000 of all kinds together, and 100 parameters
+# in one call; MLflow takes 1000 of all kinds together, and 100 parameters
+POINTS, PARAMS = 800, 100
 _PARAM_LIMIT = 6000  # characters; MLflow cuts longer values without a word
 _BLOCK = 2**20  # bytes of a text that are read at a time
 LARGEST = 256 * MIB  # bytes of a file that is sent; a text may be one line
-_NAME_LIMIT = 250  # characters; PostgreSQL refuses a run with a longer name, its column being so wide
+# characters; PostgreSQL refuses a run with a longer name, its column being so wide
+_NAME_LIMIT = 250
 # What is kept beside the run's metrics, of those that are there.
 ARTIFACTS = (
     "config.yaml",
@@ -114,13 +120,17 @@ class Shipment:
                 self.client.delete_run(note.run_id)
                 note, params = self._create(record)
             ends = not live and record.status in STATUS and not _knows_end(note, record)
-            sent = self._send(note, record, [entry for entry in entries if entry.epoch > note.epoch], params, ends)
+            sent = self._send(
+                note, record, [entry for entry in entries if entry.epoch > note.epoch], params, ends
+            )
             if note.cell_id not in ("", record.cell_id):
                 self._rename(note, record)
             if ends:
                 self._tell_end(note, record)
             elif dead and record.status is Status.running and note.status == RUNNING:
-                self.client.set_terminated(note.run_id, STATUS[Status.killed], _last_sign(self.folder, record))
+                self.client.set_terminated(
+                    note.run_id, STATUS[Status.killed], _last_sign(self.folder, record)
+                )
                 note.status = STATUS[Status.killed]
                 note.write(self.folder)
             if self.folder.is_superseded and not note.superseded:
@@ -130,14 +140,21 @@ class Shipment:
             return sent
 
     def picture(self, draw: Draw) -> bool:
-        """Send pictures of the run, if it is done, all else was sent and the store has none; returns whether it did.
+        """Send pictures of the run, if it is done, all else was sent and the store has none.
+
+        Returns whether it did.
 
         Raises:
             Exception: of many kinds: the store did not take them; call again.
         """
         with alone(self.folder.path), tempfile.TemporaryDirectory() as place:
             record, note = self.folder.read_record(), Note.read(self.folder)
-            if record is None or record.status is not Status.done or note is None or note.uri != self.uri:
+            if (
+                record is None
+                or record.status is not Status.done
+                or note is None
+                or note.uri != self.uri
+            ):
                 return False
             if not _knows_end(note, record) or note.pictured == note.ended:
                 return False
@@ -147,14 +164,17 @@ class Shipment:
             except Exception:  # a run can do without a picture of it
                 log.warning("no picture of %s could be drawn", self.folder.path, exc_info=True)
                 drawn = []
-            for path in drawn:  # one by one: whoever draws them need not be the user to whom the other files belong
+            # one by one: whoever draws them need not be the user to whom the other files belong
+            for path in drawn:
                 self.client.log_artifact(note.run_id, str(path))
             note.pictured = note.ended
             note.write(self.folder)
         return bool(drawn)
 
     def _begun(self, record: Record, check: bool) -> tuple[Note, list[Param]]:
-        """The run in the store: the one that is noted, the one with the record's `uid`, or a new one; and its configuration,
+        """The run in the store.
+
+        The one that is noted, the one with the record's `uid`, or a new one; and its configuration,
         if it may not have it yet.
         """
         note = Note.read(self.folder)
@@ -183,18 +203,38 @@ class Shipment:
             raise
 
     def _noted(self, run: Any, note: Note) -> Note:
-        """A note of what the store really has. It has whole epochs, for each is sent in one call."""
+        """A note of what the store really has.
+
+        It has whole epochs, for each is sent in one call.
+        """
         steps = {metric.key: metric.step for metric in run.data._metric_objs}
         entries = {entry.epoch: entry for entry in self.folder.journal.read_from(0)[0]}
-        known = [epoch for epoch, entry in entries.items() if all(steps.get(name, 0) >= epoch for name in entry.metrics)]
+        known = [
+            epoch
+            for epoch, entry in entries.items()
+            if all(steps.get(name, 0) >= epoch for name in entry.metrics)
+        ]
         epoch = max(known, default=0)
         told = run.info.status
         same, tags = note.status == told, run.data.tags
-        time = note.time if epoch == note.epoch and note.time else entries[epoch].time if epoch else None
+        time = (
+            note.time
+            if epoch == note.epoch and note.time
+            else entries[epoch].time
+            if epoch
+            else None
+        )
         ended, pictured = (note.ended, note.pictured) if same else (None, None)
         withdrawn, known_as = SUPERSEDED in tags, tags.get(CELL_ID, "")
         return dataclasses.replace(
-            note, epoch=epoch, time=time, status=told, ended=ended, pictured=pictured, superseded=withdrawn, cell_id=known_as
+            note,
+            epoch=epoch,
+            time=time,
+            status=told,
+            ended=ended,
+            pictured=pictured,
+            superseded=withdrawn,
+            cell_id=known_as,
         )
 
     def _create(self, record: Record) -> tuple[Note, list[Param]]:
@@ -211,18 +251,28 @@ class Shipment:
         }
         with contextlib.suppress(OSError, KeyError):  # nobody has a name in some containers
             tags["mlflow.user"] = getuser()
-        begun, name = milliseconds(record.attempts[0].started), without_password(record.label) or record.cell_id
+        begun = milliseconds(record.attempts[0].started)
+        name = without_password(record.label) or record.cell_id
         tags = {key: without_password(value) for key, value in tags.items()}
-        run_id = self.client.create_run(self.experiment, begun, tags, name[:_NAME_LIMIT]).info.run_id
-        note = Note(self.uri, run_id, self.experiment, attempts=len(record.attempts), cell_id=record.cell_id)
+        run_id = self.client.create_run(
+            self.experiment, begun, tags, name[:_NAME_LIMIT]
+        ).info.run_id
+        note = Note(
+            self.uri, run_id, self.experiment, attempts=len(record.attempts), cell_id=record.cell_id
+        )
         note.superseded = self.folder.is_superseded
         return note, self._params()
 
     def _withdraw_earlier(self) -> None:
-        """What this execution has taken the place of is told to the store first: no reader ever finds both."""
+        """What this execution has taken the place of is told to the store first.
+
+        No reader ever finds both.
+        """
         for each in executions(self.folder):
             record, note = each.read_record(), Note.read(each)
-            condition = f"tags.`dks.uid` = '{record.uid}'" if record is not None and record.uid else ""
+            condition = (
+                f"tags.`dks.uid` = '{record.uid}'" if record is not None and record.uid else ""
+            )
             run_id = find_run(self.client, self.experiment, condition) if condition else None
             if run_id is None and note is not None and note.uri == self.uri:
                 run_id = note.run_id
@@ -231,15 +281,20 @@ class Shipment:
                 self.client.set_tag(run_id, SUPERSEDED, each.path.name)
 
     def _params(self) -> list[Param]:
-        """The configuration. Of a value that is too long for MLflow the beginning; the whole is in an artifact at the end."""
+        """The configuration. Of a value that is too long for MLflow the beginning.
+
+        The whole is in an artifact at the end.
+        """
         from mlflow.entities import Param
 
         values = flatten(dataclasses.asdict(self.folder.read_config()))
         return [Param(key, _cut(without_password(str(value)))) for key, value in values.items()]
 
-    def _send(self, note: Note, record: Record, entries: Sequence[Entry], params: list[Param], ends: bool) -> int:
-        """The configuration, what is another in each attempt, epochs and what is known at the end, in as few calls as they fit
-        into, for each takes a database several milliseconds.
+    def _send(
+        self, note: Note, record: Record, entries: Sequence[Entry], params: list[Param], ends: bool
+    ) -> int:
+        """The configuration, what is another in each attempt, epochs and what is known at the end,
+        in as few calls as they fit into, for each takes a database several milliseconds.
         """
         from mlflow.entities import RunTag
 
@@ -248,7 +303,10 @@ class Shipment:
         told = news | {"dks.computed_by": _computed_by(record)} if ends else news
         tags = [RunTag(key, value) for key, value in told.items()]
         calls: list[tuple[list[Metric], Entry | None]]
-        calls = [([point for entry in batch for point in _points(entry)], batch[-1]) for batch in _batches(entries)]
+        calls = [
+            ([point for entry in batch for point in _points(entry)], batch[-1])
+            for batch in _batches(entries)
+        ]
         summary = _summary(self.folder, record) if ends else []
         if calls and len(calls[-1][0]) + len(summary) <= POINTS:
             calls[-1] = calls[-1][0] + summary, calls[-1][1]
@@ -275,7 +333,8 @@ class Shipment:
         attempt, self._parent_told = record.attempts[-1], self._parent(record)
         extensions = cited(each for begun in record.attempts for each in begun.extensions)
         return {
-            **({"dks.uid": record.uid} if record.uid else {}),  # it may have been lost with a damaged record
+            # it may have been lost with a damaged record
+            **({"dks.uid": record.uid} if record.uid else {}),
             "dks.attempts": str(len(record.attempts)),
             **({"dks.code": attempt.code} if attempt.code else {}),
             "dks.computed_by": _computed_by(record),
@@ -291,12 +350,17 @@ class Shipment:
         if record.sweep is None:
             return None
         key = self.experiment, record.sweep
-        if key not in self.parents and (found := find_run(self.client, self.experiment, sweep_condition(record.sweep))):
+        if key not in self.parents and (
+            found := find_run(self.client, self.experiment, sweep_condition(record.sweep))
+        ):
             self.parents[key] = found
         return self.parents.get(key)
 
     def _rename(self, note: Note, record: Record) -> None:
-        """What tells of a cell by its id, after it got another one. MLflow's params stay what they were."""
+        """What tells of a cell by its id, after it got another one.
+
+        MLflow's params stay what they were.
+        """
         for key, value in _identity(record).items():
             self.client.set_tag(note.run_id, key, value)
         if _knows_end(note, record):
@@ -309,9 +373,12 @@ class Shipment:
         ended = record.attempts[-1].ended
         if ended is None:  # it failed before it could begin
             return
-        if (parent := self._parent(record)) != self._parent_told:  # it may not have been there before
+        # it may not have been there before
+        if (parent := self._parent(record)) != self._parent_told:
             self.client.set_tag(note.run_id, "mlflow.parentRunId", parent)
-        self.client.set_terminated(note.run_id, STATUS[record.status], _not_before_its_begin(milliseconds(ended), record))
+        self.client.set_terminated(
+            note.run_id, STATUS[record.status], _not_before_its_begin(milliseconds(ended), record)
+        )
         note.status = STATUS[record.status]
         try:
             self._send_files(note.run_id)
@@ -332,8 +399,10 @@ class Shipment:
             self.client.log_artifacts(run_id, place)
 
     def _check_place(self, run_id: str) -> None:
-        """A server that stands only in the folder of a run takes files itself; it does not say where else they go, such as into
-        a folder of this machine, or with which other account.
+        """A server that stands only in the folder of a run takes files itself.
+
+        It does not say where else they go, such as into a folder of this machine, or with which
+        other account.
 
         Raises:
             Unavailable: it does.
@@ -341,16 +410,23 @@ class Shipment:
         if self.uri.startswith(HTTP) and not is_pointed_at(self.uri):
             place = self.client.get_run(run_id).info.artifact_uri
             if not place.startswith(("mlflow-artifacts:", *HTTP)):
-                raise Unavailable(f"it wants the files of runs at {said(place)}; {how_to_allow(self.uri)}")
+                raise Unavailable(
+                    f"it wants the files of runs at {said(place)}; {how_to_allow(self.uri)}"
+                )
 
 
 def lay_out(run: RunFolder, into: Path) -> None:
-    """The files of a run that are sent, as links; texts that anybody may have written as copies without passwords."""
+    """The files of a run that are sent, as links.
+
+    Texts that anybody may have written as copies without passwords.
+    """
     for name in ARTIFACTS:
         if not (path := run.path / name).is_file():
             continue
         if (size := path.stat().st_size) > LARGEST:
-            log.warning("%s is not sent: it has %d MiB, above %d", path, size // MIB, LARGEST // MIB)
+            log.warning(
+                "%s is not sent: it has %d MiB, above %d", path, size // MIB, LARGEST // MIB
+            )
             continue
         if name not in FREE_TEXTS:
             (into / name).symlink_to(path.absolute())
@@ -382,7 +458,10 @@ def _cut(value: str) -> str:
     """What MLflow holds of a param."""
     if len(value) <= _PARAM_LIMIT:
         return value
-    return f"{value[: _PARAM_LIMIT - 100]}... ({len(value)} characters, all of them in the artifacts, params/)"
+    return (
+        f"{value[: _PARAM_LIMIT - 100]}... ({len(value)} characters, all of them in the "
+        f"artifacts, params/)"
+    )
 
 
 def milliseconds(when: str) -> int:
@@ -393,10 +472,13 @@ def milliseconds(when: str) -> int:
 def _has_diverged(note: Note, entries: Sequence[Entry]) -> bool:
     """Has the store what the journal has no more, for it was measured again?
 
-    That is so where a run lost its checkpoints. It is seen when the run comes to the last epoch that the store has; a journal
-    that is damaged and never gets there takes nothing away from the store.
+    That is so where a run lost its checkpoints. It is seen when the run comes to the last epoch
+    that the store has; a journal that is damaged and never gets there takes nothing away from the
+    store.
     """
-    return any(entry.epoch == note.epoch and note.time not in (None, entry.time) for entry in entries)
+    return any(
+        entry.epoch == note.epoch and note.time not in (None, entry.time) for entry in entries
+    )
 
 
 def _knows_end(note: Note, record: Record) -> bool:
@@ -405,12 +487,17 @@ def _knows_end(note: Note, record: Record) -> bool:
 
 def _last_sign(folder: RunFolder, record: Record) -> int:
     """When a run that is gone was last seen, as MLflow counts time."""
-    seen = max(round(1000 * (heartbeat.last(folder.path) or 0)), milliseconds(record.attempts[-1].started))
+    seen = max(
+        round(1000 * (heartbeat.last(folder.path) or 0)), milliseconds(record.attempts[-1].started)
+    )
     return _not_before_its_begin(seen, record)
 
 
 def _not_before_its_begin(when: int, record: Record) -> int:
-    """The clock may have been set back between two attempts, or be another machine's; MLflow shows the time between."""
+    """The clock may have been set back between two attempts, or be another machine's.
+
+    MLflow shows the time between.
+    """
     return max(when, milliseconds(record.attempts[0].started))
 
 
@@ -434,7 +521,10 @@ def _summary(folder: RunFolder, record: Record) -> list[Metric]:
         return []
     when = milliseconds(ended)
     best = folder.best(record)
-    points = [Metric(f"best/{name}", value, when, int(best[f"epoch{classifier_ending(name)}"])) for name, value in best.items()]
+    points = [
+        Metric(f"best/{name}", value, when, int(best[f"epoch{classifier_ending(name)}"]))
+        for name, value in best.items()
+    ]
     return points + [Metric(f"cost/{name}", value, when, 0) for name, value in record.cost.items()]
 
 

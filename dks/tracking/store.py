@@ -1,9 +1,12 @@
-"""The MLflow store that runs are sent to: opened with short time-outs, created once, never migrated unasked.
+"""The MLflow store that runs are sent to.
 
-Whoever opens a store asks `prepare` first, as `open_named` does; whoever only wants to know whether it can be used, and has no
-time for MLflow, asks `look`. Passwords and tokens come from the environment, as MLflow's client reads them
-(MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD); nothing here repeats them, and they go only
-where `dks/tracking/addresses.py` says.
+Opened with short time-outs, created once, never migrated unasked.
+
+Whoever opens a store asks `prepare` first, as `open_named` does; whoever only wants to know whether
+it can be used, and has no time for MLflow, asks `look`. Passwords and tokens come from the
+environment, as MLflow's client reads them (MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and
+MLFLOW_TRACKING_PASSWORD); nothing here repeats them, and they go only where
+`dks/tracking/addresses.py` says.
 """
 
 from __future__ import annotations
@@ -32,22 +35,29 @@ if TYPE_CHECKING:
 
 LONGEST = 300  # characters of what is told of a store's words
 LOOK = 1.0  # seconds that a look at an SQLite store waits for whoever makes it
-PAGE, ACTIVE = 1000, 1  # runs that a store tells of at once; those that nobody deleted, as MLflow's ViewType counts
+# runs that a store tells of at once; those that nobody deleted, as MLflow's ViewType counts
+PAGE, ACTIVE = 1000, 1
 LISTING = 300.0  # seconds that a list of all runs may take
-_CREATION = 0x646B73  # the advisory lock under which a database gets MLflow's tables: "dks" in ASCII
+# the advisory lock under which a database gets MLflow's tables: "dks" in ASCII
+_CREATION = 0x646B73
 
 
 class Unavailable(Exception):
-    """A server that does not answer, or not to us, or not now. What was to be sent is sent later."""
+    """A server that does not answer, or not to us, or not now.
+
+    What was to be sent is sent later.
+    """
 
 
 def look(tracking: Tracking) -> str | None:
-    """The id of the experiment, as far as that is known without MLflow, whose import takes seconds; nothing is made.
+    """The id of the experiment, as far as that is known without MLflow, whose import takes seconds;
+    nothing is made.
 
     None: store or experiment are not there yet, somebody is making them, or only a server can tell.
 
     Raises:
-        RequestError: the store cannot be used: no database, another schema, an experiment that was deleted.
+        RequestError: the store cannot be used: no database, another schema, an experiment that was
+            deleted.
     """
     if tracking.kind is TrackingKind.server:
         _refuse_insecure()
@@ -63,7 +73,8 @@ def look(tracking: Tracking) -> str | None:
 def prepare(tracking: Tracking) -> str:
     """Create the store and the experiment, unless they are there; returns the experiment's id.
 
-    Of many processes that do so at once, one creates and the others find. A database that is there is read without MLflow.
+    Of many processes that do so at once, one creates and the others find. A database that is there
+    is read without MLflow.
 
     Raises:
         RequestError: as `look`.
@@ -83,19 +94,28 @@ def prepare(tracking: Tracking) -> str:
 
 
 def open_named(tracking: Tracking) -> tuple[str, MlflowClient]:
-    """`prepare` and `open_client` for an address that may be anybody's: the id of the experiment, and the client.
+    """`prepare` and `open_client` for an address that may be anybody's.
+
+    The id of the experiment, and the client.
 
     Raises:
-        RequestError, Unavailable: as `prepare`; and this is a database that only the files of runs name.
+        RequestError, Unavailable: as `prepare`; and this is a database that only the files of runs
+            name.
     """
     uri = str(tracking.uri)
     if not uri.startswith((SQLITE, *HTTP)) and not is_pointed_at(uri):
-        raise Unavailable(f"no password goes to a database that stands only in the files of runs; {how_to_allow(uri)}")
+        raise Unavailable(
+            f"no password goes to a database that stands only in the files of runs; "
+            f"{how_to_allow(uri)}"
+        )
     return prepare(tracking), open_client(uri)
 
 
 def _make_sqlite(path: Path) -> None:
-    """Make an SQLite store, as a whole or not at all, unless the file has something in it. One process does at a time."""
+    """Make an SQLite store, as a whole or not at all, unless the file has something in it.
+
+    One process does at a time.
+    """
     if not _is_free(path):
         return
     load_mlflow()
@@ -108,7 +128,9 @@ def _make_sqlite(path: Path) -> None:
         draft.touch()  # as the umask has it; SQLite would never let a group write
         SqlAlchemyStore(f"{SQLITE}{draft}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
         if _is_free(path):  # another program may have made one
-            _remove(path)  # with the journal of a store that is gone, which SQLite would take for that of the new one
+            # with the journal of a store that is gone, which SQLite would take for that of the new
+            # one
+            _remove(path)
             draft.rename(path)
     finally:
         _remove(draft)
@@ -131,7 +153,8 @@ def _remove(path: Path) -> None:
 def _refuse_insecure() -> None:
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() == "true":
         raise RequestError(
-            "MLFLOW_TRACKING_INSECURE_TLS=true would send passwords to whoever answers; unset it, and name the certificate "
+            "MLFLOW_TRACKING_INSECURE_TLS=true would send passwords to whoever answers; unset "
+            "it, and name the certificate "
             "of your own authority in MLFLOW_TRACKING_SERVER_CERT_PATH"
         )
 
@@ -155,7 +178,8 @@ def open_client(uri: str) -> MlflowClient:
     load_mlflow()
     from mlflow import MlflowClient
 
-    if uri.startswith(SQLITE):  # MLflow keeps stores open by their URIs, wherever the current folder has come to be
+    # MLflow keeps stores open by their URIs, wherever the current folder has come to be
+    if uri.startswith(SQLITE):
         uri = f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
     return MlflowClient(tracking_uri=uri)
 
@@ -167,16 +191,20 @@ def load_mlflow(timeout: int = TIMEOUT) -> None:
         timeout: seconds that a server has for an answer, where the environment does not say it.
     """
     for name, value in {
-        "MLFLOW_LOGGING_LEVEL": "ERROR",  # read when mlflow is imported; its messages break into bars and quote servers
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # of every run that ends, into what programs read
+        # read when mlflow is imported; its messages break into bars and quote servers
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        # of every run that ends, into what programs read
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout),
-        "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",  # of large files, to any address and for any time
+        # of large files, to any address and for any time
+        "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
     }.items():
         os.environ.setdefault(name, value)
     try:
         Path.home()
-    except RuntimeError:  # MLflow looks for credentials there; in a container users may have no home, and no name
+    except RuntimeError:
+        # MLflow looks for credentials there; in a container users may have no home, and no name
         os.environ["HOME"] = os.devnull
     from dks.tracking.transport import install
 
@@ -191,7 +219,9 @@ def all_cells(client: MlflowClient, experiment: str, view: int = ACTIVE) -> Iter
     """
     token, until = None, time.monotonic() + LISTING
     while True:
-        page = client.search_runs([experiment], "tags.`dks.role` = 'cell'", view, PAGE, page_token=token)
+        page = client.search_runs(
+            [experiment], "tags.`dks.role` = 'cell'", view, PAGE, page_token=token
+        )
         yield from page
         if not (token := page.token):
             return
@@ -204,21 +234,28 @@ def reason(error: BaseException) -> str:
     # SQLAlchemy adds remarks, the statement and its values to what the database says.
     originals = [getattr(cause, "orig", None) for cause in _causes(error)]
     original = next((each for each in originals if each is not None), error)
-    if getattr(original, "sqlite_errorname", "") == "SQLITE_IOERR_WRITE" and (limit := size_limit()):
+    if getattr(original, "sqlite_errorname", "") == "SQLITE_IOERR_WRITE" and (
+        limit := size_limit()
+    ):
         return limit
     lines = str(original).strip().splitlines()
     return said(_essence(without_password(lines[0] if lines else type(error).__name__, shortest=1)))
 
 
 def said(text: str, longest: int = LONGEST) -> str:
-    """What a store says, as one line that does nothing to a terminal and holds no secret; it is cut after these are out."""
+    """What a store says, as one line that does nothing to a terminal and holds no secret.
+
+    It is cut after these are out.
+    """
     return one_line(without_password(text, shortest=1), longest)
 
 
-# What matters in what MLflow's client says of a request: the server's own words, or why it could not be reached.
+# What matters in what MLflow's client says of a request: the server's own words, or why it could
+# not be reached.
 _ESSENCES = (
     r"failed with error code (?P<status>\d+) .*?Response body: '(?P<words>[^']*)",
-    r"(?P<words>no whole answer in \d+ s|redirected to .*, which is to be named itself|more than \d+ MiB in an answer)",
+    r"(?P<words>no whole answer in \d+ s|redirected to .*, which is to be named itself|more than "
+    r"\d+ MiB in an answer)",
     r"\[Errno -?\d+\] (?P<words>[^'\")\]]+)",
     r"(?P<words>certificate verify failed: [^(]+?) \(",
     r"(?P<words>[Rr]ead timed out)",
@@ -234,13 +271,19 @@ def _essence(text: str) -> str:
     for pattern in _ESSENCES:
         if found := re.search(pattern, text):
             parts = found.groupdict()
-            return f"HTTP {parts['status']}: {parts['words']}" if parts.get("status") else parts["words"]
+            return (
+                f"HTTP {parts['status']}: {parts['words']}"
+                if parts.get("status")
+                else parts["words"]
+            )
     return text
 
 
 def is_refusal(error: BaseException) -> bool:
     """Does a server answer, and say no? It will say so again, unlike one that does not answer."""
-    return status_of(error) in (401, 403, 404) or any(type(cause).__name__ == "SSLError" for cause in _causes(error))
+    return status_of(error) in (401, 403, 404) or any(
+        type(cause).__name__ == "SSLError" for cause in _causes(error)
+    )
 
 
 def status_of(error: BaseException) -> int | None:
@@ -268,14 +311,22 @@ def _experiment(client: MlflowClient, name: str) -> str:
 
 
 def _artifacts(uri: str, name: str) -> str | None:
-    """Where the files of an experiment go: beside an SQLite store that is not in the current folder; None: as MLflow has it."""
+    """Where the files of an experiment go.
+
+    Beside an SQLite store that is not in the current folder; None: as MLflow has it.
+    """
     folder = Path(uri.removeprefix(SQLITE)).parent
-    return str(folder / "mlruns" / quote(name, safe="")) if uri.startswith(SQLITE) and folder != Path.cwd() else None
+    return (
+        str(folder / "mlruns" / quote(name, safe=""))
+        if uri.startswith(SQLITE) and folder != Path.cwd()
+        else None
+    )
 
 
 def _deleted(name: str, number: object) -> str:
     return (
-        f"tracking.experiment={name} was deleted in MLflow; restore it with: mlflow experiments restore -x {number}, or name "
+        f"tracking.experiment={name} was deleted in MLflow; restore it with: mlflow experiments "
+        f"restore -x {number}, or name "
         "another one"
     )
 
@@ -290,23 +341,34 @@ def _explained(tracking: Tracking) -> Iterator[None]:
         raise
     except Exception as error:
         if tracking.kind is not TrackingKind.server:
-            raise RequestError(f"tracking.uri={uri} cannot be opened: {reason(error)}; or choose tracking=off") from error
+            raise RequestError(
+                f"tracking.uri={uri} cannot be opened: {reason(error)}; or choose tracking=off"
+            ) from error
         if not is_refusal(error):
             raise Unavailable(f"it does not answer ({reason(error)})") from error
-        account = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        account = (
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
         if not is_pointed_at(str(tracking.uri)):
-            account = f"no account was sent to what stands only in the files of runs; {how_to_allow(uri)}"
+            account = (
+                f"no account was sent to what stands only in the files of runs; {how_to_allow(uri)}"
+            )
         advice = {
             401: account,
-            403: "the account may not, or the server does not know itself by this name (mlflow server --allowed-hosts)",
+            403: "the account may not, or the server does not know itself by this name (mlflow "
+            "server --allowed-hosts)",
             404: "no MLflow server is there",
-        }.get(status_of(error) or 0, "name the certificate of your own authority in MLFLOW_TRACKING_SERVER_CERT_PATH")
+        }.get(
+            status_of(error) or 0,
+            "name the certificate of your own authority in MLFLOW_TRACKING_SERVER_CERT_PATH",
+        )
         raise Unavailable(f"it refuses ({reason(error)}): {advice}") from error
 
 
 @contextmanager
 def _alone(uri: str, patience: float = -1) -> Iterator[None]:
-    """Two processes that open a fresh store at once would both try to create its tables, and one would fail.
+    """Two processes that open a fresh store at once would both try to create its tables, and one
+    would fail.
 
     Args:
         patience: seconds to wait for who makes an SQLite store; negative: without end.
@@ -318,8 +380,13 @@ def _alone(uri: str, patience: float = -1) -> Iterator[None]:
         path = Path(uri.removeprefix(SQLITE))
         if not path.parent.is_dir():
             raise RequestError(f"tracking.uri={uri}: there is no folder {path.parent}")
-        if why := refusal(path.parent) or (path.exists() and not os.access(path, os.W_OK) and os.strerror(errno.EACCES)):
-            raise RequestError(f"tracking.uri={uri} cannot be written: {why}; name another one, or choose tracking=off")
+        if why := refusal(path.parent) or (
+            path.exists() and not os.access(path, os.W_OK) and os.strerror(errno.EACCES)
+        ):
+            raise RequestError(
+                f"tracking.uri={uri} cannot be written: {why}; name another one, or choose "
+                f"tracking=off"
+            )
         with FileLock(path.with_name(f".{path.name}.lock"), timeout=patience):
             yield
     elif uri.startswith("postgresql"):
@@ -335,7 +402,9 @@ def _alone(uri: str, patience: float = -1) -> Iterator[None]:
 
 def _experiment_sqlite(uri: str, name: str) -> Any:
     with closing(read_sqlite(uri)) as store:
-        return store.execute("SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = ?", (name,)).fetchone()
+        return store.execute(
+            "SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = ?", (name,)
+        ).fetchone()
 
 
 def _experiment_row(uri: str, name: str) -> Any:

@@ -1,4 +1,8 @@
-"""`dks sync`: what the folders of runs have and their MLflow store has not is sent, and runs that died are said to have."""
+"""`dks sync`.
+
+What the folders of runs have and their MLflow store has not is sent, and runs that died are said to
+have.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,8 @@ class Sent:
     uri: str | None  # of the store; None with tracking=off
     points: int = 0  # that were sent
     status: str | None = None  # as MLflow has it now
-    told: bool = False  # the store was told something besides points: that the run is there, goes on or ended
+    # the store was told something besides points: that the run is there, goes on or ended
+    told: bool = False
     problem: str | None = None
     superseded: str | None = None  # the number of an execution whose place another one has taken
 
@@ -58,19 +63,29 @@ class Report:
             if uri is None:
                 yield f"tracking=off: {_count(runs)} left alone; --store URI sends them"
                 continue
-            changed, problems = [run for run in runs if run.points or run.told], [run for run in runs if run.problem]
+            changed = [run for run in runs if run.points or run.told]
+            problems = [run for run in runs if run.problem]
             complete = sum(not (run.points or run.told or run.problem) for run in runs)
             line = f"{uri}: {sum(run.points for run in runs):,} points of {_count(changed)} sent"
             yield line + (f"; {_count(complete)} complete already" if complete else "")
             for run in changed:
-                yield f"  {run.cell_id}  {run.points:,} points  {run.status}" + ("  superseded" if run.superseded else "")
+                yield f"  {run.cell_id}  {run.points:,} points  {run.status}" + (
+                    "  superseded" if run.superseded else ""
+                )
             for problem, members in _grouped(problems).items():
-                yield f"  {_count(members)} not sent ({', '.join(members[:3])}{', ...' if len(members) > 3 else ''}): {problem}"
+                yield (
+                    f"  {_count(members)} not sent "
+                    f"({', '.join(members[:3])}{', ...' if len(members) > 3 else ''}): {problem}"
+                )
 
     def to_json(self) -> str:
         """The same for programs."""
         return json.dumps(
-            {"points": sum(run.points for run in self.runs), "runs": [asdict(run) for run in self.runs]}, indent=1
+            {
+                "points": sum(run.points for run in self.runs),
+                "runs": [asdict(run) for run in self.runs],
+            },
+            indent=1,
         )
 
 
@@ -81,7 +96,9 @@ def sync(
     draw: Draw | None = None,
     track: Callable[[Sequence[RunFolder]], Iterable[RunFolder]] = iter,
 ) -> Report:
-    """Send what is missing; done again, it sends nothing. Runs under way are sent as well, without their end.
+    """Send what is missing; done again, it sends nothing.
+
+    Runs under way are sent as well, without their end.
 
     Args:
         cell_ids: of the runs; None: all in `runs_dir`.
@@ -93,11 +110,17 @@ def sync(
         RequestError: `runs_dir` cannot be read, or there is no run in it.
     """
     begun = {path.parent.name for path in Path(runs_dir).glob("*/record.json")}
-    replaced = [each for path in sorted(Path(runs_dir).glob("*/superseded")) for each in executions(RunFolder(path.parent))]
+    replaced = [
+        each
+        for path in sorted(Path(runs_dir).glob("*/superseded"))
+        for each in executions(RunFolder(path.parent))
+    ]
     known = sorted(begun | {folder.cell_id for folder in replaced})
     chosen = known if cell_ids is None else [cell_id for cell_id in known if cell_id in cell_ids]
     if not chosen:
-        raise RequestError(f"there is no run to send in runs_dir={runs_dir}; --runs-dir names another folder")
+        raise RequestError(
+            f"there is no run to send in runs_dir={runs_dir}; --runs-dir names another folder"
+        )
     if target is not None:
         point_at(str(target.uri))
     standings = close_dead(survey(runs_dir, chosen))
@@ -135,14 +158,19 @@ def _superseded(folder: RunFolder) -> Standing:
 
 
 def close_dead(standings: Mapping[str, Standing]) -> dict[str, Standing]:
-    """The same, with the records completed of runs that could not do so themselves: their process died on this machine without
-    a word, or their job ended, which the scheduler forgets soon.
+    """The same, with the records completed of runs that could not do so themselves.
+
+    Their process died on this machine without a word, or their job ended, which the scheduler
+    forgets soon.
     """
     return {cell_id: _closed(standing) for cell_id, standing in standings.items()}
 
 
 def tell_dead(standings: Mapping[str, Standing]) -> list[str]:
-    """Tell MLflow of runs that died, which it has as running. Returns what went wrong, in lines for a person."""
+    """Tell MLflow of runs that died, which it has as running.
+
+    Returns what went wrong, in lines for a person.
+    """
     stores: dict[tuple[str, str], _Target] = {}
     problems = []
     for standing in standings.values():
@@ -155,13 +183,21 @@ def tell_dead(standings: Mapping[str, Standing]) -> list[str]:
             problems.append(str(error))
             continue
         if tracking.uri == note.uri:
-            sent = stores.setdefault((note.uri, tracking.experiment), _Target(tracking, bulk=False)).send(standing, None)
+            sent = stores.setdefault(
+                (note.uri, tracking.experiment), _Target(tracking, bulk=False)
+            ).send(standing, None)
             problems += [sent.problem] if sent.problem else []
-    return [f"MLflow was not told of runs that died: {problem}; dks sync tells it" for problem in dict.fromkeys(problems)]
+    return [
+        f"MLflow was not told of runs that died: {problem}; dks sync tells it"
+        for problem in dict.fromkeys(problems)
+    ]
 
 
 class _Target:
-    """A store that runs are sent to; after it could not be opened, or has failed twice running, it is not asked again."""
+    """A store that runs are sent to.
+
+    After it could not be opened, or has failed twice running, it is not asked again.
+    """
 
     def __init__(self, tracking: Tracking, bulk: bool = True) -> None:
         """With `bulk`, all runs are asked for at once."""
@@ -178,9 +214,13 @@ class _Target:
         cell_id, folder = standing.folder.cell_id, standing.folder
         try:
             client = self._open()
-            shipment = Shipment(folder, client, str(self.tracking.uri), self._experiment, self._known, self._parents)
+            shipment = Shipment(
+                folder, client, str(self.tracking.uri), self._experiment, self._known, self._parents
+            )
             before = Note.read(folder)
-            points = shipment.send(live=standing.state is State.running, dead=standing.state in DEAD, check=True)
+            points = shipment.send(
+                live=standing.state is State.running, dead=standing.state in DEAD, check=True
+            )
             pictured = draw is not None and shipment.picture(draw)
             after = Note.read(folder)
         except DeletedRun as error:
@@ -197,7 +237,11 @@ class _Target:
 
     def tell_sweep(self, sweep: str, standings: Mapping[str, Standing]) -> None:
         """The parent is there before its cells are sent, and stands as they do."""
-        states = {each.state for each in standings.values() if each.record is not None and each.record.sweep == sweep}
+        states = {
+            each.state
+            for each in standings.values()
+            if each.record is not None and each.record.sweep == sweep
+        }
         names = {State.lost: Status.killed, State.missing: Status.killed}
         status = status_of({names.get(state) or Status(state.value) for state in states})
         try:

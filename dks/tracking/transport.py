@@ -1,6 +1,9 @@
-"""How MLflow's client reaches servers: an answer has a total time and a size, and credentials go to known addresses only.
+"""How MLflow's client reaches servers.
 
-A time-out of `requests` is that of each read: a server that sends one byte a second would be listened to for ever.
+An answer has a total time and a size, and credentials go to known addresses only.
+
+A time-out of `requests` is that of each read: a server that sends one byte a second would be
+listened to for ever.
 """
 
 from __future__ import annotations
@@ -26,12 +29,22 @@ from dks.tracking.addresses import is_pointed_at
 LARGEST = 256 * MIB  # bytes of an answer
 SLOWEST = 100_000  # bytes a second that are sent at least, or the network is taken for none
 # What a request needs; whatever else there is may be a credential.
-PLAIN = {"accept", "accept-encoding", "connection", "content-length", "content-type", "transfer-encoding", "user-agent"}
+PLAIN = {
+    "accept",
+    "accept-encoding",
+    "connection",
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "user-agent",
+}
 PLAIN |= {"x-mlflow-client-version"}
 
 
 class Transport(HTTPAdapter):
-    """Sends a request once, to where it is addressed, and reads the whole answer within its time-out."""
+    """Sends a request once, to where it is addressed, and reads the whole answer within its
+    time-out.
+    """
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
         super().init_poolmanager(*arguments, **options)
@@ -63,7 +76,9 @@ class Transport(HTTPAdapter):
                 for piece in response.iter_content(2**16):
                     content += piece
                     if len(content) > LARGEST:
-                        raise ConnectionError(f"more than {LARGEST / MIB:.0f} MiB in an answer", request=request)
+                        raise ConnectionError(
+                            f"more than {LARGEST / MIB:.0f} MiB in an answer", request=request
+                        )
             except Exception:
                 if not limit.late:
                     raise
@@ -73,17 +88,23 @@ class Transport(HTTPAdapter):
         if response.is_redirect:
             place = urlsplit(urljoin(str(request.url), response.headers["location"]))
             name = f"{place.scheme}://{place.netloc.rpartition('@')[2]}"
-            raise ConnectionError(f"redirected to {name}, which is to be named itself", request=request)
+            raise ConnectionError(
+                f"redirected to {name}, which is to be named itself", request=request
+            )
         return response
 
 
 class _Limit:
-    """The time that a request has. When it is over, its connections are cut off, whatever is being read from them."""
+    """The time that a request has.
+
+    When it is over, its connections are cut off, whatever is being read from them.
+    """
 
     def __init__(self) -> None:
         self.late = False
         self._connections: list[HTTPConnection] = []
-        self._sockets: list[Any] = []  # of answers that end with their connection, which knows its socket no more
+        # of answers that end with their connection, which knows its socket no more
+        self._sockets: list[Any] = []
 
     def watch(self, connection: HTTPConnection) -> None:
         self._connections.append(connection)
@@ -93,9 +114,12 @@ class _Limit:
 
     def cut(self) -> None:
         self.late = True
-        for each in {*self._sockets, *(connection.sock for connection in self._connections)} - {None}:
+        for each in {*self._sockets, *(connection.sock for connection in self._connections)} - {
+            None
+        }:
             with suppress(OSError, TypeError):
-                socket.socket.shutdown(each, socket.SHUT_RDWR)  # that of a TLS socket forgets what is being read
+                # that of a TLS socket forgets what is being read
+                socket.socket.shutdown(each, socket.SHUT_RDWR)
 
 
 _under_way = threading.local()

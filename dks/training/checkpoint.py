@@ -1,8 +1,11 @@
-"""What an unfinished run goes on from: everything that decides its next step, in the newest checkpoint and the one before.
+"""What an unfinished run goes on from.
 
-A file is what torch.save makes of a state, and behind it the SHA-256 of those bytes, which is compared before anything else
-looks at them. It is written under another name and renamed, so under its own name it is whole or not there; a disk may still
-damage it later, and then the one before counts.
+Everything that decides its next step, in the newest checkpoint and the one before.
+
+A file is what torch.save makes of a state, and behind it the SHA-256 of those bytes, which is
+compared before anything else looks at them. It is written under another name and renamed, so under
+its own name it is whole or not there; a disk may still damage it later, and then the one before
+counts.
 """
 
 from __future__ import annotations
@@ -48,11 +51,14 @@ class State:
     progress: Progress
     network: dict[str, Tensor]
     step: dict[str, Any]  # of the optimiser and of the scaling of the loss
-    processes: list[dict[str, Any]]  # of each process by its rank: random generators, sums of the epoch under way
+    # of each process by its rank: random generators, sums of the epoch under way
+    processes: list[dict[str, Any]]
     seconds: float  # spent in the epoch under way
-    metrics: dict[str, float]  # of the training of a whole epoch whose evaluation is to follow; else none
+    # of the training of a whole epoch whose evaluation is to follow; else none
+    metrics: dict[str, float]
     entries: int  # epochs in the journal
-    phases: dict[str, float] = field(default_factory=dict)  # seconds in each phase of the epoch under way
+    # seconds in each phase of the epoch under way
+    phases: dict[str, float] = field(default_factory=dict)
 
 
 class Damaged(Exception):
@@ -60,7 +66,9 @@ class Damaged(Exception):
 
 
 def save(folder: Path, state: State) -> None:
-    """Make this the newest checkpoint, as a whole or not at all; the newest until now is kept as the one before.
+    """Make this the newest checkpoint, as a whole or not at all.
+
+    The newest until now is kept as the one before.
 
     Raises:
         DiskFull: there is no room for it.
@@ -80,10 +88,12 @@ def save(folder: Path, state: State) -> None:
 
 
 def find(folder: Path, entries: int) -> tuple[Path, State] | None:
-    """The newest good checkpoint of a run that has so many epochs in its journal; None where there is none.
+    """The newest good checkpoint of a run that has so many epochs in its journal.
 
-    One that is damaged, or knows of epochs that the journal has lost, is reported and removed, so that it never takes the place
-    of a good one.
+    None where there is none.
+
+    One that is damaged, or knows of epochs that the journal has lost, is reported and removed, so
+    that it never takes the place of a good one.
 
     Raises:
         RequestError, OSError: a file is there and cannot be read.
@@ -92,7 +102,9 @@ def find(folder: Path, entries: int) -> tuple[Path, State] | None:
         try:
             state = read(path)
             if state.entries > entries:
-                raise Damaged(f"is ahead of the journal, which has {entries} of {state.entries} epochs")
+                raise Damaged(
+                    f"is ahead of the journal, which has {entries} of {state.entries} epochs"
+                )
             return path, state
         except FileNotFoundError:
             if path.name == NEWEST and (folder / PREVIOUS).exists():
@@ -119,7 +131,8 @@ def read(path: Path) -> State:
         size, free = os.fstat(file.fileno()).st_size, free_memory(torch.device("cpu"))
         if free is not None and size > free:
             raise RequestError(
-                f"{path} does not fit into the memory: {size / MIB:,.0f} MiB, of which {free / MIB:,.0f} are free"
+                f"{path} does not fit into the memory: {size / MIB:,.0f} MiB, of which "
+                f"{free / MIB:,.0f} are free"
             )
         content = memoryview(file.read())
     body = content[:-_DIGEST]
@@ -127,7 +140,8 @@ def read(path: Path) -> State:
         raise Damaged("is damaged (its checksum is wrong)")
     try:
         values = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader raises anything on what torch.save did not write, and runs nothing of it
+    except Exception as error:
+        # the reader raises anything on what torch.save did not write, and runs nothing of it
         raise Damaged(f"holds what no checkpoint does ({type(error).__name__})") from error
     try:
         return State(**{**values, "progress": Progress(*values["progress"])})

@@ -34,12 +34,17 @@ class Confusion:
             if name not in self._counts:
                 self._counts[name] = labels.new_zeros(self._classes**2)
             # torch.bincount would look at the values first, for which the host waits.
-            self._counts[name].scatter_add_(0, labels * self._classes + predicted, torch.ones_like(labels))
+            self._counts[name].scatter_add_(
+                0, labels * self._classes + predicted, torch.ones_like(labels)
+            )
 
     def read(self, world: World = ALONE) -> dict[str, Tensor]:
         """Classifier -> (K, K) images of all processes, a row a true class; on the CPU."""
         counts = world.sum(torch.stack(list(self._counts.values()))).cpu()
-        return {name: each.view(self._classes, -1) for name, each in zip(self._counts, counts, strict=True)}
+        return {
+            name: each.view(self._classes, -1)
+            for name, each in zip(self._counts, counts, strict=True)
+        }
 
 
 def to_csv(matrices: Mapping[str, Tensor]) -> str:

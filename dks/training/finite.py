@@ -16,15 +16,29 @@ from dks.training.metrics import training_losses
 class NonFiniteLoss(ArithmeticError):
     """The loss became NaN or infinite."""
 
-    def __init__(self, epoch: int, step: int, values: dict[str, float], last_good: dict[str, float]) -> None:
-        bad = ", ".join(f"{name}={value}" for name, value in values.items() if not math.isfinite(value))
+    def __init__(
+        self, epoch: int, step: int, values: dict[str, float], last_good: dict[str, float]
+    ) -> None:
+        bad = ", ".join(
+            f"{name}={value}" for name, value in values.items() if not math.isfinite(value)
+        )
         good = ", ".join(f"{name}={value:.4g}" for name, value in last_good.items()) or "none"
-        super().__init__(f"non-finite loss at epoch {epoch}, step {step}: {bad}; last good values: {good}")
-        self.details = {"epoch": epoch, "step": step, "values": {k: str(v) for k, v in values.items()}, "last_good": last_good}
+        super().__init__(
+            f"non-finite loss at epoch {epoch}, step {step}: {bad}; last good values: {good}"
+        )
+        self.details = {
+            "epoch": epoch,
+            "step": step,
+            "values": {k: str(v) for k, v in values.items()},
+            "last_good": last_good,
+        }
 
 
 class FiniteGuard:
-    """Looks at every step's losses: at once on the CPU; on CUDA as soon as a copy has arrived, without waiting for it."""
+    """Looks at every step's losses: at once on the CPU.
+
+    On CUDA as soon as a copy has arrived, without waiting for it.
+    """
 
     def __init__(self, world: World = ALONE) -> None:
         self._world = world
@@ -34,7 +48,8 @@ class FiniteGuard:
     def check(self, epoch: int, step: int, loss: Loss, weight: float = 1.0) -> None:
         """Raises `NonFiniteLoss` for this step or for an earlier one whose values have arrived.
 
-        `weight` is that of this process's part of the batch; all processes see the loss of the whole, and stop together.
+        `weight` is that of this process's part of the batch; all processes see the loss of the
+        whole, and stop together.
         """
         losses = training_losses(loss)
         values = torch.stack([value.detach() for value in losses.values()])

@@ -1,4 +1,7 @@
-"""What a network costs before anything runs: its parameters and floating-point operations, counted."""
+"""What a network costs before anything runs.
+
+Its parameters and floating-point operations, counted.
+"""
 
 from __future__ import annotations
 
@@ -26,36 +29,51 @@ from dks.runs.record import RunFolder
 
 
 def network_key(config: Config) -> str:
-    """A text that two configurations share if their steps cost the same for each image: same network, teacher and image size.
+    """A text that two configurations share if their steps cost the same for each image.
+
+    Same network, teacher and image size.
 
     The synergy loss and the weights are left out: they add next to nothing to a step.
     """
     kd = config.kd_teacher
-    teacher = None if kd.kind is TeacherKind.none else [kd.kind, kd.backbone, kd.fingerprint, kd.cell, kd.image_size]
+    teacher = (
+        None
+        if kd.kind is TeacherKind.none
+        else [kd.kind, kd.backbone, kd.fingerprint, kd.cell, kd.image_size]
+    )
     parts = [asdict(config.backbone), asdict(config.aux_design), asdict(config.aux_positions)]
     streamed = config.data.augmentation is not Augmentation.pad_crop
-    return canonical_json([*parts, config.data.num_classes, image_size(config.data), streamed, teacher])
+    return canonical_json(
+        [*parts, config.data.num_classes, image_size(config.data), streamed, teacher]
+    )
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of one image, a multiplication and an addition being two, as `torch.utils.flop_counter` counts
-    them: those of convolutions and matrix products. Parameters and activations are counted beside them.
+    """Floating-point operations of one image, a multiplication and an addition being two, as
+    `torch.utils.flop_counter` counts them: those of convolutions and matrix products. Parameters
+    and activations are counted beside them.
     """
 
     inference: int  # the plain network, stripped of its branches
     forward: int  # the network in training
-    step: int  # one training step: forward, backward, what activation checkpointing computes again, and the teacher's forward
+    # one training step: forward, backward, what activation checkpointing computes again, and the
+    #     teacher's forward
+    step: int
     parameters: int  # of the plain network
     training_parameters: int  # of the network in training
-    activations: int  # bytes that forward keeps for backward in float32; without batch normalisation's, some half of all
+    # bytes that forward keeps for backward in float32; without batch normalisation's, some half of
+    # all
+    activations: int
 
 
 _counted: dict[str, Flops] = {}
 
 
 def flops(config: Config) -> Flops:
-    """Parameters and operations of the network of a resolved configuration; counted on the meta device, which computes nothing.
+    """Parameters and operations of the network of a resolved configuration.
+
+    Counted on the meta device, which computes nothing.
 
     Raises:
         RequestError: the size of the images is not known.
@@ -64,7 +82,10 @@ def flops(config: Config) -> Flops:
     if key not in _counted:
         size = image_size(config.data)
         if size is None:
-            raise RequestError(f"data.root={config.data.root}: no image is there to see how large it is; set data.image_size")
+            raise RequestError(
+                f"data.root={config.data.root}: no image is there to see how large it is; set "
+                f"data.image_size"
+            )
         _counted[key] = _count(config, size)
     return _counted[key]
 
@@ -100,7 +121,9 @@ def _parameters(module: nn.Module) -> int:
 
 
 def _without_normalisation(module: nn.Module) -> None:
-    """Take batch normalisation out, in which no operation is counted, and which takes most of the time on the meta device."""
+    """Take batch normalisation out, in which no operation is counted, and which takes most of the
+    time on the meta device.
+    """
     for layer in list(module.modules()):
         for name, child in list(layer.named_children()):
             if isinstance(child, nn.BatchNorm2d):
@@ -108,8 +131,8 @@ def _without_normalisation(module: nn.Module) -> None:
 
 
 class _Folded:
-    """A network whose runs of like blocks are one block each, with the number of blocks that it stands for beside itself: in
-    ResNet-1202 they are 199 of 200. Changes the network in place.
+    """A network whose runs of like blocks are one block each, with the number of blocks that it
+    stands for beside itself: in ResNet-1202 they are 199 of 200. Changes the network in place.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -128,7 +151,8 @@ class _Folded:
                 self.runs[-1] = kept[-1], self.runs[-1][1] + 1
                 continue
             kept.append(block)
-            # A block that gives what it takes can stand for its successors: the same channels, and the same resolution.
+            # A block that gives what it takes can stand for its successors: the same channels, and
+            #     the same resolution.
             strides = (getattr(part, "stride", 1) in (1, (1, 1)) for part in block.modules())
             previous = name if _parameters(block) and all(strides) else ""
             if previous:
@@ -138,8 +162,8 @@ class _Folded:
         return [block for block in kept if any(block is run for run, more in self.runs if more)]
 
     def count(self, work: Callable[[], Iterator[None]]) -> tuple[int, int, int]:
-        """For the unfolded network the operations of the work up to where it pauses, those of all of it, and the bytes that it
-        keeps while it pauses.
+        """For the unfolded network the operations of the work up to where it pauses, those of all
+        of it, and the bytes that it keeps while it pauses.
         """
         runs = [(block, more) for block, more in self.runs if more]
         inputs: dict[nn.Module, Tensor] = {}
@@ -154,7 +178,9 @@ class _Folded:
         for block, more in runs:
             if block in inputs:
                 part, all_of_it, own = _counted_in(partial(_alone, block, inputs[block]))
-                first, whole, kept = first + more * part, whole + more * all_of_it, kept + more * own
+                first = first + more * part
+                whole = whole + more * all_of_it
+                kept = kept + more * own
         return first, whole, kept
 
 
@@ -164,26 +190,37 @@ def _alone(block: nn.Module, given: Tensor) -> Iterator[None]:
             block(given)
         yield
         return
-    output = block(given.requires_grad_().clone())  # what begins with a ReLU in place may not change a leaf
+    # what begins with a ReLU in place may not change a leaf
+    output = block(given.requires_grad_().clone())
     yield
     output.sum().backward()
 
 
 def counter() -> FlopCounterMode:
-    """What counts the operations inside its context; as torch has it, but right for convolutions of channels in groups."""
+    """What counts the operations inside its context.
+
+    As torch has it, but right for convolutions of channels in groups.
+    """
     own = {torch.ops.aten.convolution_backward: _backward_of_convolution}
     return FlopCounterMode(display=False, custom_mapping=own)
 
 
 def _backward_of_convolution(
-    gradient: Sequence[int], given: Sequence[int], weight: Sequence[int], *options: Any, **ignored: Any
+    gradient: Sequence[int],
+    given: Sequence[int],
+    weight: Sequence[int],
+    *options: Any,
+    **ignored: Any,
 ) -> int:
-    """Each of the gradients takes what the forward pass does. torch counts that of the weights as if every channel of the
-    output saw all of the input: too much by the number of groups, which in MobileNet is that of the channels.
+    """Each of the gradients takes what the forward pass does.
+
+    Torch counts that of the weights as if every channel of the output saw all of the input: too
+    much by the number of groups, which in MobileNet is that of the channels.
 
     Args:
         gradient, given, weight: shapes of the output's gradient, of the input and of the weights.
-        options: the others of `aten.convolution_backward`: of them `transposed` and which gradients are wanted are looked at.
+        options: the others of `aten.convolution_backward`: of them `transposed` and which gradients
+            are wanted are looked at.
     """
     *_, transposed, _, _, wanted = options
     batch, _, *positions = given if transposed else gradient
@@ -192,7 +229,8 @@ def _backward_of_convolution(
 
 
 def _counted_in(work: Callable[[], Iterator[None]]) -> tuple[int, int, int]:
-    kept: dict[int, Tensor] = {}  # by their memory, and held: the number of one that is gone is given to another
+    # by their memory, and held: the number of one that is gone is given to another
+    kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):
@@ -203,13 +241,17 @@ def _counted_in(work: Callable[[], Iterator[None]]) -> tuple[int, int, int]:
         pausing = work()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             next(pausing)
-        first, size = counting.get_total_flops(), sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+        first = counting.get_total_flops()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
         next(pausing, None)
     return first, counting.get_total_flops(), size
 
 
 def untrained_teacher(config: Config) -> nn.Module | None:
-    """A network like the teacher; its weights, which change no cost, are neither fetched nor read."""
+    """A network like the teacher.
+
+    Its weights, which change no cost, are neither fetched nor read.
+    """
     kd, data = config.kd_teacher, config.data
     if kd.kind is TeacherKind.none:
         return None

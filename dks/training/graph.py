@@ -1,6 +1,7 @@
 """A training step recorded as a CUDA graph.
 
-What limits small networks is the launching of their many kernels, one by one; a replay launches all of them at once.
+What limits small networks is the launching of their many kernels, one by one; a replay launches all
+of them at once.
 """
 
 from __future__ import annotations
@@ -19,23 +20,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Passes before the recording, in which libraries choose their algorithms and allocate what they need.
+# Passes before the recording, in which libraries choose their algorithms and allocate what they
+# need.
 WARM_UP = 3
 
 
 class Graph:
     """Forward and backward pass of batches of one size, recorded at the first and then replayed.
 
-    A replay computes what the passes compute, on the same random numbers. Its outputs and gradients lie where the next replay
-    overwrites them. Where the passes cannot be recorded they are run as they are, with a line in the log.
+    A replay computes what the passes compute, on the same random numbers. Its outputs and gradients
+    lie where the next replay overwrites them. Where the passes cannot be recorded they are run as
+    they are, with a line in the log.
 
     Args:
-        forward, backward: the passes; `backward(outputs, 1.0)` leaves gradients in the parameters of `module`.
-        module: its buffers and the random state are as they were after warming up.
+        forward, backward: the passes; `backward(outputs, 1.0)` leaves gradients in the parameters
+        of `module`. module: its buffers and the random state are as they were after warming up.
     """
 
     def __init__(
-        self, forward: Callable[[Batch], Outputs], backward: Callable[[Outputs, float], None], module: nn.Module
+        self,
+        forward: Callable[[Batch], Outputs],
+        backward: Callable[[Outputs, float], None],
+        module: nn.Module,
     ) -> None:
         self._forward, self._backward, self._module = forward, backward, module
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -45,7 +51,10 @@ class Graph:
         self._gradients: list[tuple[nn.Parameter, Tensor | None]] = []
 
     def __call__(self, batch: Batch) -> Outputs:
-        """The outputs of the batch; its gradients are in the parameters if this graph `owns` the outputs."""
+        """The outputs of the batch.
+
+        Its gradients are in the parameters if this graph `owns` the outputs.
+        """
         if self._graph is None and not self._failed:
             self._record(batch)
         if self._graph is None:
@@ -63,7 +72,9 @@ class Graph:
         return outputs is self._outputs
 
     def _record(self, batch: Batch) -> None:
-        self._input = Batch(batch.images.clone(memory_format=torch.preserve_format), batch.labels.clone())
+        self._input = Batch(
+            batch.images.clone(memory_format=torch.preserve_format), batch.labels.clone()
+        )
         parameters = list(self._module.parameters())
         buffers = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
         device = batch.images.device
@@ -74,7 +85,10 @@ class Graph:
             with torch.cuda.graph(graph):
                 outputs = self._passes()
         except RuntimeError:
-            log.warning("the step cannot be recorded as a CUDA graph; it is launched kernel by kernel", exc_info=True)
+            log.warning(
+                "the step cannot be recorded as a CUDA graph; it is launched kernel by kernel",
+                exc_info=True,
+            )
             self._failed = True
         else:
             self._graph, self._outputs = graph, outputs
@@ -101,7 +115,7 @@ class Graph:
 
 
 def _detached(outputs: Outputs) -> Outputs:
-    """The same values without the tape that led to them, which would keep every activation alive."""
+    """The same values without their tape, which would keep every activation alive."""
     logits = {name: value.detach() for name, value in outputs.logits.items()}
     loss = outputs.loss
     parts = {name: value.detach() for name, value in loss.parts.items()}

@@ -26,7 +26,10 @@ class Tally:
 
     def state(self) -> dict[str, Any]:
         """What was counted, on the CPU."""
-        return {"sums": {name: value.cpu() for name, value in self._sums.items()}, "images": self._images}
+        return {
+            "sums": {name: value.cpu() for name, value in self._sums.items()},
+            "images": self._images,
+        }
 
     @classmethod
     def restored(cls, state: dict[str, Any], device: torch.device) -> Tally:
@@ -45,9 +48,12 @@ class Tally:
         for name, value in losses.items():
             self._add(name, value.detach() * images)
 
-    def add_errors(self, logits: Mapping[str, Tensor], labels: Tensor, top: tuple[int, ...]) -> dict[str, Tensor]:
-        """Count the images whose label is not among the `k` largest logits, for every classifier and k in `top`. With no more
-        than k classes that is no image, and is left out; but not the error itself, k = 1.
+    def add_errors(
+        self, logits: Mapping[str, Tensor], labels: Tensor, top: tuple[int, ...]
+    ) -> dict[str, Tensor]:
+        """Count the images whose label is not among the `k` largest logits, for every classifier
+        and k in `top`. With no more than k classes that is no image, and is left out; but not the
+        error itself, k = 1.
 
         Returns:
             classifier -> (N,) the classes that it takes the images for.
@@ -61,11 +67,16 @@ class Tally:
             for k in top:
                 if k > 1 and k >= z.shape[1]:
                     continue
-                self._add(f"top{k}_error{suffix(classifier)}", 100 * (len(labels) - hits[:, :k].sum()))
+                self._add(
+                    f"top{k}_error{suffix(classifier)}", 100 * (len(labels) - hits[:, :k].sum())
+                )
         return predictions
 
     def read(self, prefix: str, world: World = ALONE) -> dict[str, float]:
-        """All means over the images of all processes, errors in percent; one copy from the device."""
+        """All means over the images of all processes, errors in percent.
+
+        One copy from the device.
+        """
         sums = world.sum(torch.stack([value.double() for value in self._sums.values()]))
         means = (sums / self.images(world)).tolist()
         return {f"{prefix}/{name}": mean for name, mean in zip(self._sums, means, strict=True)}
@@ -99,7 +110,8 @@ def evaluate(
     confusion: Confusion | None = None,
     precision: Precision = Precision.fp32,
 ) -> dict[str, float]:
-    """The losses and errors of every classifier over the images of all processes, by the names of the journal.
+    """The losses and errors of every classifier over the images of all processes, by the names of
+    the journal.
 
     Args:
         network: on `device`; it is put into evaluation mode.

@@ -12,7 +12,8 @@ import torch
 class Phases:
     """Seconds in phases that follow one another without a gap.
 
-    On CUDA a phase ends where its work ends on the device: an event is put into the stream, and nothing waits before `seconds`.
+    On CUDA a phase ends where its work ends on the device: an event is put into the stream, and
+        nothing waits before `seconds`.
 
     Args:
         device: where the work is done.
@@ -49,5 +50,7 @@ class Phases:
         return event
 
     def _between(self, before: Any, after: Any) -> float:
-        seconds: float = before.elapsed_time(after) / 1000 if self._device.type == "cuda" else after - before
+        seconds: float = (
+            before.elapsed_time(after) / 1000 if self._device.type == "cuda" else after - before
+        )
         return seconds

@@ -1,4 +1,7 @@
-"""One execution of a cell: claim it, train it, and leave a record that tells the truth whatever happens."""
+"""One execution of a cell.
+
+Claim it, train it, and leave a record that tells the truth whatever happens.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,14 @@ from dks.data.label_noise import corrupt
 from dks.data.seeds import generator
 from dks.machine import code
 from dks.machine.commit import code_diff, git_commit
-from dks.machine.environment import available_threads, device_name, environment, host, pick_device, versions
+from dks.machine.environment import (
+    available_threads,
+    device_name,
+    environment,
+    host,
+    pick_device,
+    versions,
+)
 from dks.machine.interruption import Interruption
 from dks.machine.memory import PeakMemory
 from dks.machine.world import Broken, World
@@ -58,7 +68,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# cuBLAS reads it when it is first used in a process, and without it has no operations that give the same bits every time.
+# cuBLAS reads it when it is first used in a process, and without it has no operations that give the
+# same bits every time.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
@@ -75,22 +86,28 @@ def run_cell(path: Path | str) -> Outcome:
     """Run the cell whose frozen configuration lies in this folder.
 
     Raises:
-        Interrupted: a signal came. The record says killed; the same call goes on from the very step.
-        RequestError: its configuration or its record cannot be read, or the configuration is that of another cell.
-        DiskFull: not even the beginning of the attempt could be written down.
+        Interrupted: a signal came. The record says killed; the same call goes on from the very
+        step. RequestError: its configuration or its record cannot be read, or the configuration is
+        that of another cell. DiskFull: not even the beginning of the attempt could be written down.
     """
     folder = RunFolder(path)
     if not folder.claim():
-        Display.current().say(f"another process is working on cell {folder.cell_id}; it is left to that one")
+        Display.current().say(
+            f"another process is working on cell {folder.cell_id}; it is left to that one"
+        )
         return Outcome.busy
     try:
         record = folder.mend_record()
         assert record is not None, "a cell is queued before it is launched"
         if record.status is Status.done:
-            checkpoint.discard(folder.checkpoints)  # left where a process died right after the record was written
+            # left where a process died right after the record was written
+            checkpoint.discard(folder.checkpoints)
             return Outcome.already_done
         config = _own_config(folder)
-        with sending(config.tracking, partial(say, urgent=True)) as sender, Interruption() as interruption:
+        with (
+            sending(config.tracking, partial(say, urgent=True)) as sender,
+            Interruption() as interruption,
+        ):
             outcome = _execute(folder, config, record, interruption, sender)
             interruption.check()  # a signal that came after the last step still stops the sweep
         return outcome
@@ -103,7 +120,8 @@ def _own_config(folder: RunFolder) -> Config:
     config = folder.read_config()
     if cell_id(config) != folder.cell_id:
         raise RequestError(
-            f"{folder.config_file} is not that of cell {folder.cell_id}: it was damaged, or another version of this program "
+            f"{folder.config_file} is not that of cell {folder.cell_id}: it was damaged, or "
+            f"another version of this program "
             "froze it; the command that began the run writes it again"
         )
     return config
@@ -126,12 +144,20 @@ def follow() -> None:
 
 
 def _execute(
-    folder: RunFolder, config: Config, record: Record, interruption: Interruption, sender: Sender | NoSender
+    folder: RunFolder,
+    config: Config,
+    record: Record,
+    interruption: Interruption,
+    sender: Sender | NoSender,
 ) -> Outcome:
     world = World.join()
     device = pick_device(config.device, world.local_rank)
     # Threads change the last bits of a result, so a run goes on with the number it began with.
-    threads = record.attempts[0].threads if record.attempts else config.threads or max(1, available_threads() // world.size)
+    threads = (
+        record.attempts[0].threads
+        if record.attempts
+        else config.threads or max(1, available_threads() // world.size)
+    )
     torch.set_num_threads(threads)
     uses = tuple((kind, reference.partition("@")[0]) for kind, reference in references(config))
     attempt = Attempt(
@@ -148,7 +174,8 @@ def _execute(
         extensions=used(config),
     )
     earlier = [each for begun in record.attempts for each in begun.extensions]
-    folder.end_attempt(record, Status.killed.value)  # where SLURM requeued the job of a node that was lost
+    # where SLURM requeued the job of a node that was lost
+    folder.end_attempt(record, Status.killed.value)
     record.attempts.append(attempt)
     record.status, record.error = Status.running, None
     folder.write_record(record)
@@ -157,34 +184,46 @@ def _execute(
     started = time.perf_counter()
     try:
         interruption.check()
-        interruption.patient = world.size > 1  # nothing is lost until the first step, and reading data may take long
+        # nothing is lost until the first step, and reading data may take long
+        interruption.patient = world.size > 1
         for file in require(config, earlier):
-            damage.report(file, "is not what the run was begun with, though its version is the same")
+            damage.report(
+                file, "is not what the run was begun with, though its version is the same"
+            )
         _write_environment(folder, device, uses)
-        with Pulse(folder.path, attempt.host, config.recipe.epochs) as pulse, SystemSampler(device) as system:
+        with (
+            Pulse(folder.path, attempt.host, config.recipe.epochs) as pulse,
+            SystemSampler(device) as system,
+        ):
             world.share((str(folder.path), threads))
             trainer = _trainer(folder, config, world, [display, pulse], interruption, system.means)
             _write_model(folder, config, trainer.side)
             record.changed_labels = trainer.changed_labels.tolist() or None
-            attempt.first_epoch, attempt.first_step = len(trainer.entries) + 1, trainer.progress.step
+            attempt.first_epoch = len(trainer.entries) + 1
+            attempt.first_step = trainer.progress.step
             folder.write_record(record)
             entries = trainer.fit()
         write_atomically(folder.confusion_file, to_csv(trainer.confusion))
         _save_weights(folder, trainer.network)
         _summarise(record, entries, trainer.network, memory.mib())
         if (operations := _operations(config)) is not None:
-            record.cost["training_flops"] = operations.step * trainer.train_images * config.recipe.epochs
+            record.cost["training_flops"] = (
+                operations.step * trainer.train_images * config.recipe.epochs
+            )
         record.status = Status.done
     except KeyboardInterrupt as error:
-        record.status, record.error = Status.killed, {"type": "Interrupted", "message": str(error) or "SIGINT"}
+        record.status = Status.killed
+        record.error = {"type": "Interrupted", "message": str(error) or "SIGINT"}
         raise
     except Exception as error:
         log.exception("the run failed")
         details = getattr(error, "details", {})
-        record.status, record.error = (
-            Status.failed,
-            {"type": type(error).__name__, "message": without_password(str(error)), **details},
-        )
+        record.status = Status.failed
+        record.error = {
+            "type": type(error).__name__,
+            "message": without_password(str(error)),
+            **details,
+        }
         if world.size > 1 and not isinstance(error, NonFiniteLoss):
             raise Broken(1) from error
     finally:
@@ -199,13 +238,17 @@ def _execute(
 
 
 def _write_last(folder: RunFolder, record: Record) -> None:
-    """Write how a run ended. Where that cannot be written it is a run that failed, and looks like one that was killed."""
+    """Write how a run ended.
+
+    Where that cannot be written it is a run that failed, and looks like one that was killed.
+    """
     try:
         folder.write_record(record)
     except OSError as error:
         log.exception("the record could not be written")
         if record.status is not Status.failed:  # else that is what is to be told
-            record.status, record.error = Status.failed, {"type": type(error).__name__, "message": without_password(str(error))}
+            record.status = Status.failed
+            record.error = {"type": type(error).__name__, "message": without_password(str(error))}
 
 
 def _trainer(
@@ -220,15 +263,23 @@ def _trainer(
     choose_operations(config.compute)
     device = pick_device(config.device, world.local_rank)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # what names no device of its own, such as an event, is to be on this one
+        # what names no device of its own, such as an event, is to be on this one
+        torch.cuda.set_device(device)
     train, val, test, changed = _data(config)
     classes = data.require(config.data).classes
     if classes is not None and world.is_main:
         write_atomically(folder.classes_file, json.dumps(classes, indent=1) + "\n")
     for name, images in (("held-out", val), ("test", test)):
         if images is not None and len(images) < world.size:
-            raise RequestError(f"{world.size} processes have only {len(images)} {name} images to share; start fewer")
-    size = train.stored.shape[-2:] if isinstance(train, ImageSet) else (config.data.image_size or 1,) * 2
+            raise RequestError(
+                f"{world.size} processes have only {len(images)} {name} images to share; "
+                f"start fewer"
+            )
+    size = (
+        train.stored.shape[-2:]
+        if isinstance(train, ImageSet)
+        else (config.data.image_size or 1,) * 2
+    )
     for problem in lone_image_problems(config, len(train), world.size, size):
         raise RequestError(problem)
     torch.manual_seed(config.seed)
@@ -238,12 +289,28 @@ def _trainer(
     teacher = load_teacher(config, train)
     if teacher is not None:
         teacher = teacher.to(device).to(memory_format=torch.channels_last)
-    return Trainer(config, network, train, test, changed, device, folder, observers, interruption, teacher, world, val, system)
+    return Trainer(
+        config,
+        network,
+        train,
+        test,
+        changed,
+        device,
+        folder,
+        observers,
+        interruption,
+        teacher,
+        world,
+        val,
+        system,
+    )
 
 
 def _data(config: Config) -> tuple[Images, Images | None, Images, Tensor]:
-    """The images to train on, their labels corrupted as asked for; those held out, if any, and the test set, whose labels are
-    never touched; and the indices in the whole training set of the labels that were changed.
+    """The images to train on, their labels corrupted as asked for.
+
+    Those held out, if any, and the test set, whose labels are never touched; and the indices in the
+    whole training set of the labels that were changed.
 
     Raises:
         RequestError: all training images are to be held out, or files are missing.
@@ -273,7 +340,9 @@ def _save_weights(folder: RunFolder, network: torch.nn.Module) -> None:
     sync_folder(folder.path)
 
 
-def _summarise(record: Record, entries: list[Entry], network: torch.nn.Module, peak_mib: float | None) -> None:
+def _summarise(
+    record: Record, entries: list[Entry], network: torch.nn.Module, peak_mib: float | None
+) -> None:
     record.final, record.best, cost = results_of(entries)
     record.cost |= cost
     record.cost["parameters"] = parameters(network)
@@ -281,8 +350,13 @@ def _summarise(record: Record, entries: list[Entry], network: torch.nn.Module, p
         record.cost["peak_memory_mib"] = round(peak_mib, 1)
 
 
-def _write_environment(folder: RunFolder, device: torch.device, extensions: tuple[tuple[str, str], ...]) -> None:
-    """What this attempt computes with, and with which code: ours, and that of these extensions, each a kind and a name."""
+def _write_environment(
+    folder: RunFolder, device: torch.device, extensions: tuple[tuple[str, str], ...]
+) -> None:
+    """What this attempt computes with, and with which code.
+
+    Ours, and that of these extensions, each a kind and a name.
+    """
     write_atomically(folder.environment_file, json.dumps(environment(device), indent=1) + "\n")
     diff = code_diff(code.extension_files(extensions))
     if diff is not None:
@@ -300,7 +374,9 @@ def _write_model(folder: RunFolder, config: Config, size: Sequence[int]) -> None
         return
     if (operations := _operations(config)) is not None:
         plain, whole = operations.inference // 2, operations.forward // 2
-        text += f"multiply-adds an image: {plain:,} of the plain network, {whole:,} with its branches\n"
+        text += (
+            f"multiply-adds an image: {plain:,} of the plain network, {whole:,} with its branches\n"
+        )
     write_atomically(folder.model_file, text)
 
 

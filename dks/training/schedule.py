@@ -11,8 +11,9 @@ from dks.config.schema import Recipe, Schedule
 def learning_rate(recipe: Recipe, finished: int) -> float:
     """The learning rate of the epoch that follows `finished` whole epochs.
 
-    step: lr * gamma^(milestones passed). cosine: lr * (1 + cos(pi * t)) / 2, where t goes from 0 to 1 over the epochs behind
-    the warm-up. During `warmup_epochs` = w it is what the schedule starts with, times 1/w, 2/w, ..., 1.
+    step: lr * gamma^(milestones passed). cosine: lr * (1 + cos(pi * t)) / 2, where t goes from 0 to
+    1 over the epochs behind the warm-up. During `warmup_epochs` = w it is what the schedule starts
+    with, times 1/w, 2/w, ..., 1.
     """
     if finished < recipe.warmup_epochs:
         return recipe.lr * (finished + 1) / recipe.warmup_epochs
@@ -24,5 +25,7 @@ def learning_rate(recipe: Recipe, finished: int) -> float:
 
 
 def is_milestone(recipe: Recipe, finished: int) -> bool:
-    """Does the learning rate drop, by the step schedule, right before the epoch that follows `finished` whole epochs?"""
+    """Does the learning rate drop, by the step schedule, right before the epoch that follows
+    `finished` whole epochs?
+    """
     return recipe.schedule is Schedule.step and finished in drops(recipe)

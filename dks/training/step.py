@@ -26,9 +26,11 @@ class Outputs(NamedTuple):
 
 
 class Step:
-    """Takes a network one step further, in the precision and by the means that `config.compute` asks for.
+    """Takes a network one step further, in the precision and by the means that `config.compute`
+    asks for.
 
-    `forward` and `update` are two calls, so that a loss can be looked at before it changes a weight.
+    `forward` and `update` are two calls, so that a loss can be looked at before it changes a
+    weight.
 
     Args:
         config: resolved.
@@ -62,7 +64,11 @@ class Step:
         module = cast(nn.Module, torch.compile(network)) if compute.compile else network
         self._replica = world.replicate(module)
         # The processes of a world exchange gradients in the backward pass, which is not recorded.
-        self._graph = Graph(self._forward, self._backward, network) if _can_record(config, device, world) else None
+        self._graph = (
+            Graph(self._forward, self._backward, network)
+            if _can_record(config, device, world)
+            else None
+        )
 
     def forward(self, batch: Batch) -> Outputs:
         """The outputs for a batch. A recorded step goes through the backward pass at once."""
@@ -106,8 +112,9 @@ class Step:
     def _begin_momentum(self) -> None:
         """With zeros, which a first step takes as it takes none.
 
-        The optimiser itself makes the buffers in that step and fills them unless it is skipped, as the scaling of float16 skips
-        it where a gradient is infinite: the next steps would go on from whatever was in the memory.
+        The optimiser itself makes the buffers in that step and fills them unless it is skipped, as
+        the scaling of float16 skips it where a gradient is infinite: the next steps would go on
+        from whatever was in the memory.
         """
         for parameter in self.network.parameters() if self.optimizer.defaults["momentum"] else ():
             self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

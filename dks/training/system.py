@@ -17,12 +17,14 @@ from dks.machine.memory import MIB
 log = logging.getLogger(__name__)
 
 EVERY = 1.0  # seconds between two samples
-# Samples between two looks for new children: it takes some 20 microseconds for each process of the machine.
+# Samples between two looks for new children: it takes some 20 microseconds for each process of the
+#     machine.
 CHILDREN_EVERY = 10
 
 
 class SystemSampler:
-    """Samples this process and its children from a thread of its own, from the beginning of the context to its end.
+    """Samples this process and its children from a thread of its own, from the beginning of the
+    context to its end.
 
     Nothing here can stop a run: what cannot be measured is left out.
     """
@@ -43,19 +45,29 @@ class SystemSampler:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._over.set()
         self._thread.join(EVERY)
 
     def means(self) -> dict[str, float]:
-        """The means since this was last asked, by the names of the journal; where there is no sample since, one is taken."""
+        """The means since this was last asked, by the names of the journal.
+
+        Where there is no sample since, one is taken.
+        """
         if not self._samples:
             self._take()
         with self._lock:
             samples, self._samples = self._samples, []
         names = dict.fromkeys(name for sample in samples for name in sample)
         found = {name: [sample[name] for sample in samples if name in sample] for name in names}
-        return {f"system/{name}": round(sum(values) / len(values), 1) for name, values in found.items()}
+        return {
+            f"system/{name}": round(sum(values) / len(values), 1) for name, values in found.items()
+        }
 
     def _work(self) -> None:
         count = 0
@@ -72,7 +84,9 @@ class SystemSampler:
                 self._samples.append({**self._of_processes(), **self._of_gpu()})
         except Exception:
             if not self._failed:
-                log.warning("what the run takes of its machine could not be measured", exc_info=True)
+                log.warning(
+                    "what the run takes of its machine could not be measured", exc_info=True
+                )
             self._failed = True
 
     def _of_processes(self) -> dict[str, float]:
@@ -87,7 +101,9 @@ class SystemSampler:
                     times = process.cpu_times()
                     cpu[process] = times.user + times.system
                 memory += process.memory_info().rss
-        spent = sum(seconds - self._cpu[process] for process, seconds in cpu.items() if process in self._cpu)
+        spent = sum(
+            seconds - self._cpu[process] for process, seconds in cpu.items() if process in self._cpu
+        )
         passed, self._cpu, self._time = now - self._time, cpu, now
         return {"cpu_percent": 100 * spent / max(passed, 1e-9), "memory_mib": memory / MIB}
 
@@ -104,11 +120,17 @@ class SystemSampler:
 
 
 def _family() -> list[Any]:
-    """This process and its children, and theirs; without the sender, which has a session of its own."""
+    """This process and its children, and theirs.
+
+    Without the sender, which has a session of its own.
+    """
     import psutil
 
     this, session = psutil.Process(), os.getsid(0)
-    return [this, *(each for each in this.children(recursive=True) if _session(each.pid) == session)]
+    return [
+        this,
+        *(each for each in this.children(recursive=True) if _session(each.pid) == session),
+    ]
 
 
 def _session(pid: int) -> int | None:

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from dks.config.errors import RequestError
 from dks.config.schema import Config
-from dks.data.batches import Batch, Normalise, TestBatches, channel_statistics, evaluation_batches, training_batches
+from dks.data.batches import (
+    Batch,
+    Normalise,
+    TestBatches,
+    channel_statistics,
+    evaluation_batches,
+    training_batches,
+)
 from dks.data.images import Images, ImageSet
 from dks.machine.interruption import Interrupted, Interruption
 from dks.machine.world import ALONE, World
@@ -37,7 +44,7 @@ class Observer(Protocol):
     """Somebody who watches a run: a progress bar, a tracker."""
 
     def started(self, epochs: int, images: int, finished: int) -> None:
-        """`epochs` in all, `images` a training epoch, `finished` epochs done by earlier attempts."""
+        """`epochs` in all, `images` an epoch, `finished` epochs done by earlier attempts."""
 
     def stepped(self, images: int) -> None:
         """That many more training images were seen."""
@@ -47,11 +54,12 @@ class Observer(Protocol):
 
 
 class Trainer:
-    """Trains a network and keeps its folder up to date, so that whatever stops it at whatever moment, another one goes on from
-    there and ends bitwise the same.
+    """Trains a network and keeps its folder up to date, so that whatever stops it at whatever
+    moment, another one goes on from there and ends bitwise the same.
 
-    Every epoch is trained, saved, evaluated and written into the journal, in this order. A checkpoint whose epoch the journal
-    has not got yet has its evaluation before it; a line of the journal that is ahead of the checkpoint is cut off.
+    Every epoch is trained, saved, evaluated and written into the journal, in this order. A
+    checkpoint whose epoch the journal has not got yet has its evaluation before it; a line of the
+    journal that is ahead of the checkpoint is cut off.
 
     Args:
         config: a resolved configuration.
@@ -64,7 +72,8 @@ class Trainer:
         teacher: frozen, images -> logits (N, K); for the methods that distil.
         world: the processes that train together; only rank 0 writes.
         val: training images that are held out, evaluated beside the test set; None without.
-        system: what else is known of an epoch when it is over, for its line in the journal: name -> value.
+        system: what else is known of an epoch when it is over, for its line in the journal: name ->
+            value.
     """
 
     def __init__(
@@ -87,7 +96,10 @@ class Trainer:
         normalise = Normalise(*channel_statistics(config, train), device)
         self.recipe, self.network, self.device, self.folder = recipe, network, device, folder
         self.precision = config.compute.precision
-        self.observers, self.interruption, self.world, self.system = observers, interruption, world, system
+        self.observers = observers
+        self.interruption = interruption
+        self.world = world
+        self.system = system
         self.train_batches = training_batches(config, train, normalise, device, world)
         self.evaluations = {
             prefix: evaluation_batches(config, images, normalise, device, world)
@@ -97,13 +109,23 @@ class Trainer:
         self.train_images, self.changed_labels = len(train), changed_labels
         self.step = Step(config, network, device, teacher, world)
         self.guard = FiniteGuard(world)
-        self.progress = self.saved = Progress()  # where this run is, and where its newest checkpoint is
-        self.tally, self.seconds, self.phases = Tally(), 0.0, Phases(device)  # of the epoch under way
-        self.metrics: dict[str, float] = {}  # of the training of a whole epoch, until it is evaluated
-        self.confusion: dict[str, Tensor] = {}  # classifier -> (K, K) test images after the last epoch, a row a true class
-        assert config.data.num_classes is not None, "a resolved configuration has its number of classes"
+        # where this run is, and where its newest checkpoint is
+        self.progress = self.saved = Progress()
+        # of the epoch under way
+        self.tally, self.seconds, self.phases = Tally(), 0.0, Phases(device)
+        # of the training of a whole epoch, until it is evaluated
+        self.metrics: dict[str, float] = {}
+        # classifier -> (K, K) test images after the last epoch, a row a true class
+        self.confusion: dict[str, Tensor] = {}
+        assert config.data.num_classes is not None, (
+            "a resolved configuration has its number of classes"
+        )
         self.classes = config.data.num_classes
-        self.side = train.images.shape[-2:] if isinstance(train, ImageSet) else (config.data.image_size or 1,) * 2
+        self.side = (
+            train.images.shape[-2:]
+            if isinstance(train, ImageSet)
+            else (config.data.image_size or 1,) * 2
+        )
         self.entries = folder.journal.read() if world.is_main else []
         self._restore(self.side)
 
@@ -123,7 +145,8 @@ class Trainer:
                 self._train_epoch()
                 self._save()
             self._evaluate_epoch()
-        if not self.confusion:  # the last evaluation was that of an attempt that was stopped right after it
+        # the last evaluation was that of an attempt that was stopped right after it
+        if not self.confusion:
             self._evaluated("test")
         return self.entries
 
@@ -133,7 +156,11 @@ class Trainer:
         lr = learning_rate(self.recipe, finished)
         for group in self.step.optimizer.param_groups:
             group["lr"] = lr
-        if self.recipe.reset_momentum and self.progress.batch == 0 and is_milestone(self.recipe, finished):
+        if (
+            self.recipe.reset_momentum
+            and self.progress.batch == 0
+            and is_milestone(self.recipe, finished)
+        ):
             self.step.optimizer.state.clear()
         self.network.train()
         self.phases.begin()
@@ -148,13 +175,17 @@ class Trainer:
         self.guard.flush()
         metrics = self.tally.read("train", self.world)  # waits for the device
         speed = self.tally.images(self.world) / (time.perf_counter() - started)
-        phases = {f"time/{phase}": round(seconds, 6) for phase, seconds in self.phases.seconds().items()}
+        phases = {
+            f"time/{phase}": round(seconds, 6) for phase, seconds in self.phases.seconds().items()
+        }
         self.metrics = {**metrics, "train/lr": lr, "train/images_per_second": speed, **phases}
         self.progress = Progress(finished + 1, self.progress.step)
         self.tally, self.seconds, self.phases = Tally(), 0.0, Phases(self.device)
 
     def _step(self, batch: Batch) -> None:
-        self.progress = replace(self.progress, step=self.progress.step + 1, batch=self.progress.batch + 1)
+        self.progress = replace(
+            self.progress, step=self.progress.step + 1, batch=self.progress.batch + 1
+        )
         outputs = self.step.forward(batch)
         logits, loss = outputs
         self.guard.check(self.progress.epoch + 1, self.progress.step, loss, batch.weight)
@@ -182,17 +213,25 @@ class Trainer:
                 observer.recorded(entry)
 
     def _evaluated(self, prefix: str) -> dict[str, float]:
-        """The metrics of "test" or "val"; after the last epoch the test also tells what is taken for what."""
+        """The metrics of "test" or "val".
+
+        After the last epoch the test also tells what is taken for what.
+        """
         last = prefix == "test" and self.progress.epoch == self.recipe.epochs
         confusion = Confusion(self.classes) if last else None
         batches = self._until_asked(self.evaluations[prefix])
-        metrics = evaluate(self.network, batches, self.device, self.world, prefix, confusion, self.precision)
+        metrics = evaluate(
+            self.network, batches, self.device, self.world, prefix, confusion, self.precision
+        )
         if confusion is not None:
             self.confusion = confusion.read(self.world)
         return metrics
 
     def _until_asked(self, batches: TestBatches | StreamedTest) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an evaluation, until a signal comes. Some processes may have one more, before which nobody asks."""
+        """The batches of an evaluation, until a signal comes.
+
+        Some processes may have one more, before which nobody asks.
+        """
         common = min(self.world.gather(len(batches)))
         for number, batch in enumerate(batches):
             if number < common and (asked := self._asked()):
@@ -203,7 +242,11 @@ class Trainer:
         """What to stop with, in all processes at the same place, whichever was asked."""
         if not self.world.any(self.interruption.signal is not None):
             return None
-        signals = [number.name for number in self.world.gather(self.interruption.signal) if number is not None]
+        signals = [
+            number.name
+            for number in self.world.gather(self.interruption.signal)
+            if number is not None
+        ]
         return Interrupted(signals[0])
 
     def _save(self) -> None:
@@ -228,15 +271,22 @@ class Trainer:
             checkpoint.save(self.folder.checkpoints, state)
 
     def _restore(self, side: Sequence[int]) -> None:
-        """Go on from the newest good checkpoint, or begin; what the journal has beyond it is cut off.
+        """Go on from the newest good checkpoint, or begin.
+
+        What the journal has beyond it is cut off.
 
         Args:
             side: height and width of an image, pixels.
 
         Raises:
-            RequestError: it was begun with another number of processes, or on another kind of device.
+            RequestError: it was begun with another number of processes, or on another kind of
+                device.
         """
-        found = checkpoint.find(self.folder.checkpoints, len(self.entries)) if self.world.is_main else None
+        found = (
+            checkpoint.find(self.folder.checkpoints, len(self.entries))
+            if self.world.is_main
+            else None
+        )
         path = self.world.share(found and found[0])
         if path is not None:
             state = found[1] if found else checkpoint.read(path)
@@ -266,8 +316,10 @@ class Trainer:
         return processes[self.world.rank]
 
     def _take_idle_step(self, side: Sequence[int]) -> None:
-        """The gradients of blank images, for nothing: after its first step DistributedDataParallel puts gradients in another
-        order, in which more than two processes sum to other last bits; a run that goes on is beyond its first step.
+        """The gradients of blank images, for nothing.
+
+        After its first step DistributedDataParallel puts gradients in another order, in which more
+        than two processes sum to other last bits; a run that goes on is beyond its first step.
         """
         images = torch.zeros(2, 3, *side, device=self.device).to(memory_format=torch.channels_last)
         labels = torch.zeros(2, dtype=torch.int64, device=self.device)

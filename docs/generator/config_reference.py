@@ -1,4 +1,6 @@
-"""The configuration reference as Markdown, from the comments of the typed schema and of the files in `conf/`."""
+"""The configuration reference as Markdown, from the comments of the typed schema and of the files
+in `conf/`.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,11 @@ def _fields(node: ast.ClassDef, comments: dict[int, tuple[str, bool]]) -> list[F
             continue
         if not name.startswith("_"):
             default = None if value is None else ast.unparse(value)
-            found.append(Field(name, kind, None if default == "MISSING" else default, _comment(item, comments)))
+            found.append(
+                Field(
+                    name, kind, None if default == "MISSING" else default, _comment(item, comments)
+                )
+            )
     return found
 
 
@@ -118,14 +124,22 @@ def _overview(groups: list[Field]) -> str:
         if names := _names(name):
             default = f"`{chosen[name]}`" if chosen.get(name) else "none: what the other groups say"
             shown = f"`{short[name]}`" if name in short else ""
-            lines.append(f"| [`{name}`](#{name}) | {shown} | {default} | {', '.join(f'`{each}`' for each in names)} |")
+            lines.append(
+                f"| [`{name}`](#{name}) | {shown} | {default} | "
+                f"{', '.join(f'`{each}`' for each in names)} |"
+            )
     return "\n".join(lines)
 
 
 def _defaults() -> dict[str, str]:
     """Group -> what `python train.py` takes, less what the data or the backbone bring."""
     entries = OmegaConf.load(CONF / "config.yaml").defaults
-    return {str(key): value for entry in entries if OmegaConf.is_dict(entry) for key, value in entry.items()}
+    return {
+        str(key): value
+        for entry in entries
+        if OmegaConf.is_dict(entry)
+        for key, value in entry.items()
+    }
 
 
 def _names(group: str) -> list[str]:
@@ -134,10 +148,21 @@ def _names(group: str) -> list[str]:
 
 def _group(name: str, kind: str, schema: dict[str, Class]) -> str:
     inner = [field.type for field in schema[kind].fields]
-    nested = [each for each in schema if any(re.search(rf"\b{each}\b", text) for text in inner) and not schema[each].is_enum]
-    nested += [each for each in schema if any(each in field.type for one in nested for field in schema[one].fields)]
+    nested = [
+        each
+        for each in schema
+        if any(re.search(rf"\b{each}\b", text) for text in inner) and not schema[each].is_enum
+    ]
+    nested += [
+        each
+        for each in schema
+        if any(each in field.type for one in nested for field in schema[one].fields)
+    ]
     parts = [f"## {name}", schema[kind].doc, _keys(f"{name}.", schema[kind], schema)]
-    parts += [f"A `{each}`: {schema[each].doc}\n\n{_plain_keys(schema[each])}" for each in dict.fromkeys(nested)]
+    parts += [
+        f"A `{each}`: {schema[each].doc}\n\n{_plain_keys(schema[each])}"
+        for each in dict.fromkeys(nested)
+    ]
     return "\n\n".join([*parts, _choices(name)])
 
 
@@ -147,7 +172,10 @@ def _keys(prefix: str, owner: Class, schema: dict[str, Class]) -> str:
         key, kind = f"{prefix}{field.name}", _enumeration(field, schema)
         meaning = _text(field.comment)
         if kind is not None:
-            values = [f"`{each.name}`" + (f": {_text(each.comment)}" if each.comment else "") for each in kind.fields]
+            values = [
+                f"`{each.name}`" + (f": {_text(each.comment)}" if each.comment else "")
+                for each in kind.fields
+            ]
             meaning = "<br>".join([*([meaning] if meaning else []), *values])
         shown = "choice" if field.type in schema else _type(field)
         part = "no" if is_execution_only(key) else "yes"
@@ -156,7 +184,10 @@ def _keys(prefix: str, owner: Class, schema: dict[str, Class]) -> str:
 
 
 def _enumeration(field: Field, schema: dict[str, Class]) -> Class | None:
-    """The enumeration that a field is of; a text whose default is a member of one may be something else as well."""
+    """The enumeration that a field is of.
+
+    A text whose default is a member of one may be something else as well.
+    """
     return schema.get(field.type) or schema.get((field.default or "").partition(".")[0])
 
 
@@ -167,11 +198,21 @@ def _broken(key: str) -> str:
 
 def _plain_keys(owner: Class) -> str:
     lines = ["| key | type | meaning |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| `{field.name}` | `{field.type}` | {_text(field.comment)} |" for field in owner.fields)])
+    return "\n".join(
+        [
+            *lines,
+            *(
+                f"| `{field.name}` | `{field.type}` | {_text(field.comment)} |"
+                for field in owner.fields
+            ),
+        ]
+    )
 
 
 def _type(field: Field) -> str:
-    return " or ".join(f"`{'null' if part == 'None' else part}`" for part in field.type.split(" | "))
+    return " or ".join(
+        f"`{'null' if part == 'None' else part}`" for part in field.type.split(" | ")
+    )
 
 
 def _default(field: Field, kind: Class | None) -> str:
@@ -181,7 +222,9 @@ def _default(field: Field, kind: Class | None) -> str:
         return f"`{field.default.split('.')[1]}`"
     made = {"field(default_factory=list)": "[]", "field(default_factory=dict)": "{}"}
     plain = {"None": "null", "True": "true", "False": "false"}
-    return f"`{made.get(field.default) or plain.get(field.default) or field.default.strip(chr(39))}`"
+    return (
+        f"`{made.get(field.default) or plain.get(field.default) or field.default.strip(chr(39))}`"
+    )
 
 
 def _choices(group: str) -> str:
@@ -192,13 +235,17 @@ def _choices(group: str) -> str:
         said = leading_comment(path)
         if not said:
             raise ValueError(f"{path} does not say in its first line what it is")
-        body = "\n".join(f"    {line}".rstrip() for line in path.read_text(encoding="utf-8").splitlines())
-        parts.append(f'??? abstract "`{group}={name}`: {_title(said)}"\n\n    ```yaml\n{body}\n    ```')
+        body = "\n".join(
+            f"    {line}".rstrip() for line in path.read_text(encoding="utf-8").splitlines()
+        )
+        parts.append(
+            f'??? abstract "`{group}={name}`: {_title(said)}"\n\n    ```yaml\n{body}\n    ```'
+        )
     return "\n\n".join(parts)
 
 
 def _title(text: str) -> str:
-    """Without the command that many files give behind a colon, and short enough for a line or two."""
+    """Without the command that many files give behind a colon, and short enough for a line."""
     text = re.split(r":? +(?:python train\.py|teacher=checkpoint)", text)[0].rstrip(" :,;")
     return _text(text).replace('"', "&quot;")
 
@@ -217,7 +264,9 @@ def _launchers() -> str:
         ]
         for field in owner.fields:
             key = _broken(f"hydra.launcher.{field.name}")
-            lines[-1] += f"\n| {key} | {_type(field)} | {_default(field, None)} | {_text(field.comment)} |"
+            lines[-1] += (
+                f"\n| {key} | {_type(field)} | {_default(field, None)} | {_text(field.comment)} |"
+            )
         parts.append("\n\n".join(lines))
     return "\n\n".join(parts)
 

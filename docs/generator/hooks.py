@@ -1,4 +1,7 @@
-"""What mkdocs does to the pages beside Markdown: generated references, files of the repository, equations."""
+"""What mkdocs does to the pages beside Markdown.
+
+Generated references, files of the repository, equations.
+"""
 
 from __future__ import annotations
 
@@ -37,22 +40,34 @@ def python_reference() -> str:
     """Everything public, and what it returns, for mkdocstrings."""
     import dks
 
-    return "\n\n".join(f"::: {name}" for name in (*(f"dks.{name}" for name in sorted(dks.__all__)), *BESIDE))
+    return "\n\n".join(
+        f"::: {name}" for name in (*(f"dks.{name}" for name in sorted(dks.__all__)), *BESIDE)
+    )
 
 
-GENERATORS = {"config": config_reference.page, "commands": command_reference.page, "python": python_reference}
+GENERATORS = {
+    "config": config_reference.page,
+    "commands": command_reference.page,
+    "python": python_reference,
+}
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add pages and linked files from outside of `docs/`."""
     docs = Path(config.docs_dir)
     for source, name in PAGES.items():
-        files.append(File.generated(config, name, content=(ROOT / source).read_text(encoding="utf-8")))
+        files.append(
+            File.generated(config, name, content=(ROOT / source).read_text(encoding="utf-8"))
+        )
     for page in files.documentation_pages():
         for link in _LINK.finditer(page.content_string):
             outside = _outside(docs, page.src_uri, link["target"])
             if outside and outside not in PAGES and f"repository/{outside}" not in files.src_uris:
-                files.append(File.generated(config, f"repository/{outside}", abs_src_path=str(ROOT / outside)))
+                files.append(
+                    File.generated(
+                        config, f"repository/{outside}", abs_src_path=str(ROOT / outside)
+                    )
+                )
     return files
 
 
@@ -65,7 +80,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         if outside is None:
             return found[0]
         up = "../" * page.file.src_uri.count("/")
-        name = PAGES.get(outside) or (outside.removeprefix("docs/") if outside.startswith("docs/") else f"repository/{outside}")
+        name = PAGES.get(outside) or (
+            outside.removeprefix("docs/")
+            if outside.startswith("docs/")
+            else f"repository/{outside}"
+        )
         return f"]({up}{name}{found['anchor'] or ''})"
 
     return _GENERATED.sub(lambda found: GENERATORS[found[1]](), _LINK.sub(link, markdown))

@@ -1,4 +1,7 @@
-"""The paper's numbers in docs/howto/paper.md, behind each `<!-- paper: NAME -->`: `python docs/generator/paper_numbers.py`."""
+"""The paper's numbers in docs/howto/paper.md, behind each `<!-- paper: NAME -->`.
+
+`python docs/generator/paper_numbers.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "howto" / "paper.md"
-_NOT_AXES = ("top1_error", "top1_sd", "top1_gain", "top5_error", "top5_gain", "printed", "where", "setting", "config_ids")
+_NOT_AXES = (
+    "top1_error",
+    "top1_sd",
+    "top1_gain",
+    "top5_error",
+    "top5_gain",
+    "printed",
+    "where",
+    "setting",
+    "config_ids",
+)
 
 
 def filled(page: str) -> str:

@@ -1,6 +1,7 @@
 """Hydra's doors to `dks/config/catalogue.py` and `dks/config/extensions.py`.
 
-Hydra loads this module at each start; no extension is imported before one of its choices is composed.
+Hydra loads this module at each start; no extension is imported before one of its choices is
+composed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ class ExtensionSearchPath(SearchPathPlugin):
         from dks.config.catalogue import catalogue
 
         found = catalogue()
-        for conf, owner in {origin.conf: origin.owner for origin in found.origins if origin.conf}.items():
+        for conf, owner in {
+            origin.conf: origin.owner for origin in found.origins if origin.conf
+        }.items():
             search_path.append(provider=owner, path=f"file://{conf}")
         if found.choices:
             search_path.append(provider="dks", path=f"{SCHEME}://")
@@ -60,7 +63,9 @@ class GeneratedChoices(ConfigSource):
         content = generated(*_split(config_path))
         if content is None:
             raise ConfigLoadError(f"Config not found: {config_path}")
-        return ConfigResult(self.provider, f"{SCHEME}://", OmegaConf.create(content), {"package": "_global_"})
+        return ConfigResult(
+            self.provider, f"{SCHEME}://", OmegaConf.create(content), {"package": "_global_"}
+        )
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         from dks.config.extensions import generated_names

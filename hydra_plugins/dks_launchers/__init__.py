@@ -1,1 +1,4 @@
-"""The launchers `local` and `slurm`: Hydra's doors to `dks/sweeps/launchers/slots.py` and `dks/sweeps/launchers/slurm.py`."""
+"""The launchers `local` and `slurm`.
+
+Hydra's doors to `dks/sweeps/launchers/slots.py` and `dks/sweeps/launchers/slurm.py`.
+"""

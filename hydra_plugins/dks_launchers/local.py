@@ -33,7 +33,9 @@ class LocalLauncher(Launcher):
         self.device = "auto"
         self._chosen: Choice | None = None  # with slots=auto
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
         """Called by Hydra; the cells' configurations are frozen in their folders."""
         self.device = config.device
 
@@ -43,11 +45,18 @@ class LocalLauncher(Launcher):
         from dks.sweeps.launchers.slots import lay_out
 
         if not (self.slots in (None, "auto") or type(self.slots) is int):
-            raise RequestError(f"hydra.launcher.slots={self.slots}: it must be a whole number of at least 1, auto, or null")
+            raise RequestError(
+                f"hydra.launcher.slots={self.slots}: it must be a whole number of at least 1, "
+                f"auto, or null"
+            )
         lay_out(1, 1, (), None if self.slots == "auto" else self.slots, self.slots_per_gpu)
 
-    def choose(self, cells: "Sequence[Config]", done_epochs: Sequence[int], measure: bool = True) -> str | None:
-        """With slots=auto decide how many of these cells run at a time; returns a line that says so, and why.
+    def choose(
+        self, cells: "Sequence[Config]", done_epochs: Sequence[int], measure: bool = True
+    ) -> str | None:
+        """With slots=auto decide how many of these cells run at a time.
+
+        Returns a line that says so, and why.
 
         Args:
             done_epochs: for each cell, whole epochs that earlier attempts have trained.
@@ -61,12 +70,17 @@ class LocalLauncher(Launcher):
 
         cores, (gpus, numbered) = available_threads(), self._gpus({cell.device for cell in cells})
         variables = environment(os.environ, Layout(1, cores, cores, gpus), 0)
-        self._chosen = choose(cells, done_epochs, Division(cores, len(gpus) or int(numbered), variables), measure)
+        self._chosen = choose(
+            cells, done_epochs, Division(cores, len(gpus) or int(numbered), variables), measure
+        )
         return str(self._chosen)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Inside this context workers are at hand sooner: what they need is imported while cells are planned."""
+        """Inside this context workers are at hand sooner.
+
+        What they need is imported while cells are planned.
+        """
         if _together():
             yield
             return
@@ -79,17 +93,27 @@ class LocalLauncher(Launcher):
         """How many of that many cells would run at a time."""
         return self._layout(cells, {self.device}).slots if cells > 1 else 1
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the cells; their folders are in `hydra.sweep.dir` and `hydra.sweep.subdir` of each job.
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Run the cells.
+
+        Their folders are in `hydra.sweep.dir` and `hydra.sweep.subdir` of each job.
 
         Raises:
             RequestError: an option is wrong.
-            KeyboardInterrupt: a signal came; the runs under way have saved, the other cells stay queued.
+            KeyboardInterrupt: a signal came; the runs under way have saved, the other cells stay
+                queued.
         """
         from dks.runs.launches import cell_folders
 
         folders = cell_folders(job_overrides)
-        given = {each.removeprefix("device=") for job in job_overrides for each in job if each.startswith("device=")}
+        given = {
+            each.removeprefix("device=")
+            for job in job_overrides
+            for each in job
+            if each.startswith("device=")
+        }
         errors = self._run(folders, given or {self.device})
         return [
             JobReturn(
@@ -130,7 +154,10 @@ class LocalLauncher(Launcher):
         return lay_out(cells, available_threads(), gpus, slots, a_gpu)
 
     def _gpus(self, devices: set[str]) -> tuple[tuple[str, ...], bool]:
-        """The GPUs to deal out, and whether all cells share one: one with a number, such as cuda:1, is the user's choice."""
+        """The GPUs to deal out, and whether all cells share one.
+
+        One with a number, such as cuda:1, is the user's choice.
+        """
         from dks.sweeps.launchers.slots import visible_gpus
 
         numbered = any(":" in device for device in devices)
@@ -147,8 +174,12 @@ class LocalOptions:
     """What can be set with `hydra.launcher.KEY=value`."""
 
     _target_: str = f"{__name__}.{LocalLauncher.__name__}"
-    slots: Any = None  # cells at a time; None: one for every core, or with GPUs slots_per_gpu for each; auto: what is fastest
+    # cells at a time; None: one for every core, or with GPUs slots_per_gpu for each; auto: what is
+    # fastest
+    slots: Any = None
     slots_per_gpu: int = 1  # cells that share a GPU, unless slots=auto decides that as well
 
 
-ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalOptions, provider="dks")
+ConfigStore.instance().store(
+    group="hydra/launcher", name="local", node=LocalOptions, provider="dks"
+)

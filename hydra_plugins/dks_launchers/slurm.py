@@ -25,7 +25,8 @@ class SlurmLauncher(Launcher):
     def __init__(self, **resources: Any) -> None:
         """`resources`: the fields of `dks.sweeps.launchers.slurm.Resources`."""
         self.resources: dict[str, Any] = {
-            key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in resources.items()
+            key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            for key, value in resources.items()
         }
 
     @property
@@ -34,16 +35,26 @@ class SlurmLauncher(Launcher):
         asked = Resources(**self.resources)
         return asked.nodes * asked.tasks_per_node
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra; the cells' configurations are frozen in their folders, so nothing is kept."""
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Called by Hydra.
+
+        The cells' configurations are frozen in their folders, so nothing is kept.
+        """
 
     def check(self) -> None:
-        """Raises a RequestError if an option is wrong or there is no SLURM here; called before anything is written."""
+        """Raises a RequestError if an option is wrong or there is no SLURM here.
+
+        Called before anything is written.
+        """
         from dks.sweeps.launchers.slurm import check
 
         check(Resources(**self.resources))
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
         """Submit; the cells' folders are in `hydra.sweep.dir` and `hydra.sweep.subdir` of each job.
 
         Raises:
@@ -64,7 +75,9 @@ class SlurmLauncher(Launcher):
         noun = "cell" if len(folders) == 1 else "cells"
         text = f"submitted {len(folders)} {noun} to SLURM: job {', '.join(jobs)}"
         say(escape(text))
-        return [JobReturn(overrides=list(each), status=JobStatus.COMPLETED) for each in job_overrides]
+        return [
+            JobReturn(overrides=list(each), status=JobStatus.COMPLETED) for each in job_overrides
+        ]
 
 
 # From the dataclass, so that Hydra checks the types of `hydra.launcher.KEY=value`.

@@ -1,4 +1,6 @@
-"""Hydra's door to the sweep engine: `hydra/sweeper=dks`, the default of every configuration of this project.
+"""Hydra's door to the sweep engine.
+
+`hydra/sweeper=dks`, the default of every configuration of this project.
 
 Hydra loads this module at each start, so everything heavy is imported when a sweep begins.
 """
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 
 
 class DksSweeper(Sweeper):
-    """Expands, validates all, looks up what is done, launches the rest through the chosen launcher, and shows the table."""
+    """Expands, validates all, looks up what is done, launches the rest through the chosen launcher,
+    and shows the table.
+    """
 
     def __init__(
         self,
@@ -46,16 +50,21 @@ class DksSweeper(Sweeper):
         retries: how often a cell that fails is tried again.
         max_failures: begin no further cell when so many have failed; None: go on, whatever fails.
         only_unsuccessful: launch what has failed, was killed or got lost, and nothing new.
-        code: "same" trains again what another code than today's has computed; None: it is left as it is, and told.
+        code: "same" trains again what another code than today's has computed; None: it is left as
+            it is, and told.
         """
         self.named, self.show, self.probe = named, show, probe
-        self.retries, self.max_failures, self.only_unsuccessful = retries, max_failures, only_unsuccessful
+        self.retries = retries
+        self.max_failures = max_failures
+        self.only_unsuccessful = only_unsuccessful
         self.code = code
         self.config: DictConfig | None = None
         self.hydra_context: HydraContext | None = None
         self.launcher: Launcher | None = None
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
         """Called by Hydra."""
         self.config, self.hydra_context = config, hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -63,7 +72,9 @@ class DksSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the sweep of these overrides. Leaves the program with its exit status unless that is 0.
+        """Run the sweep of these overrides.
+
+        Leaves the program with its exit status unless that is 0.
 
         Raises:
             RequestError: something is wrong with a cell; nothing was launched.
@@ -81,8 +92,12 @@ class DksSweeper(Sweeper):
         interruption.check()  # Hydra may have lost it
         assert self.hydra_context is not None
         if self.code not in (None, "same"):
-            raise RequestError(f"hydra.sweeper.code={self.code}: choose same, or null, which trains nothing again")
-        policy = engine.Policy(self.retries, self.max_failures, engine.UNSUCCESSFUL if self.only_unsuccessful else None)
+            raise RequestError(
+                f"hydra.sweeper.code={self.code}: choose same, or null, which trains nothing again"
+            )
+        policy = engine.Policy(
+            self.retries, self.max_failures, engine.UNSUCCESSFUL if self.only_unsuccessful else None
+        )
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         compose = Composer(self._compose)
         if self.named:
@@ -91,22 +106,29 @@ class DksSweeper(Sweeper):
             grid = expand(parser.parse_overrides(arguments))
         planned = partial(plan, grid, compose, absent_ok=True, same_code=self.code == "same")
         if self.show is not None:
-            gc.disable()  # thousands of cells are looked through again and again, and none is garbage
+            # thousands of cells are looked through again and again, and none is garbage
+            gc.disable()
             from dks.sweeps.estimate.forecast import forecast
 
             found = planned()
             new = found.launches(policy.only)
             self._check()
             why = self._choose(new, measure=self.probe > 0)
-            slots = getattr(self.launcher, "slots_for", lambda cells: 1)(len(new))  # the local launcher has it
+            # the local launcher has it
+            slots = getattr(self.launcher, "slots_for", lambda cells: 1)(len(new))
             done = [cell.done_epochs for cell in new]
             configs = [cell.config for cell in new]
-            cost = forecast(configs, new[0].config.runs_dir, self.probe, slots, done_epochs=done) if new else None
+            cost = (
+                forecast(configs, new[0].config.runs_dir, self.probe, slots, done_epochs=done)
+                if new
+                else None
+            )
             print((plan_json if self.show == "json" else plan_text)(found, cost, why))
             return
         self._check()
         several = bool(grid.axes or grid.named)
-        with getattr(self.launcher, "ready", nullcontext)() if several else nullcontext():  # the local launcher has it
+        # the local launcher has it
+        with getattr(self.launcher, "ready", nullcontext)() if several else nullcontext():
             status = engine.execute(planned, self, policy, _present)
         if status:
             raise SystemExit(status)
@@ -124,38 +146,55 @@ class DksSweeper(Sweeper):
 
     @property
     def processes(self) -> int:
-        """How many train a network together: jobs of SLURM bring their own, all others are those of torchrun."""
+        """How many train a network together.
+
+        Jobs of SLURM bring their own, all others are those of torchrun.
+        """
         return int(getattr(self.launcher, "processes", os.environ.get("WORLD_SIZE", "1")))
 
     def launch(self, cells: list[Cell]) -> list[Exception]:
-        """Called by the engine: run these cells, or hand them over; the errors of those that could not even begin."""
+        """Called by the engine: run these cells, or hand them over.
+
+        The errors of those that could not even begin.
+        """
         from rich.markup import escape
 
         from dks.config.files import python_path
         from dks.runs.terminal import Display
 
         assert self.launcher is not None
-        os.environ["PYTHONPATH"] = python_path(os.environ.get("PYTHONPATH", ""))  # for whatever the launcher starts
+        # for whatever the launcher starts
+        os.environ["PYTHONPATH"] = python_path(os.environ.get("PYTHONPATH", ""))
         if (why := self._choose(cells)) is not None:
             Display.current().say(escape(why))
         # Quoted: a cell's name may look like a number.
         jobs = [
-            [*cell.point.overrides, f"hydra.sweep.dir='{cell.config.runs_dir}'", f"hydra.sweep.subdir='{cell.cell_id}'"]
+            [
+                *cell.point.overrides,
+                f"hydra.sweep.dir='{cell.config.runs_dir}'",
+                f"hydra.sweep.subdir='{cell.cell_id}'",
+            ]
             for cell in cells
         ]
         returned = self.launcher.launch(jobs, initial_job_idx=0)
-        # A run that fails says so in its record and returns; what is raised here went wrong before there was a run.
+        # A run that fails says so in its record and returns; what is raised here went wrong before
+        # there was a run.
         return [job._return_value for job in returned if isinstance(job._return_value, Exception)]
 
     def _check(self) -> None:
         getattr(self.launcher, "check", lambda: None)()  # our own launchers have it
 
     def _choose(self, cells: list[Cell], measure: bool = True) -> str | None:
-        """Have the local launcher decide how many of these cells run at a time, if it is to; why it is so many."""
+        """Have the local launcher decide how many of these cells run at a time, if it is to.
+
+        Why it is so many.
+        """
         choose = getattr(self.launcher, "choose", None)
         if choose is None:
             return None
-        line: str | None = choose([cell.config for cell in cells], [cell.done_epochs for cell in cells], measure)
+        line: str | None = choose(
+            [cell.config for cell in cells], [cell.done_epochs for cell in cells], measure
+        )
         return line
 
     def _compose(self, overrides: Sequence[str]) -> Composed:
@@ -165,20 +204,24 @@ class DksSweeper(Sweeper):
         assert self.hydra_context is not None and self.config is not None
         checked(overrides)  # Hydra does not say the name of every one that is wrong
         try:
-            composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            composed = self.hydra_context.config_loader.load_sweep_config(
+                self.config, list(overrides)
+            )
             found = from_hydra(composed)
         except HYDRA_ERRORS as error:
             raise RequestError(explain(error)) from error
         for part in ("launcher", "sweeper"):
             if composed.hydra[part] != self.config.hydra[part]:
                 raise RequestError(
-                    f"hydra.{part} is set in a file that not all cells have, but a sweep has one for all of them: type it "
+                    f"hydra.{part} is set in a file that not all cells have, but a sweep has one "
+                    f"for all of them: type it "
                     f"beside the sweep, as in hydra/launcher=NAME or hydra.{part}.KEY=VALUE"
                 )
         return found
 
 
-# Hydra loads a plugin by the name of its class; in the store, not in a config file, which holds data only.
+# Hydra loads a plugin by the name of its class; in the store, not in a config file, which holds
+# data only.
 ConfigStore.instance().store(
     group="hydra/sweeper",
     name="dks",

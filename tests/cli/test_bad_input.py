@@ -1,4 +1,7 @@
-"""What a user in a hurry types, and an attacker: one line that says what is wrong, exit status 2, nothing left behind."""
+"""What a user in a hurry types, and an attacker.
+
+One line that says what is wrong, exit status 2, nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,8 @@ from dks.sweeps.grid import MOST_CELLS
 from tests.conftest import ROOT, sampled
 
 LIMIT = 3.0  # seconds that a refusal may take
-Line = tuple[tuple[str, ...], tuple[str, ...]]  # the arguments of `dks`, and what the message must name
+# the arguments of `dks`, and what the message must name
+Line = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 # --- arguments of which one thing is broken
@@ -56,8 +60,12 @@ KEYS = dict(leaves(Config))
 # Words that are nothing else in Hydra's grammar and no choice of anything.
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz", min_size=3, max_size=12).map(lambda word: f"x{word}z")
 # Anything that can be typed between quotes.
-TEXTS = st.text(st.characters(exclude_characters="'\\$\0", exclude_categories=("Cs",)), min_size=1, max_size=150).filter(
-    lambda text: not _is_number(text) and text.strip().lower() not in ("", "null", "true", "false", "???")
+TEXTS = st.text(
+    st.characters(exclude_characters="'\\$\0", exclude_categories=("Cs",)), min_size=1, max_size=150
+).filter(
+    lambda text: (
+        not _is_number(text) and text.strip().lower() not in ("", "null", "true", "false", "???")
+    )
 )
 LISTS = st.lists(st.integers(0, 9), max_size=3).map(lambda items: f"[{','.join(map(str, items))}]")
 
@@ -99,8 +107,16 @@ def out_of_range(draw: Callable[..., Any]) -> Line:
     least, most, _ = RANGES[key]
     value = draw(st.one_of(st.integers(-(10**30), least - 1), st.integers(most + 1, 10**30)))
     number = str(float(value)) if _bare(KEYS[key]) is float else str(value)
-    needs = ["data=synthetic"] if key.endswith("_images") else ["aux=ap_2fc"] if key.startswith("aux_design") else []
-    return ("train", *needs, f"{key}={value}"), (f"{key}={short(number)} must be at least {least} and at most {most}",)
+    needs = (
+        ["data=synthetic"]
+        if key.endswith("_images")
+        else ["aux=ap_2fc"]
+        if key.startswith("aux_design")
+        else []
+    )
+    return ("train", *needs, f"{key}={value}"), (
+        f"{key}={short(number)} must be at least {least} and at most {most}",
+    )
 
 
 @st.composite
@@ -111,7 +127,16 @@ def fractions_for_whole_numbers(draw: Callable[..., Any]) -> Line:
 
 @st.composite
 def not_finite(draw: Callable[..., Any]) -> Line:
-    keys = sorted({"recipe.lr", "recipe.gamma", "recipe.momentum", "recipe.weight_decay", "loss.alpha", "aux_design.width"})
+    keys = sorted(
+        {
+            "recipe.lr",
+            "recipe.gamma",
+            "recipe.momentum",
+            "recipe.weight_decay",
+            "loss.alpha",
+            "aux_design.width",
+        }
+    )
     key, value = draw(st.sampled_from(keys)), draw(st.sampled_from(("nan", "inf", "-inf", "1e999")))
     return ("train", f"{key}={value}"), (f"{key}={float(value)}", "must be")
 
@@ -119,10 +144,18 @@ def not_finite(draw: Callable[..., Any]) -> Line:
 @st.composite
 def unknown_choices(draw: Callable[..., Any]) -> Line:
     word = draw(WORDS)
-    enums = [key for key, hint in KEYS.items() if isinstance(_bare(hint), type) and issubclass(_bare(hint), Enum)]
+    enums = [
+        key
+        for key, hint in KEYS.items()
+        if isinstance(_bare(hint), type) and issubclass(_bare(hint), Enum)
+    ]
     key = draw(st.sampled_from([*enums, *groups(), "hydra/launcher"]))
     known = (
-        choices(key) if key in groups() else [each.value for each in _bare(KEYS[key])] if key in KEYS else ["local", "slurm"]
+        choices(key)
+        if key in groups()
+        else [each.value for each in _bare(KEYS[key])]
+        if key in KEYS
+        else ["local", "slurm"]
     )
     return ("train", f"{key}={word}"), (f"{key}={word}: no such choice; choose from", *known)
 
@@ -132,11 +165,28 @@ def unknown_keys(draw: Callable[..., Any]) -> Line:
     parts = draw(st.sampled_from(sorted(KEYS))).split(".")
     parts[draw(st.integers(0, len(parts) - 1))] = draw(WORDS)
     sign = draw(st.sampled_from(("", "+", "++")))
-    return ("train", f"{sign}{'.'.join(parts)}=1"), (next(part for part in parts if part.startswith("x")), "no such key")
+    return ("train", f"{sign}{'.'.join(parts)}=1"), (
+        next(part for part in parts if part.startswith("x")),
+        "no such key",
+    )
 
 
 BROKEN = (
-    *("{}", "={}", "{}=(1", "{}=[1,2", "{}=1,,2", "{}={{a:1", "{}='a", "{}=ä", "{}=1=2", "{} =x y", "{}@=1", "{}=,", "{}=]"),
+    *(
+        "{}",
+        "={}",
+        "{}=(1",
+        "{}=[1,2",
+        "{}=1,,2",
+        "{}={{a:1",
+        "{}='a",
+        "{}=ä",
+        "{}=1=2",
+        "{} =x y",
+        "{}@=1",
+        "{}=,",
+        "{}=]",
+    ),
     *("{}=choice()", "{}=range(a,b)", "{}=int(x)", "{}=none_such(1)"),
 )
 
@@ -160,7 +210,11 @@ def conflicts(draw: Callable[..., Any]) -> Line:
     name = draw(st.sampled_from(sorted(SHORT_NAMES)))
     one, other = draw(st.lists(st.sampled_from(choices(name)), min_size=2, max_size=2, unique=True))
     line = [f"{name}={one}", f"{SHORT_NAMES[name]}={other}"]
-    return ("train", *draw(st.permutations(line))), (f"{name}={one}", f"{SHORT_NAMES[name]}={other}", "disagree")
+    return ("train", *draw(st.permutations(line))), (
+        f"{name}={one}",
+        f"{SHORT_NAMES[name]}={other}",
+        "disagree",
+    )
 
 
 @st.composite
@@ -186,17 +240,36 @@ def wrong_values_of_hydra(draw: Callable[..., Any]) -> Line:
         (("train", "--experimental-rerun", word), ("--experimental-rerun",)),
         (("train", "-m", f"seed=range(1,{MOST_CELLS * 1000})"), ("seed=range", f"{MOST_CELLS:,}")),
         (("train", "-m", "seed=shuffle(range(0,1e12))"), ("seed=shuffle", f"{MOST_CELLS:,}")),
-        (("train", "-m", "seed=range(1,1000)", "recipe.epochs=range(1,1000)"), ("seed=", "recipe.epochs=", f"{MOST_CELLS:,}")),
+        (("train", "-m", "seed=range(1,1000)", "recipe.epochs=range(1,1000)"), ("seed=", "recipe.epochs=", f"{MOST_CELLS:,}")),  # noqa: E501
         (("train", "-m", "seed=interval(0,1)"), ("seed=interval(0,1)", "name the values")),
         (("train", "-m", "seed=range(3,3)"), ("seed=range(3,3)", "nothing to sweep over")),
-        (("train", "-m", f"backbone=glob({word}*)"), (f"backbone=glob({word}*)", "nothing to sweep over")),
+        (("train", "-m", f"backbone=glob({word}*)"), (f"backbone=glob({word}*)", "nothing to sweep over")),  # noqa: E501
     )))  # fmt: skip
 
 
-READING = st.sampled_from((("table",), ("figure",), ("report",), ("sweep", "status"), ("sweep", "cancel"), ("sweep", "retry")))
+READING = st.sampled_from(
+    (
+        ("table",),
+        ("figure",),
+        ("report",),
+        ("sweep", "status"),
+        ("sweep", "cancel"),
+        ("sweep", "retry"),
+    )
+)
 EVERY = st.one_of(
     READING,
-    st.sampled_from((("sweep", "run"), ("sweep", "plan"), ("evaluate",), ("export",), ("sync",), ("bench",), ("doctor",))),
+    st.sampled_from(
+        (
+            ("sweep", "run"),
+            ("sweep", "plan"),
+            ("evaluate",),
+            ("export",),
+            ("sync",),
+            ("bench",),
+            ("doctor",),
+        )
+    ),
 )
 
 
@@ -218,20 +291,20 @@ def wrong_commands(draw: Callable[..., Any]) -> Line:
         st.just((("figure", "table1", "--kind", word), ("--kind", word, "curves", "cost"))),
         st.just((("report", "table1", "--output", "/dev/null/x"), ("--output", "/dev/null"))),
         st.just((("report", "table1", "--output", "."), ("--output", "folder"))),
-        st.just((("sweep", "run", "table1", "--launcher", word), ("--launcher", word, "local", "slurm"))),
-        st.just((("sweep", "run", "table1", "--retries", number), ("--retries", number, "whole number"))),
-        st.just((("sweep", "run", "table1", "--max-failures", number), ("--max-failures", number, "whole number"))),
+        st.just((("sweep", "run", "table1", "--launcher", word), ("--launcher", word, "local", "slurm"))),  # noqa: E501
+        st.just((("sweep", "run", "table1", "--retries", number), ("--retries", number, "whole number"))),  # noqa: E501
+        st.just((("sweep", "run", "table1", "--max-failures", number), ("--max-failures", number, "whole number"))),  # noqa: E501
         st.just((("sweep", "run", "methods", f"{word}=1"), (word, "no such key"))),
-        st.just((("sweep", "plan", "methods", f"data={word}"), (f"data={word}", "no such choice", "digits"))),
+        st.just((("sweep", "plan", "methods", f"data={word}"), (f"data={word}", "no such choice", "digits"))),  # noqa: E501
         st.just((("sweep", "run", "methods", f"seed={word}"), (f"seed={word}", "whole number"))),
         st.just((("sweep", "status", "methods", f"seed=[{word}"), (f"seed=[{word}",))),
         st.just((("evaluate", word), (f"no run {word} in runs",))),
         st.just((("evaluate", f"../../{word}"), (word, "CELL_ID"))),
         st.just((("evaluate", "0123456789ab", "--device", word), ("--device", word, "cuda"))),
-        st.just((("evaluate", "0123456789ab", "--batch-size", number), ("--batch-size", number, "whole number"))),
-        st.just((("evaluate", "0123456789ab", "--runs-dir", "/dev/null"), ("--runs-dir", "/dev/null"))),
-        st.just((("evaluate", "--weights", word, "--backbone", word, "--images", "."), (word, "no such choice", "resnet18"))),
-        st.just((("evaluate", "--weights", word, "backbone=resnet8", f"data={word}"), (f"data={word}", "no such choice"))),
+        st.just((("evaluate", "0123456789ab", "--batch-size", number), ("--batch-size", number, "whole number"))),  # noqa: E501
+        st.just((("evaluate", "0123456789ab", "--runs-dir", "/dev/null"), ("--runs-dir", "/dev/null"))),  # noqa: E501
+        st.just((("evaluate", "--weights", word, "--backbone", word, "--images", "."), (word, "no such choice", "resnet18"))),  # noqa: E501
+        st.just((("evaluate", "--weights", word, "backbone=resnet8", f"data={word}"), (f"data={word}", "no such choice"))),  # noqa: E501
         st.just((("export", word, "--format", "onnx"), (f"no run {word} in runs",))),
         st.just((("export", "0123456789ab", "--format", word), ("--format", word, "safetensors"))),
         st.just((("sync", word), (word, "no sweep"))),
@@ -248,8 +321,22 @@ def wrong_commands(draw: Callable[..., Any]) -> Line:
 LINES = {
     each.__name__: each()
     for each in (
-        *(wrong_types, out_of_range, fractions_for_whole_numbers, not_finite, unknown_choices, unknown_keys),
-        *(broken_syntax, nested_nonsense, conflicts, references, wrong_values_of_hydra, wrong_commands),
+        *(
+            wrong_types,
+            out_of_range,
+            fractions_for_whole_numbers,
+            not_finite,
+            unknown_choices,
+            unknown_keys,
+        ),
+        *(
+            broken_syntax,
+            nested_nonsense,
+            conflicts,
+            references,
+            wrong_values_of_hydra,
+            wrong_commands,
+        ),
     )
 }
 
@@ -264,7 +351,11 @@ def dks(folder: Path, *arguments: str) -> tuple[int, str, str, float]:
     os.chdir(folder)
     given, sys.argv = sys.argv, ["dks", *arguments]
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as left:
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as left,
+        ):
             cli.main(arguments)
     finally:
         sys.argv = given
@@ -292,14 +383,23 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch  # what takes long is imported before anything is timed  # noqa: F401
 
     folder = tmp_path_factory.mktemp("empty")
-    for arguments in (("train", "seed=-1"), ("table", "x"), ("sync",), ("evaluate", "0123456789ab")):
+    for arguments in (
+        ("train", "seed=-1"),
+        ("table", "x"),
+        ("sync",),
+        ("evaluate", "0123456789ab"),
+    ):
         dks(folder, *arguments)
     return folder
 
 
 def fuzz(examples: int) -> settings:
     return settings(
-        max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
 
 
@@ -325,31 +425,52 @@ def test_what_is_wrong_is_one_line_that_names_it_and_leaves_nothing(empty: Path,
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("kind", LINES)
-def test_whatever_is_wrong_is_one_line_that_names_it_and_leaves_nothing(empty: Path, kind: str) -> None:
-    """With --full more than 500 different lines, for all kinds together; of one kind there are only 24."""
+def test_whatever_is_wrong_is_one_line_that_names_it_and_leaves_nothing(
+    empty: Path, kind: str
+) -> None:
+    """With --full more than 500 different lines, for all kinds together.
+
+    Of one kind there are only 24.
+    """
     lines = try_all(empty, kind, sampled(66, 10))
     assert len(lines) >= sampled(24 if kind == "not_finite" else 44, 8)
 
 
 # What was found by trying, kept for itself.
 FOUND: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("train", "recipe.epochs=99999999999999999999999999"): ("recipe.epochs=99999999999999999999999999", "1000000"),
+    ("train", "recipe.epochs=99999999999999999999999999"): (
+        "recipe.epochs=99999999999999999999999999",
+        "1000000",
+    ),
     ("train", "+compute.nonsense=1"): ("compute.nonsense", "no such key"),
     ("train", "runs_dir=''"): ("runs_dir=", "empty"),
     ("train", "runs_dir='a\u202eb'"): ("runs_dir=a\\u202eb",),
     ("train", "aux_design.width=1e30"): ("aux_design.width=1e+30", "100"),
-    ("train", "backbone.branches.c2.stages=[{blocks:-1,width:16}]"): ("backbone.branches.c2.stages[0].blocks=-1",),
-    ("train", "teacher=checkpoint", "kd_teacher.cell=../../etc", "kd_teacher.students=[c1]"): ("kd_teacher.cell=../../etc",),
+    ("train", "backbone.branches.c2.stages=[{blocks:-1,width:16}]"): (
+        "backbone.branches.c2.stages[0].blocks=-1",
+    ),
+    ("train", "teacher=checkpoint", "kd_teacher.cell=../../etc", "kd_teacher.students=[c1]"): (
+        "kd_teacher.cell=../../etc",
+    ),
     ("train", "backbone=" + "x" * 5000): ("xxx ... xxx", "too long"),
     ("train", "hydra.mode=RUN"): ("hydra.mode=RUN",),
     ("train", "seed='${oc.env:HOME}'"): ("seed=${oc.env:HOME}", "whole number"),
     ("train", "backbone.depth=':\n'"): ("backbone.depth=:", "must be a whole number"),
     ("train", "aux=[]"): ("aux=[]", "takes one choice", "narrow"),
     ("train", "backbone=null"): ("backbone=null: backbone takes one choice", "resnet8"),
-    ("train", "-m", "teacher=none,null"): ("teacher=none,null: teacher takes one choice", "checkpoint"),
+    ("train", "-m", "teacher=none,null"): (
+        "teacher=none,null: teacher takes one choice",
+        "checkpoint",
+    ),
     ("sweep", "plan", "methods", "data=null"): ("data=null: data takes one choice", "digits"),
-    ("train", "hydra/launcher=null"): ("hydra/launcher=null: hydra/launcher takes one choice", "local, slurm"),
-    ("train", "hydra.sweeper.params.seed='1,2'"): ("hydra.sweeper.params", "a sweep is typed, as in -m seed=1..5"),
+    ("train", "hydra/launcher=null"): (
+        "hydra/launcher=null: hydra/launcher takes one choice",
+        "local, slurm",
+    ),
+    ("train", "hydra.sweeper.params.seed='1,2'"): (
+        "hydra.sweeper.params",
+        "a sweep is typed, as in -m seed=1..5",
+    ),
     ("doctor", "seed=1,2"): ("seed=1,2: a configuration has one value for each key",),
     ("train", "hydra.searchpath=[runs]"): ("hydra.searchpath=[runs]", "conf/GROUP/NAME.yaml"),
     ("train", "seed=range(1,4)"): ("seed=range(1,4)", "python train.py -m 'seed=range(1,4)'"),
@@ -375,7 +496,9 @@ def test_what_was_found_once_stays_refused(empty: Path, arguments: tuple[str, ..
     refused(empty, arguments, FOUND[arguments])
 
 
-def test_a_traceback_is_shown_to_whoever_asks_and_the_line_stays_the_same(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_traceback_is_shown_to_whoever_asks_and_the_line_stays_the_same(
+    empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for command in (("train", "seed=x"), ("table", "nope")):
         status, _, plain, _ = dks(empty, *command)
         for asked in ((*command, "--debug"), (command[0], "--debug", *command[1:])):
@@ -396,10 +519,13 @@ def test_options_stand_where_one_likes(empty: Path) -> None:
 
 
 def own_seconds(pid: int) -> float:
-    """What a process that has ended, and is not reaped yet, took of the processor: a busy machine may take longer, and beside
-    a sweep its workers are made ready, which are other processes.
+    """What a process that has ended, and is not reaped yet, took of the processor.
+
+    A busy machine may take longer, and beside a sweep its workers are made ready, which are other
+    processes.
     """
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the first is the third of proc(5)
+    # the first is the third of proc(5)
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -415,10 +541,14 @@ def own_seconds(pid: int) -> float:
         ("-m", "dks", "evaluate", "../../etc"),
     ],
 )
-def test_a_process_of_its_own_ends_the_same_within_seconds(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_a_process_of_its_own_ends_the_same_within_seconds(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen([sys.executable, *arguments], cwd=tmp_path, env=environment, stdout=out, stderr=err)
+        process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, stdout=out, stderr=err
+        )
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         seconds = own_seconds(process.pid)
         assert process.wait() == 2

@@ -1,4 +1,7 @@
-"""The habits of the command line: help with examples, quiet and verbose, `--json`, colours and bars."""
+"""The habits of the command line.
+
+Help with examples, quiet and verbose, `--json`, colours and bars.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +39,17 @@ def parser_of(path: tuple[str, ...]) -> argparse.ArgumentParser:
     """The parser of a command."""
     parser = cli._parser()
     for name in path:
-        (below,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        (below,) = (
+            action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+        )
         parser = below.choices[name]
     return parser
 
 
 def examples(path: tuple[str, ...]) -> list[str]:
-    """The commands that a help has as examples, without what a shell does around them and what is said of them."""
+    """The commands that a help has as examples, without what a shell does around them and what is
+    said of them.
+    """
     head, *lines = str(parser_of(path).epilog).splitlines()
     assert head == EXAMPLES
     found = [re.search(r"\bdks(?: [^ |)]+)*", line) for line in lines]
@@ -93,7 +100,8 @@ def test_a_help_fits_a_narrow_terminal_and_folds_no_example(
     assert [line for line in below.removesuffix(f"{epilog}\n").splitlines() if len(line) > 40] == []
 
 
-# --- quiet and verbose --------------------------------------------------------------------------------------------------------
+# --- quiet and verbose
+# ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +110,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("workplace")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        patched.setattr(sys, "argv", ["train.py", "-q", "-m", "seed=1,2", "sweep=mine", "tracking=off", *BASIC, *TINY])
+        patched.setattr(
+            sys,
+            "argv",
+            ["train.py", "-q", "-m", "seed=1,2", "sweep=mine", "tracking=off", *BASIC, *TINY],
+        )
         with pytest.raises(SystemExit) as left:
             cli.train()
         assert left.value.code == 0
@@ -123,7 +135,8 @@ LOUD = {
     "figure mine --kind dots": "what was asked for: results/mine/sweep.json",
     "report mine": "2 of 2 runs are in runs/; read in ",
     "evaluate CELL": "32 test images of data=synthetic in batches of 500 on cpu",
-    "export CELL --format safetensors --force": "the logits of the reloaded file differ from the network's by ",
+    "export CELL --format safetensors --force": "the logits of the reloaded file differ from the "
+    "network's by ",
     "sync": "took ",
     "doctor tracking=off data=synthetic": "took ",
     "sweep plan mine --probe 0": "took ",
@@ -148,28 +161,41 @@ def test_quiet_leaves_the_result_and_verbose_tells_what_was_read_and_how_long_it
     assert re.fullmatch(r"took [0-9.:]+( s)?", err.splitlines()[-1])
 
 
-# --- --json -------------------------------------------------------------------------------------------------------------------
+# --- --json
+# ----------------------------------------------------------------------
 
 # What lists something -> what its JSON tells, to be found in its text as well.
 LISTINGS: dict[str, Callable[[Any], list[str]]] = {
     "sweep list": lambda found: [each["name"] for each in found],
-    "sweep plan mine --probe 0": lambda found: [f"all {len(found['cells'])} cells are done", found["cells"][1]["cell_id"]],
-    "sweep status mine": lambda found: [f"{found['name']}: {len(found['cells'])} cells: {found['counts']['done']} done"],
+    "sweep plan mine --probe 0": lambda found: [
+        f"all {len(found['cells'])} cells are done",
+        found["cells"][1]["cell_id"],
+    ],
+    "sweep status mine": lambda found: [
+        f"{found['name']}: {len(found['cells'])} cells: {found['counts']['done']} done"
+    ],
     "sweep wait mine": lambda found: [f"{found[0]['cells'][0]['metrics']['top1']['mean']:.2f}"],
-    "sweep cancel mine": lambda found: ["nothing to cancel"] if found["withdrawn"] == found["jobs"] == [] else ["?"],
+    "sweep cancel mine": lambda found: (
+        ["nothing to cancel"] if found["withdrawn"] == found["jobs"] == [] else ["?"]
+    ),
     "table mine": lambda found: [f"{found[0]['cells'][0]['metrics']['top1']['mean']:.2f}"],
     "figure mine --kind dots": lambda found: [f"written to {path}" for path in found["written"]],
     "runs migrate --dry-run": lambda found: [f"all runs in {found['runs_dir']} have ids of today"],
     "sync": lambda found: [f"{len(found['runs'])} runs left alone"],
     "doctor tracking=off data=synthetic": lambda found: [each["group"] for each in found],
-    "evaluate CELL": lambda found: [f"{found['images']} images", f"{found['metrics']['test/top1_error']:.2f} / "],
+    "evaluate CELL": lambda found: [
+        f"{found['images']} images",
+        f"{found['metrics']['test/top1_error']:.2f} / ",
+    ],
     "extensions": lambda found: [each["name"] for each in found["extensions"]] or ["none: "],
     "bench --list": lambda found: [f"{each['name']} " for each in found],
 }
 
 
 @pytest.mark.parametrize("line", LISTINGS)
-def test_what_is_listed_is_there_for_programs(line: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_listed_is_there_for_programs(
+    line: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, text, _ = typed(line, workplace, capsys)
     again, out, _ = typed(f"{line} --json", workplace, capsys)
     assert again == status
@@ -180,12 +206,24 @@ def test_what_is_listed_is_there_for_programs(line: str, workplace: Path, capsys
 def test_every_command_lists_for_programs_or_is_known_to_list_nothing() -> None:
     listing = {path for path in COMMANDS if "--json" in parser_of(path)._option_string_actions}
     # `bench` without --list: tests/system/test_benchmarks.py
-    assert listing == {tuple(word for word in line.split()[:2] if word in WORDS) for line in LISTINGS}
-    alone = {(), ("runs",), ("sweep",), ("sweep", "run"), ("sweep", "retry"), ("report",), ("export",), ("completion",)}
+    assert listing == {
+        tuple(word for word in line.split()[:2] if word in WORDS) for line in LISTINGS
+    }
+    alone = {
+        (),
+        ("runs",),
+        ("sweep",),
+        ("sweep", "run"),
+        ("sweep", "retry"),
+        ("report",),
+        ("export",),
+        ("completion",),
+    }
     assert {*COMMANDS} - listing == alone
 
 
-# --- colours and bars ---------------------------------------------------------------------------------------------------------
+# --- colours and bars
+# ----------------------------------------------------------------------
 
 SEVERAL = """
 import sys
@@ -198,7 +236,8 @@ for line in sys.argv[1:]:
 """
 # A run that fails and one that does not, the table of both, and what else has colours or bars.
 SHOWING = (
-    f"train -m recipe.lr=0.01,1e30 sweep=shown tracking=off {' '.join((*BASIC, *TINY))} data.train_images=320",
+    f"train -m recipe.lr=0.01,1e30 sweep=shown tracking=off {' '.join((*BASIC, *TINY))} "
+    f"data.train_images=320",
     "sweep status shown",
     "sweep list",
     "table shown",
@@ -210,13 +249,22 @@ STYLE, ESCAPE = re.compile("\x1b\\[[0-9;:]*m"), "\x1b"
 
 
 def on_terminal(folder: Path, **variables: str) -> str:
-    """What a terminal of 100 columns is sent by these commands, standard output and standard error."""
+    """What a terminal of 100 columns is sent by these commands on both its streams."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")
+    }
     environment = {**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **variables}
     cell_id = next(folder.glob("runs/*")).name
-    arguments = [sys.executable, "-c", SEVERAL, *(line.replace("CELL", cell_id) for line in SHOWING)]
+    arguments = [
+        sys.executable,
+        "-c",
+        SEVERAL,
+        *(line.replace("CELL", cell_id) for line in SHOWING),
+    ]
     process = subprocess.Popen(arguments, stdout=theirs, stderr=theirs, cwd=folder, env=environment)
     os.close(theirs)
     seen = b""
@@ -236,7 +284,9 @@ def test_on_a_terminal_there_are_colours_and_bars(workplace: Path, tmp_path: Pat
     assert "\x1b[31mfailed" in text and "━" in text and "\x1b[1mshown: 2 cells" in text
 
 
-def test_with_no_color_a_terminal_gets_bars_and_no_style_at_all(workplace: Path, tmp_path: Path) -> None:
+def test_with_no_color_a_terminal_gets_bars_and_no_style_at_all(
+    workplace: Path, tmp_path: Path
+) -> None:
     text = on_terminal(copied(workplace, tmp_path), NO_COLOR="1")
     assert STYLE.search(text) is None
     assert "\x1b[2K" in text, "a bar is drawn anew in its line"
@@ -252,13 +302,20 @@ def test_a_dumb_terminal_gets_plain_lines(workplace: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variables", [{}, {"COLUMNS": "40", "TERM": "xterm-256color"}], ids=str)
-def test_a_pipe_gets_plain_whole_lines(variables: dict[str, str], workplace: Path, tmp_path: Path) -> None:
+def test_a_pipe_gets_plain_whole_lines(
+    variables: dict[str, str], workplace: Path, tmp_path: Path
+) -> None:
     folder = copied(workplace, tmp_path)
     lines = [line.replace("CELL", next(folder.glob("runs/*")).name) for line in SHOWING]
     out, err = start(["-c", SEVERAL, *lines], folder, **variables).communicate(timeout=600)
     assert ESCAPE not in out + err and "\r" not in out + err
-    assert len([line for line in err.splitlines() if re.fullmatch(r"\[[12]/2\] \S*lr=\S+  .*", line)]) == 2, err
-    assert any(line.startswith("┃") and line.endswith("┃") for line in out.splitlines()), "no line of the table is folded"
+    assert (
+        len([line for line in err.splitlines() if re.fullmatch(r"\[[12]/2\] \S*lr=\S+  .*", line)])
+        == 2
+    ), err
+    assert any(line.startswith("┃") and line.endswith("┃") for line in out.splitlines()), (
+        "no line of the table is folded"
+    )
 
 
 def copied(folder: Path, to: Path) -> Path:

@@ -27,17 +27,27 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def records(folder: Path) -> dict[str, Any]:
-    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("runs/*/record.json"))}
+    return {
+        path.parent.name: json.loads(path.read_text())
+        for path in sorted(folder.glob("runs/*/record.json"))
+    }
 
 
 def test_the_main_job_from_nothing_to_its_table_and_into_mlflow(in_folder: Path) -> None:
-    """The verbatim command, only with fewer epochs: nine runs, the table, the store; then again, then one column more."""
+    """The verbatim command, only with fewer epochs: nine runs, the table, the store.
+
+    Then again, then one column more.
+    """
     status, out, err = train(in_folder, *MAIN_JOB.split(), "recipe.epochs=1")
     assert status == 0, err
     assert "9 cells (9 missing); 9 to run" in err
     assert all(f"[{number}/9] aux=" in err for number in range(1, 10))
     assert "] aux=narrow strategy=bidir  error" in err
-    assert [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")] == ["ours", "shallow", "narrow"]
+    assert [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")] == [
+        "ours",
+        "shallow",
+        "narrow",
+    ]
     assert all(f"strategy={name}" in out for name in ("topdown", "bottomup", "bidir"))
     # Nothing but what is documented lies in the folder, and every run is complete.
     (sweep,) = (in_folder / "results").iterdir()
@@ -50,7 +60,13 @@ def test_the_main_job_from_nothing_to_its_table_and_into_mlflow(in_folder: Path)
         "table.md",
         "table.tex",
     ]
-    assert {path.name for path in in_folder.iterdir()} <= {"runs", "results", "mlflow.db", ".mlflow.db.lock", "mlruns"}
+    assert {path.name for path in in_folder.iterdir()} <= {
+        "runs",
+        "results",
+        "mlflow.db",
+        ".mlflow.db.lock",
+        "mlruns",
+    }
     made = records(in_folder)
     assert [record["status"] for record in made.values()] == ["done"] * 9
     for cell_id, record in made.items():
@@ -59,7 +75,9 @@ def test_the_main_job_from_nothing_to_its_table_and_into_mlflow(in_folder: Path)
     assert {run["cell_id"] for cell in provenance["cells"] for run in cell["runs"]} == set(made)
     for cell in provenance["cells"]:
         assert f"{cell['numbers']['test/top1_error']['mean']:.2f}" in out
-    tracked = {run["mlflow_run_id"]: run["cell_id"] for cell in provenance["cells"] for run in cell["runs"]}
+    tracked = {
+        run["mlflow_run_id"]: run["cell_id"] for cell in provenance["cells"] for run in cell["runs"]
+    }
     # What a busy machine had no time for is drawn now.
     process = start(["-m", "dks", "sync"], in_folder)
     process.communicate(timeout=200)
@@ -81,8 +99,17 @@ def test_the_main_job_from_nothing_to_its_table_and_into_mlflow(in_folder: Path)
             (entry.epoch, entry.metrics["test/top1_error"]) for entry in journal
         ]
         assert run.data.params["aux_design.kind"] == "blocks"
-        assert {file.path for file in client.list_artifacts(run.info.run_id)} - {"code.diff"} == {  # there while code changes
-            *("config.yaml", "record.json", "metrics.jsonl", "environment.json", "model.txt", "confusion.csv", "run.log"),
+        # there while code changes
+        assert {file.path for file in client.list_artifacts(run.info.run_id)} - {"code.diff"} == {
+            *(
+                "config.yaml",
+                "record.json",
+                "metrics.jsonl",
+                "environment.json",
+                "model.txt",
+                "confusion.csv",
+                "run.log",
+            ),
             *("curves.png", "confusion.png"),
         }
 
@@ -120,15 +147,27 @@ def test_seeds_are_averaged_and_gains_are_over_the_baseline(run_here: Run, in_fo
     sd = {method: abs(values[0] - values[1]) / 2**0.5 for method, values in errors.items()}
     assert f"{mean['baseline']:.2f}({sd['baseline']:.2f})" in out
     row = next(line for line in out.splitlines() if line.startswith("│ dks"))
-    assert re.split(r"[│*\s]+", row)[2:4] == [f"{mean['dks']:.2f}({sd['dks']:.2f})", f"{mean['baseline'] - mean['dks']:.2f}"]
+    assert re.split(r"[│*\s]+", row)[2:4] == [
+        f"{mean['dks']:.2f}({sd['dks']:.2f})",
+        f"{mean['baseline'] - mean['dks']:.2f}",
+    ]
     assert "Welch's t test" in out and "p (Holm)" in out
     assert "n = 2 seeds" in out
 
 
-def test_a_failed_run_does_not_stop_the_others_and_is_not_averaged_away(run_here: Run, in_folder: Path) -> None:
-    status, out, err = run_here("-m", "recipe.lr=0.01,1e30", "aux=ours,shallow", *TINY, "data.train_images=320")
+def test_a_failed_run_does_not_stop_the_others_and_is_not_averaged_away(
+    run_here: Run, in_folder: Path
+) -> None:
+    status, out, err = run_here(
+        "-m", "recipe.lr=0.01,1e30", "aux=ours,shallow", *TINY, "data.train_images=320"
+    )
     assert status == 1
-    assert sorted(record["status"] for record in records(in_folder).values()) == ["done", "done", "failed", "failed"]
+    assert sorted(record["status"] for record in records(in_folder).values()) == [
+        "done",
+        "done",
+        "failed",
+        "failed",
+    ]
     assert sum(line.count("failed") for line in out.splitlines() if line.startswith("│")) == 2
     assert "of 4 runs 2 failed" in out
     assert "failed  NonFiniteLoss: non-finite loss at epoch 1, step" in err
@@ -151,16 +190,32 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
 
 def sent_epochs(folder: Path) -> int:
     """How many epochs the store in a folder has of all runs."""
-    with suppress(sqlite3.OperationalError), closing(read_sqlite(f"{SQLITE}{folder}/mlflow.db")) as store:
-        return int(store.execute("SELECT count(*) FROM metrics WHERE key = 'train/loss'").fetchone()[0])
+    with (
+        suppress(sqlite3.OperationalError),
+        closing(read_sqlite(f"{SQLITE}{folder}/mlflow.db")) as store,
+    ):
+        return int(
+            store.execute("SELECT count(*) FROM metrics WHERE key = 'train/loss'").fetchone()[0]
+        )
     return 0
 
 
 def test_ctrl_c_leaves_a_killed_run_and_the_next_call_goes_on(in_folder: Path) -> None:
-    arguments = [*TINY, "seed=1,2", "recipe.epochs=400", "data.train_images=640", "hydra.launcher.slots=1"]
+    arguments = [
+        *TINY,
+        "seed=1,2",
+        "recipe.epochs=400",
+        "data.train_images=640",
+        "hydra.launcher.slots=1",
+    ]
     process = start([str(ROOT / "train.py"), "-m", *arguments], in_folder)
-    wait_for(lambda: [path for path in in_folder.glob("runs/*/metrics.jsonl") if path.stat().st_size > 2000])
-    wait_for(lambda: sent_epochs(in_folder))  # who interrupts does not wait for a store that is just being made
+    wait_for(
+        lambda: [
+            path for path in in_folder.glob("runs/*/metrics.jsonl") if path.stat().st_size > 2000
+        ]
+    )
+    # who interrupts does not wait for a store that is just being made
+    wait_for(lambda: sent_epochs(in_folder))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -170,7 +225,9 @@ def test_ctrl_c_leaves_a_killed_run_and_the_next_call_goes_on(in_folder: Path) -
     states = {record["seed"]: record["status"] for record in records(in_folder).values()}
     assert states == {1: "killed", 2: "queued"}
     assert "1 killed, 1 missing" in out
-    (killed,) = [cell for cell, record in records(in_folder).items() if record["status"] == "killed"]
+    (killed,) = [
+        cell for cell, record in records(in_folder).items() if record["status"] == "killed"
+    ]
     folder = RunFolder(in_folder / "runs" / killed)
     done = len(folder.journal.read())
     assert done >= 1
@@ -178,22 +235,37 @@ def test_ctrl_c_leaves_a_killed_run_and_the_next_call_goes_on(in_folder: Path) -
     experiment = client.get_experiment_by_name("dks").experiment_id
     assert {run.info.status for run in client.search_runs([experiment])} == {"KILLED"}
 
-    # The next call: seed 1 goes on where it was, seed 2 begins. It is stopped as well, for 400 epochs are many.
+    # The next call: seed 1 goes on where it was, seed 2 begins. It is stopped as well, for 400
+    #     epochs are many.
     process = start([str(ROOT / "train.py"), "-m", *arguments], in_folder)
     wait_for(lambda: sent_epochs(in_folder) > done)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"seed=1 goes on after epoch {done} of 400" in err
-    assert [entry.epoch for entry in folder.journal.read()] == list(range(1, len(folder.journal.read()) + 1))
-    (run,) = [run for run in client.search_runs([experiment]) if run.data.tags.get("dks.cell_id") == killed]
+    assert [entry.epoch for entry in folder.journal.read()] == list(
+        range(1, len(folder.journal.read()) + 1)
+    )
+    (run,) = [
+        run
+        for run in client.search_runs([experiment])
+        if run.data.tags.get("dks.cell_id") == killed
+    ]
     points = client.get_metric_history(run.info.run_id, "train/loss")
-    assert [point.step for point in points] == [entry.epoch for entry in folder.journal.read()], "no gap and no repeat"
+    assert [point.step for point in points] == [entry.epoch for entry in folder.journal.read()], (
+        "no gap and no repeat"
+    )
 
 
 @pytest.mark.slow
 def test_two_processes_that_want_the_same_cell_run_it_once(in_folder: Path) -> None:
-    arguments = [str(ROOT / "train.py"), *TINY, "recipe.epochs=25", "data.train_images=640", "tracking=off"]
+    arguments = [
+        str(ROOT / "train.py"),
+        *TINY,
+        "recipe.epochs=25",
+        "data.train_images=640",
+        "tracking=off",
+    ]
     processes = [start(arguments, in_folder) for _ in range(2)]
     ended = [(process.communicate(timeout=200), process.returncode) for process in processes]
     assert [status for _, status in ended] == [0, 0], ended
@@ -203,14 +275,23 @@ def test_two_processes_that_want_the_same_cell_run_it_once(in_folder: Path) -> N
     said = [err for (_, err), _ in ended]
     assert sum("another process" in err for err in said) == 1, said
     (cell_id,) = records(in_folder)
-    assert [entry.epoch for entry in RunFolder(in_folder / "runs" / cell_id).journal.read()] == list(range(1, 26))
+    assert [
+        entry.epoch for entry in RunFolder(in_folder / "runs" / cell_id).journal.read()
+    ] == list(range(1, 26))
 
 
-def test_dks_table_prints_a_sweep_again_in_every_format(run_here: Run, in_folder: Path, capsys: Any) -> None:
+def test_dks_table_prints_a_sweep_again_in_every_format(
+    run_here: Run, in_folder: Path, capsys: Any
+) -> None:
     from dks.cli.main import main
 
     _, printed, _ = run_here("-m", "aux=ours,shallow", "sweep=mine", *TINY)
-    for form, sign in {"terminal": "┃", "md": "|:---|", "latex": "\\toprule", "csv": "cell_ids"}.items():
+    for form, sign in {
+        "terminal": "┃",
+        "md": "|:---|",
+        "latex": "\\toprule",
+        "csv": "cell_ids",
+    }.items():
         with pytest.raises(SystemExit) as left:
             main(["table", "mine", "--format", form])
         out = capsys.readouterr().out
@@ -226,8 +307,13 @@ def test_dks_table_prints_a_sweep_again_in_every_format(run_here: Run, in_folder
     assert capsys.readouterr().err == "error: no sweep 'yours' in results; there are mine\n"
 
 
-def test_a_run_is_not_stopped_by_a_store_that_breaks(run_here: Run, in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store goes away after it was prepared: the run finishes, its journal is whole, and it says so in its log."""
+def test_a_run_is_not_stopped_by_a_store_that_breaks(
+    run_here: Run, in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store goes away after it was prepared.
+
+    The run finishes, its journal is whole, and it says so in its log.
+    """
     from dks.tracking.sender import Sender
 
     begin = Sender.begin
@@ -240,7 +326,8 @@ def test_a_run_is_not_stopped_by_a_store_that_breaks(run_here: Run, in_folder: P
     status, _, err = run_here(*TINY, tracking="local")
     assert status == 0
     said = (
-        "sqlite:///mlflow.db has not got everything: tracking.uri=sqlite:///mlflow.db cannot be opened: file is not a database"
+        "sqlite:///mlflow.db has not got everything: tracking.uri=sqlite:///mlflow.db cannot "
+        "be opened: file is not a database"
     )
     assert said in " ".join(err.split())
     assert "1 run to be completed by: dks sync" in " ".join(err.split())
@@ -271,14 +358,20 @@ def test_the_version_is_told(capsys: Any) -> None:
     assert (left.value.code, capsys.readouterr().out) == (0, f"dks {__version__}\n")
 
 
-def test_quiet_leaves_the_result_and_verbose_says_what_is_decided(run_here: Run, in_folder: Path) -> None:
+def test_quiet_leaves_the_result_and_verbose_says_what_is_decided(
+    run_here: Run, in_folder: Path
+) -> None:
     small = (*TINY, "recipe.epochs=1", "hydra/launcher=basic")
     status, out, err = run_here("-q", "-m", "seed=1,2", *small)
     assert (status, err) == (0, "")
     assert "error (%)" in out
     status, again, err = run_here("-m", "--verbose", "seed=1,2,3", *small)
     assert status == 0
-    decided = [line.split("  ")[2:4] for line in err.splitlines() if line.startswith("  ") and " is " in line]
+    decided = [
+        line.split("  ")[2:4]
+        for line in err.splitlines()
+        if line.startswith("  ") and " is " in line
+    ]
     assert sorted(decided) == [
         ["done: is left alone", "seed=1"],
         ["done: is left alone", "seed=2"],
@@ -292,16 +385,31 @@ def test_quiet_leaves_the_result_and_verbose_says_what_is_decided(run_here: Run,
 @pytest.mark.parametrize("buffered", [True, False])
 @pytest.mark.parametrize(
     "arguments",
-    [("sweep", "list"), ("bench", "--list"), ("table", "--help"), ("--help",), ("--version",), ("train", "--help")],
+    [
+        ("sweep", "list"),
+        ("bench", "--list"),
+        ("table", "--help"),
+        ("--help",),
+        ("--version",),
+        ("train", "--help"),
+    ],
     ids=" ".join,
 )
-def test_a_reader_that_has_gone_ends_a_command_silently(in_folder: Path, arguments: tuple[str, ...], buffered: bool) -> None:
+def test_a_reader_that_has_gone_ends_a_command_silently(
+    in_folder: Path, arguments: tuple[str, ...], buffered: bool
+) -> None:
     reader, writer = os.pipe()
     os.close(reader)  # before the command begins
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "" if buffered else "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "" if buffered else "1",
+    }
     try:
         command = [sys.executable, "-m", "dks", *arguments]
-        done = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True
+        )
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")

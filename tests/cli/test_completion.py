@@ -48,8 +48,14 @@ def offered(line: str) -> list[str]:
         ("train -m strategy=topdown,bidir,b", ["strategy=topdown,bidir,bottomup"]),
         ("train --cfg j", ["job"]),
         ("train hydra/l", ["hydra/launcher="]),
-        ("sweep run methods hydra.launcher.sl", ["hydra.launcher.slots=", "hydra.launcher.slots_per_gpu="]),
-        ("sweep run methods hydra.launcher.par", ["hydra.launcher.partition=", "hydra.launcher.parallel="]),
+        (
+            "sweep run methods hydra.launcher.sl",
+            ["hydra.launcher.slots=", "hydra.launcher.slots_per_gpu="],
+        ),
+        (
+            "sweep run methods hydra.launcher.par",
+            ["hydra.launcher.partition=", "hydra.launcher.parallel="],
+        ),
         ("doctor data=cifar10", ["data=cifar10", "data=cifar100"]),
         ("evaluate --weights ", [FILES]),
         ("evaluate --weights w.pt data=cifar10", ["data=cifar10", "data=cifar100"]),
@@ -67,9 +73,13 @@ def test_the_last_word_is_completed_from_those_before_it(line: str, expected: li
     assert offered(line) == expected
 
 
-def test_a_group_has_the_choices_of_extensions_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_has_the_choices_of_extensions_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "more.py"
-    file.write_text("from dks.extend import aux_design\n\naux_design('linear', lambda place: None)\n")
+    file.write_text(
+        "from dks.extend import aux_design\n\naux_design('linear', lambda place: None)\n"
+    )
     monkeypatch.setenv("DKS_EXTENSIONS", str(file))
     assert offered("train aux=l") == ["aux=linear"]
     file.write_text("this is no Python")
@@ -78,7 +88,11 @@ def test_a_group_has_the_choices_of_extensions_too(tmp_path: Path, monkeypatch: 
 
 
 def test_sweeps_and_runs_are_those_of_the_folders_that_are_named(in_folder: Path) -> None:
-    for name in ("results/mine/sweep.json", "elsewhere/other/sweep.json", "runs/0123456789ab/record.json"):
+    for name in (
+        "results/mine/sweep.json",
+        "elsewhere/other/sweep.json",
+        "runs/0123456789ab/record.json",
+    ):
         (in_folder / name).parent.mkdir(parents=True)
         (in_folder / name).touch()
     assert offered("table mi") == offered("sweep status mi") == ["mine"]
@@ -95,7 +109,11 @@ def test_every_argument_of_every_command_is_completed(in_folder: Path) -> None:
     for path in commands():
         first = offered(" ".join([*path, ""]))
         assert first, path
-        assert "--help" in offered(" ".join([*path, "--h"])) or path == ("train",) or path == ("completion",)
+        assert (
+            "--help" in offered(" ".join([*path, "--h"]))
+            or path == ("train",)
+            or path == ("completion",)
+        )
 
 
 def test_every_key_of_the_configuration_is_offered() -> None:
@@ -118,7 +136,11 @@ def test_every_key_of_the_configuration_is_offered() -> None:
 def test_what_is_said_of_hydra_is_true() -> None:
     from hydra._internal.utils import get_args_parser
 
-    hydras = {option: action.nargs for action in get_args_parser()._actions for option in action.option_strings}
+    hydras = {
+        option: action.nargs
+        for action in get_args_parser()._actions
+        for option in action.option_strings
+    }
     ours = {option for action in _hydras()._actions for option in action.option_strings}
     assert ours - {"-q", "--quiet", "-v", "--verbose"} <= set(hydras)
     from hydra.core.config_store import ConfigStore
@@ -136,9 +158,17 @@ def test_completion_reads_nothing_heavy_and_prints_no_error(tmp_path: Path) -> N
     for words in (["sweep", "run", ""], ["table", "table3", "--f"]):
         found, out = imported(tmp_path, "completion", "zsh", *words, of=(*heavy, "omegaconf"))
         assert found == set() and out
-    found, out = imported(tmp_path, "completion", "bash", "aux", "dks train -m recipe.epochs=1 aux", of=HEAVY)
+    found, out = imported(
+        tmp_path, "completion", "bash", "aux", "dks train -m recipe.epochs=1 aux", of=HEAVY
+    )
     assert found == set()
-    assert out.splitlines() == ["aux=", "aux_design=", "aux_positions=", "aux_design.", "aux_positions."]
+    assert out.splitlines() == [
+        "aux=",
+        "aux_design=",
+        "aux_positions=",
+        "aux_design.",
+        "aux_positions.",
+    ]
 
 
 # --- real shells
@@ -162,7 +192,14 @@ def shell_folder(tmp_path: Path) -> Path:
 
 def variables(folder: Path) -> dict[str, str]:
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, "HOME": str(folder), "TERM": "dumb", "OMP_NUM_THREADS": "1"}
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PATH": path,
+        "HOME": str(folder),
+        "TERM": "dumb",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def needs(shell: str) -> None:
@@ -176,9 +213,16 @@ class Terminal:
 
     def __init__(self, command: list[str], folder: Path) -> None:
         self.side, theirs = pty.openpty()
-        fcntl.ioctl(self.side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))  # no line is to be folded
+        # no line is to be folded
+        fcntl.ioctl(self.side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
         self.process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=variables(folder), start_new_session=True
+            command,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=folder,
+            env=variables(folder),
+            start_new_session=True,
         )
         os.close(theirs)
         self.seen = ""
@@ -199,7 +243,9 @@ class Terminal:
         os.close(self.side)
 
 
-@pytest.mark.parametrize("command", [["bash", "--norc", "--noprofile", "-i"], ["zsh", "-f", "-i"]], ids=["bash", "zsh"])
+@pytest.mark.parametrize(
+    "command", [["bash", "--norc", "--noprofile", "-i"], ["zsh", "-f", "-i"]], ids=["bash", "zsh"]
+)
 def test_bash_and_zsh_complete_what_is_typed(command: list[str], shell_folder: Path) -> None:
     needs(command[0])
     terminal = Terminal(command, shell_folder)
@@ -208,7 +254,9 @@ def test_bash_and_zsh_complete_what_is_typed(command: list[str], shell_folder: P
     terminal.type("recipe.epo\t", "recipe.epochs=")
     terminal.type("5 strategy=topdown,bott\t", "bottomup")
     terminal.type("data.root=ima\t", "images/")
-    terminal.type("\r", "\n<sweep><run><methods><recipe.epochs=5><strategy=topdown,bottomup><data.root=images")
+    terminal.type(
+        "\r", "\n<sweep><run><methods><recipe.epochs=5><strategy=topdown,bottomup><data.root=images"
+    )
     terminal.type("dks sweep no\tsuch\r", "<nosuch>")
     assert "rror" not in terminal.seen
     terminal.leave()
@@ -241,7 +289,10 @@ def test_a_shell_without_the_command_says_nothing(shell: str, shell_folder: Path
     """After an environment was left, for example."""
     needs(shell)
     script = subprocess.run(
-        [str(shell_folder / "bin" / "dks"), "completion", shell], env=variables(shell_folder), capture_output=True, text=True
+        [str(shell_folder / "bin" / "dks"), "completion", shell],
+        env=variables(shell_folder),
+        capture_output=True,
+        text=True,
     ).stdout
     (shell_folder / "bin" / "dks").unlink()
     flags = ["--norc", "--noprofile", "-i"] if shell == "bash" else ["-f", "-i"]

@@ -1,4 +1,7 @@
-"""`dks sweep ...` as typed: choices on held-out images, unions, retries, limits, states from another process."""
+"""`dks sweep ...` as typed.
+
+Choices on held-out images, unions, retries, limits, states from another process.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,10 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 
 def records(folder: Path) -> dict[str, Any]:
-    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("runs/*/record.json"))}
+    return {
+        path.parent.name: json.loads(path.read_text())
+        for path in sorted(folder.glob("runs/*/record.json"))
+    }
 
 
 def plan(dks: Dks, name: str, *overrides: str) -> dict[str, Any]:
@@ -56,25 +62,37 @@ def plan(dks: Dks, name: str, *overrides: str) -> dict[str, Any]:
     return found
 
 
-def test_a_plan_says_how_many_cells_run_at_a_time_and_why(sweeps: Path, dks: Dks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_says_how_many_cells_run_at_a_time_and_why(
+    sweeps: Path, dks: Dks, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dks.sweeps.estimate import packing
 
     (sweeps / "mine.yaml").write_text("title: Seeds\ngrids:\n- {seed: 1..5}\n")
     given = (*TINY[:-1], "tracking=off", "hydra.launcher.slots=auto")
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert plan(dks, "mine", *given)["slots"] == "slots=auto: decided by a measurement when the sweep runs"
+    assert (
+        plan(dks, "mine", *given)["slots"]
+        == "slots=auto: decided by a measurement when the sweep runs"
+    )
     assert plan(dks, "mine", *given[:-1])["slots"] is None
     trials = (packing.Trial(1, 4, 100.0), packing.Trial(2, 2, 300.0), packing.Trial(4, 1, 150.0))
-    monkeypatch.setattr(packing, "_tried", lambda work, division: packing.Packing(trials, 200.0, False))
+    monkeypatch.setattr(
+        packing, "_tried", lambda work, division: packing.Packing(trials, 200.0, False)
+    )
     status, out, err = dks("sweep", "plan", "mine", "--probe", "0.001", *given)
     assert status == 0, err
-    assert "slots=auto: 2 cells, each with 2 threads, 300 images/s (1 cell with 4 threads 100, 4 cells, each with 1" in out
+    assert (
+        "slots=auto: 2 cells, each with 2 threads, 300 images/s (1 cell with 4 threads 100, 4 "
+        "cells, each with 1" in out
+    )
     assert "with 2 at a time" in out
     status, _, err = dks("sweep", "plan", "mine", *given[:-1], "hydra.launcher.slots=some")
     assert (status, "hydra.launcher.slots=some: it must be a whole number" in err) == (2, True)
 
 
-def test_a_value_is_chosen_on_held_out_images_and_then_trained_on_all(sweeps: Path, dks: Dks, in_folder: Path) -> None:
+def test_a_value_is_chosen_on_held_out_images_and_then_trained_on_all(
+    sweeps: Path, dks: Dks, in_folder: Path
+) -> None:
     (sweeps / "mine.yaml").write_text(
         "title: A choice\ntable: {rows: [method]}\ngrids:\n"
         "- {method: baseline, seed: 1}\n"
@@ -83,12 +101,15 @@ def test_a_value_is_chosen_on_held_out_images_and_then_trained_on_all(sweeps: Pa
     first = plan(dks, "mine", *SMALL)
     assert len(first["cells"]) == 3
     assert first["undecided"] == [
-        "method=dks: 1 more cell follows when recipe.lr is chosen among 1e-09, 0.05 on held-out images"
+        "method=dks: 1 more cell follows when recipe.lr is chosen among 1e-09, 0.05 on held-out "
+        "images"
     ]
     status, out, err = dks("sweep", "run", "mine", *SMALL)
     assert status == 0, err
     made = records(in_folder)
-    tried = {cell: record for cell, record in made.items() if "data.holdout=32" in record["overrides"]}
+    tried = {
+        cell: record for cell, record in made.items() if "data.holdout=32" in record["overrides"]
+    }
     assert len(made) == 4
     assert len(tried) == 2
     errors = {
@@ -112,9 +133,15 @@ def test_a_value_is_chosen_on_held_out_images_and_then_trained_on_all(sweeps: Pa
     assert records(in_folder) == made
 
 
-def test_a_union_runs_shared_cells_once_and_shows_every_table(sweeps: Path, dks: Dks, in_folder: Path) -> None:
-    (sweeps / "one.yaml").write_text("title: Table one\ngrids:\n- {method: [baseline, ds], seed: 1}\n")
-    (sweeps / "two.yaml").write_text("title: Table two\ngrids:\n- {strategy: [none, bidir], aux: ours, seed: 1}\n")
+def test_a_union_runs_shared_cells_once_and_shows_every_table(
+    sweeps: Path, dks: Dks, in_folder: Path
+) -> None:
+    (sweeps / "one.yaml").write_text(
+        "title: Table one\ngrids:\n- {method: [baseline, ds], seed: 1}\n"
+    )
+    (sweeps / "two.yaml").write_text(
+        "title: Table two\ngrids:\n- {strategy: [none, bidir], aux: ours, seed: 1}\n"
+    )
     (sweeps / "both.yaml").write_text("title: Both\ninclude: [one, two]\n")
     planned = plan(dks, "both", *SMALL)
     assert len(planned["cells"]) == 3, "deep supervision is in both"
@@ -125,7 +152,9 @@ def test_a_union_runs_shared_cells_once_and_shows_every_table(sweeps: Path, dks:
     assert len(records(in_folder)) == 3
     assert "Table one" in out
     assert "Table two" in out
-    (whole,) = [path.name for path in (in_folder / "results").iterdir() if path.name.startswith("both")]
+    (whole,) = [
+        path.name for path in (in_folder / "results").iterdir() if path.name.startswith("both")
+    ]
     status, shown, _ = dks("table", whole)
     assert status == 0
     assert shown == out
@@ -133,25 +162,43 @@ def test_a_union_runs_shared_cells_once_and_shows_every_table(sweeps: Path, dks:
     assert "3 cells: 3 done" in listed
 
 
-def test_a_part_of_a_union_is_retried_by_its_own_name(sweeps: Path, dks: Dks, in_folder: Path) -> None:
-    """It means the cells that it had in the union: those of its file, with the overrides and the base that reached them."""
-    (sweeps / "one.yaml").write_text("title: Table one\ngrids:\n- {method: [baseline, ds], recipe.lr: 1.0e+30, seed: 1}\n")
-    (sweeps / "two.yaml").write_text("title: Table two\ngrids:\n- {method: dks, recipe.lr: 0.01, seed: 1}\n")
-    (sweeps / "both.yaml").write_text("title: Both\nbase: {recipe.epochs: 1}\ninclude: [one, two]\n")
+def test_a_part_of_a_union_is_retried_by_its_own_name(
+    sweeps: Path, dks: Dks, in_folder: Path
+) -> None:
+    """It means the cells that it had in the union.
+
+    Those of its file, with the overrides and the base that reached them.
+    """
+    (sweeps / "one.yaml").write_text(
+        "title: Table one\ngrids:\n- {method: [baseline, ds], recipe.lr: 1.0e+30, seed: 1}\n"
+    )
+    (sweeps / "two.yaml").write_text(
+        "title: Table two\ngrids:\n- {method: dks, recipe.lr: 0.01, seed: 1}\n"
+    )
+    (sweeps / "both.yaml").write_text(
+        "title: Both\nbase: {recipe.epochs: 1}\ninclude: [one, two]\n"
+    )
     small = [item for item in SMALL if not item.startswith(("data.train_images", "recipe.epochs"))]
     status, _, err = dks("sweep", "run", "both", "data.train_images=320", *small)
     assert status == 1, err
 
     def attempts() -> list[tuple[str, str, int]]:
-        return [(cell, each["method"], len(each["attempts"])) for cell, each in records(in_folder).items()]
+        return [
+            (cell, each["method"], len(each["attempts"]))
+            for cell, each in records(in_folder).items()
+        ]
 
     begun = {path: json.loads(path.read_text()) for path in in_folder.glob("results/*/sweep.json")}
     before = attempts()
     (part,) = [found["name"] for found in begun.values() if found["title"].startswith("Table one")]
     status, _, err = dks("sweep", "retry", part)
     assert status == 1, err
-    assert attempts() == [(cell, method, count + (method != "dks")) for cell, method, count in before]
-    assert {path: json.loads(path.read_text()) for path in in_folder.glob("results/*/sweep.json")} == begun
+    assert attempts() == [
+        (cell, method, count + (method != "dks")) for cell, method, count in before
+    ]
+    assert {
+        path: json.loads(path.read_text()) for path in in_folder.glob("results/*/sweep.json")
+    } == begun
 
 
 def test_a_union_of_one_sweep_is_found_by_its_own_name(sweeps: Path, dks: Dks) -> None:
@@ -164,12 +211,23 @@ def test_a_union_of_one_sweep_is_found_by_its_own_name(sweeps: Path, dks: Dks) -
         assert "2 cells: 2 done" in out
 
 
-def test_a_retry_uses_the_overrides_that_change_no_result_as_well(sweeps: Path, dks: Dks, in_folder: Path) -> None:
+def test_a_retry_uses_the_overrides_that_change_no_result_as_well(
+    sweeps: Path, dks: Dks, in_folder: Path
+) -> None:
     (sweeps / "mine.yaml").write_text(
-        "base: {data: synthetic, data.image_size: 8, data.train_images: 320, data.test_images: 32, data.pad: 1}\n"
+        "base: {data: synthetic, data.image_size: 8, data.train_images: 320, data.test_images: "
+        "32, data.pad: 1}\n"
         "grids:\n- {recipe.lr: [1.0e+30, 2.0e+30], recipe.epochs: 1, seed: 1}\n"
     )
-    status, _, err = dks("sweep", "run", "mine", "runs_dir=elsewhere", "threads=1", "tracking=off", "hydra/launcher=basic")
+    status, _, err = dks(
+        "sweep",
+        "run",
+        "mine",
+        "runs_dir=elsewhere",
+        "threads=1",
+        "tracking=off",
+        "hydra/launcher=basic",
+    )
     assert status == 1, err
     status, _, err = dks("sweep", "retry", "mine")
     assert status == 1, err
@@ -178,11 +236,14 @@ def test_a_retry_uses_the_overrides_that_change_no_result_as_well(sweeps: Path, 
     assert [len(record["attempts"]) for record in made] == [2, 2]
 
 
-def test_a_cell_that_a_file_has_in_two_spellings_runs_once_and_fills_both_rows(sweeps: Path, dks: Dks, in_folder: Path) -> None:
+def test_a_cell_that_a_file_has_in_two_spellings_runs_once_and_fills_both_rows(
+    sweeps: Path, dks: Dks, in_folder: Path
+) -> None:
     same = "positions: none, aux_positions.at: [[c2]]"
     (sweeps / "mine.yaml").write_text(
         "table: {rows: [positions]}\n"
-        f"grids:\n- {{positions: c2, seed: [1, 2]}}\n- {{positions: c3, seed: [1, 2]}}\n- {{{same}, seed: [1, 2]}}\n"
+        f"grids:\n- {{positions: c2, seed: [1, 2]}}\n- {{positions: c3, seed: [1, 2]}}\n- "
+        f"{{{same}, seed: [1, 2]}}\n"
     )
     status, out, err = dks("sweep", "plan", "mine", "--probe", "0", *SMALL)
     assert status == 0, err
@@ -194,20 +255,27 @@ def test_a_cell_that_a_file_has_in_two_spellings_runs_once_and_fills_both_rows(s
     assert "the same configuration, trained once: positions=c2 and positions=none" in out
 
 
-def test_failures_are_retried_limited_and_run_again_on_request(sweeps: Path, dks: Dks, in_folder: Path) -> None:
-    (sweeps / "mine.yaml").write_text("grids:\n- {recipe.lr: [1.0e+30, 2.0e+30, 0.01], seed: 1, data.train_images: 320}\n")
+def test_failures_are_retried_limited_and_run_again_on_request(
+    sweeps: Path, dks: Dks, in_folder: Path
+) -> None:
+    (sweeps / "mine.yaml").write_text(
+        "grids:\n- {recipe.lr: [1.0e+30, 2.0e+30, 0.01], seed: 1, data.train_images: 320}\n"
+    )
     small = [item for item in SMALL if not item.startswith("data.train_images")]
     status, _, err = dks("sweep", "run", "mine", "--retries", "2", "--fail-fast", *small)
     assert status == 1
     made = records(in_folder)
-    assert sorted(len(record["attempts"]) for record in made.values()) == [0, 0, 3], "tried again twice, then nothing is begun"
+    assert sorted(len(record["attempts"]) for record in made.values()) == [0, 0, 3], (
+        "tried again twice, then nothing is begun"
+    )
     assert "is tried again (2 of 2)" in err
     status, out, _ = dks("sweep", "status", "mine")
     assert status == 0
     assert "3 cells: 2 missing, 1 failed" in out
     assert "NonFiniteLoss: non-finite loss at epoch 1" in out
     assert "run.log" in out
-    # Only the failed one is run again, from another command line, with what the sweep was asked for.
+    # Only the failed one is run again, from another command line, with what the sweep was asked
+    # for.
     status, _, err = dks("sweep", "retry", "mine")
     assert status == 1, err
     assert sorted(len(record["attempts"]) for record in records(in_folder).values()) == [0, 0, 4]
@@ -227,7 +295,11 @@ def test_overrides_that_change_results_make_a_sweep_of_its_own(dks: Dks, in_fold
     assert name.startswith("quickstart-")
     assert "with aux=ours strategy=none,bidir" in out
     # By its plain name as long as it is the only one, by the same overrides, and by its own name.
-    for asked in (["quickstart"], ["quickstart", "aux=ours", "strategy=none,bidir", *TINY, "recipe.epochs=1"], [name]):
+    for asked in (
+        ["quickstart"],
+        ["quickstart", "aux=ours", "strategy=none,bidir", *TINY, "recipe.epochs=1"],
+        [name],
+    ):
         status, out, _ = dks("sweep", "status", *asked)
         assert status == 0
         assert f"{name}: 2 cells: 2 done" in out
@@ -237,14 +309,33 @@ def test_overrides_that_change_results_make_a_sweep_of_its_own(dks: Dks, in_fold
     assert "all 2 cells are done" in err
 
 
-def test_wrong_requests_are_one_line(dks: Dks, in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminal, "LINE_EVERY", float("inf"))  # a busy machine composes table3 for longer
+def test_wrong_requests_are_one_line(
+    dks: Dks, in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a busy machine composes table3 for longer
+    monkeypatch.setattr(terminal, "LINE_EVERY", float("inf"))
     for arguments, said in {
-        ("sweep", "status", "quickstart"): "error: no sweep 'quickstart' in results; there are none yet\n",
-        ("sweep", "status", "aux-strategy", "aux=ours"): "error: aux-strategy is no named sweep, so it takes no overrides;",
+        (
+            "sweep",
+            "status",
+            "quickstart",
+        ): "error: no sweep 'quickstart' in results; there are none yet\n",
+        (
+            "sweep",
+            "status",
+            "aux-strategy",
+            "aux=ours",
+        ): "error: aux-strategy is no named sweep, so it takes no overrides;",
         ("sweep", "run", "nope"): "error: no sweep 'nope'; choose from ",
         ("sweep", "run", "quickstart", "hydra.launcher.slots=0"): "error: hydra.launcher.slots=0",
-        ("sweep", "run", "quickstart", "--launcher", "slurm", "hydra.launcher.nodes=0"): "error: hydra.launcher.nodes=0",
+        (
+            "sweep",
+            "run",
+            "quickstart",
+            "--launcher",
+            "slurm",
+            "hydra.launcher.nodes=0",
+        ): "error: hydra.launcher.nodes=0",
         ("sweep", "run", "table3"): "error: data.root=data does not hold cifar100",
     }.items():
         status, _, err = dks(*arguments)
@@ -257,7 +348,10 @@ def test_a_plan_of_the_papers_sweeps_needs_no_data(dks: Dks) -> None:
     found = plan(dks, "table3")
     assert len(found["cells"]) == 55
     assert {cell["state"] for cell in found["cells"]} == {"missing"}
-    assert all(set(cell) == {"cell_id", "config_id", "seed", "overrides", "state"} for cell in found["cells"])
+    assert all(
+        set(cell) == {"cell_id", "config_id", "seed", "overrides", "state"}
+        for cell in found["cells"]
+    )
     assert len(found["absent"]) == 1
 
 
@@ -270,18 +364,57 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
 
 
 def test_another_process_sees_and_cancels_a_running_sweep(dks: Dks, in_folder: Path) -> None:
-    arguments = ["-m", "dks", "sweep", "run", "methods", *TINY, "recipe.epochs=400", "data.train_images=640", "tracking=off"]
-    process = start([*arguments, "method=baseline,dks", "seed=1,2", "hydra.launcher.slots=2"], in_folder)
+    arguments = [
+        "-m",
+        "dks",
+        "sweep",
+        "run",
+        "methods",
+        *TINY,
+        "recipe.epochs=400",
+        "data.train_images=640",
+        "tracking=off",
+    ]
+    process = start(
+        [*arguments, "method=baseline,dks", "seed=1,2", "hydra.launcher.slots=2"], in_folder
+    )
     try:
-        wait_for(lambda: len([path for path in in_folder.glob("runs/*/metrics.jsonl") if path.stat().st_size > 900]) == 2)
+        wait_for(
+            lambda: (
+                len(
+                    [
+                        path
+                        for path in in_folder.glob("runs/*/metrics.jsonl")
+                        if path.stat().st_size > 900
+                    ]
+                )
+                == 2
+            )
+        )
         status, out, _ = dks("sweep", "status", "methods")
         assert "4 cells: 2 queued, 2 running" in out
         assert "images/s" in out
         told = json.loads(dks("sweep", "status", "methods", "--json")[1])
-        assert [cell["epochs"] for cell in told["cells"] if cell["state"] == "running"] == [400, 400]
+        assert [cell["epochs"] for cell in told["cells"] if cell["state"] == "running"] == [
+            400,
+            400,
+        ]
         # The same sweep again has nothing to launch.
-        again = plan(dks, "methods", *TINY, "recipe.epochs=400", "data.train_images=640", "method=baseline,dks", "seed=1,2")
-        assert sorted(cell["state"] for cell in again["cells"]) == ["queued", "queued", "running", "running"]
+        again = plan(
+            dks,
+            "methods",
+            *TINY,
+            "recipe.epochs=400",
+            "data.train_images=640",
+            "method=baseline,dks",
+            "seed=1,2",
+        )
+        assert sorted(cell["state"] for cell in again["cells"]) == [
+            "queued",
+            "queued",
+            "running",
+            "running",
+        ]
         status, out, _ = dks("sweep", "cancel", "methods")
         assert status == 0
         assert "2 queued cells withdrawn, 2 running ones told to stop" in out
@@ -296,16 +429,52 @@ def test_another_process_sees_and_cancels_a_running_sweep(dks: Dks, in_folder: P
 
 @pytest.mark.slow
 def test_a_plan_of_ten_thousand_cells_takes_seconds(in_folder: Path) -> None:
-    """Not a benchmark: benchmarks/planning.py is. This fails where Hydra composes every cell again, which takes 20 minutes."""
-    arguments = ["-m", "dks", "sweep", "plan", "quickstart", "--json", "--probe", "0", *TINY, "seed=range(1,1112)"]
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, cwd=in_folder, check=True)
+    """Not a benchmark: benchmarks/planning.py is.
+
+    This fails where Hydra composes every cell again, which takes 20 minutes.
+    """
+    arguments = [
+        "-m",
+        "dks",
+        "sweep",
+        "plan",
+        "quickstart",
+        "--json",
+        "--probe",
+        "0",
+        *TINY,
+        "seed=range(1,1112)",
+    ]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=in_folder,
+        check=True,
+    )
     assert len(json.loads(done.stdout)["cells"]) == 9 * 1111
 
 
 def test_the_signal_that_stops_a_sweep_does_not_matter(in_folder: Path) -> None:
-    process = start(["-m", "dks", "sweep", "run", "methods", *TINY, "recipe.epochs=400", "tracking=off", "seed=1"], in_folder)
+    process = start(
+        [
+            "-m",
+            "dks",
+            "sweep",
+            "run",
+            "methods",
+            *TINY,
+            "recipe.epochs=400",
+            "tracking=off",
+            "seed=1",
+        ],
+        in_folder,
+    )
     try:
-        wait_for(lambda: [path for path in in_folder.glob("runs/*/metrics.jsonl") if path.stat().st_size])
+        wait_for(
+            lambda: [path for path in in_folder.glob("runs/*/metrics.jsonl") if path.stat().st_size]
+        )
         process.send_signal(signal.SIGUSR1)
         _, err = process.communicate(timeout=60)
     finally:

@@ -1,4 +1,7 @@
-"""Files that are truncated, foreign or malicious: an error with the file's name, nothing run, nothing else harmed."""
+"""Files that are truncated, foreign or malicious.
+
+An error with the file's name, nothing run, nothing else harmed.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,10 @@ def test_a_checkpoint_with_a_command_is_damaged_and_runs_nothing(tmp_path: Path)
     assert not path.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 31, os.urandom(1) * 500, as_checkpoint([1, 2]), as_checkpoint({"x": 1})])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0" * 31, os.urandom(1) * 500, as_checkpoint([1, 2]), as_checkpoint({"x": 1})],
+)
 def test_a_checkpoint_of_another_kind_is_damaged(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "last.pt").write_bytes(content)
     with pytest.raises(checkpoint.Damaged):
@@ -145,7 +151,16 @@ HOSTILE_RECORDS: dict[str, dict[str, Any]] = {
     "a number for a dict": {"final": 3},
     "attempts that are none": {"attempts": {"a": 1}},
     "a code that is none": {
-        "attempts": [{"started": "2026-01-01", "host": "a", "pid": 1, "device": "cpu", "threads": 1, "code": "\x1b[2J"}]
+        "attempts": [
+            {
+                "started": "2026-01-01",
+                "host": "a",
+                "pid": 1,
+                "device": "cpu",
+                "threads": 1,
+                "code": "\x1b[2J",
+            }
+        ]
     },
     "an unknown status": {"status": "owned"},
     "a version that is a text": {"schema_version": "9"},
@@ -167,10 +182,14 @@ def test_a_hostile_record_is_a_damaged_one(
     assert f"{folder.record_file} is damaged" in caplog.text
 
 
-def test_a_record_of_a_newer_version_is_refused_with_its_name(ready: RunFolder, tmp_path: Path) -> None:
+def test_a_record_of_a_newer_version_is_refused_with_its_name(
+    ready: RunFolder, tmp_path: Path
+) -> None:
     folder = RunFolder(tmp_path / ready.cell_id)
     folder.path.mkdir()
-    folder.record_file.write_text(json.dumps(json.loads(ready.record_file.read_text()) | {"schema_version": 99}))
+    folder.record_file.write_text(
+        json.dumps(json.loads(ready.record_file.read_text()) | {"schema_version": 99})
+    )
     with pytest.raises(RequestError, match=r"record\.json is of version 99"):
         folder.read_record()
 
@@ -199,13 +218,17 @@ def test_a_hostile_sweep_is_a_damaged_one(tmp_path: Path, what: str) -> None:
     path = manifest.write(good, str(tmp_path))
     assert manifest.read(str(tmp_path), "mine") == good
     values = json.loads(path.read_text())
-    (values["cells"][0] if "cell_id" in HOSTILE_SWEEPS[what] else values).update(HOSTILE_SWEEPS[what])
+    (values["cells"][0] if "cell_id" in HOSTILE_SWEEPS[what] else values).update(
+        HOSTILE_SWEEPS[what]
+    )
     path.write_text(json.dumps(values))
     with pytest.raises(RequestError, match=r"sweep\.json is damaged"):
         manifest.read(str(tmp_path), "mine")
 
 
-@pytest.mark.parametrize("name", ["../mine", "/etc", "a/../mine", "", ".", "..", "mine\n", "-mine", "x" * 300])
+@pytest.mark.parametrize(
+    "name", ["../mine", "/etc", "a/../mine", "", ".", "..", "mine\n", "-mine", "x" * 300]
+)
 def test_a_sweep_is_looked_for_in_its_folder_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "sweep.json").write_text("{}")
@@ -223,7 +246,9 @@ def test_a_launch_that_cannot_be_read_is_one_line_with_its_name(tmp_path: Path) 
         "Expecting value": "",
         "cannot be read: ": whole[: len(whole) // 2],
         "it holds a list": "[]",
-        "it says arms, shape, which a newer version of this program may know": json.dumps(values | {"shape": 2, "arms": 3}),
+        "it says arms, shape, which a newer version of this program may know": json.dumps(
+            values | {"shape": 2, "arms": 3}
+        ),
         "missing 1 required": json.dumps({key: values[key] for key in values if key != "started"}),
         "'arrays' is missing": json.dumps({key: values[key] for key in values if key != "arrays"}),
         "retries is a str": json.dumps(values | {"retries": "3"}),
@@ -238,8 +263,12 @@ def test_a_launch_that_cannot_be_read_is_one_line_with_its_name(tmp_path: Path) 
         created.file.write_text(text, encoding="utf-8", errors="surrogateescape")
         with pytest.raises(RequestError, match=message) as refused:
             LaunchFolder(created.path).read()
-        assert str(refused.value).startswith(f"{created.file} cannot be read: ") and "\n" not in str(refused.value)
-        assert created.file.read_bytes() == text.encode(errors="surrogateescape"), "it is left as it was"
+        assert str(refused.value).startswith(
+            f"{created.file} cannot be read: "
+        ) and "\n" not in str(refused.value)
+        assert created.file.read_bytes() == text.encode(errors="surrogateescape"), (
+            "it is left as it was"
+        )
     created.file.write_text(json.dumps(values | {"arrays": [array]}))
     assert LaunchFolder(created.path).read().jobs() == {"a": "12"}
 
@@ -248,12 +277,22 @@ def test_a_launch_that_cannot_be_read_is_one_line_with_its_name(tmp_path: Path) 
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def png(width: int, height: int, content: bytes) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(content)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(content))
+        + chunk(b"IEND", b"")
+    )
 
 
 def whole(form: str) -> bytes:
@@ -277,7 +316,9 @@ BAD_IMAGES = {
 
 
 @pytest.mark.parametrize("what", BAD_IMAGES)
-def test_an_image_that_does_not_decode_is_named_and_fills_no_memory(tmp_path: Path, what: str) -> None:
+def test_an_image_that_does_not_decode_is_named_and_fills_no_memory(
+    tmp_path: Path, what: str
+) -> None:
     path = tmp_path / "picture.png"
     path.write_bytes(BAD_IMAGES[what])
     with pytest.raises(ValueError, match=r"picture\.png: the image cannot be decoded"):
@@ -327,14 +368,42 @@ def piped(path: Path) -> None:
 Harm = Callable[[Path], None]
 DAMAGED_FOLDERS: dict[str, tuple[Harm, str, str]] = {
     "a class without images": (emptied, "train/cat", "train/cat holds no image"),
-    "a class that is gone": (shutil.rmtree, "train/cat", "train and val have different classes, for example cat"),
-    "a class that is a link to nowhere": (lost, "train/cat", "train/cat is a link to nowhere; it may be that of a class"),
+    "a class that is gone": (
+        shutil.rmtree,
+        "train/cat",
+        "train and val have different classes, for example cat",
+    ),
+    "a class that is a link to nowhere": (
+        lost,
+        "train/cat",
+        "train/cat is a link to nowhere; it may be that of a class",
+    ),
     "a set that is gone": (shutil.rmtree, "val", "val is not a folder"),
-    "an image that is a link to nowhere": (lost, "val/bee/1.JPEG", "val/bee/1.JPEG is a link to nowhere"),
-    "an image that is no file": (piped, "val/bee/1.JPEG", "val/bee/1.JPEG is no file that could hold an image"),
-    "an image that ends early": (cut, "train/bee/3.JPEG", "train/bee/3.JPEG: the image cannot be decoded"),
-    "a file that is no image": (replaced, "train/bee/3.JPEG", "train/bee/3.JPEG: the image cannot be decoded"),
-    "an image less": (Path.unlink, "train/bee/3.JPEG", "are not those that the run was planned with"),
+    "an image that is a link to nowhere": (
+        lost,
+        "val/bee/1.JPEG",
+        "val/bee/1.JPEG is a link to nowhere",
+    ),
+    "an image that is no file": (
+        piped,
+        "val/bee/1.JPEG",
+        "val/bee/1.JPEG is no file that could hold an image",
+    ),
+    "an image that ends early": (
+        cut,
+        "train/bee/3.JPEG",
+        "train/bee/3.JPEG: the image cannot be decoded",
+    ),
+    "a file that is no image": (
+        replaced,
+        "train/bee/3.JPEG",
+        "train/bee/3.JPEG: the image cannot be decoded",
+    ),
+    "an image less": (
+        Path.unlink,
+        "train/bee/3.JPEG",
+        "are not those that the run was planned with",
+    ),
 }
 DAMAGED_PARQUET: dict[str, tuple[Harm, str, str]] = {
     "nothing": (Path.unlink, FILE := "train-00000-of-00001.parquet", "has no file train-*.parquet"),
@@ -342,8 +411,16 @@ DAMAGED_PARQUET: dict[str, tuple[Harm, str, str]] = {
     "other bytes": (replaced, FILE, f"{FILE} cannot be read as Parquet"),
     "a byte that is another one": (flipped, FILE, FILE),
     "no labels": (lambda path: no_label(path.parent), FILE, "has no column label"),
-    "images in another form": (lambda path: wrong_image(path.parent), FILE, "must be a struct with the field bytes"),
-    "other labels": (lambda path: relabelled(path.parent), FILE, "are not those that the run was planned with"),
+    "images in another form": (
+        lambda path: wrong_image(path.parent),
+        FILE,
+        "must be a struct with the field bytes",
+    ),
+    "other labels": (
+        lambda path: relabelled(path.parent),
+        FILE,
+        "are not those that the run was planned with",
+    ),
 }
 
 
@@ -351,9 +428,15 @@ def relabelled(root: Path) -> None:
     write_parquet(root, "train", [8] * 6, [1, 0, 1, 0, 1, 0])
 
 
-def check_failure(tmp_path: Path, root: Path, path: Path, harm: Harm, message: str, *overrides: str) -> None:
-    """A run on damaged data fails with one line, and the same call goes through when the data is as it was."""
-    folder = queued(tmp_path, f"data.root={root}", "recipe.epochs=1", "recipe.batch_size=4", *overrides)
+def check_failure(
+    tmp_path: Path, root: Path, path: Path, harm: Harm, message: str, *overrides: str
+) -> None:
+    """A run on damaged data fails with one line, and the same call goes through when the data is as
+    it was.
+    """
+    folder = queued(
+        tmp_path, f"data.root={root}", "recipe.epochs=1", "recipe.batch_size=4", *overrides
+    )
     shutil.copytree(root, tmp_path / "whole")
     harm(path)
     assert run_cell(folder.path) is Outcome.failed
@@ -370,24 +453,38 @@ def check_failure(tmp_path: Path, root: Path, path: Path, harm: Harm, message: s
 
 
 @pytest.mark.parametrize("what", DAMAGED_FOLDERS)
-def test_a_run_on_a_damaged_folder_says_where_and_goes_on_when_it_is_mended(tmp_path: Path, what: str) -> None:
+def test_a_run_on_a_damaged_folder_says_where_and_goes_on_when_it_is_mended(
+    tmp_path: Path, what: str
+) -> None:
     harm, place, message = DAMAGED_FOLDERS[what]
     root = write_images(tmp_path / "insects")
-    plain = ("data=imagefolder", "data.augmentation=pad_crop", "data.num_classes=null", "data.mean=null", "data.std=null")
+    plain = (
+        "data=imagefolder",
+        "data.augmentation=pad_crop",
+        "data.num_classes=null",
+        "data.mean=null",
+        "data.std=null",
+    )
     check_failure(tmp_path, root, root / place, harm, message, *plain)
 
 
 @pytest.mark.parametrize("what", DAMAGED_PARQUET)
-def test_a_run_on_damaged_parquet_says_where_and_goes_on_when_it_is_mended(tmp_path: Path, what: str) -> None:
+def test_a_run_on_damaged_parquet_says_where_and_goes_on_when_it_is_mended(
+    tmp_path: Path, what: str
+) -> None:
     harm, place, message = DAMAGED_PARQUET[what]
     root = tmp_path / "hub"
     root.mkdir()
     write_parquet(root, "train", [8] * 6, [0, 1, 0, 1, 0, 1])
     write_parquet(root, "test", [8] * 4, [0, 1, 0, 1])
-    check_failure(tmp_path, root, root / place, harm, message, "data=parquet", "data.num_classes=null")
+    check_failure(
+        tmp_path, root, root / place, harm, message, "data=parquet", "data.num_classes=null"
+    )
 
 
-@pytest.mark.parametrize("what", ["a class that is a link to nowhere", "an image that is a link to nowhere"])
+@pytest.mark.parametrize(
+    "what", ["a class that is a link to nowhere", "an image that is a link to nowhere"]
+)
 def test_links_to_nowhere_are_refused_before_anything_runs(tmp_path: Path, what: str) -> None:
     harm, place, _ = DAMAGED_FOLDERS[what]
     root = write_images(tmp_path / "insects")

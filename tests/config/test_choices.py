@@ -1,4 +1,7 @@
-"""A value that is chosen on held-out images: for which cells, and what becomes of candidates that fail."""
+"""A value that is chosen on held-out images.
+
+For which cells, and what becomes of candidates that fail.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +43,19 @@ def candidates(grid: Grid) -> list[tuple[str, ...]]:
 
 
 def test_a_choice_is_made_wherever_the_configuration_has_a_teacher(clone: Path) -> None:
-    """Whether it comes from a single key, a preset or an experiment of one's own, or a choice of the group."""
+    """Whether it comes from a single key, a preset or an experiment of one's own, or a choice of
+    the group.
+    """
     taught = "# @package _global_\ndefaults: [ds, {override /kd_teacher: checkpoint}]\n"
     (clone / "conf" / "method" / "taught.yaml").write_text(taught)
     (clone / "conf" / "experiment").mkdir()
-    (clone / "conf" / "experiment" / "taught.yaml").write_text("# @package _global_\nkd_teacher: {kind: checkpoint}\n")
-    write(clone, f"base: {{kd_teacher.kind: checkpoint}}\ngrids:\n- {{aux: [ours, narrow], {CHOOSE}}}\n")
+    (clone / "conf" / "experiment" / "taught.yaml").write_text(
+        "# @package _global_\nkd_teacher: {kind: checkpoint}\n"
+    )
+    write(
+        clone,
+        f"base: {{kd_teacher.kind: checkpoint}}\ngrids:\n- {{aux: [ours, narrow], {CHOOSE}}}\n",
+    )
     assert candidates(mine()) == [("ours", "1", "5"), ("narrow", "1", "5")] and mine().points == ()
     write(clone, f"grids:\n- {{method: [ds, taught, kd_c1], {CHOOSE}}}\n")
     assert candidates(mine()) == [("taught", "1", "5"), ("kd_c1", "1", "5")]
@@ -54,7 +64,11 @@ def test_a_choice_is_made_wherever_the_configuration_has_a_teacher(clone: Path) 
     assert candidates(mine()) == [("1", "5")]
     # And not where the spelling only looks like one.
     (clone / "conf" / "method" / "kd_free.yaml").write_text("# @package _global_\ndefaults: [ds]\n")
-    write(clone, f"grids:\n- {{method: [kd_free, kd_c1], {CHOOSE}}}\n- {{kd_teacher: checkpoint, kd_teacher.kind: none}}\n")
+    write(
+        clone,
+        f"grids:\n- {{method: [kd_free, kd_c1], {CHOOSE}}}\n- {{kd_teacher: checkpoint, "
+        f"kd_teacher.kind: none}}\n",
+    )
     assert candidates(mine()) == [("kd_c1", "-", "-", "1", "5")]
     assert len(mine().points) == 2
 
@@ -63,15 +77,23 @@ def test_the_teacher_itself_can_be_chosen(clone: Path) -> None:
     for key in ("kd_teacher.kind", "teacher"):
         choose = f"choose: {{{key}: [none, checkpoint], holdout: 8}}"
         write(clone, f"base: {{strategy: none}}\ngrids:\n- {{aux: [ours, narrow], {choose}}}\n")
-        assert candidates(mine()) == [("ours", "none", "checkpoint"), ("narrow", "none", "checkpoint")]
+        assert candidates(mine()) == [
+            ("ours", "none", "checkpoint"),
+            ("narrow", "none", "checkpoint"),
+        ]
         assert mine().points == ()
         settled = mine(f"{key}=checkpoint")
-        assert settled.choices == () and [point.overrides[-1] for point in settled.points] == [f"{key}=checkpoint"] * 2
+        assert (
+            settled.choices == ()
+            and [point.overrides[-1] for point in settled.points] == [f"{key}=checkpoint"] * 2
+        )
 
 
 def test_a_choice_that_is_for_no_cell_is_refused(clone: Path) -> None:
     write(clone, f"grids:\n- {{method: kd_c1, {CHOOSE}}}\n- {{method: [ds, dks], {CHOOSE}}}\n")
-    with pytest.raises(RequestError, match=r"grid 2: choose: .* is chosen for cells with a teacher"):
+    with pytest.raises(
+        RequestError, match=r"grid 2: choose: .* is chosen for cells with a teacher"
+    ):
         mine()
     write(clone, f"grids:\n- {{method: [ds, kd_c1], {CHOOSE}}}\n")
     assert mine("method=ds").choices == (), "what is typed may leave none"
@@ -81,11 +103,16 @@ def test_overrides_of_the_teacher_reach_the_cells_that_have_one(clone: Path) -> 
     write(clone, "base: {kd_teacher.kind: checkpoint}\ngrids:\n- {method: [ds, dks]}\n")
     grid = mine("kd_teacher.temperature=1,5")
     assert [point.overrides[-2:] for point in grid.points] == [
-        (f"method={method}", f"kd_teacher.temperature={value}") for method in ("ds", "dks") for value in (1, 5)
+        (f"method={method}", f"kd_teacher.temperature={value}")
+        for method in ("ds", "dks")
+        for value in (1, 5)
     ]
     write(clone, f"base: {{kd_teacher.kind: checkpoint}}\ngrids:\n- {{method: ds, {CHOOSE}}}\n")
     assert candidates(mine("kd_teacher.temperature=2,3,4")) == [("2", "3", "4")]
-    assert mine("kd_teacher.temperature=2").choices == () and len(mine("kd_teacher.temperature=2").points) == 1
+    assert (
+        mine("kd_teacher.temperature=2").choices == ()
+        and len(mine("kd_teacher.temperature=2").points) == 1
+    )
 
 
 def test_a_plan_of_candidates_for_a_teacher_that_a_single_key_brings(
@@ -94,7 +121,8 @@ def test_a_plan_of_candidates_for_a_teacher_that_a_single_key_brings(
     write(
         clone,
         "base: {data: imagenet, backbone: resnet18, strategy: none, kd_teacher.kind: torchvision,"
-        f" kd_teacher.backbone: resnet50, kd_teacher.students: [c1]}}\ngrids:\n- {{seed: 1, {CHOOSE}}}\n",
+        f" kd_teacher.backbone: resnet50, kd_teacher.students: [c1]}}\ngrids:\n- {{seed: 1, "
+        f"{CHOOSE}}}\n",
     )
     for given, temperatures in (
         ((), [1, 5]),
@@ -106,9 +134,14 @@ def test_a_plan_of_candidates_for_a_teacher_that_a_single_key_brings(
         out, err = capsys.readouterr()
         assert not left.value.code, err
         found = json.loads(out)
-        assert [cell["overrides"][-1] for cell in found["cells"]] == [f"kd_teacher.temperature={each}" for each in temperatures]
+        assert [cell["overrides"][-1] for cell in found["cells"]] == [
+            f"kd_teacher.temperature={each}" for each in temperatures
+        ]
         assert len(found["undecided"]) == (len(temperatures) > 1)
-        assert all(("data.holdout=8" in cell["overrides"]) == (len(temperatures) > 1) for cell in found["cells"])
+        assert all(
+            ("data.holdout=8" in cell["overrides"]) == (len(temperatures) > 1)
+            for cell in found["cells"]
+        )
 
 
 @pytest.mark.parametrize(
@@ -120,7 +153,9 @@ def test_a_plan_of_candidates_for_a_teacher_that_a_single_key_brings(
         ("{loss.form: [cross_entropy, smoothed_kl], holdout: 8}", ("cross_entropy", "smoothed_kl")),
     ],
 )
-def test_any_key_can_be_chosen_and_none_needs_a_teacher(clone: Path, choose: str, values: tuple[str, ...]) -> None:
+def test_any_key_can_be_chosen_and_none_needs_a_teacher(
+    clone: Path, choose: str, values: tuple[str, ...]
+) -> None:
     write(clone, f"grids:\n- {{method: dks, seed: [1, 2], choose: {choose}}}\n")
     (choice,) = mine().choices
     assert tuple(choice.candidates) == values and mine().points == ()
@@ -128,7 +163,9 @@ def test_any_key_can_be_chosen_and_none_needs_a_teacher(clone: Path, choose: str
     assert [point.overrides for point in choice.final(values[1])] == [
         ("method=dks", f"seed={seed}", f"{key}={values[1]}") for seed in (1, 2)
     ]
-    assert [point.overrides[-2:] for point in choice.candidates[values[0]]] == [("data.holdout=8", f"{key}={values[0]}")] * 2
+    assert [point.overrides[-2:] for point in choice.candidates[values[0]]] == [
+        ("data.holdout=8", f"{key}={values[0]}")
+    ] * 2
 
 
 # --- candidates that fail
@@ -137,7 +174,10 @@ FAILED = {"type": "NonFiniteLoss", "message": "non-finite loss at epoch 1, step 
 
 
 class Scripted:
-    """A launcher whose cells end at once: by the learning rate with an error in percent, or failed."""
+    """A launcher whose cells end at once.
+
+    By the learning rate with an error in percent, or failed.
+    """
 
     name, detached, processes = "scripted", False, 1
 
@@ -155,7 +195,8 @@ class Scripted:
                 record.status, record.error = Status.failed, end
             else:
                 value = "val/top1_error" if holdout else "test/top1_error"
-                record.status, record.final = Status.done, {value: end + seed, "test/top1_error": end + seed, "epoch": 2.0}
+                record.status = Status.done
+                record.final = {value: end + seed, "test/top1_error": end + seed, "epoch": 2.0}
             folder.write_record(record)
         return []
 
@@ -167,7 +208,8 @@ def rates(clone: Path, in_folder: Path) -> None:
     grid = "{method: dks, seed: [1, 2], choose: {recipe.lr: [0.1, 0.2, 0.3], holdout: 8}}"
     write(
         clone,
-        f"title: Mine\nbase: {{{base}, tracking: 'off'}}\ngrids:\n- {{method: baseline, recipe.lr: 0.4, seed: 1}}\n- {grid}\n",
+        f"title: Mine\nbase: {{{base}, tracking: 'off'}}\ngrids:\n- {{method: baseline, "
+        f"recipe.lr: 0.4, seed: 1}}\n- {grid}\n",
     )
 
 
@@ -183,15 +225,21 @@ def typed(capsys: pytest.CaptureFixture[str], *command: str) -> tuple[int, str]:
     return int(left.value.code or 0), " ".join(capsys.readouterr().out.split())
 
 
-def test_a_candidate_that_diverges_is_the_worst_and_the_table_says_so(rates: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_candidate_that_diverges_is_the_worst_and_the_table_says_so(
+    rates: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     launcher = Scripted({0.1: FAILED, 0.2: 30.0, 0.3: 20.0, 0.4: 50.0})
     assert run(launcher) == 0
     out = capsys.readouterr().out
-    line = "method=dks: recipe.lr=0.3, chosen among 0.1, 0.2, 0.3 on held-out images; diverged, and so the worst: 0.1"
+    line = (
+        "method=dks: recipe.lr=0.3, chosen among 0.1, 0.2, 0.3 on held-out images; diverged, "
+        "and so the worst: 0.1"
+    )
     assert line in " ".join(out.split()) and "21.50(0.71)" in out
     assert sorted(launcher.launched)[-3:] == [(0.3, 2, 0), (0.3, 2, 8), (0.4, 1, 0)]
     assert Path("results/mine/table.md").read_text().count("chosen among") == 1
-    # It is done with: nothing is launched again, no command calls it a failure, and `retry` begins it anew.
+    # It is done with: nothing is launched again, no command calls it a failure, and `retry` begins
+    #     it anew.
     again = Scripted(launcher.ends)
     assert (run(again), again.launched) == (0, [])
     assert typed(capsys, "sweep", "wait", "mine")[0] == 0
@@ -202,12 +250,18 @@ def test_a_candidate_that_diverges_is_the_worst_and_the_table_says_so(rates: Non
     assert tried.launched[:2] == [(0.1, 1, 8), (0.1, 2, 8)]
 
 
-def test_a_table_of_one_cell_has_a_choice_as_well(clone: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_of_one_cell_has_a_choice_as_well(
+    clone: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = ", ".join(each.replace("=", ": ") for each in TINY)
     choose = "choose: {recipe.lr: [0.1, 0.2], holdout: 8}"
-    write(clone, f"base: {{{base}, tracking: 'off'}}\ngrids:\n- {{method: dks, seed: 1, {choose}}}\n")
+    write(
+        clone, f"base: {{{base}, tracking: 'off'}}\ngrids:\n- {{method: dks, seed: 1, {choose}}}\n"
+    )
     assert run(Scripted({0.1: FAILED, 0.2: 20.0})) == 0
-    line = "recipe.lr=0.2, chosen among 0.1, 0.2 on held-out images; diverged, and so the worst: 0.1"
+    line = (
+        "recipe.lr=0.2, chosen among 0.1, 0.2 on held-out images; diverged, and so the worst: 0.1"
+    )
     out = capsys.readouterr().out
     assert "21.00" in out and line in " ".join(out.split())
     assert "mine: 3 cells: 2 done, 1 failed" in typed(capsys, "sweep", "status", "mine")[1]
@@ -219,31 +273,44 @@ def test_one_seed_that_diverges_is_enough(rates: None, capsys: pytest.CaptureFix
     folder = next(
         each
         for each in map(RunFolder, Path("runs").iterdir())
-        if (config := each.read_config()).recipe.lr == 0.1 and config.data.holdout and config.seed == 2
+        if (config := each.read_config()).recipe.lr == 0.1
+        and config.data.holdout
+        and config.seed == 2
     )
     record = folder.read_record()
     assert record is not None
     record.status, record.error = Status.failed, FAILED
     folder.write_record(record)
     assert run(launcher) == 0
-    assert "recipe.lr=0.3, chosen among 0.1, 0.2, 0.3 on held-out images; diverged, and so the worst: 0.1" in " ".join(
-        capsys.readouterr().out.split()
+    assert (
+        "recipe.lr=0.3, chosen among 0.1, 0.2, 0.3 on held-out images; diverged, and so the "
+        "worst: 0.1" in " ".join(capsys.readouterr().out.split())
     )
 
 
-def test_all_candidates_may_diverge_and_then_a_line_says_so(rates: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_candidates_may_diverge_and_then_a_line_says_so(
+    rates: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(Scripted({0.1: FAILED, 0.2: FAILED, 0.3: FAILED, 0.4: 50.0})) == 1
-    line = "method=dks: recipe.lr cannot be chosen among 0.1, 0.2, 0.3 on held-out images, for training diverged with every "
+    line = (
+        "method=dks: recipe.lr cannot be chosen among 0.1, 0.2, 0.3 on held-out images, for "
+        "training diverged with every "
+    )
     line += "one of them; give others"
     assert line in " ".join(capsys.readouterr().out.split())
     assert typed(capsys, "sweep", "wait", "mine")[0] == 1
     assert line in typed(capsys, "sweep", "status", "mine")[1]
 
 
-def test_a_candidate_that_failed_for_another_reason_is_waited_for(rates: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_candidate_that_failed_for_another_reason_is_waited_for(
+    rates: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = {"type": "RuntimeError", "message": "no room"}
     assert run(Scripted({0.1: broken, 0.2: FAILED, 0.3: 20.0, 0.4: 50.0})) == 1
-    line = "method=dks: 2 more cells follow when recipe.lr is chosen among 0.1, 0.2, 0.3 on held-out images"
+    line = (
+        "method=dks: 2 more cells follow when recipe.lr is chosen among 0.1, 0.2, 0.3 on "
+        "held-out images"
+    )
     assert f"{line}; diverged, and so the worst: 0.2" in " ".join(capsys.readouterr().out.split())
     again = Scripted({0.1: 10.0, 0.2: FAILED, 0.3: 20.0, 0.4: 50.0})
     assert run(again) == 0

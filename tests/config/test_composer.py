@@ -1,4 +1,7 @@
-"""The composer against Hydra itself: the same configurations, the same choices, the same refusals, and few compositions."""
+"""The composer against Hydra itself.
+
+The same configurations, the same choices, the same refusals, and few compositions.
+"""
 
 from __future__ import annotations
 
@@ -55,12 +58,52 @@ def outcome(work: Any, overrides: Sequence[str]) -> Any:
         return type(error).__name__, str(error)
 
 
-CHOICES = ["aux=shallow", "aux=none", "aux_design=narrow", "strategy=topdown", "positions=c2", "backbone=wrn28_4"]
-CHOICES += ["data=synthetic", "data=imagenet", "recipe=wrn_code", "method=kd_c1", "teacher=checkpoint", "tracking=off"]
-WRONG_CHOICES = ["aux=typo", "auxx=ours", "backbone=null", "aux=3", "aux=[ours,narrow]", "method=null"]
-VALUES = ["seed=3", "seed=4", "recipe.lr=0.5", "recipe.lr=1", "recipe.lr=1e-3", "recipe.epochs=3", "recipe.nesterov=true"]
-VALUES += ["recipe.milestones=[3,5.5]", "recipe.milestones=[]", "recipe.mean=null", "recipe.mean=[0,0.5,1]", "data.mean=null"]
-VALUES += ["aux_design.kind=fc", "aux_positions.at=[c3,c2]", "aux_positions.at=['c2']", "kd_teacher.cell=123456789012"]
+CHOICES = [
+    "aux=shallow",
+    "aux=none",
+    "aux_design=narrow",
+    "strategy=topdown",
+    "positions=c2",
+    "backbone=wrn28_4",
+]
+CHOICES += [
+    "data=synthetic",
+    "data=imagenet",
+    "recipe=wrn_code",
+    "method=kd_c1",
+    "teacher=checkpoint",
+    "tracking=off",
+]
+WRONG_CHOICES = [
+    "aux=typo",
+    "auxx=ours",
+    "backbone=null",
+    "aux=3",
+    "aux=[ours,narrow]",
+    "method=null",
+]
+VALUES = [
+    "seed=3",
+    "seed=4",
+    "recipe.lr=0.5",
+    "recipe.lr=1",
+    "recipe.lr=1e-3",
+    "recipe.epochs=3",
+    "recipe.nesterov=true",
+]
+VALUES += [
+    "recipe.milestones=[3,5.5]",
+    "recipe.milestones=[]",
+    "recipe.mean=null",
+    "recipe.mean=[0,0.5,1]",
+    "data.mean=null",
+]
+VALUES += [
+    "aux_design.kind=fc",
+    "aux_positions.at=[c3,c2]",
+    "aux_positions.at=['c2']",
+    "kd_teacher.cell=123456789012",
+]
 VALUES += [
     "kd_teacher.cell='1e5'",
     "kd_teacher.cell=1e5",
@@ -68,8 +111,21 @@ VALUES += [
     "runs_dir='with space, comma'",
     "threads=2",
 ]
-VALUES += ["threads=null", "sweep=true", "device=cuda:1", "aux_design.max_blocks=null", "data.name=null", "data.name=a\\,b"]
-VALUES += ["backbone.depth=14", "loss.form=smoothed_kl", "data.name=''", "recipe.lr=inf", "tracking.uri=sqlite:///x.db"]
+VALUES += [
+    "threads=null",
+    "sweep=true",
+    "device=cuda:1",
+    "aux_design.max_blocks=null",
+    "data.name=null",
+    "data.name=a\\,b",
+]
+VALUES += [
+    "backbone.depth=14",
+    "loss.form=smoothed_kl",
+    "data.name=''",
+    "recipe.lr=inf",
+    "tracking.uri=sqlite:///x.db",
+]
 WRONG_VALUES = [
     "recipe.epochs=abc",
     "recipe.epochs=1.5",
@@ -79,10 +135,36 @@ WRONG_VALUES = [
     "seed=1e3",
     "seed=",
 ]
-WRONG_VALUES += ["aux_design.kind=xx", "data.mean=[a,b]", "data.mean=3", "recipe.milestones=null", "aux_positions.at=c2"]
-WRONG_VALUES += ["recipe.nesterov=2.5", "recipe.lr.x=1", "seed=[1]", "seed={a:1}", "recipe.milestones=[[1]]"]
-ODD = ["+seed=1", "++recipe.lr=0.3", "+recipe.new=1", "+new=1", "~data.root", "~recipe", "recipe={epochs:2,lr:0.2}"]
-ODD += ["recipe.epochs=${threads}", "data.name=${runs_dir}", "data.name=\\${x}", "recipe.epochs=???", "sweep=???"]
+WRONG_VALUES += [
+    "aux_design.kind=xx",
+    "data.mean=[a,b]",
+    "data.mean=3",
+    "recipe.milestones=null",
+    "aux_positions.at=c2",
+]
+WRONG_VALUES += [
+    "recipe.nesterov=2.5",
+    "recipe.lr.x=1",
+    "seed=[1]",
+    "seed={a:1}",
+    "recipe.milestones=[[1]]",
+]
+ODD = [
+    "+seed=1",
+    "++recipe.lr=0.3",
+    "+recipe.new=1",
+    "+new=1",
+    "~data.root",
+    "~recipe",
+    "recipe={epochs:2,lr:0.2}",
+]
+ODD += [
+    "recipe.epochs=${threads}",
+    "data.name=${runs_dir}",
+    "data.name=\\${x}",
+    "recipe.epochs=???",
+    "sweep=???",
+]
 ODD += [
     "backbone.branches.c2.stages=[]",
     "backbone.branches={}",
@@ -100,12 +182,22 @@ ODD += [
     "aux",
     "seed=1,,2",
 ]
-ODD += ["recipe[lr]=0.25", "data.mean.0=1", "data.mean[0]=1", "aux/nothing=1", "loss=null", "results_dir=${oc.env:HOME}"]
+ODD += [
+    "recipe[lr]=0.25",
+    "data.mean.0=1",
+    "data.mean[0]=1",
+    "aux/nothing=1",
+    "loss=null",
+    "results_dir=${oc.env:HOME}",
+]
 
 
 @pytest.mark.parametrize("line", [*CHOICES, *WRONG_CHOICES, *VALUES, *WRONG_VALUES, *ODD])
 def test_every_override_means_what_it_means_to_hydra(line: str) -> None:
-    """Alone, and between a choice and a value: from a composer that knows nothing, and again from what it remembers."""
+    """Alone, and between a choice and a value.
+
+    From a composer that knows nothing, and again from what it remembers.
+    """
     overrides = ["recipe.lr=0.25", "data=synthetic", line, "aux=narrow", "threads=5"]
     composer = Composer(through_hydra)
     expected = outcome(through_hydra, overrides)
@@ -128,7 +220,9 @@ def test_every_override_means_what_it_means_to_hydra(line: str) -> None:
     ],
 )
 def test_overrides_that_meet_do_so_as_in_hydra(overrides: str) -> None:
-    assert outcome(Composer(through_hydra), overrides.split()) == outcome(through_hydra, overrides.split())
+    assert outcome(Composer(through_hydra), overrides.split()) == outcome(
+        through_hydra, overrides.split()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +232,18 @@ def lasting() -> Composer:
 
 
 # The usual ones more often, so that most lists compose.
-LINES = st.one_of(*[st.sampled_from(VALUES)] * 5, *[st.sampled_from(CHOICES)] * 3, *map(st.sampled_from, (WRONG_VALUES, ODD)))
+LINES = st.one_of(
+    *[st.sampled_from(VALUES)] * 5,
+    *[st.sampled_from(CHOICES)] * 3,
+    *map(st.sampled_from, (WRONG_VALUES, ODD)),
+)
 
 
 @given(overrides=st.lists(LINES, max_size=6))
 @settings(max_examples=60, deadline=None)
-def test_any_overrides_in_any_order_come_out_as_from_hydra(lasting: Composer, overrides: list[str]) -> None:
+def test_any_overrides_in_any_order_come_out_as_from_hydra(
+    lasting: Composer, overrides: list[str]
+) -> None:
     assert outcome(lasting, overrides) == outcome(through_hydra, overrides)
 
 
@@ -152,8 +252,19 @@ def test_hydra_composes_once_for_every_combination_of_choices(counted: Counted) 
     for seed in range(20):
         for design in ("ours", "shallow"):
             for rate in ("0.1", "0.2"):
-                cell = composer([f"seed={seed}", f"aux={design}", f"recipe.lr={rate}", "recipe.milestones=[0.5]"])
-                assert (cell.config.seed, cell.config.recipe.lr, cell.choices["aux"]) == (seed, float(rate), design)
+                cell = composer(
+                    [
+                        f"seed={seed}",
+                        f"aux={design}",
+                        f"recipe.lr={rate}",
+                        "recipe.milestones=[0.5]",
+                    ]
+                )
+                assert (cell.config.seed, cell.config.recipe.lr, cell.choices["aux"]) == (
+                    seed,
+                    float(rate),
+                    design,
+                )
     assert counted.calls == [("aux=ours",), ("aux=shallow",)]
 
 
@@ -171,7 +282,10 @@ def test_hydra_refuses_once_what_many_cells_get_wrong(counted: Counted, wrong: s
 def test_a_value_that_refers_to_others_follows_them(counted: Counted) -> None:
     composer = Composer(counted)
     for threads in (3, 4):
-        assert composer([f"threads={threads}", "recipe.epochs=${threads}"]).config.recipe.epochs == threads
+        assert (
+            composer([f"threads={threads}", "recipe.epochs=${threads}"]).config.recipe.epochs
+            == threads
+        )
 
 
 def test_a_reference_in_what_was_composed_is_followed_too(counted: Counted) -> None:

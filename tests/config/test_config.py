@@ -19,10 +19,14 @@ from dks.config.schema import Config, Strategy
 from dks.training.resolver import Resolver, resolve
 from tests.conftest import composed, config
 
-GROUPS = sorted(path.name for path in declarations("conf").iterdir() if path.is_dir() and path.name != "hydra")
+GROUPS = sorted(
+    path.name for path in declarations("conf").iterdir() if path.is_dir() and path.name != "hydra"
+)
 
 
-@pytest.mark.parametrize(("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)])
+@pytest.mark.parametrize(
+    ("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)]
+)
 def test_every_choice_composes_into_the_typed_config(group: str, choice: str) -> None:
     found = composed(f"{group}={choice}")
     assert found.choices[group] == choice
@@ -72,7 +76,9 @@ def test_a_changed_file_means_what_omegaconf_says(old: str, new: str) -> None:
 
 
 def test_no_config_file_can_run_anything() -> None:
-    files = list(declarations("conf").rglob("*.yaml")) + list(declarations("sweeps").rglob("*.yaml"))
+    files = list(declarations("conf").rglob("*.yaml")) + list(
+        declarations("sweeps").rglob("*.yaml")
+    )
     assert len(files) > 40
     assert not [path for path in files if "_target_" in path.read_text()]
 
@@ -94,7 +100,9 @@ def test_a_preset_trains_what_its_name_says(method: str) -> None:
         ("synthetic", "resnet18", 100),
     ],
 )
-def test_the_recipe_follows_the_backbone_and_the_data(data: str, backbone: str, epochs: int) -> None:
+def test_the_recipe_follows_the_backbone_and_the_data(
+    data: str, backbone: str, epochs: int
+) -> None:
     assert composed(f"data={data}", f"backbone={backbone}").config.recipe.epochs == epochs
 
 
@@ -125,7 +133,8 @@ BAD = {
     "noise=uniform label_noise.ratio=nan": "label_noise.ratio=nan must be at least 0 and below 1",
     "noise=uniform label_noise.ratio=0": "noise needs both or neither",
     "label_noise.ratio=0.5": "noise needs both or neither",
-    "data=synthetic data.num_classes=1 noise=uniform label_noise.ratio=0.5": "needs a wrong class, and synthetic has only one",
+    "data=synthetic data.num_classes=1 noise=uniform "
+    "label_noise.ratio=0.5": "needs a wrong class, and synthetic has only one",
     "data.num_classes=9": "data.num_classes=9 is below the 10 labels of digits",
     "data.num_classes=0": "data.num_classes=0 must be at least 1",
     "backbone.depth=21": "must be 6n+2",
@@ -177,9 +186,11 @@ def test_all_problems_are_named_at_once() -> None:
     assert len(refused.value.problems) == 4
 
 
-# Composition errors: through the command, for Hydra and OmegaConf raise them before there is a configuration.
+# Composition errors: through the command, for Hydra and OmegaConf raise them before there is a
+#     configuration.
 UNREADABLE = {
-    "aux=typo": "aux=typo: no such choice; choose from ap_2fc, ap_conv_2fc, narrow, none, ours, shallow",
+    "aux=typo": "aux=typo: no such choice; choose from ap_2fc, ap_conv_2fc, narrow, none, ours, "
+    "shallow",
     "backbone=resnet33": "backbone=resnet33: no such choice; choose from",
     "auxx=ours": "auxx: no such key; did you mean aux?",
     "recipe.epoch=3": "recipe.epoch: no such key; did you mean epochs?",
@@ -195,7 +206,9 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("arguments", UNREADABLE)
-def test_what_cannot_be_read_is_one_line_and_exit_status_2(run_here, in_folder: Path, arguments: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_cannot_be_read_is_one_line_and_exit_status_2(
+    run_here, in_folder: Path, arguments: str
+) -> None:  # type: ignore[no-untyped-def]
     status, out, err = run_here(*arguments.split())
     assert status == 2
     assert out == ""
@@ -204,7 +217,9 @@ def test_what_cannot_be_read_is_one_line_and_exit_status_2(run_here, in_folder: 
     assert not list(in_folder.iterdir()), "a refused request leaves nothing behind"
 
 
-def test_in_a_sweep_every_bad_cell_is_named_and_nothing_is_launched(run_here, in_folder: Path) -> None:  # type: ignore[no-untyped-def]
+def test_in_a_sweep_every_bad_cell_is_named_and_nothing_is_launched(
+    run_here, in_folder: Path
+) -> None:  # type: ignore[no-untyped-def]
     status, out, err = run_here("-m", "positions=c2,c4", "seed=-1,0", "recipe.epochs=1")
     assert status == 2
     assert out == ""
@@ -225,27 +240,44 @@ def test_what_is_wrong_with_all_of_many_cells_names_none_of_them(run_here) -> No
 # --- many configurations of one plan
 
 
-def test_one_plan_looks_at_each_data_set_and_each_teacher_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_plan_looks_at_each_data_set_and_each_teacher_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from dks.data import synthetic
     from dks.objectives import teacher
 
     inspected, checked = [], []
     inspect = synthetic.inspect
-    monkeypatch.setattr(synthetic, "inspect", lambda data: inspected.append(data.image_size) or inspect(data))
-    monkeypatch.setattr(teacher, "check_teacher", lambda config: checked.append(config.kd_teacher.cell))
+    monkeypatch.setattr(
+        synthetic, "inspect", lambda data: inspected.append(data.image_size) or inspect(data)
+    )
+    monkeypatch.setattr(
+        teacher, "check_teacher", lambda config: checked.append(config.kd_teacher.cell)
+    )
     resolver = Resolver()
     for size in (8, 16):
         for cell in ("a" * 12, "b" * 12):
             for rate in (0.1, 0.2):
-                choices = ("data=synthetic", f"data.image_size={size}", "method=kd_c1", "teacher=checkpoint")
+                choices = (
+                    "data=synthetic",
+                    f"data.image_size={size}",
+                    "method=kd_c1",
+                    "teacher=checkpoint",
+                )
                 given = composed(*choices, f"kd_teacher.cell={cell}", f"recipe.lr={rate}")
                 found = resolver(given)
-                assert (found.data.image_size, found.kd_teacher.cell, found.recipe.lr) == (size, cell, rate)
+                assert (found.data.image_size, found.kd_teacher.cell, found.recipe.lr) == (
+                    size,
+                    cell,
+                    rate,
+                )
     assert inspected == [8, 16]
     assert checked == ["a" * 12, "b" * 12]
 
 
-def test_compilation_needs_a_compiler_here_or_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compilation_needs_a_compiler_here_or_where_it_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(RequestError, match=r"compute\.compile=true needs a C\+\+ compiler"):
@@ -273,7 +305,9 @@ def imagenet_folders(root: Path, classes: int) -> None:
 
 
 @pytest.mark.parametrize("source", ["cifar10", "cifar100", "imagenet"])
-def test_known_data_need_not_be_here_for_a_plan(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_data_need_not_be_here_for_a_plan(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dks.data.imagefolder.IMAGENET_IMAGES", (1000, 1000))
     overrides = (
         f"data={source}",
@@ -289,7 +323,9 @@ def test_known_data_need_not_be_here_for_a_plan(tmp_path: Path, source: str, mon
     if source == "imagenet":
         imagenet_folders(tmp_path, 1000)
     else:
-        (tmp_path / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[source]).mkdir()
+        (
+            tmp_path / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[source]
+        ).mkdir()
     with_files = resolve(composed(*overrides))
     assert planned[0] == with_files
     assert cell_id(planned[0]) == cell_id(with_files)
@@ -302,7 +338,9 @@ def test_imagenet_can_be_planned_without_a_folder() -> None:
     resolver = Resolver(absent_ok=True)
     found = resolver(composed("data=imagenet", "backbone=resnet18"))
     assert (found.data.num_classes, found.data.name, found.data.root) == (1000, "imagenet", None)
-    assert resolver.absent == ["data.root has no value; add data.root=FOLDER with the folders train and val in it"]
+    assert resolver.absent == [
+        "data.root has no value; add data.root=FOLDER with the folders train and val in it"
+    ]
 
 
 def test_what_only_files_can_tell_must_be_here_for_a_plan(tmp_path: Path) -> None:
@@ -312,8 +350,10 @@ def test_what_only_files_can_tell_must_be_here_for_a_plan(tmp_path: Path) -> Non
         "data=imagefolder data.root=no/such/folder": "is not a folder",
         f"data=imagenet data.root={tmp_path / 'small'}": "has 3 classes and ImageNet 1000",
         "data=cifar10 data.root=no/such/folder data.num_classes=9": "below the 10 labels",
-        "method=kd_c1 teacher=checkpoint kd_teacher.cell=123456789abc": "there is no run 123456789abc",
-        "method=kd_c1 teacher=checkpoint kd_teacher.path=no.pt kd_teacher.backbone=resnet8": "no.pt cannot be read",
+        "method=kd_c1 teacher=checkpoint kd_teacher.cell=123456789abc": "there is no run "
+        "123456789abc",
+        "method=kd_c1 teacher=checkpoint kd_teacher.path=no.pt "
+        "kd_teacher.backbone=resnet8": "no.pt cannot be read",
     }
     for overrides, message in cases.items():
         with pytest.raises(RequestError, match=message):

@@ -1,8 +1,8 @@
 """The identity against what is computed, in both directions.
 
-Where a key acts, another value is another cell with another result. What the identity leaves out, because it says only how a
-run is executed or because other choices make it meaningless, gives bitwise the same. Quick tests compare cells, slow ones
-train.
+Where a key acts, another value is another cell with another result. What the identity leaves out,
+because it says only how a run is executed or because other choices make it meaningless, gives
+bitwise the same. Quick tests compare cells, slow ones train.
 """
 
 from __future__ import annotations
@@ -36,23 +36,29 @@ from tests.conftest import finished_run, reproducible
 # --- the settings: two steps of a small network. {...} stands for what the fixture `here` makes
 
 BASE = (
-    "data=synthetic data.image_size=8 data.train_images=32 data.test_images=16 data.pad=1 recipe.batch_size=16 recipe.epochs=1 "
+    "data=synthetic data.image_size=8 data.train_images=32 data.test_images=16 data.pad=1 "
+    "recipe.batch_size=16 recipe.epochs=1 "
     "threads=1 tracking=off device=auto"
 )
 WRN = "aux=none backbone=wrn28_4 backbone.depth=10 backbone.width=1 backbone.dropout=0.3"
 PICTURES = (
-    "data=imagefolder data.root={pictures} data.augmentation=squash_crop data.resize=10 data.image_size=8 data.workers=0 "
+    "data=imagefolder data.root={pictures} data.augmentation=squash_crop data.resize=10 "
+    "data.image_size=8 data.workers=0 "
     "data.train_images=null data.test_images=null"
 )
 IN_MEMORY = f"{PICTURES} data.augmentation=pad_crop"
-HUB = "data=parquet data.root={hub} data.num_classes=null data.train_images=null data.test_images=null"
+HUB = (
+    "data=parquet data.root={hub} data.num_classes=null data.train_images=null "
+    "data.test_images=null"
+)
 TEACHER = "teacher=checkpoint kd_teacher.cell={teacher} runs_dir={runs}"
 TAUGHT = f"aux=none {TEACHER}"
 BY_FILE = "aux=none teacher=checkpoint kd_teacher.path={weights} kd_teacher.backbone=resnet8"
 IMAGENET = "data=imagenet backbone=resnet18"  # which is not here
 CUDA, SLOW, ALONE_HERE = "acts on CUDA alone", "takes a minute to compile", "no second value fits"
 
-# Key of the schema -> a setting in which it acts, another value there, and why that is not trained here, if so.
+# Key of the schema -> a setting in which it acts, another value there, and why that is not trained
+# here, if so.
 ACTS: dict[str, tuple[str, ...]] = {
     "aux_design.conv_channels": ("aux=ap_conv_2fc", "aux_design.conv_channels=8"),
     "aux_design.hidden": ("aux=ap_2fc", "aux_design.hidden=16"),
@@ -94,7 +100,10 @@ ACTS: dict[str, tuple[str, ...]] = {
     "kd_teacher.image_size": (BY_FILE, "kd_teacher.image_size=12"),
     "kd_teacher.kind": ("aux=none", TAUGHT),
     "kd_teacher.mean": (BY_FILE, "kd_teacher.mean=[0.1,0.1,0.1]"),
-    "kd_teacher.scale_by_t2": (f"{TAUGHT} kd_teacher.temperature=2", "kd_teacher.scale_by_t2=false"),
+    "kd_teacher.scale_by_t2": (
+        f"{TAUGHT} kd_teacher.temperature=2",
+        "kd_teacher.scale_by_t2=false",
+    ),
     "kd_teacher.std": (BY_FILE, "kd_teacher.std=[0.1,0.1,0.1]"),
     "kd_teacher.students": (f"strategy=none {TEACHER}", "kd_teacher.students=[c2]"),
     "kd_teacher.temperature": (TAUGHT, "kd_teacher.temperature=2"),
@@ -116,7 +125,10 @@ ACTS: dict[str, tuple[str, ...]] = {
     "recipe.momentum": ("", "recipe.momentum=0.5"),
     "recipe.nesterov": ("", "recipe.nesterov=true"),
     "recipe.pad_mode": ("", "recipe.pad_mode=reflect"),
-    "recipe.reset_momentum": ("recipe.epochs=2 recipe.milestones=[1]", "recipe.reset_momentum=true"),
+    "recipe.reset_momentum": (
+        "recipe.epochs=2 recipe.milestones=[1]",
+        "recipe.reset_momentum=true",
+    ),
     "recipe.schedule": ("recipe.epochs=2", "recipe.schedule=cosine"),
     "recipe.std": ("data.std=[0.5,0.5,0.5]", "recipe.std=[0.1,0.1,0.1]"),
     "recipe.uniform_gamma": ("", "recipe.uniform_gamma=true"),
@@ -144,45 +156,83 @@ EXECUTION = {
     "tracking": ("", "tracking=local"),
     # These change last bits.
     "eval_batch_size": ("", "eval_batch_size=5"),
-    "threads": ("recipe.lr=0.001", "threads=2"),  # from which more grows, the faster a network learns
+    # from which more grows, the faster a network learns
+    "threads": ("recipe.lr=0.001", "threads=2"),
 }
 LAST_BITS = {"eval_batch_size", "threads"}
 
 # A setting -> changes that mean nothing there; one change may take several overrides.
-NO_TEACHER = "kd_teacher.cell=123456789abc kd_teacher.temperature=5 kd_teacher.weight=2 kd_teacher.scale_by_t2=false"
-C2, C3 = "backbone.branches.c2.stages=[{{blocks:1,width:64}}]", "backbone.branches.c3.stages=[{{blocks:1,width:64}}]"
+NO_TEACHER = (
+    "kd_teacher.cell=123456789abc kd_teacher.temperature=5 kd_teacher.weight=2 "
+    "kd_teacher.scale_by_t2=false"
+)
+C2 = "backbone.branches.c2.stages=[{{blocks:1,width:64}}]"
+C3 = "backbone.branches.c3.stages=[{{blocks:1,width:64}}]"
 MARKED = "recipe.epochs=4 recipe.gamma=0.5"
 MEANINGLESS: dict[str, list[str]] = {
-    "": [NO_TEACHER, "recipe.milestones=[1] recipe.gamma=0.5 recipe.reset_momentum=true", "recipe.schedule=cosine"],
+    "": [
+        NO_TEACHER,
+        "recipe.milestones=[1] recipe.gamma=0.5 recipe.reset_momentum=true",
+        "recipe.schedule=cosine",
+    ],
     "aux=none": [
         "kd_teacher.path=nowhere.pt loss.alpha=2 loss.beta=3 loss.form=smoothed_kl",
         f"{C2} {C3} aux_design.hidden=64",
     ],
-    "aux=ours": ["aux_design.pool=2 aux_design.conv_channels=8 aux_design.hidden=64", "aux_design.max_blocks=2"],
+    "aux=ours": [
+        "aux_design.pool=2 aux_design.conv_channels=8 aux_design.hidden=64",
+        "aux_design.max_blocks=2",
+    ],
     "aux=ap_2fc": ["aux_design.width=0.5 aux_design.max_blocks=1", C2],
     "positions=c2": [C3, "aux_positions.at=[c2]"],
     "positions=c2c3": ["aux_positions.at=[c3,c2]"],
-    "strategy=none": ["loss.beta=3 loss.form=smoothed_kl", "strategy=bidir loss.beta=0", "strategy=ring loss.beta=0"],
+    "strategy=none": [
+        "loss.beta=3 loss.form=smoothed_kl",
+        "strategy=bidir loss.beta=0",
+        "strategy=ring loss.beta=0",
+    ],
     "loss.beta=0": ["strategy=topdown loss.form=smoothed_kl", "method=ds"],
     "method=single": ["loss.alpha=2 loss.beta=3 loss.form=smoothed_kl", C3],
     "data.pad=0": ["recipe.pad_mode=reflect"],
-    "data.mean=[0.1,0.2,0.3]": ["data.mean=null recipe.mean=[0.1,0.2,0.3]", "data.mean=[0,0,0] recipe.mean=[0.1,0.2,0.3]"],
+    "data.mean=[0.1,0.2,0.3]": [
+        "data.mean=null recipe.mean=[0.1,0.2,0.3]",
+        "data.mean=[0,0,0] recipe.mean=[0.1,0.2,0.3]",
+    ],
     "recipe.std=[0.1,0.2,0.3]": ["data.std=[1,1,1]", "recipe.std=null data.std=[0.1,0.2,0.3]"],
     "data.holdout=16 data.resize=300": ["data.resize=256"],
     f"{MARKED} recipe.milestones=[2]": [
-        *("recipe.milestones=[0.5]", "recipe.milestones=[0.26]", "recipe.milestones=[2,4]", "recipe.milestones=[2,100]"),
+        *(
+            "recipe.milestones=[0.5]",
+            "recipe.milestones=[0.26]",
+            "recipe.milestones=[2,4]",
+            "recipe.milestones=[2,100]",
+        ),
         "recipe.milestones=[0.5,0.99]",
     ],
-    f"{MARKED} recipe.milestones=[]": ["recipe.milestones=[4]", "recipe.gamma=0.3 recipe.reset_momentum=true"],
-    f"{MARKED} recipe.milestones=[2] recipe.gamma=1": ["recipe.milestones=[3]", "recipe.milestones=[]"],
-    f"{MARKED} recipe.milestones=[1] recipe.warmup_epochs=3": ["recipe.milestones=[2]", "recipe.milestones=[3]"],
+    f"{MARKED} recipe.milestones=[]": [
+        "recipe.milestones=[4]",
+        "recipe.gamma=0.3 recipe.reset_momentum=true",
+    ],
+    f"{MARKED} recipe.milestones=[2] recipe.gamma=1": [
+        "recipe.milestones=[3]",
+        "recipe.milestones=[]",
+    ],
+    f"{MARKED} recipe.milestones=[1] recipe.warmup_epochs=3": [
+        "recipe.milestones=[2]",
+        "recipe.milestones=[3]",
+    ],
     f"{MARKED} recipe.milestones=[2] recipe.momentum=0": ["recipe.reset_momentum=true"],
     "recipe.epochs=3 recipe.milestones=[2]": ["recipe.warmup_epochs=1"],
-    "recipe.epochs=3 recipe.schedule=cosine": ["recipe.milestones=[1] recipe.gamma=0.5 recipe.reset_momentum=true"],
+    "recipe.epochs=3 recipe.schedule=cosine": [
+        "recipe.milestones=[1] recipe.gamma=0.5 recipe.reset_momentum=true"
+    ],
     "recipe.epochs=3 recipe.warmup_epochs=2 recipe.milestones=[]": ["recipe.schedule=cosine"],
     "aux=none backbone=one": ["backbone.depth=9"],
     PICTURES: ["data.pad=3 recipe.pad_mode=reflect", "data.train_images=7"],
-    f"strategy=none {TEACHER} kd_teacher.students=[c1,c2]": ["kd_teacher.students=[c2,c1]", "kd_teacher.backbone=resnet20"],
+    f"strategy=none {TEACHER} kd_teacher.students=[c1,c2]": [
+        "kd_teacher.students=[c2,c1]",
+        "kd_teacher.backbone=resnet20",
+    ],
     TAUGHT: ["kd_teacher.scale_by_t2=false"],
 }
 # Not trained: the data is not here, or takes longer.
@@ -190,7 +240,9 @@ MEANINGLESS_ELSEWHERE = {
     "data=digits": ["data.image_size=8", "data.train_images=7 data.test_images=7"],
     "data=cifar10": ["data.image_size=32"],
     IMAGENET: ["data.pad=9 recipe.pad_mode=reflect"],
-    f"{IMAGENET} method=kd_c1": ["kd_teacher.cell=123456789abc kd_teacher.scale_by_t2=false kd_teacher.fingerprint=x"],
+    f"{IMAGENET} method=kd_c1": [
+        "kd_teacher.cell=123456789abc kd_teacher.scale_by_t2=false kd_teacher.fingerprint=x"
+    ],
 }
 
 EXTENSIONS = """
@@ -231,7 +283,7 @@ EXTENSIONS = """
     @extend.data("rings", classes=3, version="1", pad=1)
     def rings(*, images=24):
         return pixels(images, 2)
-"""
+"""  # noqa: E501
 
 
 class Here(NamedTuple):
@@ -243,8 +295,12 @@ class Here(NamedTuple):
     def config(self, *overrides: str) -> Config:
         """Resolved; ImageNet need not be here."""
         given = " ".join([BASE, *overrides]).format(**self.names).split()
-        if any(each in given for each in (*IMAGENET.split(), "data=digits", "data=dots", "data=cifar10")):
-            given = [each for each in given if each not in BASE.split()[:5]]  # which are of the synthetic images
+        if any(
+            each in given
+            for each in (*IMAGENET.split(), "data=digits", "data=dots", "data=cifar10")
+        ):
+            # which are of the synthetic images
+            given = [each for each in given if each not in BASE.split()[:5]]
         return Resolver(absent_ok=True)(self.compose(given))
 
 
@@ -270,7 +326,9 @@ def write_parquet(folder: Path, pictures: Path) -> None:
     for split, name in (("train", "train"), ("val", "test")):
         files = sorted((pictures / split).rglob("*.bmp"))
         images = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
-        table = pa.table({"image": images, "label": [int(file.parent.name == "b") for file in files]})
+        table = pa.table(
+            {"image": images, "label": [int(file.parent.name == "b") for file in files]}
+        )
         pq.write_table(table, folder / f"{name}-00000-of-00001.parquet")
 
 
@@ -278,7 +336,10 @@ def write_parquet(folder: Path, pictures: Path) -> None:
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
     folder = tmp_path_factory.mktemp("here")
     (folder / "extra.py").write_text(textwrap.dedent(EXTENSIONS))
-    names = {name: str(folder / name) for name in ("pictures", "others", "moved", "runs", "weights", "weights2", "copy", "hub")}
+    names = {
+        name: str(folder / name)
+        for name in ("pictures", "others", "moved", "runs", "weights", "weights2", "copy", "hub")
+    }
     for name, seed in (("pictures", 1), ("others", 2)):
         draw_pictures(folder / name, seed)
     shutil.copytree(folder / "pictures", folder / "moved")
@@ -298,7 +359,11 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
 def leaves(schema: Any, prefix: str = "") -> Iterator[str]:
     for field in fields(schema):
         value = getattr(schema, field.name)
-        yield from leaves(value, f"{prefix}{field.name}.") if is_dataclass(value) else [f"{prefix}{field.name}"]
+        yield from (
+            leaves(value, f"{prefix}{field.name}.")
+            if is_dataclass(value)
+            else [f"{prefix}{field.name}"]
+        )
 
 
 # --- identities
@@ -339,22 +404,34 @@ def test_what_other_choices_make_meaningless_is_no_other_cell(here: Here, settin
         ("loss.beta=0", ["aux=none", "loss.alpha=0.5"]),
         ("data=digits", ["data.image_size=9"]),
         ("recipe.epochs=3 recipe.schedule=cosine", ["recipe.warmup_epochs=1"]),
-        # Two drops in one epoch are two; one that forgets the momentum is one even where it is no drop, or in the warm-up.
+        # Two drops in one epoch are two; one that forgets the momentum is one even where it is no
+        # drop, or in the warm-up.
         (f"{MARKED} recipe.milestones=[2]", ["recipe.milestones=[0.4,0.5]"]),
-        (f"{MARKED} recipe.gamma=1 recipe.reset_momentum=true recipe.milestones=[2]", ["recipe.milestones=[3]"]),
+        (
+            f"{MARKED} recipe.gamma=1 recipe.reset_momentum=true recipe.milestones=[2]",
+            ["recipe.milestones=[3]"],
+        ),
         (
             f"{MARKED} recipe.warmup_epochs=3 recipe.reset_momentum=true recipe.milestones=[1]",
             ["recipe.milestones=[2]", "recipe.reset_momentum=false"],
         ),
     ],
 )
-def test_what_is_close_to_meaningless_is_another_cell(here: Here, setting: str, changes: list[str]) -> None:
+def test_what_is_close_to_meaningless_is_another_cell(
+    here: Here, setting: str, changes: list[str]
+) -> None:
     ids = {cell_id(here.config(setting, change)) for change in ("", *changes)}
     assert len(ids) == len(changes) + 1
 
 
 @pytest.mark.parametrize(
-    "conditions", ["", "loss.alpha=0.5 loss.beta=2", "recipe.schedule=cosine recipe.gamma=0.5", "data.pad=0 data.holdout=9"]
+    "conditions",
+    [
+        "",
+        "loss.alpha=0.5 loss.beta=2",
+        "recipe.schedule=cosine recipe.gamma=0.5",
+        "data.pad=0 data.holdout=9",
+    ],
 )
 def test_the_baseline_of_a_cell_is_a_cell_of_its_own(here: Here, conditions: str) -> None:
     """Whatever was swept along with it: gains are found by this identity."""
@@ -375,7 +452,9 @@ class Result(NamedTuple):
     def equals(self, other: Result) -> bool:
         """To the last bit."""
         same = self.weights.keys() == other.weights.keys() and self.metrics == other.metrics
-        return same and all(torch.equal(value, other.weights[name]) for name, value in self.weights.items())
+        return same and all(
+            torch.equal(value, other.weights[name]) for name, value in self.weights.items()
+        )
 
 
 class Lab:
@@ -401,18 +480,27 @@ class Lab:
         finally:
             torch.set_num_threads(1)
             torch.use_deterministic_algorithms(False)
-        return Result(dict(trainer.network.state_dict()), [told(entry.metrics) for entry in entries])
+        return Result(
+            dict(trainer.network.state_dict()), [told(entry.metrics) for entry in entries]
+        )
 
 
 def told(metrics: Mapping[str, float]) -> dict[str, float]:
     """Without the part of the loss that says that it is nothing."""
-    nothing = {name for name, value in metrics.items() if name.startswith("train/loss_synergy") and value == 0}
+    nothing = {
+        name
+        for name, value in metrics.items()
+        if name.startswith("train/loss_synergy") and value == 0
+    }
     return {name: value for name, value in reproducible(metrics).items() if name not in nothing}
 
 
 @pytest.fixture
 def lab(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    """Nothing is brought into its one spelling: else equal cells were one configuration, and the test would say nothing."""
+    """Nothing is brought into its one spelling.
+
+    Else equal cells were one configuration, and the test would say nothing.
+    """
     monkeypatch.setattr("dks.training.resolver.canonical", lambda config: config)
     monkeypatch.setattr("dks.data._loaded", {})
     return Lab(here, tmp_path)
@@ -422,7 +510,11 @@ def lab(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
 def test_another_value_gives_another_result_where_the_key_acts(lab: Lab) -> None:
     trained = {key: (setting, change) for key, (setting, change, *why) in ACTS.items() if not why}
     assert len(ACTS) - len(trained) == 4
-    assert [key for key, (setting, change) in trained.items() if lab(setting).equals(lab(setting, change))] == []
+    assert [
+        key
+        for key, (setting, change) in trained.items()
+        if lab(setting).equals(lab(setting, change))
+    ] == []
 
 
 @pytest.mark.slow
@@ -437,6 +529,11 @@ def test_threads_and_the_batches_of_a_test_change_last_bits(lab: Lab) -> None:
     for key in sorted(LAST_BITS):
         one, other = lab(EXECUTION[key][0]), lab(*EXECUTION[key])
         assert one.metrics[0] == pytest.approx(other.metrics[0], rel=1e-3), key
-        assert all(torch.allclose(value, other.weights[name], rtol=1e-3, atol=1e-5) for name, value in one.weights.items()), key
+        assert all(
+            torch.allclose(value, other.weights[name], rtol=1e-3, atol=1e-5)
+            for name, value in one.weights.items()
+        ), key
     tested = lab(*EXECUTION["eval_batch_size"])
-    assert Result(lab("").weights, []).equals(Result(tested.weights, [])), "a test changes no weight"
+    assert Result(lab("").weights, []).equals(Result(tested.weights, [])), (
+        "a test changes no weight"
+    )

@@ -15,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dks.config.files import choices
-from dks.config.identity import EXECUTION_ONLY, LEFT_OUT_WHEN_EMPTY, SCHEMA_VERSION, canonical_json, cell_id, config_id
+from dks.config.identity import (
+    EXECUTION_ONLY,
+    LEFT_OUT_WHEN_EMPTY,
+    SCHEMA_VERSION,
+    canonical_json,
+    cell_id,
+    config_id,
+)
 from dks.config.names import SHORT_NAMES
 from dks.config.schema import Config
 from dks.training.resolver import Resolver
@@ -32,14 +39,20 @@ def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in dataclasses.fields(node):
         value, path = getattr(node, field.name), f"{prefix}{field.name}"
-        found.update(leaves(value, f"{path}.") if dataclasses.is_dataclass(value) else {path: value})
+        found.update(
+            leaves(value, f"{path}.") if dataclasses.is_dataclass(value) else {path: value}
+        )
     return found
 
 
 def changed(value: Any) -> Any:
     """Another value of about the same kind."""
     if isinstance(value, Enum):
-        return next(other for other in type(value) if other is not value) if len(type(value)) > 1 else "other"
+        return (
+            next(other for other in type(value) if other is not value)
+            if len(type(value)) > 1
+            else "other"
+        )
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
@@ -95,7 +108,9 @@ def test_the_seed_changes_the_cell_and_not_the_config_id(base: Config) -> None:
 @given(paths=st.sets(st.sampled_from(PATHS), max_size=4))
 @settings(max_examples=150, deadline=None)
 def test_cell_id_is_what_the_contract_says(base: Config, paths: set[str]) -> None:
-    """The first 12 hex digits of the SHA-256 of the canonical JSON of what is left, plus the schema version."""
+    """The first 12 hex digits of the SHA-256 of the canonical JSON of what is left, plus the schema
+    version.
+    """
     some = base
     for path in sorted(paths):
         some = with_change(some, path)
@@ -117,7 +132,11 @@ def test_cell_id_is_what_the_contract_says(base: Config, paths: set[str]) -> Non
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=20,
 )
@@ -188,7 +207,11 @@ def test_every_group_with_a_short_name_has_the_same_choices_under_both() -> None
 
 
 def test_a_preset_and_its_parts_are_the_same_cell() -> None:
-    assert cell_id(config("method=baseline")) == cell_id(config("aux=none")) == cell_id(config("aux=none", "strategy=none"))
+    assert (
+        cell_id(config("method=baseline"))
+        == cell_id(config("aux=none"))
+        == cell_id(config("aux=none", "strategy=none"))
+    )
     assert cell_id(config("method=ds")) == cell_id(config("strategy=none"))
     assert cell_id(config("method=dks")) == cell_id(config())
 
@@ -198,7 +221,9 @@ def test_equal_numbers_written_differently_are_the_same_cell() -> None:
     assert cell_id(config("loss.alpha=1")) == cell_id(config("loss.alpha=1.0"))
 
 
-def test_a_whole_number_is_the_same_written_as_a_float_and_a_truth_value_is_not(base: Config) -> None:
+def test_a_whole_number_is_the_same_written_as_a_float_and_a_truth_value_is_not(
+    base: Config,
+) -> None:
     """In this order: what is remembered of one part must not pass for another."""
     ids = []
     for epochs in (1, 1.0, True):
@@ -208,7 +233,8 @@ def test_a_whole_number_is_the_same_written_as_a_float_and_a_truth_value_is_not(
     assert ids[0] == ids[1] != ids[2]
 
 
-# --- what changes a result is in the identity; what does not, and the results themselves, are in test_equal_results.py
+# --- what changes a result is in the identity; what does not, and the results themselves, are in
+# test_equal_results.py
 
 
 def planned(overrides: str) -> Config:
@@ -219,7 +245,8 @@ def planned(overrides: str) -> Config:
 IMAGENET = "data=imagenet backbone=resnet18"
 # A choice -> what does matter under it.
 MEANINGFUL = {
-    "": "aux_positions.at=[c2] loss.alpha=2 loss.beta=3 loss.form=smoothed_kl data.pad=2 recipe.pad_mode=reflect",
+    "": "aux_positions.at=[c2] loss.alpha=2 loss.beta=3 loss.form=smoothed_kl data.pad=2 "
+    "recipe.pad_mode=reflect",
     "aux=none": "recipe.lr=1 data.holdout=9 backbone=resnet20",
     "aux=ours": "aux_design.width=0.5 aux_design.max_blocks=1",
     "aux=ap_conv_2fc": "aux_design.pool=2 aux_design.conv_channels=8 aux_design.hidden=64",
@@ -228,9 +255,11 @@ MEANINGFUL = {
     "data=synthetic": "data.train_images=7 data.test_images=7",
     "data.pad=0": "data.flip=true",
     "recipe.schedule=cosine": "recipe.schedule=step recipe.warmup_epochs=1",
-    "recipe.milestones=[3]": "recipe.milestones=[4] recipe.gamma=0.5 recipe.reset_momentum=true recipe.schedule=cosine",
+    "recipe.milestones=[3]": "recipe.milestones=[4] recipe.gamma=0.5 recipe.reset_momentum=true "
+    "recipe.schedule=cosine",
     IMAGENET: "data.resize=300 data.image_size=200 data.augmentation=inception",
-    f"{IMAGENET} method=kd_c1": "kd_teacher.temperature=2 kd_teacher.weight=2 kd_teacher.backbone=resnet18",
+    f"{IMAGENET} method=kd_c1": "kd_teacher.temperature=2 kd_teacher.weight=2 "
+    "kd_teacher.backbone=resnet18",
     f"{IMAGENET} method=kd_c1 kd_teacher.temperature=2": "kd_teacher.scale_by_t2=false",
 }
 

@@ -1,4 +1,7 @@
-"""Passwords and tokens stay where they were: in the environment, and in nothing that is written or shown."""
+"""Passwords and tokens stay where they were.
+
+In the environment, and in nothing that is written or shown.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,8 @@ FORMS = {
     "Authorization: Bearer s3cr3t": "Authorization: Bearer ...",
     "{'authorization': 'Basic s3cr3t', 'x': 1}": "{'authorization': 'Basic ...', 'x': 1}",
     "'Proxy-Authorization': b'Token s3cr3t'": "'Proxy-Authorization': b'Token ...'",
-    "Authorization: AWS4-HMAC-SHA256 Credential=a/b, Signature=s3cr3t": "Authorization: AWS4-HMAC-SHA256 ...",
+    "Authorization: AWS4-HMAC-SHA256 Credential=a/b, Signature=s3cr3t": "Authorization: "
+    "AWS4-HMAC-SHA256 ...",
     "Authorization: s3cr3t": "Authorization: ...",
     'Authorization: Digest username="s3cr3t", response="s3cr3t"': "Authorization: Digest ...",
     "{'Authorization': ['Bearer s3cr3t']}": "{'Authorization': ['Bearer ...']}",
@@ -56,7 +60,8 @@ FORMS = {
 }
 # What holds no secret and must stay as it is: code above all, for a diff is applied again.
 PLAIN = (
-    "sqlite:///mlflow.db, postgresql://me@host/db?sslkey=client.pem, http://host:5000/a?b=c, git@host:a/b.git, ssh://git@host",
+    "sqlite:///mlflow.db, postgresql://me@host/db?sslkey=client.pem, http://host:5000/a?b=c, "
+    "git@host:a/b.git, ssh://git@host",
     "def connect(host, password=None): return open(host=host, password=password)",
     'headers["Authorization"] = made_of(token)',
     "https://example.org/docs?page=2&design=ours#tokens",
@@ -80,10 +85,12 @@ def test_what_is_no_secret_stays_as_it_is(text: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["MY_PASSWORD", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "GH_TOKEN", "MYSQL_PWD", "DB_PASS",
+    ["MY_PASSWORD", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "GH_TOKEN", "MYSQL_PWD", "DB_PASS",  # noqa: E501
      "apiKey2", "SERVICE_CREDENTIALS", "hub_token", "SSH_PASSPHRASE", "SECRET"],
 )  # fmt: skip
-def test_the_value_of_a_variable_whose_name_says_so_is_left_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_value_of_a_variable_whose_name_says_so_is_left_out(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, "zq/9 Kx#4")
     forms = ("zq/9 Kx#4", "zq%2F9%20Kx%234", "zq/9%20Kx%234", "zq%2F9+Kx%234")
     assert without_password(", ".join(forms)) == "..., ..., ..., ..."
@@ -93,7 +100,10 @@ def test_the_value_of_a_variable_whose_name_says_so_is_left_out(name: str, monke
 
 def test_a_variable_may_hold_any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", os.fsdecode(b"\xff and more"))
-    assert without_password(f"{os.environ['SOME_TOKEN']}, %FF%20and%20more, and nothing else") == "..., ..., and nothing else"
+    assert (
+        without_password(f"{os.environ['SOME_TOKEN']}, %FF%20and%20more, and nothing else")
+        == "..., ..., and nothing else"
+    )
 
 
 def test_a_key_of_several_lines_is_left_out_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +131,9 @@ def test_variables_that_only_sound_so_and_short_values_leave_words_as_they_are(
         monkeypatch.setenv(name, value)
     text = ", ".join(words.values())
     assert without_password(text) == text
-    assert without_password("mlflow says true", shortest=1) == "... says true", "what opens a store is out of a store's words"
+    assert without_password("mlflow says true", shortest=1) == "... says true", (
+        "what opens a store is out of a store's words"
+    )
 
 
 def test_what_is_cut_is_cut_after_its_secrets_are_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,14 +148,21 @@ def test_what_is_cut_is_cut_after_its_secrets_are_out(monkeypatch: pytest.Monkey
         assert secret[:6] not in str(RequestError(text)) + one_line(text)
     for begin in range(170, 310, 7):
         assert secret[:6] not in store.reason(RuntimeError("x" * begin + secret + "x" * 300))
-    answer = "API request to endpoint /a failed with error code 400 != 200. Response body: 'it's a long password is wrong'"
+    answer = (
+        "API request to endpoint /a failed with error code 400 != 200. Response body: 'it's "
+        "a long password is wrong'"
+    )
     assert store.reason(RuntimeError(answer)) == "HTTP 400: ... is wrong"
 
 
-def test_what_mlflow_is_told_of_a_run_has_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_mlflow_is_told_of_a_run_has_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     secret = secrets.token_hex(16)
     monkeypatch.setenv("HUB_TOKEN", secret)
-    monkeypatch.setitem(sys.modules, "mlflow.entities", SimpleNamespace(Param=lambda key, value: (key, value)))
+    monkeypatch.setitem(
+        sys.modules, "mlflow.entities", SimpleNamespace(Param=lambda key, value: (key, value))
+    )
     told = []
 
     def create_run(*values: object) -> SimpleNamespace:
@@ -160,7 +179,11 @@ def test_what_mlflow_is_told_of_a_run_has_no_secret(tmp_path: Path, monkeypatch:
     _, params = Shipment(run, SimpleNamespace(create_run=create_run), "uri", "1")._create(record)  # type: ignore[arg-type]
     assert dict(params)["data.options.at"] == "https://host/..."  # type: ignore[call-overload]
     ((_, _, tags, name),) = told
-    assert (name, tags["mlflow.source.name"], tags["dks.device"]) == ("label ...", "dks train note=...", "cuda ...")
+    assert (name, tags["mlflow.source.name"], tags["dks.device"]) == (
+        "label ...",
+        "dks train note=...",
+        "cuda ...",
+    )
     assert secret not in str(told) + str(params)
 
 
@@ -185,8 +208,12 @@ def test_long_texts_are_read_quickly() -> None:
     assert time.monotonic() - began < 20
 
 
-@pytest.mark.parametrize("uri", ["http://me:{}@host:5000", "postgresql://me:{}@host/db", "mysql://host/db?password={}"])
-def test_a_password_in_a_uri_is_refused_and_kept_nowhere(uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "uri", ["http://me:{}@host:5000", "postgresql://me:{}@host/db", "mysql://host/db?password={}"]
+)
+def test_a_password_in_a_uri_is_refused_and_kept_nowhere(
+    uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from dks.cli import main as cli
 
     secret = secrets.token_hex(16)
@@ -209,7 +236,8 @@ def test_an_error_that_has_a_password_is_recorded_without_it(
     secret = secrets.token_hex(16)
     run = queued(tmp_path)
     monkeypatch.setattr(
-        "dks.runs.terminal.RunView.stepped", raise_at(1, RuntimeError(f"postgresql://me:{secret}@host/db says no"))
+        "dks.runs.terminal.RunView.stepped",
+        raise_at(1, RuntimeError(f"postgresql://me:{secret}@host/db says no")),
     )
     run_cells([run.path])
     record = run.read_record()
@@ -226,7 +254,14 @@ def test_an_error_that_has_a_password_is_recorded_without_it(
 def test_what_the_environment_holds_is_in_no_file_and_no_command_line(tmp_path: Path) -> None:
     secret = secrets.token_hex(16)
     variables = dict.fromkeys(
-        ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "MY_PASSWORD"), secret
+        (
+            "MLFLOW_TRACKING_TOKEN",
+            "MLFLOW_TRACKING_PASSWORD",
+            "AWS_SECRET_ACCESS_KEY",
+            "WANDB_API_KEY",
+            "MY_PASSWORD",
+        ),
+        secret,
     )
     sweep = (*TINY, "seed=1,2", "hydra.launcher.slots=2")
     with watching_command_lines(secret) as seen:
@@ -234,7 +269,12 @@ def test_what_the_environment_holds_is_in_no_file_and_no_command_line(tmp_path: 
         assert status == 0, err
         assert secret not in out + err
         (results,) = (tmp_path / "results").iterdir()
-        for command in (["report", results.name], ["table", results.name], ["sweep", "status", results.name], ["sync"]):
+        for command in (
+            ["report", results.name],
+            ["table", results.name],
+            ["sweep", "status", results.name],
+            ["sync"],
+        ):
             process = start(["-m", "dks", *command], tmp_path, **variables)
             said = "".join(process.communicate(timeout=300))
             assert (process.returncode, secret in said) == (0, False), said
@@ -257,7 +297,9 @@ def test_a_secret_on_a_command_line_is_seen() -> None:
     "put",
     [
         lambda folder, secret: (folder / "some.log").write_text(f"as {secret} stands here"),
-        lambda folder, secret: (folder / "some.log").write_bytes(b64encode(f"ann:{secret}".encode())),
+        lambda folder, secret: (folder / "some.log").write_bytes(
+            b64encode(f"ann:{secret}".encode())
+        ),
         lambda folder, secret: (folder / f"x{secret}").mkdir(),
     ],
 )

@@ -1,4 +1,7 @@
-"""What has the place of a file and is none, or has no end: one line with its name, nobody waits for it, no memory is filled."""
+"""What has the place of a file and is none, or has no end.
+
+One line with its name, nobody waits for it, no memory is filled.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,11 @@ def put_huge(path: Path) -> None:
     os.truncate(path, 2**42)  # it takes no room
 
 
-SPECIAL: dict[str, Callable[[Path], None]] = {"a FIFO": put_fifo, "a socket": put_socket, "a device": put_device}
+SPECIAL: dict[str, Callable[[Path], None]] = {
+    "a FIFO": put_fifo,
+    "a socket": put_socket,
+    "a device": put_device,
+}
 KINDS = pytest.mark.parametrize("kind", SPECIAL)
 
 
@@ -116,14 +123,19 @@ def test_a_finished_run_stays_finished_whatever_took_the_place_of_its_record(
 
 
 @pytest.mark.parametrize("kind", [*SPECIAL, "huge"])
-def test_the_other_files_of_a_run_hang_no_command(done: RunFolder, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_other_files_of_a_run_hang_no_command(
+    done: RunFolder, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     put = (SPECIAL | {"huge": put_huge})[kind]
     for path in (done.config_file, done.journal.path, done.mlflow_file, done.path / heartbeat.FILE):
         put(path)
     assert (done.journal.read(), done.journal.read_from(0)) == ([], ([], 0))
     why = "is larger than 1,024 MiB" if kind == "huge" else f"is {kind} where a file should be"
     assert caplog.messages == [f"{done.journal.path} {why}; nothing of it is read"]
-    with pytest.raises(RequestError, match=rf"config\.yaml cannot be read: it is ({kind} where|larger than 1 MiB)|larger"):
+    with pytest.raises(
+        RequestError,
+        match=rf"config\.yaml cannot be read: it is ({kind} where|larger than 1 MiB)|larger",
+    ):
         done.read_config()
     assert not done.config_is_whole()
     assert Note.read(done) is None and heartbeat.read(done.path) is None
@@ -144,17 +156,33 @@ def test_an_endless_header_is_no_header(done: RunFolder) -> None:
 
 
 @KINDS
-def test_a_run_goes_on_where_something_else_took_the_place_of_its_files(tmp_path: Path, kind: str) -> None:
+def test_a_run_goes_on_where_something_else_took_the_place_of_its_files(
+    tmp_path: Path, kind: str
+) -> None:
     run = queued(tmp_path, "recipe.epochs=1")
     run.checkpoints.mkdir()
-    places = [run.journal.path, run.log_file, run.weights_file, run.checkpoints / checkpoint.NEWEST, run.diff_file]
-    drafts = [f".record.json.{os.getpid()}", ".weights.safetensors", ".heartbeat.json", f"checkpoints/{checkpoint.DRAFT}"]
+    places = [
+        run.journal.path,
+        run.log_file,
+        run.weights_file,
+        run.checkpoints / checkpoint.NEWEST,
+        run.diff_file,
+    ]
+    drafts = [
+        f".record.json.{os.getpid()}",
+        ".weights.safetensors",
+        ".heartbeat.json",
+        f"checkpoints/{checkpoint.DRAFT}",
+    ]
     for path in (*places, *(run.path / name for name in drafts)):
         SPECIAL[kind](path)
     assert run_cell(run.path) is Outcome.done
     assert [entry.epoch for entry in run.journal.read()] == [1]
     assert run._has_weights()
-    assert run.path.joinpath("metrics.damaged.jsonl").exists() and run.path.joinpath("weights.damaged.safetensors").exists()
+    assert (
+        run.path.joinpath("metrics.damaged.jsonl").exists()
+        and run.path.joinpath("weights.damaged.safetensors").exists()
+    )
 
 
 # --- weights and checkpoints
@@ -164,7 +192,9 @@ def test_a_run_goes_on_where_something_else_took_the_place_of_its_files(tmp_path
 def test_weights_are_in_a_file(tmp_path: Path, kind: str) -> None:
     SPECIAL[kind](path := tmp_path / "w.pt")
     for read in (partial(load_state_dict, names=()), fingerprint):
-        with pytest.raises(RequestError, match=f"^{path} cannot be read: it is {kind} where a file should be$"):
+        with pytest.raises(
+            RequestError, match=f"^{path} cannot be read: it is {kind} where a file should be$"
+        ):
             read(path)
 
 
@@ -178,7 +208,9 @@ def test_weights_that_fit_into_no_memory_are_refused_before_they_are_read(
     with zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("archive/data.pkl", bytes(2 * MIB))
     monkeypatch.setattr("dks.models.weights.free_memory", lambda device: MIB)
-    with pytest.raises(RequestError, match=r"packed\.pt is .* no file of weights .*it is larger than 1 MiB"):
+    with pytest.raises(
+        RequestError, match=r"packed\.pt is .* no file of weights .*it is larger than 1 MiB"
+    ):
         load_state_dict(tmp_path / "packed.pt", ())
 
 
@@ -193,31 +225,47 @@ def test_a_checkpoint_that_does_not_fit_into_the_memory_is_kept(tmp_path: Path) 
 # --- what commands are told by
 
 
-def test_sweeps_launches_and_extensions_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweeps_launches_and_extensions_are_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     launch = LaunchFolder.create(str(tmp_path), "mine", "local", [tmp_path / "cell"], None)
     launch.lock.release()
     put_fifo(launch.file)
-    with pytest.raises(RequestError, match=r"launch\.json cannot be read: it is a FIFO where a file should be; type"):
+    with pytest.raises(
+        RequestError,
+        match=r"launch\.json cannot be read: it is a FIFO where a file should be; type",
+    ):
         launch.read()
     put_fifo(manifest.file(str(tmp_path), "mine"))
-    with pytest.raises(RequestError, match=r"sweep\.json cannot be read: it is a FIFO where a file should be"):
+    with pytest.raises(
+        RequestError, match=r"sweep\.json cannot be read: it is a FIFO where a file should be"
+    ):
         manifest.read(str(tmp_path), "mine")
     monkeypatch.setattr(files, "declarations", lambda folder: tmp_path)
     put_fifo(tmp_path / "own.yaml")
     put_huge(tmp_path / "large.yaml")
-    with pytest.raises(RequestError, match=r"^own\.yaml cannot be read: it is a FIFO where a file should be$"):
+    with pytest.raises(
+        RequestError, match=r"^own\.yaml cannot be read: it is a FIFO where a file should be$"
+    ):
         files.read("own")
-    with pytest.raises(RequestError, match=r"^large\.yaml cannot be read: it is larger than 1 MiB$"):
+    with pytest.raises(
+        RequestError, match=r"^large\.yaml cannot be read: it is larger than 1 MiB$"
+    ):
         files.read("large")
     put_fifo(tmp_path / "mine.py")
     monkeypatch.setenv(catalogue.VARIABLE, str(tmp_path / "mine.py"))
     (problem,) = catalogue.catalogue().problems
-    assert problem == f"the file {tmp_path / 'mine.py'} cannot be read: it is a FIFO where a file should be"
+    assert (
+        problem
+        == f"the file {tmp_path / 'mine.py'} cannot be read: it is a FIFO where a file should be"
+    )
 
 
 def test_a_store_is_a_file(tmp_path: Path) -> None:
     put_fifo(tmp_path / "mlflow.db")
-    with pytest.raises(RequestError, match=r"mlflow\.db cannot be read: it is a FIFO where a file should be"):
+    with pytest.raises(
+        RequestError, match=r"mlflow\.db cannot be read: it is a FIFO where a file should be"
+    ):
         store.look(Tracking(uri=f"sqlite:///{tmp_path / 'mlflow.db'}"))
 
 
@@ -227,13 +275,18 @@ def test_a_store_is_a_file(tmp_path: Path) -> None:
 @KINDS
 def test_images_are_files(tmp_path: Path, kind: str) -> None:
     SPECIAL[kind](path := tmp_path / "x.png")
-    with pytest.raises(ValueError, match=rf"x\.png: the image cannot be decoded \(it is {kind} where a file should be\)"):
+    with pytest.raises(
+        ValueError,
+        match=rf"x\.png: the image cannot be decoded \(it is {kind} where a file should be\)",
+    ):
         decode(path, str(path))
     (tmp_path / "parquet").mkdir()
     for split in ("train", "test"):
         SPECIAL[kind](tmp_path / "parquet" / f"{split}.parquet")
     data = Data(source="parquet", root=str(tmp_path / "parquet"))
-    with pytest.raises(RequestError, match=rf"test\.parquet cannot be read: it is {kind} where a file should be"):
+    with pytest.raises(
+        RequestError, match=rf"test\.parquet cannot be read: it is {kind} where a file should be"
+    ):
         describe(data)
     assert image_size(data) is None
     write_images(tmp_path / "folder")
@@ -253,4 +306,8 @@ def test_a_log_without_an_end_is_not_sent(done: RunFolder, tmp_path: Path) -> No
     put_huge(done.path / "run.log")
     (into := tmp_path / "sent").mkdir()
     lay_out(done, into)
-    assert "run.log" not in {path.name for path in into.iterdir()} >= {"config.yaml", "record.json", "metrics.jsonl"}
+    assert (
+        "run.log"
+        not in {path.name for path in into.iterdir()}
+        >= {"config.yaml", "record.json", "metrics.jsonl"}
+    )

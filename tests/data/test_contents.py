@@ -1,4 +1,7 @@
-"""What files hold is known by their content: read once, and again when something happened to them."""
+"""What files hold is known by their content.
+
+Read once, and again when something happened to them.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,9 @@ def test_a_digest_is_that_of_the_content(root: Path) -> None:
     assert look(root) == {"one": sha256(b"aaaaa"), "two": two}
 
 
-def test_a_file_is_read_once(root: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+def test_a_file_is_read_once(
+    root: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
     first = look(root)
     assert sorted(reads) == ["a", "b", "c"]
     for _ in range(2):
@@ -89,13 +94,17 @@ def renamed(path: Path) -> None:
 
 
 @pytest.mark.parametrize("replace", [in_place, renamed])
-def test_a_file_that_was_replaced_is_read_again(root: Path, reads: list[str], replace: object) -> None:
+def test_a_file_that_was_replaced_is_read_again(
+    root: Path, reads: list[str], replace: object
+) -> None:
     before = look(root)
     reads.clear()
     replace(root / "b")  # type: ignore[operator]
     after = look(root)
     assert after["one"] == before["one"]
-    assert after["two"] == sha256(hashlib.sha256(b"XXXXX").digest(), hashlib.sha256(b"ccccc").digest())
+    assert after["two"] == sha256(
+        hashlib.sha256(b"XXXXX").digest(), hashlib.sha256(b"ccccc").digest()
+    )
     assert sorted(reads) == ["b", "c"], "those of its group"
 
 
@@ -106,7 +115,9 @@ def test_groups_keep_their_order_whatever_is_known_of_them(root: Path) -> None:
     assert list(look(root)) == ["one", "two"]
 
 
-def test_an_interrupted_reading_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_reading_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(300):
         (tmp_path / f"{number}").write_text("")
     began, hashing = list[str](), contents.hashlib.sha256
@@ -120,17 +131,23 @@ def test_an_interrupted_reading_ends_at_once(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(contents.hashlib, "sha256", slow)
     next(reading)
     reading.close()
-    assert len(began) < 150 and not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+    assert len(began) < 150 and not [
+        thread for thread in threading.enumerate() if "ThreadPool" in thread.name
+    ]
 
 
-def test_what_just_changed_is_read_again(root: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_just_changed_is_read_again(
+    root: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(contents, "RECENT", 2.0)
     for _ in range(2):
         look(root)
     assert len(reads) == 6
 
 
-def test_what_changes_while_it_is_read_is_not_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_changes_while_it_is_read_is_not_kept(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = contents._hashed
 
     def disturbed(ended: threading.Event, paths: list[str]) -> list[bytes]:
@@ -157,7 +174,9 @@ def test_a_damaged_cache_is_made_again(
     assert (len(reads), file.read_bytes()) == (6, whole)
 
 
-def test_a_cache_that_cannot_be_written_is_no_obstacle(root: Path, reads: list[str], tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_no_obstacle(
+    root: Path, reads: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "cache").write_text("a file where the folder would be")
     assert look(root) == look(root)
     assert len(reads) == 3, "a process remembers"
@@ -166,11 +185,15 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(root: Path, reads: list[s
 def test_a_file_that_cannot_be_read_is_named(root: Path) -> None:
     (root / "b").unlink()
     (root / "b").symlink_to("nowhere")
-    with pytest.raises(RequestError, match=rf"^{root}/b cannot be read: No such file or directory$"):
+    with pytest.raises(
+        RequestError, match=rf"^{root}/b cannot be read: No such file or directory$"
+    ):
         look(root)
 
 
-def test_many_files_are_read_side_by_side_and_counted_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_files_are_read_side_by_side_and_counted_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(contents, "MANY", 50)
     names = [f"{number:03}" for number in range(200)]

@@ -46,9 +46,12 @@ def test_digits_are_split_by_class_and_have_three_equal_channels() -> None:
     assert hashlib.sha256(test.images.numpy().tobytes()).hexdigest()[:16] == "130ca9796ceaab65"
 
 
-def test_digits_are_those_of_scikit_learn_wherever_it_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digits_are_those_of_scikit_learn_wherever_it_keeps_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     found = digits.load(Data(source="digits"))
-    monkeypatch.setattr(digits, "FILE", Path("elsewhere.csv.gz"))  # then scikit-learn reads them itself
+    # then scikit-learn reads them itself
+    monkeypatch.setattr(digits, "FILE", Path("elsewhere.csv.gz"))
     for ours, theirs in zip(found, digits.load(Data(source="digits")), strict=True):
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.labels, theirs.labels)
@@ -74,7 +77,9 @@ def write_cifar(root: Path, classes: int) -> None:
 
 
 @pytest.mark.parametrize(("source", "classes"), [("cifar10", 10), ("cifar100", 100)])
-def test_cifar_is_read_from_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, classes: int) -> None:
+def test_cifar_is_read_from_its_own_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, classes: int
+) -> None:
     from torchvision import datasets
 
     write_cifar(tmp_path, classes)
@@ -106,7 +111,9 @@ def png(pixels: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def write_parquet(root: Path, split: str, sides: list[int], labels: list[int], shade: int = 0) -> list[np.ndarray]:
+def write_parquet(
+    root: Path, split: str, sides: list[int], labels: list[int], shade: int = 0
+) -> list[np.ndarray]:
     root.mkdir(exist_ok=True)
     rng = np.random.default_rng(len(labels) + shade)
     images = [rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for side in sides]
@@ -143,7 +150,9 @@ def test_other_files_are_another_cell_and_another_place_is_not(tmp_path: Path) -
 def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
     write_parquet(tmp_path, "train", [8, 10], [0, 1])
     write_parquet(tmp_path, "test", [12], [1])
-    with pytest.raises(ValueError, match=r"row 1: 10x10 pixels, others have 8x8; set data.image_size"):
+    with pytest.raises(
+        ValueError, match=r"row 1: 10x10 pixels, others have 8x8; set data.image_size"
+    ):
         data.load(data.describe(Data(source="parquet", root=str(tmp_path))))
     train, test = data.load(data.describe(Data(source="parquet", root=str(tmp_path), image_size=9)))
     assert train.images.shape == (2, 3, 9, 9)
@@ -151,7 +160,10 @@ def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
 
 
 def bad_image(root: Path) -> None:
-    image = pa.array([{"bytes": b"no image", "path": None}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    image = pa.array(
+        [{"bytes": b"no image", "path": None}],
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    )
     pq.write_table(pa.table({"image": image, "label": pa.array([0])}), root / "train-0.parquet")
 
 
@@ -163,11 +175,16 @@ def test_an_image_that_does_not_decode_is_named(tmp_path: Path) -> None:
 
 
 def no_label(root: Path) -> None:
-    pq.write_table(pa.table({"image": pa.array([{"bytes": b""}])}), root / "train-00000-of-00001.parquet")
+    pq.write_table(
+        pa.table({"image": pa.array([{"bytes": b""}])}), root / "train-00000-of-00001.parquet"
+    )
 
 
 def wrong_image(root: Path) -> None:
-    pq.write_table(pa.table({"image": pa.array([b"x"]), "label": pa.array([0])}), root / "train-00000-of-00001.parquet")
+    pq.write_table(
+        pa.table({"image": pa.array([b"x"]), "label": pa.array([0])}),
+        root / "train-00000-of-00001.parquet",
+    )
 
 
 def negative_label(root: Path) -> None:
@@ -198,7 +215,9 @@ def test_parquet_files_of_another_layout_are_refused_before_anything_runs(
 
 
 def test_synthetic_images_are_always_the_same_and_differ_by_class() -> None:
-    wanted = data.describe(Data(source="synthetic", num_classes=4, image_size=8, train_images=40, test_images=20))
+    wanted = data.describe(
+        Data(source="synthetic", num_classes=4, image_size=8, train_images=40, test_images=20)
+    )
     train, test = data.load(wanted)
     again = data.registry.source("synthetic").load(wanted)[0]
     assert torch.equal(train.images, again.images)
@@ -211,23 +230,32 @@ def test_synthetic_images_are_always_the_same_and_differ_by_class() -> None:
 
 
 def indexed_images(count: int = 1, side: int = 6) -> ImageSet:
-    """Every pixel has a value of its own, none is 0, so that a crop tells where it was cut and whether it was mirrored."""
+    """Every pixel has a value of its own, none is 0, so that a crop tells where it was cut and
+    whether it was mirrored.
+    """
     one = torch.arange(1, side * side + 1, dtype=torch.uint8).reshape(1, 1, side, side)
     return ImageSet(one.expand(count, 3, side, side).contiguous(), torch.arange(count))
 
 
-def batches(images: ImageSet, pad: int, flip: bool, seed: int = 0, batch_size: int = 64) -> TrainingBatches:
+def batches(
+    images: ImageSet, pad: int, flip: bool, seed: int = 0, batch_size: int = 64
+) -> TrainingBatches:
     return TrainingBatches(images, batch_size, seed, pad, flip, AS_STORED, CPU)
 
 
 def test_crops_and_flips_have_the_distribution_of_torchvision() -> None:
-    """All (2p+1)^2 windows, mirrored or not, equally often: chi-squared for ours and for torchvision's transforms."""
+    """All (2p+1)^2 windows, mirrored or not, equally often.
+
+    Chi-squared for ours and for torchvision's transforms.
+    """
     side, pad, draws = 6, 2, 20_000
     images = indexed_images(1, side)
     reference = v2.Compose([v2.RandomCrop(side, padding=pad), v2.RandomHorizontalFlip()])
     torch.manual_seed(0)
     theirs = [reference(images.images[0]) for _ in range(draws)]
-    many = ImageSet(images.images.expand(draws, -1, -1, -1).contiguous(), torch.zeros(draws, dtype=torch.int64))
+    many = ImageSet(
+        images.images.expand(draws, -1, -1, -1).contiguous(), torch.zeros(draws, dtype=torch.int64)
+    )
     ours = [image for batch in batches(many, pad, flip=True).epoch(1) for image in batch.images]
 
     def counts(crops: list[torch.Tensor]) -> dict[bytes, int]:
@@ -244,7 +272,8 @@ def test_crops_and_flips_have_the_distribution_of_torchvision() -> None:
     for found in (mine, torchvisions):
         expected = draws / kinds
         chi_squared = sum((count - expected) ** 2 / expected for count in found.values())
-        assert chi_squared < 88  # 49 degrees of freedom: exceeded once in 2,000 times by chance, and the seeds are fixed
+        # 49 degrees of freedom: exceeded once in 2,000 times by chance, and the seeds are fixed
+        assert chi_squared < 88
 
 
 def test_without_flip_nothing_is_mirrored_and_without_padding_nothing_is_moved() -> None:
@@ -272,7 +301,9 @@ def test_a_batch_is_a_function_of_seed_epoch_and_step() -> None:
     again = list(batches(images, 1, True, seed=7).epoch(3))
     other = list(batches(images, 1, True, seed=8).epoch(3))
     pairs = list(zip(whole, again, strict=True))
-    assert all(torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in pairs)
+    assert all(
+        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in pairs
+    )
     assert not torch.equal(whole[0].images, other[0].images)
 
 
@@ -290,32 +321,52 @@ def test_images_are_normalised_by_channel_after_padding() -> None:
     # Padding is black before normalisation, as torchvision pads before ToTensor.
     padded = TrainingBatches(images, 10, 0, 4, False, normalise, CPU)
     black = (-torch.tensor(mean) / torch.tensor(std))[:, None]
-    corners = torch.cat([batch.images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]] for batch in padded.epoch(1)])
+    corners = torch.cat(
+        [batch.images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]] for batch in padded.epoch(1)]
+    )
     assert torch.isclose(corners, black, atol=1e-5).all(dim=1).any()
 
 
 def plain_batch(
-    images: torch.Tensor, order: list[int], corners: list[list[int]], mirrored: list[bool], pad: int, mode: PadMode
+    images: torch.Tensor,
+    order: list[int],
+    corners: list[list[int]],
+    mirrored: list[bool],
+    pad: int,
+    mode: PadMode,
 ) -> torch.Tensor:
     """The crops of a batch, one image after another, each padded, cut and mirrored by numpy."""
     height, width = images.shape[-2:]
     crops = []
     for index, (top, left), mirror in zip(order, corners, mirrored, strict=True):
         around = ((0, 0), (pad, pad), (pad, pad))
-        padded = np.pad(images[index].numpy(), around, "reflect" if mode is PadMode.reflect else "constant")
+        padded = np.pad(
+            images[index].numpy(), around, "reflect" if mode is PadMode.reflect else "constant"
+        )
         window = padded[:, top : top + height, left : left + width]
         crops.append(window[:, :, ::-1] if mirror else window)
     return torch.from_numpy(np.stack(crops).copy())
 
 
-@pytest.mark.parametrize("resident", [False, True], ids=["padded by the batch", "padded as a whole"])
+@pytest.mark.parametrize(
+    "resident", [False, True], ids=["padded by the batch", "padded as a whole"]
+)
 @pytest.mark.parametrize("mode", PadMode)
-@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=["planes", "pixels"])
+@pytest.mark.parametrize(
+    "form", [torch.contiguous_format, torch.channels_last], ids=["planes", "pixels"]
+)
 @pytest.mark.parametrize("held_out", [0, 30])
 def test_batches_are_bitwise_those_cut_out_one_by_one(
-    monkeypatch: pytest.MonkeyPatch, resident: bool, mode: PadMode, form: torch.memory_format, held_out: int
+    monkeypatch: pytest.MonkeyPatch,
+    resident: bool,
+    mode: PadMode,
+    form: torch.memory_format,
+    held_out: int,
 ) -> None:
-    """As they always were: order, windows and mirrors from the generator of the epoch, in this order of drawing."""
+    """As they always were.
+
+    Order, windows and mirrors from the generator of the epoch, in this order of drawing.
+    """
     monkeypatch.setattr("dks.data.batches._fits", lambda size, device: resident)  # as on a GPU
     draw = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (101, 3, 7, 9), dtype=torch.uint8, generator=draw)
@@ -343,14 +394,20 @@ def test_batches_are_bitwise_those_cut_out_one_by_one(
     for part in (kept, val):
         if isinstance(part, ImageSet):
             tested = TestBatches(part, 16, normalise, CPU)
-            assert torch.equal(torch.cat([images for images, _ in tested]), part.images.float() * factor + offset)
+            assert torch.equal(
+                torch.cat([images for images, _ in tested]), part.images.float() * factor + offset
+            )
             assert torch.equal(torch.cat([labels for _, labels in tested]), part.labels)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-@pytest.mark.parametrize("fits", [True, False], ids=["on the device", "copied while the last batch is computed with"])
+@pytest.mark.parametrize(
+    "fits", [True, False], ids=["on the device", "copied while the last batch is computed with"]
+)
 def test_batches_on_a_gpu_are_those_on_the_cpu(monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
-    monkeypatch.setattr("dks.data.batches._fits", lambda size, device: fits and device.type == "cuda")
+    monkeypatch.setattr(
+        "dks.data.batches._fits", lambda size, device: fits and device.type == "cuda"
+    )
     images = ImageSet(torch.randint(0, 256, (500, 3, 8, 8), dtype=torch.uint8), torch.arange(500))
 
     def epoch(device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -360,7 +417,10 @@ def test_batches_on_a_gpu_are_those_on_the_cpu(monkeypatch: pytest.MonkeyPatch, 
         return [*((batch.images, batch.labels) for batch in trained), *tested]
 
     for ours, expected in zip(epoch(torch.device("cuda")), epoch(CPU), strict=True):
-        assert all(one.is_cuda and torch.equal(one.cpu(), other) for one, other in zip(ours, expected, strict=True))
+        assert all(
+            one.is_cuda and torch.equal(one.cpu(), other)
+            for one, other in zip(ours, expected, strict=True)
+        )
 
 
 def test_batches_and_parts_of_a_set_share_its_pixels() -> None:
@@ -368,26 +428,34 @@ def test_batches_and_parts_of_a_set_share_its_pixels() -> None:
     pixels = torch.randint(0, 256, (50, 8, 8, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     kept, val = hold_out(ImageSet(pixels, torch.arange(50)), 10, seed=0)
     assert isinstance(kept, ImageSet) and isinstance(val, ImageSet)
-    training, tested = batches(kept, pad=2, flip=True), TestBatches(val, 5, AS_STORED, CPU, World(1, 2))
+    training = batches(kept, pad=2, flip=True)
+    tested = TestBatches(val, 5, AS_STORED, CPU, World(1, 2))
     for stored in (kept.stored, val.stored, training.pixels, tested.part.stored):
         assert stored.data_ptr() == pixels.data_ptr()
 
 
 def test_statistics_and_sizes_do_not_depend_on_how_pixels_lie_in_memory() -> None:
     planes = torch.randint(0, 256, (5000, 3, 5, 6), dtype=torch.uint8)
-    one, other = (ImageSet(each, torch.arange(5000)) for each in (planes, planes.contiguous(memory_format=torch.channels_last)))
+    one, other = (
+        ImageSet(each, torch.arange(5000))
+        for each in (planes, planes.contiguous(memory_format=torch.channels_last))
+    )
     assert one.statistics() == other.statistics() == one.subset(torch.randperm(5000)).statistics()
     assert torch.equal(one.resized(9).images, other.resized(9).images)
     mean, std = one.subset(torch.arange(7)).statistics()
     assert mean == pytest.approx((planes[:7] / 255).mean(dim=(0, 2, 3)).tolist())
-    assert std == pytest.approx((planes[:7] / 255).std(dim=(0, 2, 3), unbiased=False).tolist(), rel=1e-5)
+    assert std == pytest.approx(
+        (planes[:7] / 255).std(dim=(0, 2, 3), unbiased=False).tolist(), rel=1e-5
+    )
 
 
 # --- label noise
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.8])
-def test_noise_gives_exactly_that_many_wrong_labels_spread_over_the_other_classes(ratio: float) -> None:
+def test_noise_gives_exactly_that_many_wrong_labels_spread_over_the_other_classes(
+    ratio: float,
+) -> None:
     clean = torch.arange(20_000) % 10
     labels, changed = corrupt(clean, LabelNoise(NoiseKind.uniform, ratio), 10, seed=3)
     assert len(changed) == ratio * 20_000
@@ -396,7 +464,8 @@ def test_noise_gives_exactly_that_many_wrong_labels_spread_over_the_other_classe
     counts = torch.bincount(of_class, minlength=10)
     assert counts[4] == 0
     expected = len(of_class) / 9
-    assert float(((counts[counts > 0] - expected) ** 2 / expected).sum()) < 30  # 8 degrees of freedom
+    # 8 degrees of freedom
+    assert float(((counts[counts > 0] - expected) ** 2 / expected).sum()) < 30
     again, _ = corrupt(clean, LabelNoise(NoiseKind.uniform, ratio), 10, seed=3)
     other, _ = corrupt(clean, LabelNoise(NoiseKind.uniform, ratio), 10, seed=4)
     assert torch.equal(labels, again)

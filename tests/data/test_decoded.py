@@ -1,4 +1,7 @@
-"""Decoded images kept in a file: made once, shared by processes, never taken for others, and no obstacle when damaged."""
+"""Decoded images kept in a file.
+
+Made once, shared by processes, never taken for others, and no obstacle when damaged.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,11 @@ def the_file(cache: Path) -> Path:
 @pytest.mark.parametrize("form", [parquet, folders, cifar])
 @pytest.mark.parametrize("size", [None, 9])
 def test_images_are_decoded_once_and_are_the_same_ever_after(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decodings: list[Data], form: Callable[..., Data], size: int | None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    decodings: list[Data],
+    form: Callable[..., Data],
+    size: int | None,
 ) -> None:
     monkeypatch.setattr("torchvision.datasets.CIFAR10._check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: True)
@@ -106,7 +113,12 @@ def test_images_are_decoded_once_and_are_the_same_ever_after(
 
 def test_a_run_on_kept_images_ends_as_one_that_decodes(tmp_path: Path) -> None:
     parquet(tmp_path / "flowers")
-    overrides = ("data=parquet", f"data.root={tmp_path / 'flowers'}", "data.num_classes=null", "data.train_images=null")
+    overrides = (
+        "data=parquet",
+        f"data.root={tmp_path / 'flowers'}",
+        "data.num_classes=null",
+        "data.train_images=null",
+    )
     sized = (*overrides, "data.test_images=null", "data.image_size=null", "data.pad=2")
     runs = []
     for name, more in (("none", ["data.cache_gib=0"]), ("makes", []), ("finds", [])):
@@ -125,7 +137,9 @@ def replace_pixels(root: Path) -> None:
 
 
 @pytest.mark.parametrize("has_fingerprint", [True, False])
-def test_files_with_other_pixels_are_decoded_anew(tmp_path: Path, decodings: list[Data], has_fingerprint: bool) -> None:
+def test_files_with_other_pixels_are_decoded_anew(
+    tmp_path: Path, decodings: list[Data], has_fingerprint: bool
+) -> None:
     def wanted() -> Data:
         described = folders(tmp_path / "images")
         return described if has_fingerprint else replace(described, fingerprint=None)  # as ImageNet
@@ -140,7 +154,9 @@ def test_files_with_other_pixels_are_decoded_anew(tmp_path: Path, decodings: lis
     assert len(decodings) == 2
 
 
-def test_files_that_changed_since_they_were_planned_are_not_taken_for_those(tmp_path: Path, cache: Path) -> None:
+def test_files_that_changed_since_they_were_planned_are_not_taken_for_those(
+    tmp_path: Path, cache: Path
+) -> None:
     planned = folders(tmp_path / "images")
     replace_pixels(tmp_path / "images")
     decoded.load(planned)
@@ -178,7 +194,9 @@ def other_header(file: Path) -> None:
     file.write_bytes(b"\xff" * 8 + file.read_bytes()[8:])
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, cut, other_header, lambda file: file.write_bytes(b"")])
+@pytest.mark.parametrize(
+    "damage", [flip_a_bit, cut, other_header, lambda file: file.write_bytes(b"")]
+)
 def test_a_damaged_file_is_made_again(
     tmp_path: Path, cache: Path, decodings: list[Data], damage: Callable[[Path], object]
 ) -> None:
@@ -202,20 +220,29 @@ def test_what_is_written_to_the_images_does_not_reach_the_file(tmp_path: Path, c
     assert the_file(cache).read_bytes() == content
 
 
-def test_nothing_is_kept_where_decoding_costs_nothing_or_it_is_switched_off(tmp_path: Path, cache: Path) -> None:
+def test_nothing_is_kept_where_decoding_costs_nothing_or_it_is_switched_off(
+    tmp_path: Path, cache: Path
+) -> None:
     decoded.load(config().data)
     decoded.load(config("data=synthetic").data)
     decoded.load(parquet(tmp_path / "flowers", cache_gib=0.0))
-    streamed = folders(tmp_path / "images", augmentation=Augmentation.resized_crop, resize=6, image_size=4)
+    streamed = folders(
+        tmp_path / "images", augmentation=Augmentation.resized_crop, resize=6, image_size=4
+    )
     decoded.load(streamed)
     assert not cache.exists()
-    with pytest.raises(RequestError, match=r"data\.cache_gib=-1.0 must be a finite number of at least 0"):
+    with pytest.raises(
+        RequestError, match=r"data\.cache_gib=-1.0 must be a finite number of at least 0"
+    ):
         config("data.cache_gib=-1")
 
 
-def test_the_oldest_are_removed_where_all_would_take_too_much(tmp_path: Path, cache: Path, decodings: list[Data]) -> None:
+def test_the_oldest_are_removed_where_all_would_take_too_much(
+    tmp_path: Path, cache: Path, decodings: list[Data]
+) -> None:
     wanted = [
-        parquet(tmp_path / name, image_size=side, cache_gib=7000 / 2**30) for name, side in zip("abc", (8, 9, 10), strict=True)
+        parquet(tmp_path / name, image_size=side, cache_gib=7000 / 2**30)
+        for name, side in zip("abc", (8, 9, 10), strict=True)
     ]
     decoded.load(wanted[0])
     first = the_file(cache)
@@ -260,7 +287,12 @@ def only_readable(folder: Path) -> Iterator[None]:
         finally:
             folder.chmod(0o700)
         return
-    if subprocess.run(["mount", "--bind", str(folder), str(folder)], capture_output=True).returncode != 0:
+    if (
+        subprocess.run(
+            ["mount", "--bind", str(folder), str(folder)], capture_output=True
+        ).returncode
+        != 0
+    ):
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("this root may not mount")
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
@@ -308,14 +340,20 @@ def test_without_locks_images_are_decoded_and_not_kept(
 
 
 @pytest.mark.filterwarnings("ignore:flock not supported")
-def test_where_flock_is_unknown_images_are_the_same(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of filelock's versions the older ones give up, by the test below, and the newer ones lock by a file that is there."""
+def test_where_flock_is_unknown_images_are_the_same(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of filelock's versions the older ones give up, by the test below, and the newer ones lock by
+    a file that is there.
+    """
     monkeypatch.setattr("fcntl.flock", no_locks(errno.ENOSYS))
     wanted = parquet(tmp_path / "flowers")
     fresh = data.registry.source("parquet").load(wanted)
     for _ in range(2):
         assert_same(decoded.load(wanted), fresh)
-    assert not [file for file in cache.iterdir() if file.suffix == ".lock" and file.read_bytes()], "nobody waits for a lock"
+    assert not [file for file in cache.iterdir() if file.suffix == ".lock" and file.read_bytes()], (
+        "nobody waits for a lock"
+    )
 
 
 def test_a_filelock_that_gives_up_is_no_obstacle(
@@ -335,7 +373,11 @@ def test_a_filelock_that_gives_up_is_no_obstacle(
 
 @pytest.mark.parametrize("succeeds", [True, False])
 def test_others_wait_for_the_one_that_decodes(
-    tmp_path: Path, cache: Path, decodings: list[Data], succeeds: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    cache: Path,
+    decodings: list[Data],
+    succeeds: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where it dies without a file, whoever has waited decodes for itself."""
     monkeypatch.setenv("TERM", "xterm")  # a bar is drawn on a terminal that can move its cursor
@@ -385,7 +427,9 @@ sys.stdin.read()
 
 
 @pytest.mark.slow
-def test_processes_that_start_at_the_same_time_decode_once_and_share_the_memory(tmp_path: Path) -> None:
+def test_processes_that_start_at_the_same_time_decode_once_and_share_the_memory(
+    tmp_path: Path,
+) -> None:
     parquet(tmp_path / "flowers", image_size=256)
     write_parquet(tmp_path / "flowers", "train", [300] * 12, [0, 1, 2, 3] * 3)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -1,4 +1,7 @@
-"""One list of the images in a folder, for all commands: links, names, what is hidden, and what is not taken."""
+"""One list of the images in a folder, for all commands.
+
+Links, names, what is hidden, and what is not taken.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,20 @@ def root(tmp_path: Path) -> Path:
     for split in ("train", "val"):
         for number, name in enumerate(("cat", "dog")):
             for image in (1, 2):
-                picture(tmp_path / "pets" / split / name / f"{image}.png", 100 * number + 10 * image)
+                picture(
+                    tmp_path / "pets" / split / name / f"{image}.png", 100 * number + 10 * image
+                )
     return tmp_path / "pets"
 
 
 def settings(root: Path) -> Data:
-    return Data(source="imagefolder", root=str(root), image_size=4, resize=4, augmentation=Augmentation.resized_crop)
+    return Data(
+        source="imagefolder",
+        root=str(root),
+        image_size=4,
+        resize=4,
+        augmentation=Augmentation.resized_crop,
+    )
 
 
 def names(root: Path) -> list[str]:
@@ -67,7 +78,9 @@ def test_links_are_followed_as_torchvision_does(root: Path, tmp_path: Path) -> N
     ]
     assert names(root) == expected
     theirs = ImageFolder(str(root / "train"))
-    assert {str(Path(path).relative_to(root / "train")) for path, _ in theirs.samples} == set(expected)
+    assert {str(Path(path).relative_to(root / "train")) for path, _ in theirs.samples} == set(
+        expected
+    )
     assert counted(root / "train").images == 7
     assert images(settings(root)) == (7, 4)
     assert "7 images" in {each.name: each.found for each in doctor.images(settings(root))}["train"]
@@ -83,7 +96,15 @@ def test_links_that_lead_back_end_and_are_said(root: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["jfif", "gif", "pgm", "PNM", "jpe", "tif", "apng"])
 def test_all_names_that_can_be_read_are_taken(root: Path, suffix: str) -> None:
-    form = {"jfif": "JPEG", "gif": "GIF", "pgm": "PPM", "PNM": "PPM", "jpe": "JPEG", "tif": "TIFF", "apng": "PNG"}[suffix]
+    form = {
+        "jfif": "JPEG",
+        "gif": "GIF",
+        "pgm": "PPM",
+        "PNM": "PPM",
+        "jpe": "JPEG",
+        "tif": "TIFF",
+        "apng": "PNG",
+    }[suffix]
     Image.new("L", (4, 4)).save(root / "train" / "dog" / f"3.{suffix}", form)
     assert names(root)[-1] == f"dog/3.{suffix}"
 
@@ -95,13 +116,16 @@ def test_what_is_not_taken_is_counted_and_named(root: Path) -> None:
     (root / "val" / "dog" / "3.JP2").write_text("")
     assert names(root) == ["cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"]
     assert notes(root) == [
-        f"{root}/train: not taken: 1 .heic (dog/3.heic), 2 .txt (cat/list.txt, ...), 1 beside the classes (read me), "
+        f"{root}/train: not taken: 1 .heic (dog/3.heic), 2 .txt (cat/list.txt, ...), 1 beside "
+        f"the classes (read me), "
         "1 without a suffix (dog/LICENSE)",
         f"{root}/val: not taken: 1 .jp2 (dog/3.JP2)",
     ]
-    assert [(each.level.value, each.found) for each in doctor.images(settings(root)) if each.name == "images"] == [
-        ("yellow", note) for note in notes(root)
-    ]
+    assert [
+        (each.level.value, each.found)
+        for each in doctor.images(settings(root))
+        if each.name == "images"
+    ] == [("yellow", note) for note in notes(root)]
 
 
 def test_hidden_files_and_folders_are_skipped_and_said(root: Path) -> None:
@@ -142,19 +166,28 @@ def test_of_two_test_sets_it_is_said_which_one_is_taken(root: Path) -> None:
     before = data.describe(settings(root))
     picture(root / "test" / "cat" / "1.png")
     assert data.describe(settings(root)) == before
-    assert notes(root) == [f"{root} has the folders val and test: the test set is val, and test is not used"]
+    assert notes(root) == [
+        f"{root} has the folders val and test: the test set is val, and test is not used"
+    ]
 
 
-def test_images_are_counted_again_only_where_a_folder_changed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_counted_again_only_where_a_folder_changed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture(root / "train" / "cat" / "inner" / "3.png")
     (root / "train" / "cat" / "notes.txt").write_text("")
     listings, original = list[Path](), folders.listed
-    monkeypatch.setattr(folders, "listed", lambda folder: listings.append(folder) or original(folder))
+    monkeypatch.setattr(
+        folders, "listed", lambda folder: listings.append(folder) or original(folder)
+    )
     monkeypatch.setattr("dks.data.contents.RECENT", -1.0)
     monkeypatch.setattr("dks.data.contents.Kept._memory", {})
     for _ in range(3):
         found = counted(root / "train")
-        assert (found.images, found.left_out) == (5, f"{root}/train: not taken: 1 .txt (cat/notes.txt)")
+        assert (found.images, found.left_out) == (
+            5,
+            f"{root}/train: not taken: 1 .txt (cat/notes.txt)",
+        )
     assert len(listings) == 1
     picture(root / "train" / "cat" / "inner" / "4.png")
     assert counted(root / "train").images == 6
@@ -176,6 +209,6 @@ def test_the_order_is_that_of_the_paths(root: Path) -> None:
         picture(root / "train" / "cat" / name)
     paths = list(listed(root / "train").images["cat"])
     assert [path.removeprefix(f"{root}/train/cat/") for path in paths] == [
-        *("1.png", "2.png", "a/2.png", "a-b/1.png", "b/1.png", "b.png"),
+        *("1.png", "2.png", "a/2.png", "a-b/1.png", "b/1.png", "b.png")
     ]
     assert paths == [str(path) for path in sorted(map(Path, paths))]

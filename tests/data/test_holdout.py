@@ -1,4 +1,7 @@
-"""Training images that are held out: kept out of training, drawn by the seed, evaluated beside the test set."""
+"""Training images that are held out.
+
+Kept out of training, drawn by the seed, evaluated beside the test set.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ CPU = torch.device("cpu")
 def numbered(count: int) -> ImageSet:
     """Image i has the colour i and the label i."""
     labels = torch.arange(count)
-    return ImageSet(labels[:, None, None, None].expand(-1, 3, 2, 2).to(torch.uint8).contiguous(), labels)
+    return ImageSet(
+        labels[:, None, None, None].expand(-1, 3, 2, 2).to(torch.uint8).contiguous(), labels
+    )
 
 
 def test_both_parts_make_up_the_training_set_and_the_seed_draws_them() -> None:
@@ -37,7 +42,9 @@ def test_both_parts_make_up_the_training_set_and_the_seed_draws_them() -> None:
     assert sorted([*kept.labels.tolist(), *val.labels.tolist()]) == list(range(50))
     for part in (kept, val):
         assert isinstance(part, ImageSet)
-        assert part.images[:, 0, 0, 0].tolist() == part.labels.tolist() == sorted(part.labels.tolist())
+        assert (
+            part.images[:, 0, 0, 0].tolist() == part.labels.tolist() == sorted(part.labels.tolist())
+        )
     _, again = hold_out(numbered(50), 12, seed=3)
     _, other = hold_out(numbered(50), 12, seed=4)
     assert again is not None and other is not None
@@ -64,7 +71,9 @@ def test_image_files_are_divided_as_images_are() -> None:
 
 
 def check_noise_of(settings: Config, held: int, wrong: int) -> None:
-    """So many images are held out with the labels that they have, and of the others exactly so many have a wrong one."""
+    """So many images are held out with the labels that they have, and of the others exactly so many
+    have a wrong one.
+    """
     whole, _ = data.load(settings.data)
     kept, val, _, changed = _data(settings)
     expected_kept, expected_val = hold_out(whole, held, settings.seed)
@@ -80,7 +89,9 @@ def check_noise_of(settings: Config, held: int, wrong: int) -> None:
 def test_held_out_images_have_clean_labels_and_the_ratio_is_exact_for_the_others() -> None:
     noisy = ("noise=uniform", "label_noise.ratio=0.5")
     check_noise_of(config(*TINY, *noisy, "data.holdout=16"), held=16, wrong=24)
-    check_noise_of(config(*TINY, *noisy, "data.holdout=1", "label_noise.ratio=0.8", "seed=3"), held=1, wrong=50)
+    check_noise_of(
+        config(*TINY, *noisy, "data.holdout=1", "label_noise.ratio=0.8", "seed=3"), held=1, wrong=50
+    )
     plain, none, _, changed = _data(config(*TINY, *noisy))
     clean, _ = data.load(config(*TINY).data)
     assert none is None
@@ -95,7 +106,9 @@ def test_the_test_set_stays_and_no_held_out_image_is_trained_on(tmp_path: Path) 
     assert [entry.step for entry in entries] == [4, 8], "40 of 64 images are trained on"
     names = {name.removeprefix("test/") for name in entries[0].metrics if name.startswith("test/")}
     assert {"loss", "top1_error", "top5_error", "top1_error_c2"} <= names
-    assert names == {name.removeprefix("val/") for name in entries[0].metrics if name.startswith("val/")}
+    assert names == {
+        name.removeprefix("val/") for name in entries[0].metrics if name.startswith("val/")
+    }
     record = folder.read_record()
     assert record is not None
     assert record.final == {"epoch": 2, **entries[1].metrics}
@@ -108,7 +121,9 @@ def test_the_test_set_stays_and_no_held_out_image_is_trained_on(tmp_path: Path) 
     for name, images in (("val", val), ("test", test)):
         batches = evaluation_batches(settings, images, normalise, CPU)
         found = evaluate(network, batches, CPU, prefix=name)
-        assert found == {key: value for key, value in record.final.items() if key.startswith(f"{name}/")}
+        assert found == {
+            key: value for key, value in record.final.items() if key.startswith(f"{name}/")
+        }
 
 
 def test_a_run_without_held_out_images_has_no_validation_metrics(tmp_path: Path) -> None:
@@ -139,7 +154,11 @@ def test_the_images_are_loaded_once_for_both() -> None:
 
 
 def test_files_that_are_held_out_are_tested_as_test_images_are(tmp_path: Path) -> None:
-    """Streamed: the held-out files are decoded by the test protocol, without augmentation, and keep their labels."""
+    """Streamed.
+
+    The held-out files are decoded by the test protocol, without augmentation, and keep their
+    labels.
+    """
     from PIL import Image
 
     for split, count in (("train", 10), ("val", 4)):

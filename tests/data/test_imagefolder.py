@@ -1,4 +1,7 @@
-"""Folders of images: ImageNet's layout, the paper's and torchvision's transforms, several decoding processes."""
+"""Folders of images.
+
+ImageNet's layout, the paper's and torchvision's transforms, several decoding processes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,13 @@ from dks.config.schema import Augmentation, Config, Data
 from dks.data.batches import Normalise
 from dks.data.images import ImageFiles, ImageSet
 from dks.data.sizes import images
-from dks.data.streaming import StreamedTest, StreamedTraining, _named, evaluation_transform, training_transform
+from dks.data.streaming import (
+    StreamedTest,
+    StreamedTraining,
+    _named,
+    evaluation_transform,
+    training_transform,
+)
 from dks.training.resolver import Resolver
 from dks.training.run import Outcome, run_cell
 from tests.conftest import ROOT, composed, config, queued, start
@@ -32,7 +41,9 @@ CPU = torch.device("cpu")
 AS_STORED = Normalise([0.0] * 3, [1 / 255] * 3, CPU)
 
 
-def write_images(root: Path, count: int = 6, size: tuple[int, int] = (40, 30), seed: int = 0) -> Path:
+def write_images(
+    root: Path, count: int = 6, size: tuple[int, int] = (40, 30), seed: int = 0
+) -> Path:
     """JPEGs of three classes, each with a colour of its own."""
     rng = np.random.default_rng(seed)
     for split, number in (("train", count), ("val", count // 2)):
@@ -85,7 +96,9 @@ def test_small_images_can_be_kept_in_memory(root: Path) -> None:
 
 
 @pytest.mark.parametrize("augmentation", ["squash_crop", "inception"])
-def test_the_papers_test_protocol_squashes_and_cuts_out_the_centre(root: Path, augmentation: str) -> None:
+def test_the_papers_test_protocol_squashes_and_cuts_out_the_centre(
+    root: Path, augmentation: str
+) -> None:
     with Image.open(root / "val" / "ant" / "0.JPEG") as image:
         ours = evaluation_transform(settings(root, augmentation))(image)
         squashed = np.asarray(image.resize((20, 20), Image.Resampling.BICUBIC))
@@ -93,35 +106,55 @@ def test_the_papers_test_protocol_squashes_and_cuts_out_the_centre(root: Path, a
 
 
 def test_torchvisions_test_protocol_keeps_the_proportions(root: Path) -> None:
-    reference = transforms.Compose([transforms.Resize(20), transforms.CenterCrop(16), transforms.PILToTensor()])
+    reference = transforms.Compose(
+        [transforms.Resize(20), transforms.CenterCrop(16), transforms.PILToTensor()]
+    )
     with Image.open(root / "val" / "ant" / "0.JPEG") as image:
-        assert torch.equal(evaluation_transform(settings(root, "resized_crop"))(image), reference(image))
+        assert torch.equal(
+            evaluation_transform(settings(root, "resized_crop"))(image), reference(image)
+        )
 
 
-def test_training_crops_are_windows_of_the_squashed_image_mirrored_half_of_the_time(root: Path) -> None:
+def test_training_crops_are_windows_of_the_squashed_image_mirrored_half_of_the_time(
+    root: Path,
+) -> None:
     with Image.open(root / "train" / "bee" / "0.JPEG") as image:
-        squashed = torch.from_numpy(np.array(image.resize((20, 20), Image.Resampling.BICUBIC))).permute(2, 0, 1)
-        windows = squashed.unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4).reshape(25, 3, 16, 16)
+        squashed = torch.from_numpy(
+            np.array(image.resize((20, 20), Image.Resampling.BICUBIC))
+        ).permute(2, 0, 1)
+        windows = (
+            squashed.unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4).reshape(25, 3, 16, 16)
+        )
         places = {window.numpy().tobytes(): (i, False) for i, window in enumerate(windows)}
-        places |= {window.flip(2).contiguous().numpy().tobytes(): (i, True) for i, window in enumerate(windows)}
+        places |= {
+            window.flip(2).contiguous().numpy().tobytes(): (i, True)
+            for i, window in enumerate(windows)
+        }
         torch.manual_seed(0)
         transform = training_transform(settings(root))
         found = [places[transform(image).contiguous().numpy().tobytes()] for _ in range(2000)]
     counts = [sum(place == i for place, _ in found) for i in range(25)]
-    assert sum((count - 80) ** 2 / 80 for count in counts) < 52  # chi-squared, 24 degrees of freedom, p = 0.001
+    # chi-squared, 24 degrees of freedom, p = 0.001
+    assert sum((count - 80) ** 2 / 80 for count in counts) < 52
     assert 900 < sum(mirrored for _, mirrored in found) < 1100
 
 
 def test_the_stronger_augmentation_also_varies_colours(root: Path) -> None:
     with Image.open(root / "train" / "ant" / "0.JPEG") as image:
         uniform = Image.new("RGB", image.size, (200, 100, 50))
-    plain, strong = (training_transform(settings(root, name)) for name in ("resized_crop", "inception"))
-    assert {tuple(plain(uniform).flatten(1).unique(dim=1).flatten().tolist()) for _ in range(10)} == {(200, 100, 50)}
+    plain, strong = (
+        training_transform(settings(root, name)) for name in ("resized_crop", "inception")
+    )
+    assert {
+        tuple(plain(uniform).flatten(1).unique(dim=1).flatten().tolist()) for _ in range(10)
+    } == {(200, 100, 50)}
     assert len({tuple(strong(uniform)[:, 0, 0].tolist()) for _ in range(10)}) > 5
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_batch_is_a_function_of_seed_epoch_and_step_whoever_decodes_it(root: Path, workers: int) -> None:
+def test_a_batch_is_a_function_of_seed_epoch_and_step_whoever_decodes_it(
+    root: Path, workers: int
+) -> None:
     train, test = data.load(data.describe(settings(root)))
     assert isinstance(train, ImageFiles)
     assert isinstance(test, ImageFiles)
@@ -133,9 +166,13 @@ def test_a_batch_is_a_function_of_seed_epoch_and_step_whoever_decodes_it(root: P
     for epoch in (1, 2):
         pairs = list(zip(alone.epoch(epoch), several.epoch(epoch), strict=True))
         assert [len(a.labels) for a, _ in pairs] == [8, 8, 2]
-        assert all(torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in pairs)
+        assert all(
+            torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in pairs
+        )
         assert torch.cat([a.labels for a, _ in pairs]).bincount().tolist() == [6, 6, 6]
-    first, second, other = (next(iter(batches(seed, 0).epoch(epoch))).images for seed, epoch in ((1, 1), (1, 2), (2, 1)))
+    first, second, other = (
+        next(iter(batches(seed, 0).epoch(epoch))).images for seed, epoch in ((1, 1), (1, 2), (2, 1))
+    )
     assert not torch.equal(first, second)
     assert not torch.equal(first, other)
     tested = StreamedTest(test, 4, settings(root, workers=workers), AS_STORED, CPU)
@@ -169,21 +206,41 @@ def test_no_process_that_decodes_outlives_a_run(root: Path, tmp_path: Path, how:
     damaged, last = how == "an image is damaged", root / "train" / "cat" / "5.JPEG"
     if damaged:
         last.write_bytes(last.read_bytes()[:100])
-    options = ("data.resize=20", "data.image_size=16", "data.workers=2", "recipe.batch_size=6", "tracking=off", "threads=1")
-    process = start([str(ROOT / "train.py"), "data=imagefolder", f"data.root={root}", *options, "recipe.epochs=5000"], tmp_path)
+    options = (
+        "data.resize=20",
+        "data.image_size=16",
+        "data.workers=2",
+        "recipe.batch_size=6",
+        "tracking=off",
+        "threads=1",
+    )
+    process = start(
+        [
+            str(ROOT / "train.py"),
+            "data=imagefolder",
+            f"data.root={root}",
+            *options,
+            "recipe.epochs=5000",
+        ],
+        tmp_path,
+    )
     seen = set[psutil.Process]()
     until = time.monotonic() + 200
     while process.poll() is None:
         assert time.monotonic() < until
         with suppress(psutil.NoSuchProcess):
             seen |= set(psutil.Process(process.pid).children(recursive=True))
-        if not damaged and any(path.stat().st_size for path in tmp_path.glob("runs/*/metrics.jsonl")):
+        if not damaged and any(
+            path.stat().st_size for path in tmp_path.glob("runs/*/metrics.jsonl")
+        ):
             process.kill()
         time.sleep(0.1)
     _, err = process.communicate(timeout=30)  # which whoever lives on would have open
     assert process.returncode == (1 if damaged else -signal.SIGKILL), err
     assert not damaged or "5.JPEG: the image cannot be decoded" in err
-    assert len(seen) >= 4, "what forks, and two that decode for the training; one that is Python's own"
+    assert len(seen) >= 4, (
+        "what forks, and two that decode for the training; one that is Python's own"
+    )
     _, alive = psutil.wait_procs(seen, timeout=30)
     assert not alive
 
@@ -240,7 +297,10 @@ def test_an_image_that_does_not_decode_fails_the_run_with_its_name(root: Path) -
 
 
 def test_what_a_worker_process_says_is_one_line() -> None:
-    said = "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  File x\nValueError: a.png: (truncated)\n"
+    said = (
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  File "
+        "x\nValueError: a.png: (truncated)\n"
+    )
 
     def failing(number: int) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError(said)
@@ -290,7 +350,12 @@ def test_imagenet_is_known_by_its_numbers_and_another_folder_is_a_set_of_its_own
     own = here()
     assert (own.data.name, own.data.source, images(own.data)) == ("insects", "imagefolder", (17, 9))
     assert cell_id(own) != cell_id(planned)
-    folder = ("data=imagefolder", f"data.root={root}", "data.augmentation=squash_crop", "data.num_classes=1000")
+    folder = (
+        "data=imagefolder",
+        f"data.root={root}",
+        "data.augmentation=squash_crop",
+        "data.num_classes=1000",
+    )
     assert cell_id(own) == cell_id(config(*folder, "backbone=resnet18")), "by whatever name it goes"
     with pytest.raises(RequestError, match="are not those that the run was planned with"):
         data.require(dataclasses.replace(planned.data, root=str(root)))
@@ -300,11 +365,19 @@ def test_imagenet_is_known_by_its_numbers_and_another_folder_is_a_set_of_its_own
     assert resolver.notes == [f"{root} is not ImageNet but a set of its own: {numbers}"]
     named = root.rename(root.parent / "imagenet")
     for source in ("imagenet", "imagefolder"):
-        assert data.describe(dataclasses.replace(settings(named), source=source)).name == "imagenet-17"
+        assert (
+            data.describe(dataclasses.replace(settings(named), source=source)).name == "imagenet-17"
+        )
 
 
 def test_other_images_are_another_cell_and_another_place_is_not(tmp_path: Path) -> None:
     def cell(name: str, seed: int) -> str:
-        return cell_id(config("data=imagefolder", f"data.root={write_images(tmp_path / name, seed=seed)}", "data.name=x"))
+        return cell_id(
+            config(
+                "data=imagefolder",
+                f"data.root={write_images(tmp_path / name, seed=seed)}",
+                "data.name=x",
+            )
+        )
 
     assert cell("one", 0) == cell("elsewhere", 0) != cell("other", 1)

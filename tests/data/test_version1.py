@@ -13,7 +13,8 @@ from PIL import Image
 from dks.config.schema import Data
 from dks.data.version1 import old_fingerprint
 
-# Two images of one pixel and their labels, of which Parquet files by other versions of pyarrow would have other footers.
+# Two images of one pixel and their labels, of which Parquet files by other versions of pyarrow
+# would have other footers.
 FILE = (
     b"c-qC2!AiqG5I`qkT~Y`_54&U`hg=dOq{Rx!q2!`xh2q)Ewgg*fZA_x#UHlXe9{dXb!5{G8XE?jtn1Wuc2bY;-GP7@Xc7{xj&qoZ{"
     b"gN>3ff+l6u&mbP3oQ=V(3^hizzSPrxg8I5|v|By!c4h(keSFwzgRN5Rp6D-h53mm|bGI5o+OjP4BrNGdo?~q=&uJ5Ih=1^QcWYzN"

@@ -1,4 +1,7 @@
-"""The hash of the code that numbers depend on: what changes it and what does not, and which codes count as one."""
+"""The hash of the code that numbers depend on.
+
+What changes it and what does not, and which codes count as one.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,9 @@ with (a as b, c): del q[1:2, ...]
 lambda: (yield)
 z = ["", b"\\x00", 1j, ..., None, True, {*s}, not a, a if b else c, [i for i in j if k async for l in m]]
 global_ = 10**40
-'''
-HASH = "ef0ba5fab7b7cd8e3d02a0ac8b0def766374091dd98d4a0464244a4bc52499bf"  # computed with Python 3.11.2, 3.12.1 and 3.13.0
+'''  # noqa: E501
+# computed with Python 3.11.2, 3.12.1 and 3.13.0
+HASH = "ef0ba5fab7b7cd8e3d02a0ac8b0def766374091dd98d4a0464244a4bc52499bf"
 
 
 def forget() -> None:
@@ -81,7 +85,10 @@ def test_formatting_comments_and_docstrings_are_no_other_code(package: Path) -> 
     file.write_text('"""What it is."""\n\n\ndef f(x):\n    """Twice."""\n    return 2 * x + 1_0\n')
     before = now()
     assert re.fullmatch("[0-9a-f]{64}", before)
-    file.write_text("# of another author\n'''Another text.'''\ndef f( x ):\n  'Twice, and more.'\n  return (2*x) + 10 # ten\n")
+    file.write_text(
+        "# of another author\n'''Another text.'''\ndef f( x ):\n  'Twice, and more.'\n  return "
+        "(2*x) + 10 # ten\n"
+    )
     assert now() == before
     file.write_text('"""What it is."""\n\n\ndef f(x):\n    """Twice."""\n    return 2 * x + 11\n')
     assert now() != before
@@ -89,7 +96,13 @@ def test_formatting_comments_and_docstrings_are_no_other_code(package: Path) -> 
 
 def test_every_module_of_the_packages_counts_and_no_other(package: Path) -> None:
     seen = [now()]
-    for name in ("models/new.py", "training/parts/deeper.py", "data/__init__.py", "extend.py", "machine/world.py"):
+    for name in (
+        "models/new.py",
+        "training/parts/deeper.py",
+        "data/__init__.py",
+        "extend.py",
+        "machine/world.py",
+    ):
         (package / name).parent.mkdir(exist_ok=True)
         (package / name).write_text("value = 'another'\n")
         seen.append(now())
@@ -104,7 +117,10 @@ def test_every_module_of_the_packages_counts_and_no_other(package: Path) -> None
 
 
 def test_what_computes_imports_nothing_of_ours_that_may_compute_and_does_not_count() -> None:
-    """A package that comes to compute must be named in `SOURCES`; these describe, record, look at machines, show or refuse."""
+    """A package that comes to compute must be named in `SOURCES`.
+
+    These describe, record, look at machines, show or refuse.
+    """
     silent = ("config", "machine", "runs", "tracking")
     counted = {name.removesuffix(".py").replace("/", ".") for name in code.SOURCES}
     for name in code.SOURCES:
@@ -113,7 +129,11 @@ def test_what_computes_imports_nothing_of_ours_that_may_compute_and_does_not_cou
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dks"):
                     names = [f"{node.module}.{each.name}".split(".", 1)[1] for each in node.names]
-                    others = [each for each in names if not each.startswith((*counted, *silent)) and each != "__version__"]
+                    others = [
+                        each
+                        for each in names
+                        if not each.startswith((*counted, *silent)) and each != "__version__"
+                    ]
                     assert others == [], f"{path} imports {others}"
 
 
@@ -144,7 +164,9 @@ def test_what_means_something_else_is_another_text(one: str, other: str) -> None
     assert text_of(one) != text_of(other)
 
 
-def test_codes_that_were_proven_equal_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_that_were_proven_equal_are_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b, c, extra = ("a" * 64, "b" * 64, "c" * 64, "e" * 64)
     file = tmp_path / "equal_code.txt"
     file.write_text(f"# moved into a package\n{a} {b}  # proven by hand\n\n")
@@ -172,7 +194,9 @@ NET = """
 """
 
 
-def test_an_extension_and_what_it_imports_from_beside_it_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extension_and_what_it_imports_from_beside_it_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("one", "other"):
         folder = tmp_path / name
         folder.mkdir()
@@ -201,7 +225,9 @@ def test_an_extension_and_what_it_imports_from_beside_it_count(tmp_path: Path, m
     assert len(seen) == 3
 
 
-def test_all_modules_of_a_package_of_extensions_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_modules_of_a_package_of_extensions_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "site" / "mynets"
     package.mkdir(parents=True)
     for name in ("__init__.py", "net.py", "parts.py"):
@@ -209,11 +235,17 @@ def test_all_modules_of_a_package_of_extensions_count(tmp_path: Path, monkeypatc
     information = tmp_path / "site" / "mynets-1.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: mynets\nVersion: 1\n")
-    (information / "entry_points.txt").write_text("[dks.extensions]\nbackbone.theirs = mynets.net\n")
+    (information / "entry_points.txt").write_text(
+        "[dks.extensions]\nbackbone.theirs = mynets.net\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.setenv(VARIABLE, f"{os.pathsep}")  # a catalogue of its own
     before = now(("backbone", "theirs"))
-    assert list(code.extension_files([("backbone", "theirs")])) == ["mynets/__init__.py", "mynets/net.py", "mynets/parts.py"]
+    assert list(code.extension_files([("backbone", "theirs")])) == [
+        "mynets/__init__.py",
+        "mynets/net.py",
+        "mynets/parts.py",
+    ]
     (package / "parts.py").write_text("a = 2\n")
     assert now(("backbone", "theirs")) != before
     assert now(("backbone", "gone")) not in (before, now()), "one that is missing is not today's"

@@ -1,4 +1,7 @@
-"""The code by its commit: what is kept of what was not committed, what a wheel knows, and which copy of the code runs."""
+"""The code by its commit.
+
+What is kept of what was not committed, what a wheel knows, and which copy of the code runs.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,16 @@ print(json.dumps([code.current(mynet), commit.git_commit(), commit.code_diff(fil
 
 
 def git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), "-c", "user.name=Me", "-c", "user.email=me@example.org", *arguments]
+    command = [
+        "git",
+        "-C",
+        str(folder),
+        "-c",
+        "user.name=Me",
+        "-c",
+        "user.email=me@example.org",
+        *arguments,
+    ]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -90,7 +102,10 @@ def test_what_was_not_committed_is_kept_beside_the_run(module: Path, tmp_path: P
     assert not folder.diff_file.exists(), "it belongs to the newest attempt"
     record = folder.read_record()
     assert record is not None
-    assert [str(attempt.git_commit).endswith("-dirty") for attempt in record.attempts] == [True, False]
+    assert [str(attempt.git_commit).endswith("-dirty") for attempt in record.attempts] == [
+        True,
+        False,
+    ]
 
 
 def test_a_diff_that_is_too_long_is_cut_and_says_so(module: Path) -> None:
@@ -120,37 +135,59 @@ def test_no_password_is_in_a_diff_or_in_what_is_sent_of_it(
     lines += [f'token = "{value}"' for value in hidden.values()]
     lines += [f"https://host/?token={quote(value, safe='')}" for value in hidden.values()]
     module.write_text("\n".join([*lines, "a = 2"]))
-    module.with_name("new.py").write_text(f'"""http://me:{in_uris[3]}@host"""\ntoken = "{hidden["PGPASSWORD"]}"\n')
+    module.with_name("new.py").write_text(
+        f'"""http://me:{in_uris[3]}@host"""\ntoken = "{hidden["PGPASSWORD"]}"\n'
+    )
     folder = queued(tmp_path)
-    monkeypatch.setattr("dks.runs.terminal.RunView.stepped", raise_at(1, RuntimeError(f"{hidden['PGPASSWORD']} is wrong")))
+    monkeypatch.setattr(
+        "dks.runs.terminal.RunView.stepped",
+        raise_at(1, RuntimeError(f"{hidden['PGPASSWORD']} is wrong")),
+    )
     run_cells([folder.path])
     with folder.log_file.open("a") as log:  # as a library would that prints
-        log.write(f"connected to http://me:{in_uris[0]}@host with {hidden['MLFLOW_TRACKING_TOKEN']}\n")
+        log.write(
+            f"connected to http://me:{in_uris[0]}@host with {hidden['MLFLOW_TRACKING_TOKEN']}\n"
+        )
     assert module.read_text().count("postgresql") == 1, "the code itself is left alone"
     kept = folder.diff_file.read_text()
     assert 'uri = "postgresql://u@host/db"' in kept and 'token = "..."' in kept and "+a = 2" in kept
     assert '+"""http://me@host"""\n+token = "..."\n' in kept, "in a new file as well"
     record = folder.read_record()
-    assert record is not None and record.error is not None and record.error["message"] == "... is wrong"
+    assert (
+        record is not None
+        and record.error is not None
+        and record.error["message"] == "... is wrong"
+    )
     sent = tmp_path / "sent"
     sent.mkdir()
     lay_out(folder, sent)
     assert "connected to http://me@host with ..." in (sent / "run.log").read_text()
     assert (sent / "record.json").read_text() == folder.record_file.read_text()
-    texts = [path.read_text() for path in (*folder.path.glob("[!r]*.*"), folder.record_file, *sent.iterdir())]
+    texts = [
+        path.read_text()
+        for path in (*folder.path.glob("[!r]*.*"), folder.record_file, *sent.iterdir())
+    ]
     assert len(texts) > 8
-    for secret in (*in_uris, *hidden.values(), *(quote(value, safe="") for value in hidden.values())):
+    for secret in (
+        *in_uris,
+        *hidden.values(),
+        *(quote(value, safe="") for value in hidden.values()),
+    ):
         assert not any(secret in text for text in texts)
 
 
-def test_a_diff_is_cut_after_its_passwords_are_out(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diff_is_cut_after_its_passwords_are_out(
+    module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     secret = secrets.token_hex(500)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", secret)
     module.write_text(f"{secret}\n" * 3000)
     assert secret[:40] not in diff() and diff().count("+...\n") == 3000
     started = time.monotonic()
     without_password('{"a":"http://h:80/"},' * 50_000)
-    assert time.monotonic() - started < 10, "one long line of many addresses, as minified files have"
+    assert time.monotonic() - started < 10, (
+        "one long line of many addresses, as minified files have"
+    )
 
 
 # --- new files
@@ -162,13 +199,16 @@ def test_new_files_of_the_code_are_kept_and_make_it_dirty(module: Path) -> None:
     (root / ".git" / "info" / "exclude").write_text("*.tmp\n")
     (root / "notes.py").write_text("a = 1\n")
     module.with_name("ignored.tmp").write_text("a = 1\n")
-    assert diff() == "" and not str(commit.git_commit()).endswith("-dirty"), "what is not of the code"
+    assert diff() == "" and not str(commit.git_commit()).endswith("-dirty"), (
+        "what is not of the code"
+    )
     (root / "conf" / "backbone").mkdir(parents=True)
     (root / "conf" / "backbone" / "my net.yaml").write_text("depth: 1\nwidth: 2")
     module.with_name("picture.png").write_bytes(b"\x89PNG\0")
     assert diff() == (
         "diff --git a/conf/backbone/my net.yaml b/conf/backbone/my net.yaml\nnew file mode 100644\n"
-        "--- /dev/null\n+++ b/conf/backbone/my net.yaml\n@@ -0,0 +1,2 @@\n+depth: 1\n+width: 2\n\\ No newline at end of file\n"
+        "--- /dev/null\n+++ b/conf/backbone/my net.yaml\n@@ -0,0 +1,2 @@\n+depth: 1\n+width: "
+        "2\n\\ No newline at end of file\n"
         "# left out: 'dks/picture.png' of 5 bytes\n"
     )
     forget()
@@ -179,7 +219,9 @@ def test_new_files_of_the_code_are_kept_and_make_it_dirty(module: Path) -> None:
 
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_run_can_be_rebuilt_from_its_commit_and_its_diff(inside: bool, tmp_path: Path) -> None:
-    """With a changed module, new ones, an empty one, and an extension that lies in the repository or elsewhere."""
+    """With a changed module, new ones, an empty one, and an extension that lies in the repository
+    or elsewhere.
+    """
     project, again = tmp_path / "project", tmp_path / "again"
     shutil.copytree(ROOT / "dks", project / "dks", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / ".gitignore", project)
@@ -211,12 +253,16 @@ def told(project: Path, extension: Path) -> tuple[str, str, str | None]:
     """Code, commit and diff of a copy of the project, with a file of extensions."""
     command = [sys.executable, "-P", "-c", TOLD, str(project)]
     environment = {VARIABLE: str(extension), "PATH": "/usr/local/bin:/usr/bin:/bin"}
-    out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True
+    ).stdout
     found: tuple[str, str, str | None] = json.loads(out)
     return found
 
 
-def test_an_extension_that_is_installed_or_committed_is_not_kept(module: Path, tmp_path: Path) -> None:
+def test_an_extension_that_is_installed_or_committed_is_not_kept(
+    module: Path, tmp_path: Path
+) -> None:
     installed = tmp_path / "site-packages" / "theirs.py"
     installed.parent.mkdir()
     installed.write_text("a = 1\n")
@@ -230,7 +276,9 @@ def test_an_extension_that_is_installed_or_committed_is_not_kept(module: Path, t
 
 
 def test_another_copy_in_the_current_folder_is_told_in_one_line(
-    run_here: Callable[..., tuple[int, str, str]], in_folder: Path, capsys: pytest.CaptureFixture[str]
+    run_here: Callable[..., tuple[int, str, str]],
+    in_folder: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     copy = in_folder / "dks"
     copy.mkdir()
@@ -240,12 +288,17 @@ def test_another_copy_in_the_current_folder_is_told_in_one_line(
     status, _, err = run_here("recipe.lr=-1")
     warning, error = err.splitlines()
     assert status == 2 and error.startswith("error: recipe.lr=-1")
-    assert warning.startswith(f"warning: the code that runs is that of {ROOT}, not that of this folder, which is another copy")
+    assert warning.startswith(
+        f"warning: the code that runs is that of {ROOT}, not that of this folder, which is "
+        f"another copy"
+    )
     assert list(commit.other_copies(ROOT)) == []
     for command, told in ((["table", "nope"], [warning]), (["completion", "bash"], [])):
         with pytest.raises(SystemExit):
             main(command)
-        assert [line for line in capsys.readouterr().err.splitlines() if not line.startswith("error")] == told
+        assert [
+            line for line in capsys.readouterr().err.splitlines() if not line.startswith("error")
+        ] == told
 
 
 def test_a_clone_whose_script_runs_while_another_copy_is_installed_is_told(
@@ -256,7 +309,9 @@ def test_a_clone_whose_script_runs_while_another_copy_is_installed_is_told(
     (installed / "dks" / "__init__.py").touch()
     monkeypatch.setattr(sys, "path", [str(ROOT), str(installed), *sys.path[1:]])
     (line,) = commit.other_copies(tmp_path)
-    assert line.startswith(f"the code that runs is that of {ROOT}, while the command dks runs that of {installed}; ")
+    assert line.startswith(
+        f"the code that runs is that of {ROOT}, while the command dks runs that of {installed}; "
+    )
     monkeypatch.setattr(sys, "path", [str(ROOT), str(ROOT), str(installed)])
     assert list(commit.other_copies(tmp_path)) == [], "it is the one that is installed"
     monkeypatch.setattr(sys, "path", ["/usr/local/bin", str(installed)])
@@ -266,7 +321,9 @@ def test_a_clone_whose_script_runs_while_another_copy_is_installed_is_told(
 # --- a wheel
 
 
-def test_the_commit_of_a_wheel_is_that_of_its_repository(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_of_a_wheel_is_that_of_its_repository(
+    module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     from hatch_build import _commit
 

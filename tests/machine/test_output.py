@@ -1,4 +1,7 @@
-"""Standard output and standard error that cannot be written any more: commands go on, and say at the end what was lost."""
+"""Standard output and standard error that cannot be written any more.
+
+Commands go on, and say at the end what was lost.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,18 @@ def shell(line: str, folder: Path) -> tuple[int, str, str]:
     """A line of bash, in which `dks` is the command: exit status, output, errors."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     line = f'set -o pipefail; dks() {{ {sys.executable} -m dks "$@"; }}; {line}'
-    done = subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True
+    )
     return done.returncode, done.stdout, done.stderr
 
 
 def records(folder: Path) -> list[tuple[Status, str | None]]:
     """How the runs of a folder ended, and the message of their error."""
     found = [RunFolder(path).read_record() for path in (folder / "runs").iterdir()]
-    return [(each.status, each.error and each.error["message"]) for each in found if each is not None]
+    return [
+        (each.status, each.error and each.error["message"]) for each in found if each is not None
+    ]
 
 
 # --- what cannot be written is lost
@@ -78,13 +85,19 @@ NO_ROOM = "error: standard output cannot be written: No space left on device\n"
     [
         ("dks completion bash > /dev/full", 1, NO_ROOM),
         ("dks --version > /dev/full", 1, NO_ROOM),
-        ("dks table yours > /dev/full", 2, "error: no sweep 'yours' in results; there are none yet\n"),
+        (
+            "dks table yours > /dev/full",
+            2,
+            "error: no sweep 'yours' in results; there are none yet\n",
+        ),
         ("dks table yours 2> /dev/full", 2, ""),
         ("dks completion bash >&- <&- 2>&-", 0, ""),
         ("dks completion bash | head -1 > /dev/null", 0, ""),
     ],
 )
-def test_what_could_not_be_printed_is_said_without_a_traceback(line: str, status: int, said: str, tmp_path: Path) -> None:
+def test_what_could_not_be_printed_is_said_without_a_traceback(
+    line: str, status: int, said: str, tmp_path: Path
+) -> None:
     assert shell(line, tmp_path) == (status, "", said)
 
 
@@ -103,10 +116,20 @@ def test_runs_go_on_when_nobody_reads_what_they_print(where: str, tmp_path: Path
 @pytest.mark.slow
 def test_a_job_whose_log_is_on_a_full_disk_runs_its_cells(tmp_path: Path) -> None:
     cells = [queued(tmp_path, f"seed={seed}", "recipe.epochs=1") for seed in (1, 2)]
-    code = f"from dks.sweeps.launchers.slurm import Cells; Cells({[str(each.path) for each in cells]!r})()"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7"}
+    code = (
+        f"from dks.sweeps.launchers.slurm import Cells; "
+        f"Cells({[str(each.path) for each in cells]!r})()"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SLURM_JOB_ID": "7",
+    }
     with Path("/dev/full").open("w") as full:
-        job = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, stdout=full, stderr=full)
+        job = subprocess.run(
+            [sys.executable, "-c", code], env=environment, cwd=tmp_path, stdout=full, stderr=full
+        )
     assert job.returncode == 0
     assert records(tmp_path) == [(Status.done, None)] * 2
 
@@ -124,7 +147,13 @@ def on_terminal(folder: Path, command: str, *, closed_when: Callable[[], bool]) 
 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
     process = subprocess.Popen(
-        ["bash", "-c", command], cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=log_in
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        preexec_fn=log_in,
     )
     os.close(theirs)
     os.set_blocking(ours, False)
@@ -149,7 +178,9 @@ LONG = f"{sys.executable} {ROOT}/{' '.join(SWEEP)} data.train_images=640 recipe.
 @pytest.mark.slow
 def test_runs_outlive_a_terminal_that_is_gone(tmp_path: Path) -> None:
     """As after `nohup` or `disown`: no signal comes, and nothing can be printed."""
-    status = on_terminal(tmp_path, f"trap '' HUP; exec {LONG}4", closed_when=lambda: trained(tmp_path))
+    status = on_terminal(
+        tmp_path, f"trap '' HUP; exec {LONG}4", closed_when=lambda: trained(tmp_path)
+    )
     assert status == 0
     assert records(tmp_path) == [(Status.done, None)] * 2
     assert {path.name for path in (tmp_path / "results" / "mine").iterdir()} >= TABLE
@@ -162,4 +193,6 @@ def test_runs_are_saved_when_their_terminal_is_closed(tmp_path: Path) -> None:
     status = on_terminal(tmp_path, f"exec {LONG}100000", closed_when=lambda: trained(tmp_path))
     assert status == 130
     assert records(tmp_path) == [(Status.killed, "SIGHUP")] * 2
-    assert [path.name for path in tmp_path.glob("runs/*/checkpoints/*") if path.name == "last.pt"] == ["last.pt"] * 2
+    assert [
+        path.name for path in tmp_path.glob("runs/*/checkpoints/*") if path.name == "last.pt"
+    ] == ["last.pt"] * 2

@@ -29,12 +29,16 @@ def resnet() -> nn.Module:
 
 
 def attached(module: nn.Module | None = None) -> SupervisedNetwork:
-    return dks.attach(module or resnet(), {"c2": "layer3", "c3": "layer2"}, example=torch.zeros(1, 3, 32, 32))
+    return dks.attach(
+        module or resnet(), {"c2": "layer3", "c3": "layer2"}, example=torch.zeros(1, 3, 32, 32)
+    )
 
 
 def batch(side: int = 32) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(4, 3, side, side, generator=generator), torch.randint(0, 10, (4,), generator=generator)
+    return torch.randn(4, 3, side, side, generator=generator), torch.randint(
+        0, 10, (4,), generator=generator
+    )
 
 
 def step(net: Callable[[Tensor], dict[str, Tensor]]) -> Tensor:
@@ -48,7 +52,9 @@ def step(net: Callable[[Tensor], dict[str, Tensor]]) -> Tensor:
 def size_before_pooling(branch: nn.Module) -> list[tuple[int, ...]]:
     """Filled when the branch runs."""
     sizes: list[tuple[int, ...]] = []
-    branch.get_submodule("head.pool").register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[-2:])))
+    branch.get_submodule("head.pool").register_forward_pre_hook(
+        lambda _, inputs: sizes.append(tuple(inputs[0].shape[-2:]))
+    )
     return sizes
 
 
@@ -64,25 +70,37 @@ NETWORKS = (
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 32), (96, 64), (65, 97)])
-@pytest.mark.parametrize(("build", "taps", "last"), NETWORKS, ids=[build.__name__ for build, _, _ in NETWORKS])
+@pytest.mark.parametrize(
+    ("build", "taps", "last"), NETWORKS, ids=[build.__name__ for build, _, _ in NETWORKS]
+)
 def test_every_branch_ends_at_the_final_resolution(
     build: Callable[..., nn.Module], taps: dict[str, str], last: str, size: tuple[int, int]
 ) -> None:
     images = torch.randn(2, 3, *size)
     net = dks.attach(build(num_classes=7).eval(), taps, example=images)
     final: list[tuple[int, ...]] = []
-    net.backbone.get_submodule(last).register_forward_hook(lambda *call: final.append(tuple(call[2].shape[-2:])))
+    net.backbone.get_submodule(last).register_forward_hook(
+        lambda *call: final.append(tuple(call[2].shape[-2:]))
+    )
     ends = {name: size_before_pooling(branch) for name, branch in net.branches.items()}
     logits = net(images)
-    assert {name: tuple(z.shape) for name, z in logits.items()} == dict.fromkeys(["c1", *taps], (2, 7))
+    assert {name: tuple(z.shape) for name, z in logits.items()} == dict.fromkeys(
+        ["c1", *taps], (2, 7)
+    )
     for (sizes,) in ends.values():
         assert max(abs(a - b) for a, b in zip(sizes, final[0], strict=True)) <= 1
 
 
 def test_a_branch_is_convolutions_of_stride_2_that_double_the_channels() -> None:
-    net = dks.attach(resnet(), {"c2": "layer3", "c3": "layer2", "c4": "layer1"}, torch.zeros(1, 3, 64, 64))
+    net = dks.attach(
+        resnet(), {"c2": "layer3", "c3": "layer2", "c4": "layer1"}, torch.zeros(1, 3, 64, 64)
+    )
     convolutions = {
-        name: [(m.in_channels, m.out_channels, m.stride[0]) for m in branch.modules() if isinstance(m, nn.Conv2d)]
+        name: [
+            (m.in_channels, m.out_channels, m.stride[0])
+            for m in branch.modules()
+            if isinstance(m, nn.Conv2d)
+        ]
         for name, branch in net.branches.items()
     }
     assert convolutions == {
@@ -115,10 +133,17 @@ class Gate(nn.Module):
         ([nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1)], 1),
         ([nn.AvgPool2d(2), nn.Conv2d(8, 8, 3, padding=1)], 2),
     ],
-    ids=["none", "max pooling", "gate", "global pooling, convolution", "adaptive pooling, convolution", "average pooling"],
+    ids=[
+        "none",
+        "max pooling",
+        "gate",
+        "global pooling, convolution",
+        "adaptive pooling, convolution",
+        "average pooling",
+    ],
 )
 def test_global_pooling_is_no_downsampling(end: list[nn.Module], stages: int) -> None:
-    """16x16 at the tapped layer, 8x8 after the next convolution, and then what `end` makes of it."""
+    """16x16 at the tapped layer, 8x8 after the next convolution, then what `end` makes of it."""
     module = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1),
         nn.Conv2d(4, 8, 3, stride=2, padding=1),
@@ -146,12 +171,19 @@ def test_attach_leaves_the_module_as_it_was() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert [layer.training for layer in module.modules()] == modes
     assert net.training and all(layer.training for layer in net.branches.modules())
-    assert [name for name, layer in module.named_modules() if layer._forward_hooks] == ["layer2", "layer3"]
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in module.parameters())
+    assert [name for name, layer in module.named_modules() if layer._forward_hooks] == [
+        "layer2",
+        "layer3",
+    ]
+    assert all(
+        parameter.grad is None and parameter.requires_grad for parameter in module.parameters()
+    )
 
 
 def test_branches_are_in_the_mode_and_of_the_type_of_the_module() -> None:
-    net = dks.attach(resnet().double().eval(), {"c2": "layer3"}, torch.zeros(1, 3, 32, 32, dtype=torch.float64))
+    net = dks.attach(
+        resnet().double().eval(), {"c2": "layer3"}, torch.zeros(1, 3, 32, 32, dtype=torch.float64)
+    )
     assert not any(layer.training for layer in net.modules())
     assert {tensor.dtype for tensor in net.parameters()} == {torch.float64}
     assert net(batch()[0].double())["c2"].dtype == torch.float64
@@ -171,7 +203,11 @@ def test_strip_gives_the_original_object_without_a_hook() -> None:
 def test_a_branch_teaches_the_layers_before_its_place() -> None:
     net = attached()
     net(batch()[0])["c3"].square().sum().backward()
-    reached = {name for name, layer in net.backbone.named_children() if any(p.grad is not None for p in layer.parameters())}
+    reached = {
+        name
+        for name, layer in net.backbone.named_children()
+        if any(p.grad is not None for p in layer.parameters())
+    }
     assert reached == {"conv1", "bn1", "layer1", "layer2"}
 
 
@@ -188,7 +224,9 @@ class Functional(nn.Module):
         self.out = out
         self.conv = nn.Conv2d(3, 4, 3, padding=1)
         self.tokens, self.pair, self.idle = nn.Flatten(2), Pair(), nn.Identity()
-        self.pool, self.channels_last, self.fc = nn.AdaptiveAvgPool2d(1), ChannelsLast(), nn.Linear(4, 5)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.channels_last = ChannelsLast()
+        self.fc = nn.Linear(4, 5)
 
     def forward(self, x: Tensor) -> object:
         x = self.conv(x)
@@ -214,7 +252,11 @@ class ChannelsLast(nn.Module):
         ({"aux": "layer3"}, "'aux' is no name for a branch"),
         ({"c2": "layr3"}, "c2: the module has no layer 'layr3'; did you mean layer3, layer"),
         ({"c2": "layer3.0.conv9"}, "did you mean layer3.0.conv"),
-        ({"c2": "?"}, "no layer '?'; it has conv1, bn1, relu, maxpool, layer1, layer2, layer3, layer4, avgpool, fc"),
+        (
+            {"c2": "?"},
+            "no layer '?'; it has conv1, bn1, relu, maxpool, layer1, layer2, layer3, layer4, "
+            "avgpool, fc",
+        ),
         ({"c2": ""}, "c2: the module has no layer ''"),
         (
             {"c2": "layer2", "c3": "layer3"},
@@ -224,7 +266,9 @@ class ChannelsLast(nn.Module):
         ({"c2": "fc"}, "c2: the layer fc gives a tensor (1, 10), not a feature map (N, C, H, W)"),
     ],
 )
-def test_wrong_taps_are_refused_in_one_line_and_nothing_is_left_behind(taps: dict[str, str], message: str) -> None:
+def test_wrong_taps_are_refused_in_one_line_and_nothing_is_left_behind(
+    taps: dict[str, str], message: str
+) -> None:
     module = resnet()
     with pytest.raises(RequestError, match=re.escape(message)) as refused:
         dks.attach(module, taps, torch.zeros(1, 3, 64, 64))
@@ -253,7 +297,9 @@ def test_wrong_taps_are_refused_in_one_line_and_nothing_is_left_behind(taps: dic
         ),
     ],
 )
-def test_modules_that_are_no_convolutional_classifier_are_refused(module: nn.Module, layer: str, message: str) -> None:
+def test_modules_that_are_no_convolutional_classifier_are_refused(
+    module: nn.Module, layer: str, message: str
+) -> None:
     with pytest.raises(RequestError, match=re.escape(message)) as refused:
         dks.attach(module, {"c2": layer}, torch.zeros(1, 3, 8, 8))
     assert "\n" not in str(refused.value)
@@ -262,10 +308,14 @@ def test_modules_that_are_no_convolutional_classifier_are_refused(module: nn.Mod
 
 def test_transformers_are_refused() -> None:
     vit = models.vision_transformer.VisionTransformer(32, 16, 2, 2, 16, 16, num_classes=10)
-    with pytest.raises(RequestError, match=r"encoder_layer_0 gives a tensor \(1, 5, 16\), not a feature map"):
+    with pytest.raises(
+        RequestError, match=r"encoder_layer_0 gives a tensor \(1, 5, 16\), not a feature map"
+    ):
         dks.attach(vit, {"c2": "encoder.layers.encoder_layer_0"}, torch.zeros(1, 3, 32, 32))
     swin = models.swin_t(weights=None, num_classes=10)
-    with pytest.raises(RequestError, match=r"features.3 gives a tensor \(1, 8, 8, 192\), not a feature map"):
+    with pytest.raises(
+        RequestError, match=r"features.3 gives a tensor \(1, 8, 8, 192\), not a feature map"
+    ):
         dks.attach(swin, {"c2": "features.3"}, torch.zeros(1, 3, 64, 64))
 
 
@@ -302,13 +352,18 @@ def test_autocast_to_bfloat16() -> None:
     assert {z.dtype for z in logits.values()} == {torch.bfloat16}
     assert loss.dtype == torch.float32
     loss.backward()
-    assert all(bool(gradient.isfinite().all()) and gradient.dtype == torch.float32 for gradient in gradients(net).values())
+    assert all(
+        bool(gradient.isfinite().all()) and gradient.dtype == torch.float32
+        for gradient in gradients(net).values()
+    )
     torch.testing.assert_close(loss.detach(), step(attached()), rtol=0.05, atol=0)
 
 
 @pytest.fixture
 def process_group(tmp_path: Path) -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
     yield
     torch.distributed.destroy_process_group()
 
@@ -317,7 +372,8 @@ def test_distributed_data_parallel_trains_every_parameter(process_group: None) -
     plain = attached()
     replica = copy.deepcopy(plain)
     wrapped = DistributedDataParallel(replica)
-    for _ in range(2):  # the second step would fail if the first had left a parameter without gradient
+    # the second step would fail if the first had left a parameter without gradient
+    for _ in range(2):
         loss = step(wrapped)
         assert torch.equal(loss, step(plain))
     torch.testing.assert_close(gradients(replica), gradients(plain))
@@ -338,6 +394,10 @@ def test_the_example_trains_in_a_plain_loop_of_less_than_60_lines(tmp_path: Path
     assert done.returncode == 0, done.stderr
     *epochs, last = done.stdout.splitlines()
     assert [line.split(":")[0] for line in epochs] == ["epoch 1", "epoch 2", "epoch 3"]
-    assert all(re.search(r"loss_ce [\d.]+, loss_aux [\d.]+, loss_synergy [\d.]+$", line) for line in epochs)
-    error = float(re.fullmatch(r"top-1 test error of the plain network: ([\d.]+) %", last)[1])  # type: ignore[index]
+    assert all(
+        re.search(r"loss_ce [\d.]+, loss_aux [\d.]+, loss_synergy [\d.]+$", line) for line in epochs
+    )
+    error = float(
+        re.fullmatch(r"top-1 test error of the plain " r"network: " r"([\d.]+) %", last)[1]
+    )  # type: ignore[index]
     assert error < 50, "chance is 90 %"

@@ -1,4 +1,7 @@
-"""Every combination of network, design, positions and strategy: it makes a training step, or it is refused with a reason."""
+"""Every combination of network, design, positions and strategy.
+
+It makes a training step, or it is refused with a reason.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,31 @@ from dks.training.resolver import resolve
 from tests.conftest import sampled
 
 # On the meta device: too large for a step on a CPU. The largest ones take long even there.
-GIANTS = {"resnet110", "resnet1202", "densenet100_12", "wrn28_4", "wrn28_10", "wrn28_10_dropout", "resnet50", "resnet152"}
-LONG = {"densenet100_12", "resnet18", "resnet20", "resnet32", "resnet50", "resnet110", "resnet152", "resnet1202"}
+GIANTS = {
+    "resnet110",
+    "resnet1202",
+    "densenet100_12",
+    "wrn28_4",
+    "wrn28_10",
+    "wrn28_10_dropout",
+    "resnet50",
+    "resnet152",
+}
+LONG = {
+    "densenet100_12",
+    "resnet18",
+    "resnet20",
+    "resnet32",
+    "resnet50",
+    "resnet110",
+    "resnet152",
+    "resnet1202",
+}
 LONG |= {"mobilenet", "wrn28_4", "wrn28_10", "wrn28_10_dropout"}
-NETWORKS = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in choices("backbone")]
+NETWORKS = [
+    pytest.param(name, marks=pytest.mark.slow if name in LONG else ())
+    for name in choices("backbone")
+]
 
 
 # Dozens of combinations of these take minutes; their small sisters go through all of them.
@@ -41,13 +65,19 @@ BRIEF = {"densenet100_12", "resnet110", "resnet152", "resnet1202"}
 
 def designs_for(backbone: str) -> list[str]:
     """The designs that are combined with it."""
-    return choices("aux_design") if backbone not in BRIEF else sampled(choices("aux_design"), ["none", "ours"])
+    return (
+        choices("aux_design")
+        if backbone not in BRIEF
+        else sampled(choices("aux_design"), ["none", "ours"])
+    )
 
 
 def combinations(backbone: str) -> Iterator[tuple[str, str, Strategy, Config]]:
     spec = load_choice("backbone", backbone, Backbone)
     spec.activation_checkpointing = False  # the meta device keeps nothing that could be forgotten
-    for design, positions, strategy in itertools.product(designs_for(backbone), choices("aux_positions"), Strategy):
+    for design, positions, strategy in itertools.product(
+        designs_for(backbone), choices("aux_positions"), Strategy
+    ):
         yield (
             design,
             positions,
@@ -57,7 +87,9 @@ def combinations(backbone: str) -> Iterator[tuple[str, str, Strategy, Config]]:
                 aux_design=load_choice("aux_design", design, AuxDesign),
                 aux_positions=load_choice("aux_positions", positions, AuxPositions),
                 matching_strategy=MatchingStrategy(strategy),
-                data=Data(source="synthetic", num_classes=10, image_size=16, train_images=8, test_images=8),
+                data=Data(
+                    source="synthetic", num_classes=10, image_size=16, train_images=8, test_images=8
+                ),
                 recipe=load_choice("recipe", "digits", Recipe),
                 tracking=Tracking(TrackingKind.off),
             ),
@@ -65,7 +97,10 @@ def combinations(backbone: str) -> Iterator[tuple[str, str, Strategy, Config]]:
 
 
 def admitted(backbone: str, design: str, positions: str, strategy: Strategy) -> bool:
-    """The rules, said again: branches and positions go together, a strategy needs both, c4 needs four stages."""
+    """The rules, said again.
+
+    Branches and positions go together, a strategy needs both, c4 needs four stages.
+    """
     if "c4" in positions and not backbone.startswith(("resnet18", "resnet50", "resnet152")):
         return False
     if design == "none" or positions == "none":
@@ -95,15 +130,24 @@ def test_every_combination_trains_or_is_refused(backbone: str) -> None:
             with device:
                 network = build_network(resolved, initialise=False).train()
             logits, built = network(images), (design, positions)
-        before = [parameter.detach().clone() for parameter in network.parameters()] if device.type == "cpu" else []
+        before = (
+            [parameter.detach().clone() for parameter in network.parameters()]
+            if device.type == "cpu"
+            else []
+        )
         loss = SynergyLoss(strategy)(logits, labels)
         gradients = torch.autograd.grad(loss.total, list(network.parameters()), retain_graph=True)
         assert loss.total.shape == (), where
-        assert all(gradient.shape == p.shape for gradient, p in zip(gradients, network.parameters(), strict=True)), where
+        assert all(
+            gradient.shape == p.shape
+            for gradient, p in zip(gradients, network.parameters(), strict=True)
+        ), where
         if before:
             assert torch.isfinite(loss.total), where
             assert all(torch.isfinite(gradient).all() for gradient in gradients), where
-            assert any((p - 0.1 * g).ne(p).any() for p, g in zip(before, gradients, strict=True)), where
+            assert any((p - 0.1 * g).ne(p).any() for p, g in zip(before, gradients, strict=True)), (
+                where
+            )
         trained += 1
     four_stages = backbone.startswith(("resnet18", "resnet50", "resnet152"))
     designs = len(designs_for(backbone))

@@ -1,4 +1,7 @@
-"""DenseNets, WRNs and MobileNet: parameter counts of the specification, structure, and all of them against plain formulas."""
+"""DenseNets, WRNs and MobileNet.
+
+Parameter counts of the specification, structure, and all of them against plain formulas.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,9 @@ def parameters(module: nn.Module) -> int:
 
 
 def network(spec: Backbone, positions: tuple[str, ...] = ("c2", "c3")) -> SupervisedNetwork:
-    """A network that no configuration file describes, with branches of the design "ours" and 5 classes."""
+    """A network that no configuration file describes, with branches of the design "ours" and 5
+    classes.
+    """
     design = load_choice("aux_design", "ours" if positions else "none", AuxDesign)
     torch.manual_seed(0)
     return build_network(
@@ -46,17 +51,26 @@ def wrn(depth: int, k: int, dropout: float = 0.0) -> Backbone:
     """A small WRN, its branches in the proportions of the specification."""
     n = (depth - 4) // 6
     c3 = Branch([Stage(n, 32 * k), Stage(max(n // 2, 1), 64 * k)])
-    return Backbone("wrn", depth, width=k, dropout=dropout, branches={"c3": c3, "c2": Branch([Stage(n, 128 * k)])})
+    return Backbone(
+        "wrn",
+        depth,
+        width=k,
+        dropout=dropout,
+        branches={"c3": c3, "c2": Branch([Stage(n, 128 * k)])},
+    )
 
 
 def densenet(depth: int, growth: int) -> Backbone:
     """A small DenseNet, its branches in the proportions of DenseNet-40-12."""
     n = (depth - 4) // 3
     c3 = Branch([Stage(n, growth), Stage(max(n // 2, 1), growth)])
-    return Backbone("densenet", depth, growth=growth, branches={"c3": c3, "c2": Branch([Stage(n, 3 * growth)])})
+    return Backbone(
+        "densenet", depth, growth=growth, branches={"c3": c3, "c2": Branch([Stage(n, 3 * growth)])}
+    )
 
 
-# Trainable parameters for 100 classes, as the specification counts them; its table gives the branches in millions.
+# Trainable parameters for 100 classes, as the specification counts them; its table gives the
+# branches in millions.
 @pytest.mark.parametrize(
     ("name", "bare", "whole", "c3", "c2"),
     [
@@ -68,7 +82,9 @@ def densenet(depth: int, growth: int) -> Backbone:
         ("mobilenet", 3_309_476, 11_431_276, 2.64, 5.48),
     ],
 )
-def test_parameter_counts_of_the_specification(name: str, bare: int, whole: int, c3: float, c2: float) -> None:
+def test_parameter_counts_of_the_specification(
+    name: str, bare: int, whole: int, c3: float, c2: float
+) -> None:
     with torch.device("meta"):
         assert parameters(dks.build(name, 100)) == bare
         net = dks.build(name, 100, "ours", ("c2", "c3"))
@@ -81,7 +97,9 @@ def test_parameter_counts_of_the_specification(name: str, bare: int, whole: int,
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("name", BACKBONES)
-def test_every_design_at_every_position_trains_every_parameter(name: str, design: str, positions: tuple[str, ...]) -> None:
+def test_every_design_at_every_position_trains_every_parameter(
+    name: str, design: str, positions: tuple[str, ...]
+) -> None:
     net = dks.build(name, 7, design, positions)
     logits = net(torch.randn(2, 3, 8, 8))
     assert list(logits) == ["c1", *positions] == list(net.classifiers)
@@ -97,7 +115,8 @@ def test_odd_sizes_work(name: str) -> None:
         assert {tuple(z.shape) for z in net(torch.randn(2, 3, height, width)).values()} == {(2, 7)}
 
 
-# Channels and side of the map where a branch starts, for images of 16x16, and the channels that each classifier pools.
+# Channels and side of the map where a branch starts, for images of 16x16, and the channels that
+# each classifier pools.
 @pytest.mark.parametrize(
     ("name", "c3", "c2", "pooled"),
     [
@@ -106,7 +125,9 @@ def test_odd_sizes_work(name: str) -> None:
         ("mobilenet", (256, 16), (512, 8), {"c1": 1024, "c2": 2048, "c3": 1024}),
     ],
 )
-def test_places_and_final_resolution(name: str, c3: tuple[int, int], c2: tuple[int, int], pooled: dict[str, int]) -> None:
+def test_places_and_final_resolution(
+    name: str, c3: tuple[int, int], c2: tuple[int, int], pooled: dict[str, int]
+) -> None:
     """Every classifier, the backbone's own too, pools a map of a quarter of the image's side."""
     net = dks.build(name, 7, "ours", ("c2", "c3")).eval()
     seen: dict[str, tuple[int, ...]] = {}
@@ -143,7 +164,9 @@ def test_places_and_final_resolution(name: str, c3: tuple[int, int], c2: tuple[i
         ("mobilenet", {"depth": 27}, "backbone.depth=27 must be 28"),
     ],
 )
-def test_networks_that_do_not_exist_are_refused_in_one_line(family: str, changes: dict[str, object], message: str) -> None:
+def test_networks_that_do_not_exist_are_refused_in_one_line(
+    family: str, changes: dict[str, object], message: str
+) -> None:
     name = {"densenet": "densenet40_12", "wrn": "wrn28_4", "mobilenet": "mobilenet"}[family]
     spec = load_choice("backbone", name, Backbone)
     for key, value in changes.items():
@@ -164,12 +187,17 @@ def test_networks_that_do_not_exist_are_refused_in_one_line(family: str, changes
         ("mobilenet", "c2", {"stem", "stage1", "stage2"}),
     ],
 )
-def test_a_branch_depends_on_the_layers_before_its_place_and_no_deeper_one(name: str, classifier: str, feeds: set[str]) -> None:
+def test_a_branch_depends_on_the_layers_before_its_place_and_no_deeper_one(
+    name: str, classifier: str, feeds: set[str]
+) -> None:
     net = dks.build(name, 10, "ours", ("c2", "c3"))
     net(torch.randn(4, 3, 8, 8))[classifier].square().sum().backward()
     assert feeds < {child for child, _ in net.backbone.named_children()}
     for child, module in net.backbone.named_children():
-        gradients = [parameter.grad is not None and bool(parameter.grad.any()) for parameter in module.parameters()]
+        gradients = [
+            parameter.grad is not None and bool(parameter.grad.any())
+            for parameter in module.parameters()
+        ]
         assert all(gradients) if child in feeds else not any(gradients)
 
 
@@ -186,18 +214,26 @@ def test_strip_leaves_exactly_the_plain_backbone(name: str) -> None:
     assert str(stripped) == str(plain.eval())
     assert not any(module._forward_hooks for module in stripped.modules())
     # One seed gives the backbone the same initial weights with and without branches.
-    assert all(torch.equal(a, b) for a, b in zip(stripped.state_dict().values(), plain.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(stripped.state_dict().values(), plain.state_dict().values(), strict=True)
+    )
     assert torch.equal(stripped(images), before)
     assert torch.equal(stripped(images), plain(images))
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_initial_weights(name: str) -> None:
-    """He: a standard deviation of sqrt(2 / fan-out); 9 connections leave a channel of a depthwise convolution."""
+    """He: a standard deviation of sqrt(2 / fan-out).
+
+    9 connections leave a channel of a depthwise convolution.
+    """
     torch.manual_seed(0)
     net = dks.build(name, 10, "ours", ("c2", "c3"))
     convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
-    assert {m.groups > 1 for m in convolutions} == ({False, True} if name == "mobilenet" else {False})
+    assert {m.groups > 1 for m in convolutions} == (
+        {False, True} if name == "mobilenet" else {False}
+    )
     for m in convolutions:
         if m.weight.numel() > 2000:
             fan_out = m.kernel_size[0] * m.kernel_size[1] * m.out_channels // m.groups
@@ -217,7 +253,9 @@ def test_a_narrow_wrn_branch_halves_the_resolution_without_a_new_width() -> None
 
 
 def test_the_separable_block_is_depthwise_then_pointwise() -> None:
-    """A channel of the input reaches only its own channel before the 1x1 convolution, and the 1x1 only its own pixel."""
+    """A channel of the input reaches only its own channel before the 1x1 convolution, and the 1x1
+    only its own pixel.
+    """
     block = SeparableBlock(4, 6, stride=1).eval()
     x = torch.randn(1, 4, 5, 5, requires_grad=True)
     (per_channel,) = torch.autograd.grad(block.depthwise(x)[0, 2].sum(), x)
@@ -230,7 +268,10 @@ def test_dropout_is_active_in_training_only_and_in_the_branches_too() -> None:
     net = network(wrn(10, 1, dropout=0.3))
     features = {"c2": torch.randn(4, 32, 8, 8), "c3": torch.randn(4, 16, 8, 8)}
     images = torch.randn(4, 3, 8, 8)
-    for module, x in ((net.backbone, images), *((net.branches[name], features[name]) for name in ("c2", "c3"))):
+    for module, x in (
+        (net.backbone, images),
+        *((net.branches[name], features[name]) for name in ("c2", "c3")),
+    ):
         module.train()
         assert not torch.equal(module(x), module(x))
         module.eval()
@@ -266,42 +307,58 @@ def test_the_choices_set_dropout_where_the_paper_does() -> None:
 
 
 class Formulas:
-    """The networks of the specification written once more, as plain formulas over a dict of weights.
+    """The networks of the specification written once more, as plain formulas over a dict of
+    weights.
 
-    Nothing here looks at the modules: which layers exist follows from the specification alone, and a weight that the network
-    has and the formulas do not use is found out by its missing gradient.
+    Nothing here looks at the modules: which layers exist follows from the specification alone, and
+    a weight that the network has and the formulas do not use is found out by its missing gradient.
     """
 
     def __init__(self, net: nn.Module, training: bool) -> None:
-        self.weights = {name: p.detach().clone().requires_grad_() for name, p in net.named_parameters()}
+        self.weights = {
+            name: p.detach().clone().requires_grad_() for name, p in net.named_parameters()
+        }
         self.statistics = {name: b.detach().clone() for name, b in net.named_buffers()}
         self.training = training
 
     def bn(self, x: Tensor, name: str) -> Tensor:
         mean, var = self.statistics[f"{name}.running_mean"], self.statistics[f"{name}.running_var"]
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
-        return F.batch_norm(x, mean, var, weight, bias, training=self.training, momentum=0.1, eps=1e-5)
+        return F.batch_norm(
+            x, mean, var, weight, bias, training=self.training, momentum=0.1, eps=1e-5
+        )
 
     def bn_relu(self, x: Tensor, name: str) -> Tensor:
         return self.bn(x, name).clamp(min=0)
 
-    def conv(self, x: Tensor, name: str, stride: int = 1, padding: int = 1, groups: int = 1) -> Tensor:
-        return F.conv2d(x, self.weights[f"{name}.weight"], stride=stride, padding=padding, groups=groups)
+    def conv(
+        self, x: Tensor, name: str, stride: int = 1, padding: int = 1, groups: int = 1
+    ) -> Tensor:
+        return F.conv2d(
+            x, self.weights[f"{name}.weight"], stride=stride, padding=padding, groups=groups
+        )
 
     def classify(self, x: Tensor, name: str) -> Tensor:
-        return x.mean(dim=(2, 3)) @ self.weights[f"{name}.fc.weight"].T + self.weights[f"{name}.fc.bias"]
+        return (
+            x.mean(dim=(2, 3)) @ self.weights[f"{name}.fc.weight"].T
+            + self.weights[f"{name}.fc.bias"]
+        )
 
     def wrn(self, images: Tensor, depth: int, k: int) -> dict[str, Tensor]:
         n = (depth - 4) // 6
 
-        def group(x: Tensor, name: str, before: int, width: int, blocks: int, stride: int) -> Tensor:
+        def group(
+            x: Tensor, name: str, before: int, width: int, blocks: int, stride: int
+        ) -> Tensor:
             for i in range(blocks):
                 o1 = self.bn_relu(x, f"{name}.{i}.bn1")
                 y = self.conv(o1, f"{name}.{i}.conv1", stride=stride if i == 0 else 1)
                 o2 = self.bn_relu(y, f"{name}.{i}.bn2")
                 z = self.conv(o2, f"{name}.{i}.conv2")
                 widens = i == 0 and before != width
-                x = z + (self.conv(o1, f"{name}.{i}.shortcut", stride=stride, padding=0) if widens else x)
+                x = z + (
+                    self.conv(o1, f"{name}.{i}.shortcut", stride=stride, padding=0) if widens else x
+                )
             return x
 
         def end(x: Tensor, name: str) -> Tensor:
@@ -313,23 +370,34 @@ class Formulas:
         c3 = group(g1, "branches.c3.stage1", 16 * k, 32 * k, n, 2)
         c3 = group(c3, "branches.c3.stage2", 32 * k, 64 * k, max(n // 2, 1), 2)
         c2 = group(g2, "branches.c2.stage1", 32 * k, 128 * k, n, 2)
-        return {"c1": end(g3, "backbone.head"), "c2": end(c2, "branches.c2.head"), "c3": end(c3, "branches.c3.head")}
+        return {
+            "c1": end(g3, "backbone.head"),
+            "c2": end(c2, "branches.c2.head"),
+            "c3": end(c3, "branches.c3.head"),
+        }
 
     def densenet(self, images: Tensor, depth: int) -> dict[str, Tensor]:
         n = (depth - 4) // 3
 
         def dense(x: Tensor, name: str, layers: int, first: int = 0) -> Tensor:
             for i in range(first, first + layers):
-                x = torch.cat((x, self.conv(self.bn_relu(x, f"{name}.{i}.bn"), f"{name}.{i}.conv")), dim=1)
+                x = torch.cat(
+                    (x, self.conv(self.bn_relu(x, f"{name}.{i}.bn"), f"{name}.{i}.conv")), dim=1
+                )
             return x
 
         def transition(x: Tensor, name: str) -> Tensor:
-            return F.avg_pool2d(self.conv(self.bn_relu(x, f"{name}.bn"), f"{name}.conv", padding=0), 2)
+            return F.avg_pool2d(
+                self.conv(self.bn_relu(x, f"{name}.bn"), f"{name}.conv", padding=0), 2
+            )
 
         def end(x: Tensor, name: str) -> Tensor:
             return self.classify(self.bn_relu(x, f"{name}.bn"), name)
 
-        t1 = transition(dense(self.conv(images, "backbone.stem.conv"), "backbone.stage1", n), "backbone.transition1")
+        t1 = transition(
+            dense(self.conv(images, "backbone.stem.conv"), "backbone.stage1", n),
+            "backbone.transition1",
+        )
         t2 = transition(dense(t1, "backbone.stage2", n), "backbone.transition2")
         c3 = transition(dense(t1, "branches.c3.stage1", n), "branches.c3.stage2.0")
         return {
@@ -343,7 +411,9 @@ class Formulas:
             for i, stride in enumerate(strides):
                 y = self.conv(x, f"{name}.{i}.depthwise", stride=stride, groups=x.shape[1])
                 y = self.bn_relu(y, f"{name}.{i}.bn1")
-                x = self.bn_relu(self.conv(y, f"{name}.{i}.pointwise", padding=0), f"{name}.{i}.bn2")
+                x = self.bn_relu(
+                    self.conv(y, f"{name}.{i}.pointwise", padding=0), f"{name}.{i}.bn2"
+                )
             return x
 
         stem = self.bn_relu(self.conv(images, "backbone.stem.conv"), "backbone.stem.bn")
@@ -370,7 +440,8 @@ def synergy_by_hand(logits: dict[str, Tensor], targets: Tensor) -> Tensor:
     ("spec", "formula"),
     [
         (wrn(10, 1), lambda by_hand, x: by_hand.wrn(x, 10, 1)),
-        (wrn(10, 2), lambda by_hand, x: by_hand.wrn(x, 10, 2)),  # with a shortcut convolution in the first stage
+        # with a shortcut convolution in the first stage
+        (wrn(10, 2), lambda by_hand, x: by_hand.wrn(x, 10, 2)),
         (wrn(16, 1), lambda by_hand, x: by_hand.wrn(x, 16, 1)),
         (densenet(10, 4), lambda by_hand, x: by_hand.densenet(x, 10)),
         (load_choice("backbone", "mobilenet", Backbone), lambda by_hand, x: by_hand.mobilenet(x)),
@@ -380,7 +451,9 @@ def synergy_by_hand(logits: dict[str, Tensor], targets: Tensor) -> Tensor:
 def test_networks_are_the_formulas_of_the_specification(
     spec: Backbone, formula: Callable[[Formulas, Tensor], dict[str, Tensor]], training: bool
 ) -> None:
-    """Logits, DKS loss, the gradient of every parameter and the running statistics, in double precision."""
+    """Logits, DKS loss, the gradient of every parameter and the running statistics, in double
+    precision.
+    """
     net = network(spec).double().train(training)
     with torch.no_grad():  # away from values, such as 1 and 0, that hide a layer
         for module in net.modules():
@@ -396,20 +469,31 @@ def test_networks_are_the_formulas_of_the_specification(
 
     logits, expected = net(images), formula(by_hand, images)
     assert list(logits) == list(expected) == ["c1", "c2", "c3"]
-    loss, expected_loss = dks.SynergyLoss("bidir")(logits, targets).total, synergy_by_hand(expected, targets)
+    loss = dks.SynergyLoss("bidir")(logits, targets).total
+    expected_loss = synergy_by_hand(expected, targets)
     loss.backward()
     expected_loss.backward()
 
     def same(a: Tensor, b: Tensor) -> bool:
         """To 1e-9 of the largest entry."""
-        return float((a - b).detach().abs().max()) <= 1e-9 * max(float(b.detach().abs().max()), 1e-3)
+        return float((a - b).detach().abs().max()) <= 1e-9 * max(
+            float(b.detach().abs().max()), 1e-3
+        )
 
     assert logits["c1"].dtype == torch.float64
     assert all(same(logits[name], expected[name]) for name in expected)
     assert same(loss, expected_loss)
     missing = [name for name, weight in by_hand.weights.items() if weight.grad is None]
     assert not missing
-    wrong = [name for name, p in net.named_parameters() if p.grad is None or not same(p.grad, by_hand.weights[name].grad)]
+    wrong = [
+        name
+        for name, p in net.named_parameters()
+        if p.grad is None or not same(p.grad, by_hand.weights[name].grad)
+    ]
     assert not wrong
-    buffers = {name: b for name, b in net.named_buffers() if not name.endswith("num_batches_tracked")}
-    assert buffers and not [name for name, b in buffers.items() if not same(b, by_hand.statistics[name])]
+    buffers = {
+        name: b for name, b in net.named_buffers() if not name.endswith("num_batches_tracked")
+    }
+    assert buffers and not [
+        name for name, b in buffers.items() if not same(b, by_hand.statistics[name])
+    ]

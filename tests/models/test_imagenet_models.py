@@ -31,17 +31,24 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def built(backbone: str, num_classes: int = 10, positions: tuple[str, ...] = (), **changes: object) -> SupervisedNetwork:
+def built(
+    backbone: str, num_classes: int = 10, positions: tuple[str, ...] = (), **changes: object
+) -> SupervisedNetwork:
     """As `dks.build`, with fields of the backbone changed."""
     spec = load_choice("backbone", backbone, Backbone)
     for name, value in changes.items():
         setattr(spec, name, value)
     design = load_choice("aux_design", "ours" if positions else "none", AuxDesign)
     data = Data(source="", num_classes=num_classes)
-    return build_network(Config(backbone=spec, aux_design=design, aux_positions=AuxPositions(list(positions)), data=data))
+    return build_network(
+        Config(
+            backbone=spec, aux_design=design, aux_positions=AuxPositions(list(positions)), data=data
+        )
+    )
 
 
-# As the specification counts them: 1000 classes, and 100 for ResNet-1202, whose branches are our own design.
+# As the specification counts them: 1000 classes, and 100 for ResNet-1202, whose branches are our
+#     own design.
 @pytest.mark.parametrize(
     ("name", "num_classes", "bare", "whole"),
     [
@@ -51,7 +58,9 @@ def built(backbone: str, num_classes: int = 10, positions: tuple[str, ...] = (),
         ("resnet1202", 100, 19_427_124, 26_007_804),
     ],
 )
-def test_parameter_counts_of_the_specification(name: str, num_classes: int, bare: int, whole: int) -> None:
+def test_parameter_counts_of_the_specification(
+    name: str, num_classes: int, bare: int, whole: int
+) -> None:
     with torch.device("meta"):
         assert parameters(dks.build(name, num_classes)) == bare
         net = dks.build(name, num_classes, "ours", ("c2", "c3"))
@@ -61,7 +70,9 @@ def test_parameter_counts_of_the_specification(name: str, num_classes: int, bare
 
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet152"])
-def test_every_set_of_positions_gives_logits_of_every_classifier(name: str, positions: tuple[str, ...]) -> None:
+def test_every_set_of_positions_gives_logits_of_every_classifier(
+    name: str, positions: tuple[str, ...]
+) -> None:
     with torch.device("meta"):
         logits = dks.build(name, 7, "ours", positions)(torch.empty(3, 3, 64, 64))
     assert list(logits) == ["c1", *positions]
@@ -71,14 +82,19 @@ def test_every_set_of_positions_gives_logits_of_every_classifier(name: str, posi
 @pytest.mark.parametrize("design", ["ours", "narrow", "shallow", "ap_2fc", "ap_conv_2fc"])
 def test_every_design_trains_every_parameter(design: str) -> None:
     net = dks.build("resnet18", 7, design, ("c2", "c3", "c4"))
-    torch.stack([z.square().sum() for z in net(torch.randn(2, 3, 64, 64)).values()]).sum().backward()
+    torch.stack(
+        [z.square().sum() for z in net(torch.randn(2, 3, 64, 64)).values()]
+    ).sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
 def convolutions(module: nn.Module) -> list[tuple[int, int, int, int]]:
     """(in channels, out channels, side, stride) of each."""
     found = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
-    return [(layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride[0]) for layer in found]
+    return [
+        (layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride[0])
+        for layer in found
+    ]
 
 
 def test_branches_of_resnet18_are_its_own_blocks() -> None:
@@ -87,8 +103,19 @@ def test_branches_of_resnet18_are_its_own_blocks() -> None:
     c3 = [(128, 256, 3, 2), (256, 256, 3, 1), (128, 256, 1, 2)]
     c3 += [(256, 512, 3, 2), (512, 512, 3, 1), (256, 512, 1, 2), (512, 512, 3, 1), (512, 512, 3, 1)]
     assert convolutions(net.branches["c3"]) == c3
-    assert convolutions(net.branches["c4"]) == [(64, 128, 3, 2), (128, 128, 3, 1), (64, 128, 1, 2), *c3]
-    c2 = [(256, 1024, 3, 2), (1024, 1024, 3, 1), (256, 1024, 1, 2), (1024, 1024, 3, 1), (1024, 1024, 3, 1)]
+    assert convolutions(net.branches["c4"]) == [
+        (64, 128, 3, 2),
+        (128, 128, 3, 1),
+        (64, 128, 1, 2),
+        *c3,
+    ]
+    c2 = [
+        (256, 1024, 3, 2),
+        (1024, 1024, 3, 1),
+        (256, 1024, 1, 2),
+        (1024, 1024, 3, 1),
+        (1024, 1024, 3, 1),
+    ]
     assert convolutions(net.branches["c2"]) == c2
 
 
@@ -105,16 +132,23 @@ def test_branches_of_resnet50_are_its_own_bottlenecks() -> None:
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
 def test_a_stripped_network_is_torchvisions_own(depth: int) -> None:
     with torch.device("meta"):
-        ours = built("resnet18" if depth < 50 else "resnet50", 1000, ("c2", "c3"), depth=depth).strip()
+        ours = built(
+            "resnet18" if depth < 50 else "resnet50", 1000, ("c2", "c3"), depth=depth
+        ).strip()
         theirs = getattr(models, f"resnet{depth}")()
     assert type(ours) is type(theirs)
     assert str(ours) == str(theirs)
-    shapes = [{name: tensor.shape for name, tensor in module.state_dict().items()} for module in (ours, theirs)]
+    shapes = [
+        {name: tensor.shape for name, tensor in module.state_dict().items()}
+        for module in (ours, theirs)
+    ]
     assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_weights_load_strictly_both_ways_and_give_torchvisions_logits_bit_for_bit(name: str) -> None:
+def test_weights_load_strictly_both_ways_and_give_torchvisions_logits_bit_for_bit(
+    name: str,
+) -> None:
     torch.manual_seed(0)
     images = torch.randn(2, 3, 64, 64)
     theirs = getattr(models, name)(weights=None, num_classes=10).eval()
@@ -141,17 +175,25 @@ def test_weights_load_strictly_both_ways_and_give_torchvisions_logits_bit_for_bi
         ("c1", ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")),
     ],
 )
-def test_a_classifier_depends_on_the_layers_before_its_place_and_no_deeper_one(classifier: str, feeds: tuple[str, ...]) -> None:
+def test_a_classifier_depends_on_the_layers_before_its_place_and_no_deeper_one(
+    classifier: str, feeds: tuple[str, ...]
+) -> None:
     net = dks.build("resnet18", 10, "ours", ("c2", "c3", "c4"))
     net(torch.randn(4, 3, 64, 64))[classifier].square().sum().backward()
     reached = {
         name
         for name, module in net.backbone.named_children()
-        if any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in module.parameters())
+        if any(
+            parameter.grad is not None and bool(parameter.grad.any())
+            for parameter in module.parameters()
+        )
     }
     assert reached == set(feeds)
     for name, branch in net.branches.items():
-        assert all((parameter.grad is not None) == (name == classifier) for parameter in branch.parameters())
+        assert all(
+            (parameter.grad is not None) == (name == classifier)
+            for parameter in branch.parameters()
+        )
 
 
 def test_strip_leaves_no_hook_and_one_seed_gives_the_same_backbone() -> None:
@@ -160,7 +202,10 @@ def test_strip_leaves_no_hook_and_one_seed_gives_the_same_backbone() -> None:
     torch.manual_seed(0)
     stripped = dks.build("resnet18", 10, "ours", ("c3",)).strip()
     assert not any(module._forward_hooks for module in stripped.modules())
-    assert all(torch.equal(a, b) for a, b in zip(stripped.state_dict().values(), plain.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(stripped.state_dict().values(), plain.state_dict().values(), strict=True)
+    )
 
 
 def test_convolutions_start_with_he_initialisation() -> None:
@@ -169,11 +214,16 @@ def test_convolutions_start_with_he_initialisation() -> None:
     for name in ("backbone.layer4.1.conv2", "branches.c3.stage2.1.conv1"):
         convolution = net.get_submodule(name)
         assert isinstance(convolution, nn.Conv2d)
-        assert float(convolution.weight.detach().std()) == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.02)
+        assert float(convolution.weight.detach().std()) == pytest.approx(
+            (2 / (9 * 512)) ** 0.5, rel=0.02
+        )
 
 
 def test_depths_that_torchvision_has_not_are_refused() -> None:
-    with pytest.raises(RequestError, match="depth=20: torchvision has no such ResNet; choose from 18, 34, 50, 101, 152"):
+    with pytest.raises(
+        RequestError,
+        match="depth=20: torchvision has no such ResNet; choose from 18, 34, 50, 101, 152",
+    ):
         built("resnet18", depth=20)
 
 
@@ -181,7 +231,10 @@ def test_depths_that_torchvision_has_not_are_refused() -> None:
 
 
 class Noisy(nn.Module):
-    """A block with everything that a second computation could spoil: dropout, and both averages of batch normalisation."""
+    """A block with everything that a second computation could spoil.
+
+    Dropout, and both averages of batch normalisation.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,7 +254,9 @@ def noisy() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 3), Noisy(), Noisy(), Noisy())
 
 
-def steps(net: nn.Module, images: Tensor, count: int = 2) -> tuple[list[Tensor], dict[str, Tensor], Tensor]:
+def steps(
+    net: nn.Module, images: Tensor, count: int = 2
+) -> tuple[list[Tensor], dict[str, Tensor], Tensor]:
     """Outputs, then the state after a few steps of SGD, then the state of the random numbers."""
     torch.manual_seed(1)
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
@@ -214,7 +269,9 @@ def steps(net: nn.Module, images: Tensor, count: int = 2) -> tuple[list[Tensor],
         optimizer.step()
         outputs.append(flat.detach())
     gradients = {
-        f"{name}.grad": parameter.grad.clone() for name, parameter in net.named_parameters() if parameter.grad is not None
+        f"{name}.grad": parameter.grad.clone()
+        for name, parameter in net.named_parameters()
+        if parameter.grad is not None
     }
     return outputs, {**net.state_dict(), **gradients}, torch.get_rng_state()
 
@@ -246,7 +303,9 @@ def test_batch_normalisation_that_is_frozen_stays_so_under_checkpointing() -> No
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet8"])
-def test_a_backbone_asks_for_checkpointing_of_its_blocks_and_those_of_its_branches(name: str) -> None:
+def test_a_backbone_asks_for_checkpointing_of_its_blocks_and_those_of_its_branches(
+    name: str,
+) -> None:
     kinds: tuple[type[nn.Module], ...] = (BasicBlock, Bottleneck)
     if name == "resnet8":
         from dks.models.cifar_resnet import BasicBlock as CifarBlock
@@ -278,7 +337,9 @@ def test_evaluation_and_no_grad_are_left_alone() -> None:
 def test_less_is_kept_between_forward_and_backward() -> None:
     def kept(net: nn.Module) -> int:
         tensors: list[Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensors.append(tensor) or tensor, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: tensors.append(tensor) or tensor, lambda tensor: tensor
+        ):
             net(torch.randn(2, 3, 9, 9))
         return len(tensors)
 
@@ -316,7 +377,9 @@ def test_a_forgetful_network_compiles() -> None:
     images = torch.randn(2, 3, 8, 8)
     steps(plain, images, count=1)
     steps(torch.compile(forgetful, backend="aot_eager"), images, count=1)  # type: ignore[arg-type]
-    for (name, ours), (_, theirs) in zip(forgetful.state_dict().items(), plain.state_dict().items(), strict=True):
+    for (name, ours), (_, theirs) in zip(
+        forgetful.state_dict().items(), plain.state_dict().items(), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, msg=name)
 
 
@@ -332,7 +395,7 @@ optimizer.step()
 gradients = all(parameter.grad is not None for parameter in net.parameters())
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps(dict(peak=peak, gradients=gradients, finite=bool(loss.isfinite()))))
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow
@@ -340,12 +403,16 @@ print(json.dumps(dict(peak=peak, gradients=gradients, finite=bool(loss.isfinite(
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is KiB on Linux")
 def test_resnet1202_with_branches_trains_in_the_memory_that_is_promised() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", f"BATCH = {BATCH}\n{STEP}"], cwd=ROOT, capture_output=True, text=True, timeout=1400
+        [sys.executable, "-c", f"BATCH = {BATCH}\n{STEP}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1400,
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     print(f"peak resident memory of one step: {seen['peak'] / 2**30:.2f} GiB")
     assert seen["gradients"] and seen["finite"]
-    # 3.5 and 3.9 GiB were measured at batch 64, and 7.3 GiB without checkpointing: the 8 GiB that are promised would not notice
-    # its loss. At batch 16 they were 1.3 and 2.4 GiB.
+    # 3.5 and 3.9 GiB were measured at batch 64, and 7.3 GiB without checkpointing: the 8 GiB that
+    # are promised would not notice its loss. At batch 16 they were 1.3 and 2.4 GiB.
     assert seen["peak"] < LIMIT * 2**30

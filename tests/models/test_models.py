@@ -22,7 +22,10 @@ def parameters(module: nn.Module) -> int:
 
 
 # Trainable parameters for 100 classes, as the specification counts them.
-@pytest.mark.parametrize(("name", "bare", "whole"), [("resnet32", 470_004, 2_147_644), ("resnet110", 1_733_812, 7_770_108)])
+@pytest.mark.parametrize(
+    ("name", "bare", "whole"),
+    [("resnet32", 470_004, 2_147_644), ("resnet110", 1_733_812, 7_770_108)],
+)
 def test_parameter_counts_of_the_specification(name: str, bare: int, whole: int) -> None:
     with torch.device("meta"):
         assert parameters(dks.build(name, 100)) == bare
@@ -33,7 +36,10 @@ def test_parameter_counts_of_the_specification(name: str, bare: int, whole: int)
 
 @pytest.mark.parametrize(("depth", "bare"), [(8, 75_290), (20, 269_722)])
 def test_parameter_counts_of_the_small_ones(depth: int, bare: int) -> None:
-    """For 10 classes; by hand: 3x3 convolutions and their batch normalisations, no shortcut parameters, one linear layer."""
+    """For 10 classes; by hand.
+
+    3x3 convolutions and their batch normalisations, no shortcut parameters, one linear layer.
+    """
     n = (depth - 2) // 6
     by_hand = 27 * 16 + 32 + 64 * 10 + 10
     for before, width in ((16, 16), (16, 32), (32, 64)):
@@ -58,7 +64,11 @@ def test_every_design_at_every_position_gives_logits_of_every_classifier(
 def test_designs_differ_as_their_names_say() -> None:
     def convolutions(design: str) -> list[tuple[int, int]]:
         net = dks.build("resnet32", 10, design, ("c3",))
-        return [(m.in_channels, m.out_channels) for m in net.branches["c3"].modules() if isinstance(m, nn.Conv2d)]
+        return [
+            (m.in_channels, m.out_channels)
+            for m in net.branches["c3"].modules()
+            if isinstance(m, nn.Conv2d)
+        ]
 
     assert convolutions("ours") == [(16, 32)] + 9 * [(32, 32)] + [(32, 64)] + 5 * [(64, 64)]
     assert convolutions("narrow") == 10 * [(16, 16)] + [(16, 32)] + 5 * [(32, 32)]
@@ -79,14 +89,20 @@ def test_strip_leaves_exactly_the_plain_backbone() -> None:
     assert str(stripped) == str(plain)
     assert not any(module._forward_hooks for module in stripped.modules())
     # One seed gives the backbone the same initial weights with and without branches.
-    assert all(torch.equal(a, b) for a, b in zip(stripped.state_dict().values(), plain.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(stripped.state_dict().values(), plain.state_dict().values(), strict=True)
+    )
     assert torch.equal(stripped(images), before)
     assert torch.equal(stripped(images), plain.eval()(images))
 
 
 @pytest.mark.parametrize(
     ("classifier", "feeds", "does_not"),
-    [("c3", ("stem", "stage1"), ("stage2", "stage3", "head")), ("c2", ("stem", "stage1", "stage2"), ("stage3", "head"))],
+    [
+        ("c3", ("stem", "stage1"), ("stage2", "stage3", "head")),
+        ("c2", ("stem", "stage1", "stage2"), ("stage3", "head")),
+    ],
 )
 def test_a_branch_depends_on_the_layers_before_its_place_and_no_deeper_one(
     classifier: str, feeds: tuple[str, ...], does_not: tuple[str, ...]
@@ -94,13 +110,19 @@ def test_a_branch_depends_on_the_layers_before_its_place_and_no_deeper_one(
     net = dks.build("resnet20", 10, "ours", ("c2", "c3"))
     net(torch.randn(4, 3, 16, 16))[classifier].square().sum().backward()
     for name, module in net.backbone.named_children():
-        gradients = [parameter.grad is not None and bool(parameter.grad.any()) for parameter in module.parameters()]
+        gradients = [
+            parameter.grad is not None and bool(parameter.grad.any())
+            for parameter in module.parameters()
+        ]
         assert name in feeds + does_not
         assert all(gradients) if name in feeds else not any(gradients)
 
 
 def test_the_shortcut_is_option_a() -> None:
-    """2x2 average pooling, then zero channels behind the real ones: seen by switching the residual path off."""
+    """2x2 average pooling, then zero channels behind the real ones.
+
+    Seen by switching the residual path off.
+    """
     block = BasicBlock(2, 5, stride=2).eval()
     nn.init.zeros_(block.bn2.weight)
     x = torch.rand(1, 2, 4, 4)
@@ -115,7 +137,9 @@ def test_convolutions_start_with_he_initialisation() -> None:
     net = dks.build("resnet110", 10, "ours", ("c2",))
     convolution = net.branches["c2"].get_submodule("stage1.1.conv1")
     assert isinstance(convolution, nn.Conv2d)
-    assert float(convolution.weight.detach().std()) == pytest.approx((2 / (9 * convolution.out_channels)) ** 0.5, rel=0.02)
+    assert float(convolution.weight.detach().std()) == pytest.approx(
+        (2 / (9 * convolution.out_channels)) ** 0.5, rel=0.02
+    )
 
 
 def test_a_network_can_be_copied_and_the_copy_lives_alone() -> None:

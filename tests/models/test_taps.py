@@ -1,4 +1,7 @@
-"""What a branch gets: the value of the named layer at the moment at which it runs, whatever happens to it afterwards."""
+"""What a branch gets.
+
+The value of the named layer at the moment at which it runs, whatever happens to it afterwards.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,12 @@ CHANGES: dict[str, Callable[[], nn.Module]] = {
 def classifier(follower: nn.Module) -> nn.Sequential:
     """Its layer 1 is followed by that one."""
     torch.manual_seed(0)
-    first = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), follower, nn.Conv2d(4, 6, 3, stride=2, padding=1)]
+    first = [
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        follower,
+        nn.Conv2d(4, 6, 3, stride=2, padding=1),
+    ]
     return nn.Sequential(*first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES))
 
 
@@ -63,7 +71,9 @@ def attached(module: nn.Module, **taps: str) -> SupervisedNetwork:
 
 def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
-    return torch.randn(4, 3, SIDE, SIDE, generator=draw), torch.randint(0, CLASSES, (4,), generator=draw)
+    return torch.randn(4, 3, SIDE, SIDE, generator=draw), torch.randint(
+        0, CLASSES, (4,), generator=draw
+    )
 
 
 def step(net: SupervisedNetwork, seed: int = 0) -> Tensor:
@@ -83,7 +93,9 @@ def given_to(net: SupervisedNetwork, name: str = "c2") -> list[Tensor]:
 
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_branch_gets_the_layers_output_though_the_next_layer_works_in_place(change: str, context: Callable[[], Any]) -> None:
+def test_a_branch_gets_the_layers_output_though_the_next_layer_works_in_place(
+    change: str, context: Callable[[], Any]
+) -> None:
     net = attached(classifier(CHANGES[change]()))
     given = given_to(net)
     images, _ = batch()
@@ -98,8 +110,11 @@ def test_a_branch_gets_the_layers_output_though_the_next_layer_works_in_place(ch
 
 def test_the_branch_of_a_vgg_sees_what_is_below_zero() -> None:
     torch.manual_seed(0)
-    features = make_layers([4, "M", 8], batch_norm=True)  # Conv, BN, ReLU(inplace), MaxPool, Conv, BN, ReLU(inplace)
-    module = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)).eval()
+    # Conv, BN, ReLU(inplace), MaxPool, Conv, BN, ReLU(inplace)
+    features = make_layers([4, "M", 8], batch_norm=True)
+    module = nn.Sequential(
+        features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)
+    ).eval()
     net = attached(module, c2="0.5", c3="0.1")
     seen = {name: given_to(net, name) for name in ("c2", "c3")}
     images, _ = batch()
@@ -150,13 +165,16 @@ def test_what_was_never_changed_and_then_is_stops_with_the_layers_name() -> None
     net = attached(module)
     step(net)
     module[2].register_forward_hook(lambda _, inputs, output: output.add_(1))
-    with pytest.raises(RequestError, match=r"c2: what the layer 1 gives was changed in place by a later one"):
+    with pytest.raises(
+        RequestError, match=r"c2: what the layer 1 gives was changed in place by a later one"
+    ):
         step(net)
 
 
 def test_several_hooks_on_one_layer_do_not_disturb_each_other() -> None:
     module = classifier(nn.ReLU(inplace=True))
-    module[1].register_forward_hook(lambda _, inputs, output: output + 1)  # a user's own, before ours
+    # a user's own, before ours
+    module[1].register_forward_hook(lambda _, inputs, output: output + 1)
     first = attached(module)
     second = attached(module, c3="1", c2="3")
     given, other = given_to(first), given_to(second, "c3")
@@ -187,7 +205,10 @@ def test_in_place_layers_compile_to_one_graph() -> None:
 
 
 class Checkpointed(nn.Module):
-    """Its first layers forget their activations; inner: they do so one by one, so that a place is at the end of a part."""
+    """Its first layers forget their activations; inner.
+
+    They do so one by one, so that a place is at the end of a part.
+    """
 
     def __init__(self, reentrant: bool | None, whole: bool = True) -> None:
         super().__init__()
@@ -204,24 +225,34 @@ class Checkpointed(nn.Module):
         return self.end(x)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(("reentrant", "tap"), [(False, "block.0"), (False, "block"), (True, "block")])
+@pytest.mark.parametrize(
+    ("reentrant", "tap"), [(False, "block.0"), (False, "block"), (True, "block")]
+)
 def test_a_branch_inside_a_checkpointed_block_teaches_as_without(reentrant: bool, tap: str) -> None:
     net, plain = attached(Checkpointed(reentrant), c2=tap), attached(Checkpointed(None), c2=tap)
     for seed in range(2):
         assert torch.equal(step(net, seed), step(plain, seed))
         torch.testing.assert_close(gradients(net), gradients(plain), rtol=1e-6, atol=1e-7)
         # The block ran again in the backward pass, and what it gave then is kept by nobody.
-        assert not [tap for tap in vars(net)["_taps"].values() if tap.output is not None or tap.copy is not None]
+        assert not [
+            tap
+            for tap in vars(net)["_taps"].values()
+            if tap.output is not None or tap.copy is not None
+        ]
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_branch_that_could_teach_nothing_is_refused(whole: bool) -> None:
-    """A block under checkpointing of the older kind runs without gradients: the place is cut off from what is before it."""
+    """A block under checkpointing of the older kind runs without gradients.
+
+    The place is cut off from what is before it.
+    """
     net = attached(Checkpointed(True, whole), c2="block.0")
     with pytest.raises(RequestError) as refused:
         step(net)
     assert str(refused.value) == (
-        "c2: the layer block.0 runs without gradients, as in torch.utils.checkpoint with use_reentrant=True, so its branch "
+        "c2: the layer block.0 runs without gradients, as in torch.utils.checkpoint with "
+        "use_reentrant=True, so its branch "
         "could teach nothing before it; set use_reentrant=False"
     )
     with torch.no_grad():
@@ -253,14 +284,18 @@ def googlenet(**options: bool) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("build", "tap", "given"), [(WithAuxiliary, "layers.1", "Pair"), (googlenet, "inception4a", "GoogLeNetOutputs")]
+    ("build", "tap", "given"),
+    [(WithAuxiliary, "layers.1", "Pair"), (googlenet, "inception4a", "GoogLeNetOutputs")],
 )
-def test_auxiliary_outputs_are_refused_with_what_to_do(build: Callable[[], nn.Module], tap: str, given: str) -> None:
+def test_auxiliary_outputs_are_refused_with_what_to_do(
+    build: Callable[[], nn.Module], tap: str, given: str
+) -> None:
     net = dks.attach(build(), {"c2": tap}, torch.zeros(1, 3, 64, 64))
     with pytest.raises(RequestError) as refused:
         net(torch.zeros(2, 3, 64, 64))
     assert str(refused.value) == (
-        f"in training the network gives a {given}, not logits (N, K); build it without auxiliary outputs of its own, "
+        f"in training the network gives a {given}, not logits (N, K); build it without auxiliary "
+        f"outputs of its own, "
         "in torchvision with aux_logits=False"
     )
     assert list(net.eval()(torch.zeros(2, 3, 64, 64))) == ["c1", "c2"]
@@ -269,4 +304,7 @@ def test_auxiliary_outputs_are_refused_with_what_to_do(build: Callable[[], nn.Mo
 def test_without_them_the_same_network_trains() -> None:
     net = dks.attach(googlenet(aux_logits=False), {"c2": "inception4a"}, torch.zeros(1, 3, 64, 64))
     logits = net(torch.zeros(2, 3, 64, 64))
-    assert re.fullmatch(r"c1 \(2, 5\) c2 \(2, 5\)", " ".join(f"{name} {tuple(z.shape)}" for name, z in logits.items()))
+    assert re.fullmatch(
+        r"c1 \(2, 5\) c2 \(2, 5\)",
+        " ".join(f"{name} {tuple(z.shape)}" for name, z in logits.items()),
+    )

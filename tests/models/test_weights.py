@@ -1,4 +1,7 @@
-"""Weights from files: every form that is read, everything that is refused, and that nothing in a file is executed."""
+"""Weights from files.
+
+Every form that is read, everything that is refused, and that nothing in a file is executed.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,9 @@ def refusal(call: Callable[[], object]) -> str:
 
 
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
-    return list(found) == list(expected) and all(torch.equal(found[name], value) for name, value in expected.items())
+    return list(found) == list(expected) and all(
+        torch.equal(found[name], value) for name, value in expected.items()
+    )
 
 
 # --- what is read
@@ -73,15 +78,44 @@ def read(path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def under(key: str | None, content: object) -> object:
-    """The content in dicts inside each other, under keys with a dot between them, beside what scripts save with it."""
+    """The content in dicts inside each other, under keys with a dot between them, beside what
+    scripts save with it.
+    """
     for name in reversed(key.split(".") if key else []):
-        optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
-        content = {"epoch": 3, "best": np.float64(93.5), "optimizer": optimizer, name: content, "arch": None}
+        optimizer = {
+            "state": {0: {"momentum_buffer": torch.ones(2)}},
+            "param_groups": [{"lr": 0.1}],
+        }
+        content = {
+            "epoch": 3,
+            "best": np.float64(93.5),
+            "optimizer": optimizer,
+            name: content,
+            "arch": None,
+        }
     return content
 
 
-KEYS = [None, "state_dict", "model", "network", "net", "model_state_dict", "whatever", "checkpoint.model"]
-PREFIXES = ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "net.", "model.module."]
+KEYS = [
+    None,
+    "state_dict",
+    "model",
+    "network",
+    "net",
+    "model_state_dict",
+    "whatever",
+    "checkpoint.model",
+]
+PREFIXES = [
+    "",
+    "module.",
+    "_orig_mod.",
+    "module._orig_mod.",
+    "_orig_mod.module.",
+    "model.",
+    "net.",
+    "model.module.",
+]
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -110,7 +144,9 @@ def test_what_wrappers_put_before_the_names_is_known_by_the_networks_own(
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.bin"])
-def test_safetensors_are_known_by_their_name_and_by_their_content(tmp_path: Path, plain: dict[str, Tensor], name: str) -> None:
+def test_safetensors_are_known_by_their_name_and_by_their_content(
+    tmp_path: Path, plain: dict[str, Tensor], name: str
+) -> None:
     save_file({f"module.{key}": value for key, value in plain.items()}, tmp_path / name)
     assert same(read(tmp_path / name)[0], plain)
 
@@ -124,15 +160,31 @@ def test_the_prefix_of_a_network_is_its_own(tmp_path: Path) -> None:
     assert found.told == ""
 
 
-def test_what_another_module_of_a_script_has_is_left_out_and_said(tmp_path: Path, plain: dict[str, Tensor]) -> None:
-    """A Lightning checkpoint: the network is one part of what was trained. And torch's AveragedModel, which counts."""
+def test_what_another_module_of_a_script_has_is_left_out_and_said(
+    tmp_path: Path, plain: dict[str, Tensor]
+) -> None:
+    """A Lightning checkpoint: the network is one part of what was trained.
+
+    And torch's AveragedModel, which counts.
+    """
     path = tmp_path / "last.ckpt"
     state = {f"model.{name}": value for name, value in plain.items()}
     state |= {"criterion.weight": torch.ones(3), "train_acc.tp": torch.tensor(1)}
-    torch.save({"epoch": 3, "global_step": 70, "pytorch-lightning_version": "2.2", "state_dict": state, "loops": {}}, path)
+    torch.save(
+        {
+            "epoch": 3,
+            "global_step": 70,
+            "pytorch-lightning_version": "2.2",
+            "state_dict": state,
+            "loops": {},
+        },
+        path,
+    )
     found, told = read(path)
     assert same(found, plain)
-    assert told.endswith("under state_dict, without the prefix model., criterion.weight, train_acc.tp left out")
+    assert told.endswith(
+        "under state_dict, without the prefix model., criterion.weight, train_acc.tp left out"
+    )
     network = dks.build("resnet8", 10).strip()
     network.load_state_dict(plain)
     torch.save(torch.optim.swa_utils.AveragedModel(network).state_dict(), path)
@@ -141,7 +193,9 @@ def test_what_another_module_of_a_script_has_is_left_out_and_said(tmp_path: Path
     assert told.endswith("without the prefix module., n_averaged left out")
 
 
-def test_numbers_of_numpy_and_counters_beside_the_tensors_are_left_alone(tmp_path: Path, plain: dict[str, Tensor]) -> None:
+def test_numbers_of_numpy_and_counters_beside_the_tensors_are_left_alone(
+    tmp_path: Path, plain: dict[str, Tensor]
+) -> None:
     beside = {
         "epoch": 3,
         "acc": np.float32(93.5),
@@ -155,7 +209,8 @@ def test_numbers_of_numpy_and_counters_beside_the_tensors_are_left_alone(tmp_pat
     torch.save({"net": plain, **beside}, tmp_path / "nested.pt")
     torch.save({**plain, **beside}, tmp_path / "flat.pt")
     torch.save({"net": plain, **beside}, old := io.BytesIO(), _use_new_zipfile_serialization=False)
-    (tmp_path / "old.pt").write_bytes(old.getvalue().replace(b"numpy._core.", b"numpy.core."))  # as in files of NumPy 1
+    # as in files of NumPy 1
+    (tmp_path / "old.pt").write_bytes(old.getvalue().replace(b"numpy._core.", b"numpy.core."))
     for name in ("nested.pt", "flat.pt", "old.pt"):
         assert same(read(tmp_path / name)[0], plain)
 
@@ -192,7 +247,11 @@ def test_averaged_weights_alone_are_taken(tmp_path: Path, plain: dict[str, Tenso
 
 
 @pytest.mark.parametrize(
-    ("keys", "sets"), [(("student", "teacher"), "student, teacher"), (("first.net", "last.net"), "first.net, last.net")]
+    ("keys", "sets"),
+    [
+        (("student", "teacher"), "student, teacher"),
+        (("first.net", "last.net"), "first.net, last.net"),
+    ],
 )
 def test_two_sets_of_weights_are_refused_with_their_names(
     tmp_path: Path, plain: dict[str, Tensor], keys: tuple[str, str], sets: str
@@ -202,23 +261,34 @@ def test_two_sets_of_weights_are_refused_with_their_names(
         content |= under(key, {name: value.clone() for name, value in plain.items()})  # type: ignore[operator]
     torch.save(content, tmp_path / "two.pt")
     assert refusal(lambda: read(tmp_path / "two.pt")) == (
-        f"{tmp_path / 'two.pt'} holds the weights of this network several times: {sets}; save the ones you mean alone"
+        f"{tmp_path / 'two.pt'} holds the weights of this network several times: {sets}; save "
+        f"the ones you mean alone"
     )
 
 
 def test_the_weights_of_a_run_are_a_file_too(finished: RunFolder) -> None:
     state, told = read(finished.weights_file)
-    assert same(dict(sorted(state.items())), dict(sorted(strip_prefix(load_file(finished.weights_file)).items())))
+    assert same(
+        dict(sorted(state.items())),
+        dict(sorted(strip_prefix(load_file(finished.weights_file)).items())),
+    )
     assert "without the prefix backbone., branches.c2." in told
 
 
 def strip_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
+    return {
+        name.removeprefix("backbone."): value
+        for name, value in state.items()
+        if name.startswith("backbone.")
+    }
 
 
 def test_parameters_come_without_gradients(tmp_path: Path) -> None:
     torch.save(dict(nn.Linear(2, 2).named_parameters()), tmp_path / "parameters.pt")
-    assert not any(value.requires_grad for value in load_state_dict(tmp_path / "parameters.pt", ["weight"]).state.values())
+    assert not any(
+        value.requires_grad
+        for value in load_state_dict(tmp_path / "parameters.pt", ["weight"]).state.values()
+    )
 
 
 # --- what is refused
@@ -247,7 +317,10 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path, how: str, name: str) -> N
     line = refusal(lambda: load_state_dict(path, STATE))
     assert line.startswith(str(path))
     if name == "trap.pt" and how != "bare":
-        assert f"holds the Python object {os.system.__module__}.system, which is not loaded because it could run code" in line
+        assert (
+            f"holds the Python object {os.system.__module__}.system, which is not loaded because "
+            f"it could run code" in line
+        )
     assert not sprung.exists()
     # The trap does work on whoever trusts the file.
     trusted = path.rename(tmp_path / "trusted")
@@ -276,7 +349,9 @@ def test_a_whole_module_is_refused(tmp_path: Path) -> None:
         ({"w": torch.eye(3).to_sparse()}, "w has no plain numbers"),
     ],
 )
-def test_anything_but_tensors_under_names_is_refused(tmp_path: Path, content: object, message: str) -> None:
+def test_anything_but_tensors_under_names_is_refused(
+    tmp_path: Path, content: object, message: str
+) -> None:
     path = tmp_path / "content.pt"
     torch.save(content, path)
     line = refusal(lambda: load_state_dict(path, STATE))
@@ -293,11 +368,15 @@ def test_files_that_are_cut_off_are_refused(tmp_path: Path, form: str, kept: flo
     else:
         torch.save({"w": torch.ones(1000)}, path, _use_new_zipfile_serialization=form == "zipped")
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    assert refusal(lambda: load_state_dict(path, STATE)).startswith(f"{path} is cut off, damaged, or no file of weights")
+    assert refusal(lambda: load_state_dict(path, STATE)).startswith(
+        f"{path} is cut off, damaged, or no file of weights"
+    )
 
 
 @pytest.mark.parametrize("name", ["notes.pt", "notes.safetensors"])
-@pytest.mark.parametrize("content", [b"a text that is no checkpoint", b"\x89PNG\r\n\x1a\n" + bytes(100), bytes(64)])
+@pytest.mark.parametrize(
+    "content", [b"a text that is no checkpoint", b"\x89PNG\r\n\x1a\n" + bytes(100), bytes(64)]
+)
 def test_files_of_another_kind_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     assert refusal(lambda: load_state_dict(tmp_path / name, STATE)).startswith(
@@ -317,30 +396,46 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
             refusal(lambda call=call: call(tmp_path / "no.pt"))
             == f"{tmp_path / 'no.pt'} cannot be read: No such file or directory"
         )
-        assert refusal(lambda call=call: call(tmp_path)) == f"{tmp_path} cannot be read: it is a folder where a file should be"
+        assert (
+            refusal(lambda call=call: call(tmp_path))
+            == f"{tmp_path} cannot be read: it is a folder where a file should be"
+        )
 
 
 # --- into a network
 
 
 def test_weights_that_do_not_fit_are_refused_in_one_line_and_the_network_stays_as_it_was() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.Linear(4, 2))
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+    )
     before = {name: value.clone() for name, value in network.state_dict().items()}
     state = {name: torch.full_like(value, 9) for name, value in before.items()}
     for name in ("0.weight", "0.bias", "2.weight", "2.bias"):
         del state[name]
-    state |= {"more": torch.ones(1), "3.weight": torch.ones(5, 4), "3.bias": torch.ones(2, dtype=torch.int64)}
+    state |= {
+        "more": torch.ones(1),
+        "3.weight": torch.ones(5, 4),
+        "3.bias": torch.ones(2, dtype=torch.int64),
+    }
     assert refusal(lambda: load_into(network, state, "some.pt")) == (
-        "some.pt does not fit the network: missing 0.weight, 0.bias, 2.weight and 1 more; unexpected more; "
+        "some.pt does not fit the network: missing 0.weight, 0.bias, 2.weight and 1 more; "
+        "unexpected more; "
         "3.weight is (5, 4) of float32 where the network has (2, 4) of float32, "
         "3.bias is (2,) of int64 where the network has (2,) of float32"
     )
     assert same(dict(network.state_dict()), before)
 
 
-def test_half_precision_fits_and_a_file_older_than_the_counters_of_batch_normalisation_too() -> None:
+def test_half_precision_fits_and_a_file_older_than_the_counters_of_batch_normalisation_too() -> (
+    None
+):
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    state = {name: torch.full_like(value, 0.5).half() for name, value in network.state_dict().items() if "num" not in name}
+    state = {
+        name: torch.full_like(value, 0.5).half()
+        for name, value in network.state_dict().items()
+        if "num" not in name
+    }
     load_into(network, state, "old.pt")
     assert all(bool((value == 0.5).all()) for value in network.state_dict().values() if value.ndim)
 
@@ -372,18 +467,31 @@ def test_activation_checkpointing_leaves_nothing_in_the_network_of_a_run(tmp_pat
     assert not [module for module in network.modules() if "forward" in vars(module)]
 
 
-def test_a_run_that_is_not_done_is_refused_with_its_state(tmp_path: Path, finished: RunFolder) -> None:
+def test_a_run_that_is_not_done_is_refused_with_its_state(
+    tmp_path: Path, finished: RunFolder
+) -> None:
     runs = tmp_path / "runs"
-    assert refusal(lambda: run_network(runs, "0123456789ab")) == f"there is no run 0123456789ab in {runs}"
+    assert (
+        refusal(lambda: run_network(runs, "0123456789ab"))
+        == f"there is no run 0123456789ab in {runs}"
+    )
     folder = queued(tmp_path)
-    states = {Status.queued: "missing", Status.failed: "failed", Status.killed: "killed", Status.running: "killed"}
+    states = {
+        Status.queued: "missing",
+        Status.failed: "failed",
+        Status.killed: "killed",
+        Status.running: "killed",
+    }
     for status, state in states.items():
         record = folder.read_record()
         assert record is not None
         record.status = status
         folder.write_record(record)
         line = refusal(lambda: run_network(runs, folder.cell_id))
-        assert line == f"run {folder.cell_id} in {runs} is {state}, not done: it has no trained weights yet"
+        assert (
+            line
+            == f"run {folder.cell_id} in {runs} is {state}, not done: it has no trained weights yet"
+        )
 
 
 def test_a_run_with_damaged_weights_is_refused(tmp_path: Path) -> None:
@@ -392,14 +500,18 @@ def test_a_run_with_damaged_weights_is_refused(tmp_path: Path) -> None:
     del weights["backbone.head.fc.weight"]
     save_file(weights, folder.weights_file)
     line = refusal(lambda: run_network(folder.path.parent, folder.cell_id))
-    assert line == f"{folder.weights_file} does not fit the network: missing backbone.head.fc.weight"
+    assert (
+        line == f"{folder.weights_file} does not fit the network: missing backbone.head.fc.weight"
+    )
     folder.weights_file.unlink()
     assert "cannot be read" in refusal(lambda: run_network(folder.path.parent, folder.cell_id))
 
 
 @pytest.mark.parametrize("backbone", ["resnet8", "resnet18"])
 @pytest.mark.parametrize("form", ["torch", "safetensors"])
-def test_the_number_of_classes_is_read_from_the_file(tmp_path: Path, backbone: str, form: str) -> None:
+def test_the_number_of_classes_is_read_from_the_file(
+    tmp_path: Path, backbone: str, form: str
+) -> None:
     state, path = dks.build(backbone, 13).strip().state_dict(), tmp_path / form
     torch.save(state, path) if form == "torch" else save_file(state, path)
     classes, network, _ = file_network(load_choice("backbone", backbone, Backbone), backbone, path)
@@ -410,12 +522,22 @@ def test_the_number_of_classes_is_read_from_the_file(tmp_path: Path, backbone: s
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_weights_of_another_network_are_refused(tmp_path: Path, prefix: str) -> None:
     path = tmp_path / "resnet20.pt"
-    torch.save({prefix + name: value for name, value in dks.build("resnet20", 10).strip().state_dict().items()}, path)
+    torch.save(
+        {
+            prefix + name: value
+            for name, value in dks.build("resnet20", 10).strip().state_dict().items()
+        },
+        path,
+    )
     line = refusal(lambda: file_network(RESNET8, "resnet8", path))
     assert line.startswith(
-        f"{path} as backbone=resnet8 does not fit the network: unexpected stage1.1.conv1.weight, stage1.1.bn1."
+        f"{path} as backbone=resnet8 does not fit the network: unexpected stage1.1.conv1.weight, "
+        f"stage1.1.bn1."
     )
     assert re.search(r" and \d+ more$", line)
     torch.save({"w": torch.ones(2)}, path)
     line = refusal(lambda: file_network(RESNET8, "resnet8", path))
-    assert "missing stem.conv.weight, stem.bn.weight, stem.bn.bias and" in line and "unexpected w" in line
+    assert (
+        "missing stem.conv.weight, stem.bn.weight, stem.bn.bias and" in line
+        and "unexpected w" in line
+    )

@@ -18,7 +18,9 @@ NAMES = ("c1", "c2", "c3", "c4")
 
 def logits_of(*names: str, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(5)
-    return {name: 3 * torch.randn(6, 5, generator=draw, dtype=torch.float64).to(dtype) for name in names}
+    return {
+        name: 3 * torch.randn(6, 5, generator=draw, dtype=torch.float64).to(dtype) for name in names
+    }
 
 
 TARGETS = torch.tensor([0, 3, 4, 1, 1, 2])
@@ -30,8 +32,22 @@ PAIRS = {
     ("bidir", 2): {("c1", "c2"), ("c2", "c1")},
     ("topdown", 3): {("c1", "c2"), ("c1", "c3"), ("c2", "c3")},
     ("bottomup", 3): {("c2", "c1"), ("c3", "c1"), ("c3", "c2")},
-    ("bidir", 3): {("c1", "c2"), ("c1", "c3"), ("c2", "c3"), ("c2", "c1"), ("c3", "c1"), ("c3", "c2")},
-    ("topdown", 4): {("c1", "c2"), ("c1", "c3"), ("c1", "c4"), ("c2", "c3"), ("c2", "c4"), ("c3", "c4")},
+    ("bidir", 3): {
+        ("c1", "c2"),
+        ("c1", "c3"),
+        ("c2", "c3"),
+        ("c2", "c1"),
+        ("c3", "c1"),
+        ("c3", "c2"),
+    },
+    ("topdown", 4): {
+        ("c1", "c2"),
+        ("c1", "c3"),
+        ("c1", "c4"),
+        ("c2", "c3"),
+        ("c2", "c4"),
+        ("c3", "c4"),
+    },
     ("none", 3): set(),
     ("bidir", 1): set(),
 }
@@ -44,7 +60,9 @@ def test_the_pairs_of_every_strategy(strategy: str, count: int) -> None:
     assert set(pairs) == PAIRS[strategy, count]
 
 
-def by_hand(logits: dict[str, Tensor], pairs: set[tuple[str, str]], alpha: float, beta: float) -> dict[str, float]:
+def by_hand(
+    logits: dict[str, Tensor], pairs: set[tuple[str, str]], alpha: float, beta: float
+) -> dict[str, float]:
     """Equation (4), one sample and one class after the other."""
     probs = {}
     for name, z in logits.items():
@@ -80,7 +98,8 @@ def test_the_loss_is_equation_4(strategy: str, count: int, alpha: float, beta: f
 @pytest.mark.parametrize("strategy", ["topdown", "bottomup", "bidir"])
 def test_gradients_are_those_of_the_loss_with_constant_teachers(strategy: str) -> None:
     names, logits = NAMES[:3], logits_of(*NAMES[:3])
-    teachers = {name: z.softmax(dim=1) for name, z in logits.items()}  # constants, as the paper has them
+    # constants, as the paper has them
+    teachers = {name: z.softmax(dim=1) for name, z in logits.items()}
 
     def reference(*values: Tensor) -> Tensor:
         log_probs = {name: z.log_softmax(dim=1) for name, z in zip(names, values, strict=True)}
@@ -90,7 +109,9 @@ def test_gradients_are_those_of_the_loss_with_constant_teachers(strategy: str) -
 
     inputs = [z.clone().requires_grad_() for z in logits.values()]
     expected = torch.autograd.grad(reference(*inputs), inputs)
-    actual = torch.autograd.grad(SynergyLoss(strategy)(dict(zip(names, inputs, strict=True)), TARGETS).total, inputs)
+    actual = torch.autograd.grad(
+        SynergyLoss(strategy)(dict(zip(names, inputs, strict=True)), TARGETS).total, inputs
+    )
     for one, other in zip(actual, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-14)
     # And the reference's gradients are those of finite differences.
@@ -98,7 +119,10 @@ def test_gradients_are_those_of_the_loss_with_constant_teachers(strategy: str) -
 
 
 def test_gradcheck_where_no_teacher_is_detached() -> None:
-    """Deep supervision, and a pair whose teacher is held fixed: then the loss is the plain function that gradcheck sees."""
+    """Deep supervision, and a pair whose teacher is held fixed.
+
+    Then the loss is the plain function that gradcheck sees.
+    """
     fixed = logits_of("c1", "c2")["c1"]
 
     def deep_supervision(one: Tensor, other: Tensor) -> Tensor:
@@ -113,7 +137,8 @@ def test_gradcheck_where_no_teacher_is_detached() -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "taught"), [("topdown", {"c2", "c3"}), ("bottomup", {"c1", "c2"}), ("bidir", {"c1", "c2", "c3"})]
+    ("strategy", "taught"),
+    [("topdown", {"c2", "c3"}), ("bottomup", {"c1", "c2"}), ("bidir", {"c1", "c2", "c3"})],
 )
 def test_a_teacher_gets_no_gradient_from_its_pair(strategy: str, taught: set[str]) -> None:
     logits = {name: z.requires_grad_() for name, z in logits_of("c1", "c2", "c3").items()}
@@ -131,7 +156,10 @@ def test_half_precision_logits_are_raised_to_float32(dtype: torch.dtype) -> None
 
 
 def test_large_logits_stay_finite() -> None:
-    logits = {"c1": torch.tensor([[200.0, 0.0]]), "c2": torch.tensor([[0.0, 200.0]], requires_grad=True)}
+    logits = {
+        "c1": torch.tensor([[200.0, 0.0]]),
+        "c2": torch.tensor([[0.0, 200.0]], requires_grad=True),
+    }
     loss = SynergyLoss("bidir")(logits, torch.tensor([0]))
     loss.total.backward()
     assert float(loss.parts["loss_synergy"].detach()) == pytest.approx(400.0)
@@ -157,7 +185,9 @@ def test_the_smoothed_divergence_of_the_authors_code() -> None:
         for i in range(6):
             p, q = (torch.softmax(logits[name][i], dim=0).tolist() for name in (m, n))
             p, q = ([(value + 1e-8) / (1 + 5e-8) for value in row] for row in (p, q))
-            expected += 0.5 * sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True)) / 6
+            expected += (
+                0.5 * sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True)) / 6
+            )
     assert set(loss.parts) == {"loss_ce", "loss_aux", "loss_synergy_kl"}
     assert float(loss.parts["loss_synergy_kl"]) == pytest.approx(expected, rel=1e-12)
 
@@ -180,7 +210,9 @@ def test_without_smoothing_both_forms_have_the_same_gradients_and_with_it_they_d
 @pytest.mark.parametrize("scale_by_t2", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 20.0])
 @pytest.mark.parametrize("students", [["c1"], ["c2", "c3"]])
-def test_the_distillation_loss_by_hand(students: list[str], temperature: float, scale_by_t2: bool) -> None:
+def test_the_distillation_loss_by_hand(
+    students: list[str], temperature: float, scale_by_t2: bool
+) -> None:
     logits = logits_of("c1", "c2", "c3")
     taught = 2 * logits_of("c4")["c4"]
     loss = DistillationLoss(students, temperature, 0.7, scale_by_t2)(logits, taught)
@@ -200,7 +232,9 @@ def test_t_squared_keeps_the_gradients_of_one_size() -> None:
     def size(temperature: float, scale_by_t2: bool) -> float:
         # Small logits, for then the gradient goes exactly as 1/T^2.
         logits = {"c1": (0.01 * logits_of("c1")["c1"]).requires_grad_()}
-        DistillationLoss(["c1"], temperature, 1.0, scale_by_t2)(logits, 0.01 * logits_of("c1", "c2")["c2"]).backward()
+        DistillationLoss(["c1"], temperature, 1.0, scale_by_t2)(
+            logits, 0.01 * logits_of("c1", "c2")["c2"]
+        ).backward()
         assert logits["c1"].grad is not None
         return float(logits["c1"].grad.norm())
 

@@ -45,7 +45,8 @@ class Run:
     seed: int = 1
     method: str = "dks"
     state: str = "done"
-    curves: dict[str, list[float]] = field(default_factory=dict)  # metric -> its value in every epoch
+    # metric -> its value in every epoch
+    curves: dict[str, list[float]] = field(default_factory=dict)
     epochs: int | None = None  # asked for; None: as many as the curves have
     numbers: dict[str, float] = field(default_factory=dict)
     device: str = "cpu"
@@ -76,14 +77,18 @@ class FakeSource:
                 "epoch": run.epoch,
                 "epochs": run.epochs or run.epoch,
                 "device": run.device,
-                **{f"final/{metric}": values[-1] for metric, values in run.curves.items() if values},
+                **{
+                    f"final/{metric}": values[-1] for metric, values in run.curves.items() if values
+                },
                 **run.numbers,
             }
             for run in self.held
             if run.state != "missing" and (cell_ids is None or run.cell_id in cell_ids)
         ]
         columns = ["cell_id", "seed", "method", "state", "epoch", "epochs", "device"]
-        return pd.DataFrame(rows, columns=list(dict.fromkeys([*columns, *(key for row in rows for key in row)])))
+        return pd.DataFrame(
+            rows, columns=list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
+        )
 
     def histories(self, cell_ids: Collection[str], metrics: Collection[str]) -> pd.DataFrame:
         rows = [
@@ -113,7 +118,10 @@ def table_of(
     for run in runs:
         config_id = "|".join(run.labels.values())
         row = more["paper"].labelled(run.labels) if "paper" in more else None
-        values = {metric.name: math.nan if run.state != "done" else run.curves[metric.value][-1] for metric in metrics}
+        values = {
+            metric.name: math.nan if run.state != "done" else run.curves[metric.value][-1]
+            for metric in metrics
+        }
         entries.append(
             {
                 **run.labels,
@@ -125,16 +133,25 @@ def table_of(
                 "state": run.state,
                 "computed": "",
                 "keys": [Key(config_id)] if row is None else list(row.keys),
-                "left_out": "" if run.state != "done" or all(map(math.isfinite, values.values())) else "result not finite",
+                "left_out": ""
+                if run.state != "done" or all(map(math.isfinite, values.values()))
+                else "result not finite",
                 **{f"over_{over.value}": None for over in Over},
                 **values,
             }
         )
     shape = Shape(metrics=metrics, aside=dict(aside or {}))
-    return build(entries, "sweep", "A title", [*rows, *(columns or [])], rows, columns, shape, **more)
+    return build(
+        entries, "sweep", "A title", [*rows, *(columns or [])], rows, columns, shape, **more
+    )
 
 
-def seeds(labels: dict[str, str], test: list[list[float]], train: list[list[float]] | None = None, **more: Any) -> list[Run]:
+def seeds(
+    labels: dict[str, str],
+    test: list[list[float]],
+    train: list[list[float]] | None = None,
+    **more: Any,
+) -> list[Run]:
     """One run a seed with these curves."""
     return [
         Run(
@@ -150,19 +167,33 @@ def seeds(labels: dict[str, str], test: list[list[float]], train: list[list[floa
 
 def lines(figure: Figure, panel: int = 0, style: str = "-", thin: bool = False) -> list[Line2D]:
     """The curves of a panel."""
-    return [line for line in figure.axes[panel].lines if line.get_linestyle() == style and (line.get_linewidth() < 0.9) == thin]
+    return [
+        line
+        for line in figure.axes[panel].lines
+        if line.get_linestyle() == style and (line.get_linewidth() < 0.9) == thin
+    ]
 
 
 def texts(figure: Figure) -> list[Text]:
     """All that is written and can be seen."""
-    ticks = [(axis, tick) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for tick in axis.get_major_ticks()]
+    ticks = [
+        (axis, tick)
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in axis.get_major_ticks()
+    ]
     hidden = {
         text
         for axis, tick in ticks
         for text in (tick.label1, tick.label2)
-        if not axis.axes.get_visible() or not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+        if not axis.axes.get_visible()
+        or not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
     }
-    return [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip() and text not in hidden]
+    return [
+        text
+        for text in figure.findobj(Text)
+        if text.get_visible() and text.get_text().strip() and text not in hidden
+    ]
 
 
 def box_of(text: Text) -> Bbox:
@@ -177,8 +208,15 @@ def words(figure: Figure) -> list[str]:
 
 def of_gradient(epochs: int, last: float, noise: float = 0.0) -> list[float]:
     """A curve that falls steeply, in three steps."""
-    levels = [last + 15] * (epochs // 2) + [last + 2] * (epochs // 4) + [last] * (epochs - epochs // 2 - epochs // 4)
-    return [level + 50 * math.exp(-epoch / 3) + noise * math.sin(7 * epoch + last) for epoch, level in enumerate(levels)]
+    levels = (
+        [last + 15] * (epochs // 2)
+        + [last + 2] * (epochs // 4)
+        + [last] * (epochs - epochs // 2 - epochs // 4)
+    )
+    return [
+        level + 50 * math.exp(-epoch / 3) + noise * math.sin(7 * epoch + last)
+        for epoch, level in enumerate(levels)
+    ]
 
 
 METHODS = {"baseline": 30.0, "ds": 29.5, "dks": 27.0}
@@ -186,24 +224,52 @@ METHODS = {"baseline": 30.0, "ds": 29.5, "dks": 27.0}
 
 @cache
 def large() -> tuple[Table, FakeSource]:
-    """Networks x methods with two metrics: runs of every state, and the paper's numbers where there are any."""
+    """Networks x methods with two metrics.
+
+    Runs of every state, and the paper's numbers where there are any.
+    """
     runs = []
-    for number, backbone in enumerate(("resnet32", "wrn28_10_dropout", "densenet100_12", "my_$net_50%")):
+    for number, backbone in enumerate(
+        ("resnet32", "wrn28_10_dropout", "densenet100_12", "my_$net_50%")
+    ):
         for method, error in METHODS.items():
             for seed in (1, 2, 3):
                 curve = of_gradient(60, error - number + seed / 10, noise=0.3)
                 state = (
-                    "done" if (backbone, method) != ("densenet100_12", "dks") else ("missing", "running", "failed")[seed - 1]
+                    "done"
+                    if (backbone, method) != ("densenet100_12", "dks")
+                    else ("missing", "running", "failed")[seed - 1]
                 )
-                curves = {TEST: curve, TRAIN: [value - 5 for value in curve], "test/top5_error": [value / 3 for value in curve]}
+                curves = {
+                    TEST: curve,
+                    TRAIN: [value - 5 for value in curve],
+                    "test/top5_error": [value / 3 for value in curve],
+                }
                 if state != "done":
-                    curves = {metric: values[:20] for metric, values in curves.items()} if state != "missing" else {}
+                    curves = (
+                        {metric: values[:20] for metric, values in curves.items()}
+                        if state != "missing"
+                        else {}
+                    )
                 cost = 10.0 ** (15 + number) * (1 + len(method) / 5)
                 numbers = {"cost/training_flops": cost, "cost/seconds": cost / 1e13}
-                runs.append(Run({"backbone": backbone, "method": method}, seed, method, state, curves, 60, numbers))
-    return table_of(runs, ["backbone", "method"], metrics=(Metric.top1, Metric.top5), paper=paper_table("table1")), FakeSource(
-        runs
-    )
+                runs.append(
+                    Run(
+                        {"backbone": backbone, "method": method},
+                        seed,
+                        method,
+                        state,
+                        curves,
+                        60,
+                        numbers,
+                    )
+                )
+    return table_of(
+        runs,
+        ["backbone", "method"],
+        metrics=(Metric.top1, Metric.top5),
+        paper=paper_table("table1"),
+    ), FakeSource(runs)
 
 
 @cache
@@ -212,8 +278,11 @@ def drawn(kind: str) -> Figure:
 
 
 def test_curves_are_the_mean_and_the_range_of_training_and_test_error() -> None:
-    test, train = [[50.0, 40, 31], [52, 44, 33], [51, 39, 29]], [[60.0, 35, 10], [58, 33, 12], [56, 34, 14]]
-    runs = seeds({"method": "baseline"}, test, train) + seeds({"method": "dks"}, [[45.0, 30, 25]], [[70.0, 60, 40]])
+    test = [[50.0, 40, 31], [52, 44, 33], [51, 39, 29]]
+    train = [[60.0, 35, 10], [58, 33, 12], [56, 34, 14]]
+    runs = seeds({"method": "baseline"}, test, train) + seeds(
+        {"method": "dks"}, [[45.0, 30, 25]], [[70.0, 60, 40]]
+    )
     figure = draw("curves", table_of(runs, ["method"]), FakeSource(runs))
     (solid, other), (dashed, other_dashed) = lines(figure), lines(figure, style="--")
     assert solid.get_ydata() == pytest.approx([51, 41, 31])
@@ -223,10 +292,23 @@ def test_curves_are_the_mean_and_the_range_of_training_and_test_error() -> None:
     assert (list(other.get_ydata()), list(other_dashed.get_ydata())) == ([45, 30, 25], [70, 60, 40])
     assert solid.get_color() == dashed.get_color() != other.get_color() == other_dashed.get_color()
     bands = [collection.get_paths()[0].vertices for collection in figure.axes[0].collections]
-    assert {tuple(point) for point in bands[1]} == {(1, 50), (2, 39), (3, 29), (1, 52), (2, 44), (3, 33)}
+    assert {tuple(point) for point in bands[1]} == {
+        (1, 50),
+        (2, 39),
+        (3, 29),
+        (1, 52),
+        (2, 44),
+        (3, 33),
+    }
     assert len(bands) == 2
     assert figure.axes[0].get_ylabel() == "top-1 error (%)"
-    assert {"baseline", "DKS", "training, mean of the runs", "test, mean of the runs", "their range"} <= set(words(figure))
+    assert {
+        "baseline",
+        "DKS",
+        "training, mean of the runs",
+        "test, mean of the runs",
+        "their range",
+    } <= set(words(figure))
 
 
 def test_spread_is_the_median_and_the_whole_range_with_a_panel_a_row() -> None:
@@ -244,7 +326,9 @@ def test_spread_is_the_median_and_the_whole_range_with_a_panel_a_row() -> None:
         (band,) = figure.axes[0].collections[0].get_paths()
         assert {tuple(point) for point in band.vertices} == {(1, 50), (1, 90), (2, 29), (2, 33)}
         assert not lines(figure, style="--")
-        assert {"median of the runs", "their range", *map(method_name, METHODS)} <= set(words(figure))
+        assert {"median of the runs", "their range", *map(method_name, METHODS)} <= set(
+            words(figure)
+        )
 
 
 def test_steps_of_the_learning_rate_stay_steps() -> None:
@@ -269,10 +353,16 @@ def test_runs_that_are_not_finished_are_shown_and_counted_but_not_averaged() -> 
 
 
 def test_a_configuration_without_curves_is_named_in_its_panel_or_in_the_legend() -> None:
-    runs = [*seeds({"aux": "ours", "method": "ds"}, [[3.0, 2]]), Run({"aux": "ours", "method": "dks"}, state="missing")]
+    runs = [
+        *seeds({"aux": "ours", "method": "ds"}, [[3.0, 2]]),
+        Run({"aux": "ours", "method": "dks"}, state="missing"),
+    ]
     alone = draw("spread", table_of(runs, ["aux"], ["method"]), FakeSource(runs))
     assert "DKS (missing)" in words(alone)
-    runs += [Run({"aux": "narrow", "method": method}, state=state) for method, state in (("ds", "failed"), ("dks", "queued"))]
+    runs += [
+        Run({"aux": "narrow", "method": method}, state=state)
+        for method, state in (("ds", "failed"), ("dks", "queued"))
+    ]
     panels = draw("spread", table_of(runs, ["aux"], ["method"]), FakeSource(runs))
     assert {"DKS: missing", "DS: failed\nDKS: queued"} <= set(words(panels))
 
@@ -313,30 +403,54 @@ def test_classifiers_have_their_own_curves() -> None:
 def test_dots_have_the_mean_the_interval_and_the_papers_figure() -> None:
     table, figure = large()[0], drawn("dots")
     first, second = figure.axes
-    assert (first.get_xlabel(), second.get_xlabel()) == ("top-1 test error (%)", "top-5 test error (%)")
+    assert (first.get_xlabel(), second.get_xlabel()) == (
+        "top-1 test error (%)",
+        "top-5 test error (%)",
+    )
     names = [text.get_text() for text in first.get_yticklabels()]
     assert names[:4] == ["ResNet-32", "baseline", "DS", "DKS"]
     assert "DKS (1 missing, 1 running, 1 failed)" in names
     for axes, index in ((first, 0), (second, 1)):
         at = {
-            (int(line.get_ydata()[0]), line.get_marker()): [float(value) for value in line.get_xdata()] for line in axes.lines
+            (int(line.get_ydata()[0]), line.get_marker()): [
+                float(value) for value in line.get_xdata()
+            ]
+            for line in axes.lines
         }
-        for row, column, line in (("resnet32", "baseline", 1), ("resnet32", "dks", 3), ("my_$net_50%", "ds", 14)):
+        for row, column, line in (
+            ("resnet32", "baseline", 1),
+            ("resnet32", "dks", 3),
+            ("my_$net_50%", "ds", 14),
+        ):
             number = table.cells[(row, column), ()].numbers[index]
             assert [number.mean] in at.values()
             (mean,) = [x for (y, marker), x in at.items() if y == line and marker not in "|D"]
             assert mean == [number.mean]
             assert at[line, "|"] == list(number.interval or ())
-        assert not [y for y, marker in at if y == names.index("DKS (1 missing, 1 running, 1 failed)") and marker != "D"]
-    paper = {int(line.get_ydata()[0]): float(line.get_xdata()[0]) for line in first.lines if line.get_marker() == "D"}
+        assert not [
+            y
+            for y, marker in at
+            if y == names.index("DKS (1 missing, 1 running, 1 failed)") and marker != "D"
+        ]
+    paper = {
+        int(line.get_ydata()[0]): float(line.get_xdata()[0])
+        for line in first.lines
+        if line.get_marker() == "D"
+    }
     assert paper[3] == 26.81
-    assert all(line.get_markerfacecolor() == "none" for line in first.lines if line.get_marker() == "D")
+    assert all(
+        line.get_markerfacecolor() == "none" for line in first.lines if line.get_marker() == "D"
+    )
     assert not [line for line in second.lines if line.get_marker() == "D"]
     assert {"mean of the runs", "95% t interval", "paper"} <= set(words(figure))
 
 
 def test_single_runs_have_no_interval() -> None:
-    runs = [run for aux in ("ours", "narrow") for run in seeds({"aux": aux, "strategy": "bidir"}, [[2.0, 1.5]])]
+    runs = [
+        run
+        for aux in ("ours", "narrow")
+        for run in seeds({"aux": aux, "strategy": "bidir"}, [[2.0, 1.5]])
+    ]
     figure = draw("dots", table_of(runs, ["aux", "strategy"]), FakeSource(runs))
     assert {line.get_marker() for line in figure.axes[0].lines}.isdisjoint("|D")
     assert "one run" in words(figure)
@@ -363,12 +477,17 @@ def test_cost_shows_the_means_over_runs_in_flops_and_time() -> None:
     for method, flops, seconds in (("baseline", 2e15, 3600.0), ("dks", 3e15, 7200.0)):
         for seed in (1, 2):
             numbers = {"cost/training_flops": flops, "cost/seconds": seconds + 3600 * seed}
-            runs.append(Run({"method": method}, seed, method, curves={TEST: [30.0 + seed]}, numbers=numbers))
+            runs.append(
+                Run({"method": method}, seed, method, curves={TEST: [30.0 + seed]}, numbers=numbers)
+            )
     runs[0].device = "cuda"
     runs.append(Run({"method": "ds"}, state="killed", numbers={"cost/seconds": 5.0}))
     figure = draw("cost", table_of(runs, ["method"]), FakeSource(runs))
     flops, time = figure.axes
-    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in flops.lines] == [(2.0, 31.5), (3.0, 31.5)]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in flops.lines] == [
+        (2.0, 31.5),
+        (3.0, 31.5),
+    ]
     assert [line.get_xdata()[0] for line in time.lines] == pytest.approx([2.5, 3.5])
     assert flops.get_xlabel() == "training cost (10¹⁵ FLOPs)"
     assert time.get_xlabel() == "training time (hours), on 2 kinds of device"
@@ -379,9 +498,15 @@ def test_cost_shows_the_means_over_runs_in_flops_and_time() -> None:
 def test_cost_is_logarithmic_where_it_spans_a_factor_of_ten_and_may_be_known_in_part() -> None:
     runs = [
         Run({"backbone": backbone}, curves={TEST: [error]}, numbers={"cost/seconds": seconds})
-        for backbone, error, seconds in (("resnet8", 10.0, 60.0), ("resnet32", 8.0, 599.0), ("resnet110", 7.0, 6000.0))
+        for backbone, error, seconds in (
+            ("resnet8", 10.0, 60.0),
+            ("resnet32", 8.0, 599.0),
+            ("resnet110", 7.0, 6000.0),
+        )
     ]
-    two, three = (draw("cost", table_of(some, ["backbone"]), FakeSource(some)) for some in (runs[:2], runs))
+    two, three = (
+        draw("cost", table_of(some, ["backbone"]), FakeSource(some)) for some in (runs[:2], runs)
+    )
     assert [axes.get_xscale() for axes in (*two.axes, *three.axes)] == ["linear", "log"]
     assert two.axes[0].get_xlabel() == three.axes[0].get_xlabel() == "training time (minutes)"
     ticks = {text.get_text() for text in three.axes[0].get_xticklabels()}
@@ -401,7 +526,10 @@ def test_a_name_in_the_cost_figure_stands_beside_a_point_of_its_own() -> None:
         for text in axes.texts:
             box = box_of(text)
             gaps = {
-                name: min(math.hypot(max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1)) for x, y in points[name])
+                name: min(
+                    math.hypot(max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1))
+                    for x, y in points[name]
+                )
                 for name in points
             }
             assert min(gaps, key=lambda name: gaps[name]) == text.get_text()
@@ -422,7 +550,12 @@ def placed(*names: Name) -> list[Bbox]:
 def test_names_hide_neither_points_nor_lines_nor_one_another() -> None:
     free, *_ = placed(Name("DKS", ((300, 300),)))
     assert free.x0 > 300 and free.y0 < 300 < free.y1  # to the right, where it reads best
-    boxes = placed(Name("DKS", ((300, 300),)), Name("DS", ((330, 300),)), Name("b", ((330, 330),)), Name("c", ((330, 270),)))
+    boxes = placed(
+        Name("DKS", ((300, 300),)),
+        Name("DS", ((330, 300),)),
+        Name("b", ((330, 330),)),
+        Name("c", ((330, 270),)),
+    )
     for box, other in itertools.combinations(boxes, 2):
         assert not box.overlaps(other)
     for box, (x, y) in itertools.product(boxes, ((300, 300), (330, 300), (330, 330), (330, 270))):
@@ -457,17 +590,24 @@ def test_a_figure_that_nobody_could_read_is_refused() -> None:
     runs = [run for index in range(401) for run in seeds({"recipe.lr": str(index)}, [[2.0, 1.5]])]
     table = table_of(runs, ["recipe.lr"])
     for kind in KINDS:
-        with pytest.raises(RequestError, match="401 configurations, and a figure of more than 400 cannot be read"):
+        with pytest.raises(
+            RequestError, match="401 configurations, and a figure of more than 400 cannot be read"
+        ):
             draw(kind, table, FakeSource(runs))
     runs = [
-        run for index in range(90) for aux in ("ours", "narrow") for run in seeds({"seed2": str(index), "aux": aux}, [[2.0]])
+        run
+        for index in range(90)
+        for aux in ("ours", "narrow")
+        for run in seeds({"seed2": str(index), "aux": aux}, [[2.0]])
     ]
     with pytest.raises(RequestError, match="90 panels of curves"):
         draw("spread", table_of(runs, ["seed2"], ["aux"]), FakeSource(runs))
 
 
 def test_many_configurations_without_columns_are_parted_into_panels() -> None:
-    runs = [run for index in range(20) for run in seeds({"recipe.lr": str(index)}, [[2.0, 1.5 + index]])]
+    runs = [
+        run for index in range(20) for run in seeds({"recipe.lr": str(index)}, [[2.0, 1.5 + index]])
+    ]
     figure = draw("curves", table_of(runs, ["recipe.lr"]), FakeSource(runs))
     assert [len(lines(figure, panel)) for panel in range(3)] == [8, 8, 4]
     assert {f"recipe.lr={index}" for index in range(20)} <= set(words(figure))
@@ -490,7 +630,9 @@ def test_all_letters_are_large_enough_and_inside_the_figure(kind: str) -> None:
 def test_legends_stand_outside_of_the_data_and_no_letters_overlap(kind: str) -> None:
     figure = drawn(kind)
     for legend, axes in itertools.product(figure.legends, figure.axes):
-        assert not axes.get_visible() or legend.get_window_extent().y1 <= axes.get_tightbbox().y0 + 1
+        assert (
+            not axes.get_visible() or legend.get_window_extent().y1 <= axes.get_tightbbox().y0 + 1
+        )
     shown = [(text, box_of(text).padded(-2)) for text in texts(figure)]
     assert len(shown) > 10
     for (text, box), (other, other_box) in itertools.combinations(shown, 2):
@@ -500,7 +642,10 @@ def test_legends_stand_outside_of_the_data_and_no_letters_overlap(kind: str) -> 
 def test_labels_are_never_read_as_formulas(tmp_path: Path) -> None:
     odd = ["a_b_c", "$x_1$ 50%", "\\frac{1}", "<b>&"]
     for kind in KINDS:
-        runs = [Run({"data.root": label}, curves={TEST: [3.0, 2.0]}, numbers={"cost/seconds": 5.0}) for label in odd]
+        runs = [
+            Run({"data.root": label}, curves={TEST: [3.0, 2.0]}, numbers={"cost/seconds": 5.0})
+            for label in odd
+        ]
         figure = draw(kind, table_of(runs, ["data.root"]), FakeSource(runs))
         assert {f"data.root={label}" for label in odd} <= set(words(figure))
         assert not any(text.get_parse_math() or text.get_usetex() for text in texts(figure))
@@ -513,7 +658,11 @@ def test_labels_are_never_read_as_formulas(tmp_path: Path) -> None:
 def test_files_are_written_whole_in_three_formats(tmp_path: Path) -> None:
     figure = drawn("dots")
     written = write(figure, tmp_path / "new" / "folder", "table1-dots")
-    assert [path.name for path in written] == ["table1-dots.svg", "table1-dots.pdf", "table1-dots.png"]
+    assert [path.name for path in written] == [
+        "table1-dots.svg",
+        "table1-dots.pdf",
+        "table1-dots.png",
+    ]
     assert [path.read_bytes()[:4] for path in written] == [b"<?xm", b"%PDF", b"\x89PNG"]
     assert {path.name for path in written[0].parent.iterdir()} == {path.name for path in written}
     assert b"A title" in written[0].read_bytes() and b"/Type3" not in written[1].read_bytes()
@@ -526,7 +675,10 @@ def test_files_are_written_whole_in_three_formats(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def elsewhere() -> dict[str, Any]:
-    """What another process finds, with another order of sets and another time zone: modules loaded and bytes of figures."""
+    """What another process finds, with another order of sets and another time zone.
+
+    Modules loaded and bytes of figures.
+    """
     code = (
         "import sys; import dks.results.figures; early = list(sys.modules)\n"
         "sys.path.insert(0, 'tests')\n"
@@ -536,7 +688,9 @@ def elsewhere() -> dict[str, Any]:
     )
     settings = {**os.environ, "PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "1", "TZ": "Asia/Tokyo"}
     command = [sys.executable, "-c", code]
-    ended = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=250, check=True)
+    ended = subprocess.run(
+        command, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=250, check=True
+    )
     found: dict[str, Any] = json.loads(ended.stdout)
     return found
 
@@ -558,29 +712,52 @@ def test_importing_figures_is_cheap_and_drawing_opens_no_window(elsewhere: dict[
 
 def test_a_persons_own_settings_are_neither_used_nor_changed() -> None:
     plain = image(drawn("dots"), "svg")
-    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "black", "lines.linewidth": 9, "text.parse_math": True}):
+    with matplotlib.rc_context(
+        {"font.size": 20, "axes.facecolor": "black", "lines.linewidth": 9, "text.parse_math": True}
+    ):
         before = dict(matplotlib.rcParams)
         assert image(draw("dots", *large()), "svg") == plain
         assert dict(matplotlib.rcParams) == before
 
 
-# Machado, Oliveira and Fernandes (2009), severity 1: what a linear RGB colour looks like to the colour-blind.
+# Machado, Oliveira and Fernandes (2009), severity 1: what a linear RGB colour looks like to the
+# colour-blind.
 BLINDNESS = {
     "none": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
-    "protanopia": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
-    "deuteranopia": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
-    "tritanopia": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.303900)),
+    "protanopia": (
+        (0.152286, 1.052583, -0.204868),
+        (0.114503, 0.786281, 0.099216),
+        (-0.003882, -0.048116, 1.051998),
+    ),
+    "deuteranopia": (
+        (0.367322, 0.860646, -0.227968),
+        (0.280085, 0.672501, 0.047413),
+        (-0.011820, 0.042940, 0.968881),
+    ),
+    "tritanopia": (
+        (1.255528, -0.076749, -0.178779),
+        (-0.078411, 0.930809, 0.147602),
+        (0.004733, 0.691367, 0.303900),
+    ),
 }
 
 
 def lab(colour: str, blindness: str) -> tuple[float, float, float]:
     """CIE L*a*b* of a colour as seen."""
     parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    seen = [min(max(sum(a * b for a, b in zip(row, linear, strict=True)), 0), 1) for row in BLINDNESS[blindness]]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    seen = [
+        min(max(sum(a * b for a, b in zip(row, linear, strict=True)), 0), 1)
+        for row in BLINDNESS[blindness]
+    ]
     to_xyz = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
     white = (0.9505, 1.0, 1.089)
-    xyz = [sum(a * b for a, b in zip(row, seen, strict=True)) / w for row, w in zip(to_xyz, white, strict=True)]
+    xyz = [
+        sum(a * b for a, b in zip(row, seen, strict=True)) / w
+        for row, w in zip(to_xyz, white, strict=True)
+    ]
     x, y, z = (part ** (1 / 3) if part > 0.008856 else 7.787 * part + 16 / 116 for part in xyz)
     return 116 * y - 16, 500 * (x - y), 200 * (y - z)
 
@@ -599,7 +776,10 @@ def test_series_differ_in_grey_as_well() -> None:
     first = [lab(look.colour, "none")[0] for look in list(found.values())[:3]]
     assert all(abs(one - other) > 20 for one, other in itertools.combinations(first, 2))
     # Those that are drawn together have different markers.
-    assert all(len({look.marker for look in list(found.values())[first : first + 8]}) == 8 for first in range(64))
+    assert all(
+        len({look.marker for look in list(found.values())[first : first + 8]}) == 8
+        for first in range(64)
+    )
 
 
 @pytest.mark.parametrize(
@@ -633,6 +813,15 @@ def test_every_choice_of_the_paper_has_a_name_of_its_own() -> None:
 
 
 def test_names_leave_out_what_says_nothing_unless_two_would_be_the_same() -> None:
-    assert names(["method", "aux"], [("baseline", "none"), ("dks", "ours")]) == ["baseline", "DKS, ours"]
-    assert names(["aux", "strategy"], [("none", "none"), ("ours", "-")]) == ["aux=none, strategy=none", "ours"]
-    assert names(["method", "aux"], [("ds", "none"), ("ds", "-")]) == ["method=ds, aux=none", "method=ds, aux=-"]
+    assert names(["method", "aux"], [("baseline", "none"), ("dks", "ours")]) == [
+        "baseline",
+        "DKS, ours",
+    ]
+    assert names(["aux", "strategy"], [("none", "none"), ("ours", "-")]) == [
+        "aux=none, strategy=none",
+        "ours",
+    ]
+    assert names(["method", "aux"], [("ds", "none"), ("ds", "-")]) == [
+        "method=ds, aux=none",
+        "method=ds, aux=-",
+    ]

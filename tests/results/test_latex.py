@@ -30,8 +30,13 @@ DOCUMENT = r"""\documentclass{article}
 def pdflatex() -> str:
     found = shutil.which("pdflatex")
     if found is None or shutil.which("pdftotext") is None:
-        assert "CI" not in os.environ, "CI must have the Debian packages texlive-latex-recommended and poppler-utils"
-        pytest.skip("there is no pdflatex or no pdftotext here (Debian: texlive-latex-recommended, poppler-utils)")
+        assert "CI" not in os.environ, (
+            "CI must have the Debian packages texlive-latex-recommended and poppler-utils"
+        )
+        pytest.skip(
+            "there is no pdflatex or no pdftotext here (Debian: texlive-latex-recommended, "
+            "poppler-utils)"
+        )
     return found
 
 
@@ -39,9 +44,17 @@ def compiled(pdflatex: str, folder: Path, name: str, text: str) -> tuple[str, st
     """The text of the pages, and what pdflatex said; it stops at the first error."""
     (folder / f"{name}.tex").write_text(DOCUMENT % text, encoding="utf-8")
     command = [pdflatex, "-interaction=nonstopmode", "-halt-on-error", f"{name}.tex"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stdout[-2000:]
-    pages = subprocess.run(["pdftotext", "-layout", f"{name}.pdf", "-"], cwd=folder, capture_output=True, text=True, check=True)
+    pages = subprocess.run(
+        ["pdftotext", "-layout", f"{name}.pdf", "-"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return pages.stdout, done.stdout
 
 
@@ -58,6 +71,8 @@ def test_every_table_of_the_paper_compiles(pdflatex: str, name: str, in_folder: 
 
 
 def test_names_with_every_special_character_compile(pdflatex: str, in_folder: Path) -> None:
-    golden = (Path(__file__).parent / "golden" / "table.latex").read_text(encoding="utf-8")
+    golden = (Path(__file__).resolve().parents[1] / "golden" / "table.latex").read_text(
+        encoding="utf-8"
+    )
     pages, _ = compiled(pdflatex, in_folder, "golden", golden)
     assert re.search(r"50%_&\$#\{x\}[~\u02dc\u223c][\^\u02c6]\\<b>\|\[1\]", pages), pages

@@ -20,7 +20,10 @@ def markdown_rows(text: str) -> Iterator[list[str]]:
     """Head and body of the first table, as texts."""
     for line in text.split("\n\n")[1].splitlines():
         if not line.startswith("|:"):
-            yield [re.sub(r"\\(.)", r"\1", part).strip().strip("*") for part in line.strip("|").split(" | ")]
+            yield [
+                re.sub(r"\\(.)", r"\1", part).strip().strip("*")
+                for part in line.strip("|").split(" | ")
+            ]
 
 
 def latex_rows(text: str) -> Iterator[list[str]]:
@@ -36,11 +39,16 @@ def latex_rows(text: str) -> Iterator[list[str]]:
 def check(name: str, table: Table, form: str) -> int:
     """Each figure of ours is the paper's in the same row; how many there were."""
     head, *body = (markdown_rows if form == "md" else latex_rows)(render.TEXT_FORMATS[form](table))
-    kinds = [text.split()[-1] if "gain" not in text else "paper's gain" if "paper's" in text else "gain" for text in head]
+    kinds = [
+        text.split()[-1] if "gain" not in text else "paper's gain" if "paper's" in text else "gain"
+        for text in head
+    ]
     seen = 0
     for row in body:
         ours: dict[str, str] = {}
-        for kind, text in zip(kinds[len(table.row_axes) :], row[len(table.row_axes) :], strict=True):
+        for kind, text in zip(
+            kinds[len(table.row_axes) :], row[len(table.row_axes) :], strict=True
+        ):
             if kind in ("error", "(%)", "top-1/top-5"):
                 ours = {"error": text}
             elif kind == "gain":
@@ -58,7 +66,16 @@ def check(name: str, table: Table, form: str) -> int:
 
 
 # Configurations in each table; Table 3's baseline is in its caption.
-FIGURES = {"table1": 24, "table2": 9, "table3": 10, "table4": 6, "table5": 6, "table6": 6, "strategies": 4, "noise": 7}
+FIGURES = {
+    "table1": 24,
+    "table2": 9,
+    "table3": 10,
+    "table4": 6,
+    "table5": 6,
+    "table6": 6,
+    "strategies": 4,
+    "noise": 7,
+}
 FIGURES |= {"resnet1202": 3, "figure3": 4}
 
 
@@ -70,7 +87,10 @@ def test_every_table_of_the_paper_comes_out_digit_for_digit(name: str, in_folder
     for form in ("md", "latex"):
         assert check(name, table, form) == FIGURES[name]
     if name == "table3":
-        assert "none baseline: 29.97(0.33), n = 5, paper 29.97(0.33), difference +0.00" in render.markdown(table)
+        assert (
+            "none baseline: 29.97(0.33), n = 5, paper 29.97(0.33), difference +0.00"
+            in render.markdown(table)
+        )
     printed = {row["top1_error"] for row in rows(name)}
     assert printed <= set(re.findall(r"-?\d+\.\d\d", render.markdown(table)))
 
@@ -84,7 +104,9 @@ def test_a_table_is_there_before_any_run_with_the_papers_numbers(in_folder: Path
 
 @pytest.mark.slow
 def test_the_store_tells_the_same_as_the_records(in_folder: Path) -> None:
-    """All ten sweeps through the real sink into SQLite, then every table from the store alone, in every format."""
+    """All ten sweeps through the real sink into SQLite, then every table from the store alone, in
+    every format.
+    """
     from dks.config.schema import Tracking, TrackingKind
     from dks.tracking.sync import sync
 
@@ -95,7 +117,9 @@ def test_the_store_tells_the_same_as_the_records(in_folder: Path) -> None:
     for name in SWEEPS:
         local, stored = Study.open(name), Study.open(name, store="sqlite:///mlflow.db")
         for form in render.TEXT_FORMATS:
-            assert render.TEXT_FORMATS[form](stored.table()) == render.TEXT_FORMATS[form](local.table()), (name, form)
+            assert render.TEXT_FORMATS[form](stored.table()) == render.TEXT_FORMATS[form](
+                local.table()
+            ), (name, form)
         assert check(name, stored.table(), "md") == FIGURES[name]
         first = json.dumps(provenance(stored, stored.table()))
         again = Study.open(name, store="sqlite:///mlflow.db")
@@ -106,11 +130,18 @@ def test_a_smaller_sweep_is_never_beside_the_papers_numbers(in_folder: Path) -> 
     study = Study.open("table3", ["data=digits", "backbone=resnet8", "recipe.epochs=2", "seed=1,2"])
     text = render.markdown(study.table())
     assert "26.81" not in text and "paper's gain" not in text
-    assert "backbone=resnet8 (paper: resnet32); data=digits (paper: cifar100)" in text.replace("\\", "")
-    chosen = Study.open("table6", ["teacher=resnet50", "kd_teacher.temperature=5", "recipe.epochs=2"]).table()
+    assert "backbone=resnet8 (paper: resnet32); data=digits (paper: cifar100)" in text.replace(
+        "\\", ""
+    )
+    chosen = Study.open(
+        "table6", ["teacher=resnet50", "kd_teacher.temperature=5", "recipe.epochs=2"]
+    ).table()
     assert {cell.method: cell.differs for cell in chosen.cells.values()} == dict.fromkeys(
-        ("baseline", "ds", "dks", "kd_c1", "kd_c1_ds", "kd_c2c3_ds"), ("recipe.epochs=2 (paper: 100)",)
+        ("baseline", "ds", "dks", "kd_c1", "kd_c1_ds", "kd_c2c3_ds"),
+        ("recipe.epochs=2 (paper: 100)",),
     )
     assert not chosen.has_paper
     seeds = Study.open("table4", ["seed=1,2,3"]).table()
-    assert seeds.has_paper and not seeds.differs, "more seeds of the same setting are still the paper's"
+    assert seeds.has_paper and not seeds.differs, (
+        "more seeds of the same setting are still the paper's"
+    )

@@ -1,4 +1,7 @@
-"""The report as text: what is in it, what cannot break out of it, and that it asks nobody for anything."""
+"""The report as text.
+
+What is in it, what cannot break out of it, and that it asks nobody for anything.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from dks.sweeps.paper import PaperTable, paper_table
 from tests.conftest import ROOT
 
 COMMIT = "8ea1394f872ed4a26fe8321c2a1913862959b01a"
-HOSTILE = """</script><script>alert("1")</script><!--<img src=x onerror=alert(2)> &amp; 'x' "y" \u2028 {{ 7 * 7 }}"""
+HOSTILE = """</script><script>alert("1")</script><!--<img src=x onerror=alert(2)> &amp; 'x' "y" \u2028 {{ 7 * 7 }}"""  # noqa: E501
 
 
 @dataclass
@@ -42,8 +45,17 @@ class FakeSource:
     name: str = "runs/"
 
     def runs(self, cell_ids: Collection[str] | None = None) -> pd.DataFrame:
-        wanted = self.runs_by_id if cell_ids is None else [each for each in cell_ids if each in self.runs_by_id]
-        columns = [*_RUN, *dict.fromkeys(key for run in self.runs_by_id.values() for key in run if key not in _RUN)]
+        wanted = (
+            self.runs_by_id
+            if cell_ids is None
+            else [each for each in cell_ids if each in self.runs_by_id]
+        )
+        columns = [
+            *_RUN,
+            *dict.fromkeys(
+                key for run in self.runs_by_id.values() for key in run if key not in _RUN
+            ),
+        ]
         return pd.DataFrame([self.runs_by_id[each] for each in wanted], columns=columns)
 
     def histories(self, cell_ids: Collection[str], metrics: Collection[str]) -> pd.DataFrame:
@@ -63,11 +75,28 @@ class FakeSource:
             "method": run["method"],
             "aux_design.hidden": 128 if run["method"] == "dks" else 64,
         }
-        return {"recipe.epochs": run["epochs"], "recipe.lr": 0.1, "data.name": "cifar100", "seed": run["seed"], **own}
+        return {
+            "recipe.epochs": run["epochs"],
+            "recipe.lr": 0.1,
+            "data.name": "cifar100",
+            "seed": run["seed"],
+            **own,
+        }
 
 
 _RUN = (
-    *("cell_id", "config_id", "seed", "method", "state", "epoch", "epochs", "git_commit", "data_fingerprint", "device"),
+    *(
+        "cell_id",
+        "config_id",
+        "seed",
+        "method",
+        "state",
+        "epoch",
+        "epochs",
+        "git_commit",
+        "data_fingerprint",
+        "device",
+    ),
     *("started", "mlflow_run_id", "mlflow_experiment_id", "place", "attempts"),
 )
 
@@ -81,7 +110,9 @@ class FakeStudy:
     name: str = "table3"
     title: str = "Branch designs for ResNet-32 on CIFAR-100"
     command: str = "dks sweep run table3 data.root=data"
-    shape: Shape = field(default_factory=lambda: Shape(gain=(Over.baseline, Over.ds), aside={"method": "baseline"}))
+    shape: Shape = field(
+        default_factory=lambda: Shape(gain=(Over.baseline, Over.ds), aside={"method": "baseline"})
+    )
     paper: PaperTable | None = None
 
     @property
@@ -116,9 +147,14 @@ def setting_of(aux: str, method: str) -> str:
     return "" if row is None else next(iter(row.keys)).setting
 
 
-def manifest(designs: Sequence[str], seeds: Sequence[int], name: str = "table3", title: str = FakeStudy.title) -> Manifest:
+def manifest(
+    designs: Sequence[str], seeds: Sequence[int], name: str = "table3", title: str = FakeStudy.title
+) -> Manifest:
     """A baseline, and DS and DKS with each of the designs."""
-    configs = [("none", "baseline"), *((aux, method) for aux in designs for method in ("ds", "dks"))]
+    configs = [
+        ("none", "baseline"),
+        *((aux, method) for aux in designs for method in ("ds", "dks")),
+    ]
     cells = [
         ManifestCell(
             labels={"aux": aux, "method": method, "seed": str(seed)},
@@ -134,18 +170,28 @@ def manifest(designs: Sequence[str], seeds: Sequence[int], name: str = "table3",
         for aux, method in configs
         for seed in seeds
     ]
-    return Manifest(name, title, ["aux", "method", "seed"], "runs", cells, rows=["aux"], columns=["method"])
+    return Manifest(
+        name, title, ["aux", "method", "seed"], "runs", cells, rows=["aux"], columns=["method"]
+    )
 
 
 def curve(
-    start: float, end: float, epochs: int, random: np.random.Generator, drops: Sequence[float] = (0.4, 0.6, 0.8)
+    start: float,
+    end: float,
+    epochs: int,
+    random: np.random.Generator,
+    drops: Sequence[float] = (0.4, 0.6, 0.8),
 ) -> list[float]:
     """An error that falls with every drop of the learning rate, as on CIFAR."""
     at = np.arange(1, epochs + 1) / epochs
     levels = [(start - end) * share + end for share in (0.36, 0.11, 0.02, 0.0)]
     stage = sum((at > drop).astype(int) for drop in drops)
     level = np.array(levels)[stage]
-    value = level + (start - level) * np.exp(-at * epochs / 4) + random.normal(0, 0.02, epochs) * (level - end + 4)
+    value = (
+        level
+        + (start - level) * np.exp(-at * epochs / 4)
+        + random.normal(0, 0.02, epochs) * (level - end + 4)
+    )
     value[-1] = end
     return [float(each) for each in np.maximum(value, 0)]
 
@@ -161,10 +207,21 @@ def study(
     for number, cell in enumerate(part.cells):
         random = np.random.default_rng(number)
         aux, method = cell.labels["aux"], cell.method
-        end = {"baseline": 29.97, "ds": 30.6, "dks": 27.6}[method] - 0.4 * (len(aux) % 5) + random.normal(0, 0.3)
+        end = (
+            {"baseline": 29.97, "ds": 30.6, "dks": 27.6}[method]
+            - 0.4 * (len(aux) % 5)
+            + random.normal(0, 0.3)
+        )
         test, train = curve(92, end, epochs, random), curve(96, end / 4, epochs, random)
-        history = {"test/top1_error": test, "train/top1_error": train, "test/top5_error": [each / 3 for each in test]}
-        history |= {"train/loss": [each / 20 for each in train], "test/loss": [each / 18 for each in test]}
+        history = {
+            "test/top1_error": test,
+            "train/top1_error": train,
+            "test/top5_error": [each / 3 for each in test],
+        }
+        history |= {
+            "train/loss": [each / 20 for each in train],
+            "test/loss": [each / 18 for each in test],
+        }
         if method != "baseline":
             history |= {
                 f"{split}/top1_error_{c}": [each + 2 for each in history[f"{split}/top1_error"]]
@@ -174,14 +231,38 @@ def study(
         best = int(np.argmin(test))
         seconds = 2600.0 + 900 * (method != "baseline") + float(random.normal(0, 40))
         runs[cell.cell_id] = {
-            **{"cell_id": cell.cell_id, "config_id": cell.config_id, "seed": cell.seed, "method": method, "aux": aux},
-            **{"state": "done", "epoch": epochs, "epochs": epochs, "git_commit": COMMIT, "data_fingerprint": "cifar100"},
-            **{"device": "cuda:0 (NVIDIA H100)", "started": f"2026-11-{20 + number % 3}T03:43:59.171+00:00"},
-            **{"mlflow_run_id": identity("run", number) * 2, "mlflow_experiment_id": "1", "attempts": 1},
+            **{
+                "cell_id": cell.cell_id,
+                "config_id": cell.config_id,
+                "seed": cell.seed,
+                "method": method,
+                "aux": aux,
+            },
+            **{
+                "state": "done",
+                "epoch": epochs,
+                "epochs": epochs,
+                "git_commit": COMMIT,
+                "data_fingerprint": "cifar100",
+            },
+            **{
+                "device": "cuda:0 (NVIDIA H100)",
+                "started": f"2026-11-{20 + number % 3}T03:43:59.171+00:00",
+            },
+            **{
+                "mlflow_run_id": identity("run", number) * 2,
+                "mlflow_experiment_id": "1",
+                "attempts": 1,
+            },
             "place": f"runs/{cell.cell_id}",
             **{f"final/{metric}": values[-1] for metric, values in history.items()},
             **{f"best/{metric}": values[best] for metric, values in history.items()},
-            **{"best/epoch": best + 1, "cost/seconds": seconds, "cost/training_flops": 1.7e15, "cost/parameters": 466906},
+            **{
+                "best/epoch": best + 1,
+                "cost/seconds": seconds,
+                "cost/training_flops": 1.7e15,
+                "cost/parameters": 466906,
+            },
             **{"cost/images_per_second": 4182.7, "cost/peak_memory_mib": 1874.0},
         }
         histories[cell.cell_id] = history
@@ -190,20 +271,47 @@ def study(
     return FakeStudy([part], FakeSource(runs, histories), paper=paper_table("table3"))
 
 
-def keep_record(place: Path, run: dict[str, Any], error: dict[str, str] | None = None, processes: int = 1) -> None:
+def keep_record(
+    place: Path, run: dict[str, Any], error: dict[str, str] | None = None, processes: int = 1
+) -> None:
     """Write the record of a run, in a folder from then on."""
-    attempt = Attempt(run["started"], "host", 1, run["device"], 4, processes, git_commit=COMMIT, seconds=run["cost/seconds"])
+    attempt = Attempt(
+        run["started"],
+        "host",
+        1,
+        run["device"],
+        4,
+        processes,
+        git_commit=COMMIT,
+        seconds=run["cost/seconds"],
+    )
     attempt.versions = {"python": "3.11.2", "torch": "2.15.0"}
-    record = Record(run["cell_id"], run["config_id"], run["seed"], run["method"], {}, "", [], attempts=[attempt], error=error)
+    record = Record(
+        run["cell_id"],
+        run["config_id"],
+        run["seed"],
+        run["method"],
+        {},
+        "",
+        [],
+        attempts=[attempt],
+        error=error,
+    )
     record.status = Status(run["state"])
     RunFolder(place).write_record(record)
     run["place"] = str(place)
 
 
-def stop(study: FakeStudy, aux: str, method: str, seed: int, state: str, epoch: int) -> dict[str, Any]:
+def stop(
+    study: FakeStudy, aux: str, method: str, seed: int, state: str, epoch: int
+) -> dict[str, Any]:
     """Let a run have come no further than this epoch."""
     run = study.source.runs_by_id[identity(aux, method, seed)]
-    run |= {"state": state, "epoch": epoch, **{key: float("nan") for key in run if key.startswith(("final/", "best/"))}}
+    run |= {
+        "state": state,
+        "epoch": epoch,
+        **{key: float("nan") for key in run if key.startswith(("final/", "best/"))},
+    }
     for values in study.source.curves_by_id[run["cell_id"]].values():
         del values[epoch:]
     return run
@@ -225,14 +333,19 @@ def unfinished(folder: Path, epochs: int = 40) -> FakeStudy:
     stop(begun, "ours", "ds", 5, "running", 24)
     stop(begun, "narrow", "ds", 4, "killed", 15)
     failed = stop(begun, "ap_conv_2fc", "dks", 2, "failed", 9)
-    error = {"type": "OutOfMemoryError", "message": "CUDA out of memory. Tried to allocate 512.00 MiB"}
+    error = {
+        "type": "OutOfMemoryError",
+        "message": "CUDA out of memory. Tried to allocate 512.00 MiB",
+    }
     keep_record(Path(failed["place"]), failed, error)
     return begun
 
 
 def embedded(text: str) -> Any:
     """The data in the page."""
-    (found,) = re.findall(r'<script type="application/json" id="contents">(.*?)</script>', text, re.DOTALL)
+    (found,) = re.findall(
+        r'<script type="application/json" id="contents">(.*?)</script>', text, re.DOTALL
+    )
     return json.loads(found)
 
 
@@ -262,18 +375,36 @@ def whole() -> str:
 
 def test_the_page_refers_to_nothing_outside_of_itself(whole: str) -> None:
     for tag, attributes in Elements(whole).found:
-        assert tag not in ("link", "img", "iframe", "object", "embed", "base", "form", "source", "video", "audio")
+        assert tag not in (
+            "link",
+            "img",
+            "iframe",
+            "object",
+            "embed",
+            "base",
+            "form",
+            "source",
+            "video",
+            "audio",
+        )
         assert "src" not in attributes
         assert (attributes.get("href") or "#").startswith("#")
         assert not [name for name in attributes if name.startswith("on") or name == "style"]
     style = "".join(re.findall(r"<style>(.*?)</style>", whole, re.DOTALL))
     assert "url(" not in style
     assert "@import" not in style
-    assert set(re.findall(r"https?://[^\s\"'<]+", whole)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
+    # a name, not an address
+    assert set(re.findall(r"https?://[^\s\"'<]+", whole)) == {"http://www.w3.org/2000/svg"}
 
 
-def test_the_policy_allows_the_one_script_and_the_one_style_by_their_hashes_and_nothing_else(whole: str) -> None:
-    (policy,) = [each["content"] for tag, each in Elements(whole).found if each.get("http-equiv") == "Content-Security-Policy"]
+def test_the_policy_allows_the_one_script_and_the_one_style_by_their_hashes_and_nothing_else(
+    whole: str,
+) -> None:
+    (policy,) = [
+        each["content"]
+        for tag, each in Elements(whole).found
+        if each.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert policy is not None
 
     def digest(pattern: str) -> str:
@@ -290,7 +421,9 @@ def test_the_policy_allows_the_one_script_and_the_one_style_by_their_hashes_and_
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
-    first, second = (write_report(unfinished(tmp_path), tmp_path / name) for name in ("one.html", "two.html"))
+    first, second = (
+        write_report(unfinished(tmp_path), tmp_path / name) for name in ("one.html", "two.html")
+    )
     assert first == tmp_path / "one.html"
     assert first.read_bytes() == second.read_bytes()
 
@@ -302,10 +435,18 @@ def test_hostile_labels_titles_and_errors_stay_text(tmp_path: Path) -> None:
     failed = stop(hostile, HOSTILE, "dks", 1, "failed", 3)
     keep_record(Path(failed["place"]), failed, {"type": "ValueError", "message": HOSTILE})
     for run in hostile.source.runs_by_id.values():
-        run |= {"git_commit": HOSTILE, "device": HOSTILE, "mlflow_run_id": HOSTILE, "mlflow_experiment_id": HOSTILE}
+        run |= {
+            "git_commit": HOSTILE,
+            "device": HOSTILE,
+            "mlflow_run_id": HOSTILE,
+            "mlflow_experiment_id": HOSTILE,
+        }
     text = page(hostile)
     elements = Elements(text).found
-    assert [each for tag, each in elements if tag == "script"] == [{"type": "application/json", "id": "contents"}, {}]
+    assert [each for tag, each in elements if tag == "script"] == [
+        {"type": "application/json", "id": "contents"},
+        {},
+    ]
     assert "img" not in [tag for tag, _ in elements]
     assert "<!--" not in text
     told = embedded(text)
@@ -316,8 +457,13 @@ def test_hostile_labels_titles_and_errors_stay_text(tmp_path: Path) -> None:
 
 
 def test_making_it_needs_neither_torch_nor_mlflow_nor_matplotlib() -> None:
-    code = "import sys, dks.results.report; print(sorted({'torch', 'mlflow', 'matplotlib'} & sys.modules.keys()))"
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    code = (
+        "import sys, dks.results.report; print(sorted({'torch', 'mlflow', 'matplotlib'} & "
+        "sys.modules.keys()))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert ended.stdout == "[]\n"
 
 
@@ -325,14 +471,22 @@ def test_every_cell_is_there_with_what_its_sheet_says_and_opens_its_runs() -> No
     whole = study()
     text, (table,) = page(whole), whole.tables()
     told = embedded(text)["tables"][0]["cells"]
-    opened = {int(each["data-cell"] or "") for tag, each in Elements(text).found if tag == "button" and "data-cell" in each}
+    opened = {
+        int(each["data-cell"] or "")
+        for tag, each in Elements(text).found
+        if tag == "button" and "data-cell" in each
+    }
     assert opened == set(range(len(table.cells))) == set(range(len(told)))
     for (place, cell), shown in zip(table.cells.items(), told, strict=True):
         assert shown["label"] == " ".join((*place[0], *place[1]))
-        assert [embedded(text)["runs"]["cell_id"][run] for run in shown["runs"]] == list(cell.cell_ids)
+        assert [embedded(text)["runs"]["cell_id"][run] for run in shown["runs"]] == list(
+            cell.cell_ids
+        )
         assert f"{cell.numbers[0].mean:.2f}({cell.numbers[0].sd:.2f})" in visible(text)
         assert [f"{cell.numbers[0].mean:.2f} ± {cell.numbers[0].sd:.2f} %"] == [
-            value for name, value in shown["facts"] if name == "top-1 test error after the last epoch"
+            value
+            for name, value in shown["facts"]
+            if name == "top-1 test error after the last epoch"
         ]
     assert "Comparisons" in visible(text)
 
@@ -340,7 +494,9 @@ def test_every_cell_is_there_with_what_its_sheet_says_and_opens_its_runs() -> No
 def test_heads_can_be_sorted_by_and_carry_their_groups(whole: str) -> None:
     heads = [each for tag, each in Elements(whole).found if tag == "th" and "aria-sort" in each]
     assert {each["aria-sort"] for each in heads} == {"none"}
-    groups = re.findall(r'<th scope="colgroup" colspan="(\d+)" class="group"><span>(.*?)</span>', whole)
+    groups = re.findall(
+        r'<th scope="colgroup" colspan="(\d+)" class="group"><span>(.*?)</span>', whole
+    )
     assert [name for _, name in groups] == ["method=ds", "method=dks"]
 
 
@@ -380,7 +536,9 @@ def test_a_cell_that_waits_for_a_choice_is_missing_and_can_be_opened() -> None:
     labels = [{"aux": "later", "method": "dks", "seed": seed} for seed in ("1", "2")]
     waiting.parts = [dataclasses.replace(waiting.parts[0], pending=labels)]
     text = page(waiting)
-    (cell,) = [each for each in embedded(text)["tables"][0]["cells"] if each["label"] == "later dks"]
+    (cell,) = [
+        each for each in embedded(text)["tables"][0]["cells"] if each["label"] == "later dks"
+    ]
     assert (cell["config"], cell["runs"], cell["wanted"]) == (None, [], 2)
     assert "2 of 8 runs are not there" in visible(text)
     assert "later dks 2 missing" in visible(text)
@@ -400,10 +558,20 @@ def test_only_runs_of_a_server_are_linked_and_passwords_are_not_told(tmp_path: P
     uris = ("http://me:secret@mlflow.example:5000", "sqlite:///mlflow.db", "javascript:alert(1)")
     for run, uri in zip(tracked.source.runs_by_id.values(), uris, strict=True):
         run |= {"mlflow_run_id": "ab/c1"}
-        RunFolder(run["place"]).mlflow_file.write_text(json.dumps({"uri": uri, "run_id": "ab/c1", "epoch": 9}))
+        RunFolder(run["place"]).mlflow_file.write_text(
+            json.dumps({"uri": uri, "run_id": "ab/c1", "epoch": 9})
+        )
     runs = embedded(page(tracked))["runs"]
-    assert runs["mlflow_link"] == ["http://me@mlflow.example:5000/#/experiments/1/runs/ab%2Fc1", "", ""]
-    assert runs["mlflow_uri"] == ["http://me@mlflow.example:5000", "sqlite:///mlflow.db", "javascript:alert(1)"]
+    assert runs["mlflow_link"] == [
+        "http://me@mlflow.example:5000/#/experiments/1/runs/ab%2Fc1",
+        "",
+        "",
+    ]
+    assert runs["mlflow_uri"] == [
+        "http://me@mlflow.example:5000",
+        "sqlite:///mlflow.db",
+        "javascript:alert(1)",
+    ]
     assert "secret" not in page(tracked)
 
 
@@ -411,7 +579,9 @@ def test_runs_that_a_store_alone_knows_are_linked_by_its_address() -> None:
     served = study(designs=("ours",), seeds=(1,))
     served.source.name = "https://mlflow.example/"
     links = embedded(page(served))["runs"]["mlflow_link"]
-    assert [each.startswith("https://mlflow.example/#/experiments/1/runs/") for each in links] == [True] * 3
+    assert [each.startswith("https://mlflow.example/#/experiments/1/runs/") for each in links] == [
+        True
+    ] * 3
 
 
 def test_the_cost_is_that_of_all_runs_by_device_and_every_process_counts(tmp_path: Path) -> None:
@@ -437,11 +607,17 @@ def test_a_run_is_counted_once_however_many_tables_show_it() -> None:
 def test_what_configurations_share_is_told_once(whole: str) -> None:
     told = embedded(whole)
     assert told["common"] == {"recipe.epochs": "40", "recipe.lr": "0.1", "data.name": "cifar100"}
-    assert told["configs"][-1]["own"] == {"aux_design.hidden": "128", "aux_design.kind": "ours", "method": "dks"}
+    assert told["configs"][-1]["own"] == {
+        "aux_design.hidden": "128",
+        "aux_design.kind": "ours",
+        "method": "dks",
+    }
 
 
 def test_the_best_epoch_is_called_optimistic(whole: str) -> None:
-    assert "chosen by the test error itself: these numbers are optimistic" in visible(page(study(), Epoch.best))
+    assert "chosen by the test error itself: these numbers are optimistic" in visible(
+        page(study(), Epoch.best)
+    )
     assert "optimistic" not in visible(whole)
 
 
@@ -456,7 +632,11 @@ def test_a_mean_curve_is_over_finished_runs_and_its_band_is_their_range() -> Non
         },
     )
     found = curves.read(source, {"abc": ["a", "b", "c"], "d": ["d"], "none": []}, done={"a", "b"})
-    assert found.configs["abc"]["test/top1_error"][1:] == [[45.0, 15.062], [40.0, 10.123], [50.0, 20.0]]
+    assert found.configs["abc"]["test/top1_error"][1:] == [
+        [45.0, 15.062],
+        [40.0, 10.123],
+        [50.0, 20.0],
+    ]
     grid, values = found.configs["d"]["test/top1_error"]
     assert (found.grids[grid], values) == ([1, 4], [80.0, 70.0])
     assert set(found.runs) == {"a", "b", "c"}
@@ -473,7 +653,9 @@ def test_long_curves_are_thinned_and_keep_their_ends() -> None:
     assert found.step == 8
 
 
-def test_with_many_runs_only_means_are_drawn_and_the_page_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_many_runs_only_means_are_drawn_and_the_page_stays_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(curves, "MANY_RUNS", 54)
     told = embedded(page(study()))
     assert told["curves"]["runs"] is None
@@ -494,4 +676,6 @@ def test_two_metrics_share_a_cell() -> None:
     both = study()
     both.shape = Shape(metrics=(Metric.top1, Metric.top5))
     told = embedded(page(both))["tables"][0]["cells"][0]["facts"]
-    assert {"top-1 test error after the last epoch", "top-5 test error after the last epoch"} <= {name for name, _ in told}
+    assert {"top-1 test error after the last epoch", "top-5 test error after the last epoch"} <= {
+        name for name, _ in told
+    }

@@ -1,4 +1,7 @@
-"""The results in `docs/results/`: page, README, table and provenance agree, and tell of nothing but the runs."""
+"""The results in `docs/results/`.
+
+Page, README, table and provenance agree, and tell of nothing but the runs.
+"""
 
 from __future__ import annotations
 
@@ -58,20 +61,33 @@ def test_every_number_is_the_mean_of_runs_that_are_done(folder: Path) -> None:
         assert len(runs) >= 3
         assert {run["state"] for run in runs} == {"done"}
         assert len({run["seed"] for run in runs}) == len(runs)
-        assert all(re.fullmatch("[0-9a-f]{40}", run["git_commit"]) for run in runs), "nothing that was not committed"
+        assert all(re.fullmatch("[0-9a-f]{40}", run["git_commit"]) for run in runs), (
+            "nothing that was not committed"
+        )
         ((metric, numbers),) = cell["numbers"].items()
         line = lines[cell["config_id"]]
         assert metric == line["metric"]
         assert line["cell_ids"].split() == [run["cell_id"] for run in runs]
-        assert numbers["mean"] == pytest.approx(statistics.mean(numbers["values"])) == pytest.approx(float(line["mean"]))
-        assert numbers["sd"] == pytest.approx(statistics.stdev(numbers["values"])) == pytest.approx(float(line["sd"]))
-    assert len({run["epoch"] for cell in told["cells"] for run in cell["runs"]}) == 1, "the same budget for all"
+        assert (
+            numbers["mean"]
+            == pytest.approx(statistics.mean(numbers["values"]))
+            == pytest.approx(float(line["mean"]))
+        )
+        assert (
+            numbers["sd"]
+            == pytest.approx(statistics.stdev(numbers["values"]))
+            == pytest.approx(float(line["sd"]))
+        )
+    assert len({run["epoch"] for cell in told["cells"] for run in cell["runs"]}) == 1, (
+        "the same budget for all"
+    )
     assert len({run["data_fingerprint"] for cell in told["cells"] for run in cell["runs"]}) == 1
 
 
 @each_result
 def test_page_and_readme_show_the_table(folder: Path) -> None:
-    page, readme = (folder / "README.md").read_text(encoding="utf-8"), (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     table = (folder / "table.md").read_text(encoding="utf-8").strip()
     assert table in page
     errors = "\n".join(rows_of_markdown(table.split("\n\n")[1]))
@@ -79,16 +95,24 @@ def test_page_and_readme_show_the_table(folder: Path) -> None:
     assert errors in readme
     assert f"docs/results/{folder.name}" in readme
     told = provenance(folder)
-    by_name = {next(iter(cell.values())): next(iter(cell["numbers"].values())) for cell in told["cells"]}
+    by_name = {
+        next(iter(cell.values())): next(iter(cell["numbers"].values())) for cell in told["cells"]
+    }
     for name, numbers in by_name.items():
         assert f"| {name} | " in errors
         assert f"{numbers['mean']:.2f}({numbers['sd']:.2f})" in errors
-        assert " ".join(f"{value:.2f}" for value in numbers["values"]) in page, "the errors of all seeds"
+        assert " ".join(f"{value:.2f}" for value in numbers["values"]) in page, (
+            "the errors of all seeds"
+        )
 
 
 @each_result
 def test_nothing_tells_of_the_machine_that_computed_it(folder: Path) -> None:
-    assert [text for text in texts(provenance(folder)) if text.startswith(("/", "~")) or re.search(r"=/|[a-z]://", text)] == []
+    assert [
+        text
+        for text in texts(provenance(folder))
+        if text.startswith(("/", "~")) or re.search(r"=/|[a-z]://", text)
+    ] == []
 
 
 @each_result
@@ -108,4 +132,6 @@ def test_the_sweep_of_today_is_the_one_that_was_run() -> None:
     told = provenance(ROOT / "docs" / "results" / "cifar10_jpeg")
     grid = grid_of(read("cifar10_jpeg"), [f"data.root={PHOTOGRAPHS}"], OverridesParser.create())
     cells = plan(grid, Composer(compose_here)).cells
-    assert {cell.cell_id for cell in cells} == {run["cell_id"] for cell in told["cells"] for run in cell["runs"]}
+    assert {cell.cell_id for cell in cells} == {
+        run["cell_id"] for cell in told["cells"] for run in cell["runs"]
+    }

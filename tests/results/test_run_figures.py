@@ -40,7 +40,9 @@ def folder(tmp_path: Path) -> RunFolder:
     run.path.mkdir()
     for epoch in (1, 2, 3):
         run.journal.append(epoch, epoch, entry(epoch).metrics)
-    run.confusion_file.write_text("classifier,true,predicted,images\nc1,0,0,7\nc1,1,0,2\nc1,1,2,1\nc2,0,2,9\n")
+    run.confusion_file.write_text(
+        "classifier,true,predicted,images\nc1,0,0,7\nc1,1,0,2\nc1,1,2,1\nc2,0,2,9\n"
+    )
     return run
 
 
@@ -53,7 +55,9 @@ def test_a_run_is_drawn(folder: RunFolder, tmp_path: Path) -> None:
             assert sum(map(bool, image.convert("L").histogram())) > 10, "shades"
     again = {path: path.read_bytes() for path in written}
     draw(folder, tmp_path / "pictures")
-    assert {path: path.read_bytes() for path in written} == again, "the same run gives the same bytes"
+    assert {path: path.read_bytes() for path in written} == again, (
+        "the same run gives the same bytes"
+    )
 
 
 def test_curves_hold_errors_and_losses_of_all_classifiers() -> None:
@@ -76,7 +80,9 @@ def test_curves_hold_errors_and_losses_of_all_classifiers() -> None:
         ("loss", orange, "-"): "test/loss_c2",
     }.items():
         assert drawn.pop(key) == [each.metrics[metric] for each in entries]
-    assert list(drawn.values()) == [[each.metrics["train/loss"] for each in entries]], "the whole loss, and nothing else"
+    assert list(drawn.values()) == [[each.metrics["train/loss"] for each in entries]], (
+        "the whole loss, and nothing else"
+    )
 
 
 def test_what_is_not_finite_has_no_place_in_a_curve() -> None:
@@ -91,7 +97,9 @@ def test_a_run_without_an_epoch_has_no_picture(tmp_path: Path) -> None:
     assert not (tmp_path / "pictures").exists()
 
 
-def test_a_run_of_before_there_were_confusion_matrices_has_curves(folder: RunFolder, tmp_path: Path) -> None:
+def test_a_run_of_before_there_were_confusion_matrices_has_curves(
+    folder: RunFolder, tmp_path: Path
+) -> None:
     folder.confusion_file.unlink()
     assert [path.name for path in draw(folder, tmp_path)] == ["curves.png"]
 
@@ -111,7 +119,11 @@ def test_a_matrix_is_drawn_in_percent_of_each_class() -> None:
 
 
 def test_classes_have_their_names_where_there_is_room(folder: RunFolder, tmp_path: Path) -> None:
-    figure = confusion([[8, 2], [0, 0]], "a run", ["an ant", "a b\x1be\ne with a very long name", "one without images"])
+    figure = confusion(
+        [[8, 2], [0, 0]],
+        "a run",
+        ["an ant", "a b\x1be\ne with a very long name", "one without images"],
+    )
     shown = ["an ant", "a b\\x1be e wit"]
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == shown
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == shown
@@ -130,8 +142,13 @@ def test_a_matrix_of_too_many_classes_is_not_drawn(folder: RunFolder, tmp_path: 
     assert [path.name for path in draw(folder, tmp_path)] == ["curves.png"]
 
 
-@pytest.mark.parametrize("content", [b"classifier,true\nc1,0\n", b"classifier,true,predicted,images\nc1,0,x,1\n", b"\xff"])
-def test_a_damaged_matrix_is_told_in_one_line(folder: RunFolder, tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"classifier,true\nc1,0\n", b"classifier,true,predicted,images\nc1,0,x,1\n", b"\xff"],
+)
+def test_a_damaged_matrix_is_told_in_one_line(
+    folder: RunFolder, tmp_path: Path, content: bytes
+) -> None:
     folder.confusion_file.write_bytes(content)
     with pytest.raises(RequestError, match=r"confusion\.csv cannot be read"):
         draw(folder, tmp_path)

@@ -1,4 +1,7 @@
-"""From a sweep and its runs to what a command shows: what is found, what differs from the paper, where numbers come from."""
+"""From a sweep and its runs to what a command shows.
+
+What is found, what differs from the paper, where numbers come from.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ from tests.conftest import TINY, composed, config, train
 
 
 def lines(ours: list[str], paper: list[str]) -> list[str]:
-    return differences(config(*ours), composed(*ours).choices, config(*paper), composed(*paper).choices)
+    return differences(
+        config(*ours), composed(*ours).choices, config(*paper), composed(*paper).choices
+    )
 
 
 def test_another_choice_is_one_line_and_a_value_within_the_same_choice_names_its_key() -> None:
@@ -30,13 +35,24 @@ def test_another_choice_is_one_line_and_a_value_within_the_same_choice_names_its
         "aux_design=none (paper: ours)",
         "aux_positions=none (paper: c2c3)",
     ]
-    assert lines([*synthetic, "aux_positions.at=[c2]"], synthetic) == ['aux_positions.at=["c2"] (paper: ["c2","c3"])']
-    assert lines(["data=synthetic", "backbone=resnet8"], synthetic) == ["backbone=resnet8 (paper: resnet20)"]
+    assert lines([*synthetic, "aux_positions.at=[c2]"], synthetic) == [
+        'aux_positions.at=["c2"] (paper: ["c2","c3"])'
+    ]
+    assert lines(["data=synthetic", "backbone=resnet8"], synthetic) == [
+        "backbone=resnet8 (paper: resnet20)"
+    ]
 
 
 def test_what_cannot_change_a_result_and_the_seed_are_no_difference() -> None:
     paper = ["data=synthetic", "backbone=resnet20"]
-    same = ["seed=7", "threads=1", "tracking=off", "tracking.experiment=mine", "runs_dir=elsewhere", "eval_batch_size=7"]
+    same = [
+        "seed=7",
+        "threads=1",
+        "tracking=off",
+        "tracking.experiment=mine",
+        "runs_dir=elsewhere",
+        "eval_batch_size=7",
+    ]
     assert lines([*paper, *same], paper) == []
     taught = [*paper, "method=kd_c1", "teacher=checkpoint", "kd_teacher.cell=abc"]
     with pytest.raises(RequestError):
@@ -48,7 +64,9 @@ def test_other_images_of_the_same_source_are_a_difference() -> None:
     whole = composed("data=imagenet", "backbone=resnet18")
     paper = Resolver(absent_ok=True)(whole)
     part = dataclasses.replace(paper, data=dataclasses.replace(paper.data, fingerprint="ab12"))
-    assert differences(part, whole.choices, paper, whole.choices) == ["data.fingerprint=ab12 (paper: all of imagenet)"]
+    assert differences(part, whole.choices, paper, whole.choices) == [
+        "data.fingerprint=ab12 (paper: all of imagenet)"
+    ]
 
 
 def test_how_a_run_computes_is_no_difference_from_the_paper_but_said_of_its_cell() -> None:
@@ -57,7 +75,10 @@ def test_how_a_run_computes_is_no_difference_from_the_paper_but_said_of_its_cell
     assert computed_with(config(*paper)) == ""
     assert computed_with(config(*paper, "compute=fast")) == "precision=bf16 tf32=true"
     assert computed_with(config(*paper, "compute.cuda_graphs=true")) == "", "it changes no result"
-    assert computed_with(config(*paper, "compute=deterministic", "compute.compile=true")) == "compile=true deterministic=true"
+    assert (
+        computed_with(config(*paper, "compute=deterministic", "compute.compile=true"))
+        == "compile=true deterministic=true"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +104,9 @@ def dks(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return int(left.value.code or 0), captured.out, captured.err
 
 
-def test_a_table_is_written_with_where_its_numbers_come_from(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_is_written_with_where_its_numbers_come_from(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (name,) = (path.name for path in Path("results").iterdir())
     for form in ("md", "latex", "html", "csv"):
         status, out, _ = dks(capsys, "table", name, "--format", form, "--output", f"t.{form}")
@@ -94,8 +117,15 @@ def test_a_table_is_written_with_where_its_numbers_come_from(small: Path, capsys
     for run in cells["dks"]["runs"]:
         record = json.loads(Path("runs", run["cell_id"], "record.json").read_text())
         assert run["git_commit"] == record["attempts"][-1]["git_commit"]
-        assert (run["state"], run["seed"], run["place"]) == ("done", record["seed"], str(Path("runs", run["cell_id"])))
-        assert record["final"]["test/top1_error"] in cells["dks"]["numbers"]["test/top1_error"]["values"]
+        assert (run["state"], run["seed"], run["place"]) == (
+            "done",
+            record["seed"],
+            str(Path("runs", run["cell_id"])),
+        )
+        assert (
+            record["final"]["test/top1_error"]
+            in cells["dks"]["numbers"]["test/top1_error"]["values"]
+        )
         assert record["config_id"] == cells["dks"]["config_id"]
     assert told["query"]["epoch"] == "last"
     first = Path("t.md.json").read_bytes()
@@ -107,8 +137,13 @@ def test_a_table_is_written_with_where_its_numbers_come_from(small: Path, capsys
 def test_the_best_epoch_is_read_from_the_records(small: Path) -> None:
     (name,) = (path.name for path in Path("results").iterdir())
     study = Study.open(name)
-    best = [json.loads(path.read_text())["best"]["test/top1_error"] for path in Path("runs").glob("*/record.json")]
-    assert sorted(value for cell in study.table(Epoch.best).cells.values() for value in cell.numbers[0].values) == sorted(best)
+    best = [
+        json.loads(path.read_text())["best"]["test/top1_error"]
+        for path in Path("runs").glob("*/record.json")
+    ]
+    assert sorted(
+        value for cell in study.table(Epoch.best).cells.values() for value in cell.numbers[0].values
+    ) == sorted(best)
 
 
 def test_wrong_requests_are_one_line(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,20 +175,34 @@ def test_a_notebook_shows_a_wrong_request_without_the_way_there(in_folder: Path)
     assert line.startswith("error: no sweep 'tabel3'")
 
 
-def test_figures_and_the_report_come_from_one_command_each(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_and_the_report_come_from_one_command_each(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (name,) = (path.name for path in Path("results").iterdir())
     status, out, err = dks(capsys, "figure", name)
     assert status == 0, err
     made = {path.name for path in Path("results", name, "figures").iterdir()}
-    assert made == {f"{name}-{kind}.{form}" for kind in ("curves", "spread", "dots", "cost") for form in ("svg", "pdf", "png")}
+    assert made == {
+        f"{name}-{kind}.{form}"
+        for kind in ("curves", "spread", "dots", "cost")
+        for form in ("svg", "pdf", "png")
+    }
     status, out, err = dks(capsys, "report", name)
     assert (status, out) == (0, f"written to results/{name}/report.html\n"), err
     status, _, err = dks(capsys, "figure", "table4", "--kind", "curves")
-    assert status == 2 and err == "error: no curves: table4: no run has a learning curve yet\n" and err.count("\n") == 1
+    assert (
+        status == 2
+        and err == "error: no curves: table4: no run has a learning curve yet\n"
+        and err.count("\n") == 1
+    )
 
 
-def test_the_command_line_offers_every_format_and_every_kind_of_figure(capsys: pytest.CaptureFixture[str]) -> None:
-    """They are written out there, for looking them up would import what the command line starts without."""
+def test_the_command_line_offers_every_format_and_every_kind_of_figure(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They are written out there, for looking them up would import what the command line starts
+    without.
+    """
     from dks.results.figures import KINDS
     from dks.results.render import TEXT_FORMATS
 

@@ -23,12 +23,26 @@ from dks.results.sheet import caption, sheets
 from dks.results.statistics import compare, interval
 from dks.sweeps.paper import Key, PaperNumber, PaperRow, PaperTable
 
-GOLDEN = Path(__file__).parent / "golden"
-AXES_OF_NOTHING = {"seed", "state", "value", "five", "method", "left_out", "computed", "computed_by", "keys"}
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+AXES_OF_NOTHING = {
+    "seed",
+    "state",
+    "value",
+    "five",
+    "method",
+    "left_out",
+    "computed",
+    "computed_by",
+    "keys",
+}
 
 
 def frame(*runs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Entries; a configuration is all its labels but the seed, its baseline the same with method=baseline, its DS with ds."""
+    """Entries.
+
+    A configuration is all its labels but the seed, its baseline the same with method=baseline, its
+    DS with ds.
+    """
     rows = []
     for number, run in enumerate(runs):
         labels = {key: value for key, value in run.items() if key not in AXES_OF_NOTHING}
@@ -80,7 +94,9 @@ def text(table: Table, *place: str) -> str:
     """What stands in that cell."""
     sheet = sheets(table)[0]
     row = next(row for row in sheet.rows if row.labels == tuple(place[:-1]))
-    return next(cell.text for cell in row.cells if cell.place == (tuple(place[:-1]), tuple(place[-1:])))
+    return next(
+        cell.text for cell in row.cells if cell.place == (tuple(place[:-1]), tuple(place[-1:]))
+    )
 
 
 def test_mean_and_sample_standard_deviation_over_seeds() -> None:
@@ -89,7 +105,9 @@ def test_mean_and_sample_standard_deviation_over_seeds() -> None:
     cell = only(table, "ours", "bidir")
     (number,) = cell.numbers
     assert number.mean == pytest.approx(statistics.fmean(values))
-    assert number.sd == pytest.approx(math.sqrt(sum((v - statistics.fmean(values)) ** 2 for v in values) / 4))
+    assert number.sd == pytest.approx(
+        math.sqrt(sum((v - statistics.fmean(values)) ** 2 for v in values) / 4)
+    )
     assert (cell.n, cell.wanted, cell.is_whole) == (5, 5, True)
     assert text(table, "ours", "bidir") == "29.96(0.34)"
     low, high = number.interval  # type: ignore[misc]
@@ -108,11 +126,16 @@ def test_differences_are_those_of_scipy(sample: list[float]) -> None:
     assert found is not None
     assert found.p == pytest.approx(test.pvalue)
     assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
-    assert interval(other) == pytest.approx(stats.t.interval(0.95, 4, statistics.fmean(other), stats.sem(other)))
+    assert interval(other) == pytest.approx(
+        stats.t.interval(0.95, 4, statistics.fmean(other), stats.sem(other))
+    )
 
 
 def test_a_failed_or_missing_run_is_said_and_not_averaged_away() -> None:
-    runs = [*seeds([10.0, None, 12.0], aux="ours", strategy="a"), {"aux": "ours", "strategy": "b", "state": "missing"}]
+    runs = [
+        *seeds([10.0, None, 12.0], aux="ours", strategy="a"),
+        {"aux": "ours", "strategy": "b", "state": "missing"},
+    ]
     runs.append({"aux": "ours", "strategy": "c", "state": "failed"})
     table = make(runs, ["aux", "strategy", "seed"])
     assert text(table, "ours", "a") == "11.00(1.41) n=2 of 3, 1 failed"
@@ -121,12 +144,17 @@ def test_a_failed_or_missing_run_is_said_and_not_averaged_away() -> None:
     assert "of 5 runs 2 failed, 1 missing" in sheets(table)[0].notes
 
 
-def test_a_finished_run_whose_result_is_not_finite_or_that_lacks_epochs_is_left_out_and_counted() -> None:
+def test_a_finished_run_that_is_not_finite_or_lacks_epochs_is_left_out_and_counted() -> None:
     runs = [*seeds([10.0, math.nan], aux="a"), *seeds([9.0, 3.0], aux="b")]
     runs[1]["left_out"], runs[3]["left_out"] = "result not finite", "epochs missing"
     table = make(runs, ["aux", "seed"])
     cell = table.cells[("a",), ()]
-    assert (cell.n, cell.wanted, cell.numbers[0].mean, cell.left_out) == (1, 2, 10.0, {"result not finite": 1})
+    assert (cell.n, cell.wanted, cell.numbers[0].mean, cell.left_out) == (
+        1,
+        2,
+        10.0,
+        {"result not finite": 1},
+    )
     assert table.left_out == {"result not finite": 1, "epochs missing": 1}
     assert "left out: 1 finished run (result not finite)" in sheets(table)[0].notes
     assert not any(cell.is_best for cell in table.cells.values()), "neither has all its runs"
@@ -143,7 +171,11 @@ def test_few_runs_are_said_once_or_where_they_differ() -> None:
 
 
 def test_the_best_is_the_lowest_among_those_with_all_their_runs() -> None:
-    runs = [*seeds([5.0, None], aux="broken"), *seeds([6.0, 6.0], aux="good"), *seeds([7.0, 7.0], aux="worse")]
+    runs = [
+        *seeds([5.0, None], aux="broken"),
+        *seeds([6.0, 6.0], aux="good"),
+        *seeds([7.0, 7.0], aux="worse"),
+    ]
     table = make(runs, ["aux", "seed"])
     assert [row[0] for (row, _), cell in table.cells.items() if cell.is_best] == ["good"]
     one = make(seeds([6.0], aux="good"), ["aux"])
@@ -152,25 +184,38 @@ def test_the_best_is_the_lowest_among_those_with_all_their_runs() -> None:
 
 def test_the_best_is_marked_for_each_network_unless_networks_alone_are_swept() -> None:
     runs = [
-        {"backbone": net, "method": m, "value": v} for net, m, v in (("r8", "ds", 9.0), ("r8", "dks", 8.0), ("r32", "ds", 7.0))
+        {"backbone": net, "method": m, "value": v}
+        for net, m, v in (("r8", "ds", 9.0), ("r8", "dks", 8.0), ("r32", "ds", 7.0))
     ]
     runs.append({"backbone": "r32", "method": "dks", "value": 7.5})
     table = make(runs, ["backbone", "method"])
-    assert [row[0] + column[0] for (row, column), cell in table.cells.items() if cell.is_best] == ["r8dks", "r32ds"]
-    nets = make([{"backbone": net, "value": v} for net, v in (("r8", 9.0), ("r32", 7.0))], ["backbone"])
+    assert [row[0] + column[0] for (row, column), cell in table.cells.items() if cell.is_best] == [
+        "r8dks",
+        "r32ds",
+    ]
+    nets = make(
+        [{"backbone": net, "value": v} for net, v in (("r8", 9.0), ("r32", 7.0))], ["backbone"]
+    )
     assert [row[0] for (row, _), cell in nets.cells.items() if cell.is_best] == ["r32"]
 
 
 def methods(**values: list[float]) -> list[dict[str, Any]]:
     """Runs of one network with these methods."""
-    return [run for method, its in values.items() for run in seeds(list(its), net="r", method=method)]
+    return [
+        run for method, its in values.items() for run in seeds(list(its), net="r", method=method)
+    ]
 
 
 def test_gains_are_over_the_baseline_of_the_same_network_and_over_ds() -> None:
-    runs = [{"net": "r20", "method": m, "value": v} for m, v in (("baseline", 10.0), ("ds", 9.5), ("dks", 8.0))]
+    runs = [
+        {"net": "r20", "method": m, "value": v}
+        for m, v in (("baseline", 10.0), ("ds", 9.5), ("dks", 8.0))
+    ]
     runs += [{"net": "r32", "method": m, "value": v} for m, v in (("baseline", 7.0), ("dks", 7.5))]
     table = make(runs, ["net", "method"])
-    gains = {(row[0], column[0]): cell.numbers[0].gains for (row, column), cell in table.cells.items()}
+    gains = {
+        (row[0], column[0]): cell.numbers[0].gains for (row, column), cell in table.cells.items()
+    }
     assert gains == {
         ("r20", "baseline"): {},
         ("r20", "ds"): {Over.baseline: 0.5},
@@ -179,15 +224,34 @@ def test_gains_are_over_the_baseline_of_the_same_network_and_over_ds() -> None:
         ("r32", "dks"): {Over.baseline: -0.5},
     }
     sheet = sheets(table)[0]
-    assert [heading.text for heading in sheet.head[-1]] == ["error", "error", "gain", "error", "gain"]
-    assert [cell.text for cell in sheet.rows[1].cells] == ["7.00*".rstrip("*"), "", "", "7.50", "-0.50"]
+    assert [heading.text for heading in sheet.head[-1]] == [
+        "error",
+        "error",
+        "gain",
+        "error",
+        "gain",
+    ]
+    assert [cell.text for cell in sheet.rows[1].cells] == [
+        "7.00*".rstrip("*"),
+        "",
+        "",
+        "7.50",
+        "-0.50",
+    ]
     assert "gain over the baseline" in caption(table)
     over_ds = make(runs, ["net", "method"], shape=Shape(gain=(Over.ds,)))
-    assert [heading.text for heading in sheets(over_ds)[0].head[-1]] == ["error", "error", "error", "gain"]
+    assert [heading.text for heading in sheets(over_ds)[0].head[-1]] == [
+        "error",
+        "error",
+        "error",
+        "gain",
+    ]
     assert sheets(over_ds)[0].rows[0].cells[-1].text == "1.50"
 
 
-def test_every_method_is_tested_against_its_baseline_and_dks_against_ds_with_holms_correction() -> None:
+def test_every_method_is_tested_against_its_baseline_and_dks_against_ds_with_holms_correction() -> (
+    None
+):
     from scipy import stats
 
     values = {
@@ -208,7 +272,9 @@ def test_every_method_is_tested_against_its_baseline_and_dks_against_ds_with_hol
         floor = max(min(1.0, (3 - earlier) * p[ordered[earlier]]) for earlier in range(rank + 1))
         assert tests[key].p_holm == pytest.approx(floor)
     found = tests["dks", "baseline"].difference
-    interval = stats.ttest_ind(values["baseline"], values["dks"], equal_var=False).confidence_interval(0.95)
+    interval = stats.ttest_ind(
+        values["baseline"], values["dks"], equal_var=False
+    ).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
     verdicts = [row.cells[-1].text for row in sheets(table)[1].rows]
     assert verdicts == ["no evidence", "evidence", "evidence"]
@@ -237,7 +303,9 @@ def test_hedges_g_has_the_small_sample_correction() -> None:
     pooled = math.sqrt((2 * 1.0 + 3 * (20 / 3)) / 5)
     correction = math.gamma(2.5) / (math.sqrt(2.5) * math.gamma(2.0))
     assert hedges_g(b, a) == pytest.approx(correction * (5.0 - 2.0) / pooled)
-    assert correction == pytest.approx(1 - 3 / (4 * 5 - 1), abs=2e-3), "the well-known approximation"
+    assert correction == pytest.approx(1 - 3 / (4 * 5 - 1), abs=2e-3), (
+        "the well-known approximation"
+    )
 
 
 def test_holm_by_hand() -> None:
@@ -259,7 +327,9 @@ def test_one_seed_gives_no_standard_deviation_no_interval_and_no_test() -> None:
 
 
 def test_samples_that_do_not_vary_have_no_p_value_unless_they_are_equal() -> None:
-    table = make(methods(baseline=[10.0, 10.0], ds=[10.0, 10.0], dks=[8.0, 8.0]), ["net", "method", "seed"])
+    table = make(
+        methods(baseline=[10.0, 10.0], ds=[10.0, 10.0], dks=[8.0, 8.0]), ["net", "method", "seed"]
+    )
     tests = {(each.place[1][0], each.over.value): each for each in table.comparisons}
     assert tests["ds", "baseline"].difference.p == 1.0
     assert math.isnan(tests["dks", "baseline"].difference.p)
@@ -270,8 +340,15 @@ def test_samples_that_do_not_vary_have_no_p_value_unless_they_are_equal() -> Non
 
 def test_one_axis_is_one_column_and_more_axes_are_grouped() -> None:
     one = make([*seeds([1.0], aux="a"), *seeds([2.0], aux="b")], ["aux"])
-    assert (one.row_axes, one.column_axes, one.rows, one.columns) == (("aux",), (), (("a",), ("b",)), ((),))
-    assert sheets(one)[0].head == ((dataclasses.replace(sheets(one)[0].head[0][0], text="error (%)"),),)
+    assert (one.row_axes, one.column_axes, one.rows, one.columns) == (
+        ("aux",),
+        (),
+        (("a",), ("b",)),
+        ((),),
+    )
+    assert sheets(one)[0].head == (
+        (dataclasses.replace(sheets(one)[0].head[0][0], text="error (%)"),),
+    )
     runs = [{"x": x, "y": y, "z": z, "value": 1.0} for x in "ab" for y in "cd" for z in "ef"]
     three = make(runs, ["x", "y", "z"])
     assert three.row_axes == ("x", "y")
@@ -280,7 +357,12 @@ def test_one_axis_is_one_column_and_more_axes_are_grouped() -> None:
     two_above = make(runs, ["x", "y", "z"], rows=["x"], columns=["y", "z"])
     head = sheets(two_above)[0].head
     assert [(heading.text, heading.span) for heading in head[0]] == [("y=c", 2), ("y=d", 2)]
-    assert [(heading.text, heading.span) for heading in head[1]] == [("z=e", 1), ("z=f", 1), ("z=e", 1), ("z=f", 1)]
+    assert [(heading.text, heading.span) for heading in head[1]] == [
+        ("z=e", 1),
+        ("z=f", 1),
+        ("z=e", 1),
+        ("z=f", 1),
+    ]
 
 
 def test_only_seeds_make_one_row() -> None:
@@ -296,7 +378,11 @@ def test_a_value_swept_in_two_spellings_counts_once() -> None:
 
 def paper(**means: str) -> PaperTable:
     rows = [
-        PaperRow({}, {"top1": PaperNumber(*mean.split(","), None, where="here")}, keys=frozenset({Key(f"r|{method}")}))  # type: ignore[misc]
+        PaperRow(
+            {},
+            {"top1": PaperNumber(*mean.split(","), None, where="here")},
+            keys=frozenset({Key(f"r|{method}")}),
+        )  # type: ignore[misc]
         for method, mean in means.items()
     ]
     return PaperTable("t", tuple(rows))
@@ -304,10 +390,20 @@ def paper(**means: str) -> PaperTable:
 
 def test_the_papers_figure_stands_beside_ours_with_the_difference() -> None:
     table = make(
-        methods(baseline=[29.9, 30.1], dks=[26.0, 27.0]), ["net", "method", "seed"], paper=paper(baseline="29.97,0.33")
+        methods(baseline=[29.9, 30.1], dks=[26.0, 27.0]),
+        ["net", "method", "seed"],
+        paper=paper(baseline="29.97,0.33"),
     )
     sheet = sheets(table)[0]
-    assert [heading.text for heading in sheet.head[-1]] == ["error", "paper", "difference", "n", "error", "gain", "n"]
+    assert [heading.text for heading in sheet.head[-1]] == [
+        "error",
+        "paper",
+        "difference",
+        "n",
+        "error",
+        "gain",
+        "n",
+    ]
     assert [cell.text for cell in sheet.rows[0].cells] == [
         "30.00(0.14)",
         "29.97(0.33)",
@@ -324,14 +420,26 @@ def test_a_run_in_another_setting_is_never_beside_the_papers_figure() -> None:
     runs = methods(baseline=[29.9, 30.1], dks=[26.0, 27.0])
     for run in runs:
         run["keys"] = [Key(f"short {run['method']}")]
-    differs = {"short baseline": ["recipe.epochs=2 (paper: 200)"], "short dks": ["recipe.epochs=2 (paper: 200)"]}
-    table = make(runs, ["net", "method", "seed"], paper=paper(baseline="29.97,0.33"), differs=differs)
+    differs = {
+        "short baseline": ["recipe.epochs=2 (paper: 200)"],
+        "short dks": ["recipe.epochs=2 (paper: 200)"],
+    }
+    table = make(
+        runs, ["net", "method", "seed"], paper=paper(baseline="29.97,0.33"), differs=differs
+    )
     assert not table.has_paper
     assert "29.97" not in render.markdown(table)
-    assert "not the paper's setting, so its numbers are not shown: recipe.epochs=2 (paper: 200)" in sheets(table)[0].notes
+    assert (
+        "not the paper's setting, so its numbers are not shown: recipe.epochs=2 (paper: 200)"
+        in sheets(table)[0].notes
+    )
     differs["short dks"].append("data=digits (paper: cifar100)")
-    mixed = make(runs, ["net", "method", "seed"], paper=paper(baseline="29.97,0.33"), differs=differs)
-    assert "not the paper's setting in r dks: data=digits (paper: cifar100)" in sheets(mixed)[0].notes
+    mixed = make(
+        runs, ["net", "method", "seed"], paper=paper(baseline="29.97,0.33"), differs=differs
+    )
+    assert (
+        "not the paper's setting in r dks: data=digits (paper: cifar100)" in sheets(mixed)[0].notes
+    )
 
 
 def test_how_numbers_were_computed_stands_beneath_them_unless_it_is_the_standard_way() -> None:
@@ -343,7 +451,10 @@ def test_how_numbers_were_computed_stands_beneath_them_unless_it_is_the_standard
     assert f"computed with {fast}" in sheets(everywhere)[0].notes
     mixed = make([runs[0], {**runs[1], "computed": fast}], axes)
     notes = sheets(mixed)[0].notes
-    assert f"computed with {fast}: r dks" in notes and "computed in the standard way, float32: the others" in notes
+    assert (
+        f"computed with {fast}: r dks" in notes
+        and "computed in the standard way, float32: the others" in notes
+    )
     lines = render.comma_separated(mixed).splitlines()
     column = lines[0].split(",").index("computed")
     assert [line.split(",")[column] for line in lines[1:]] == ["", fast]
@@ -351,7 +462,9 @@ def test_how_numbers_were_computed_stands_beneath_them_unless_it_is_the_standard
 
 def test_cells_set_aside_are_told_beneath_the_table() -> None:
     table = make(
-        methods(baseline=[29.9, 30.1], dks=[26.0, 27.0]), ["net", "method", "seed"], shape=Shape(aside={"method": "baseline"})
+        methods(baseline=[29.9, 30.1], dks=[26.0, 27.0]),
+        ["net", "method", "seed"],
+        shape=Shape(aside={"method": "baseline"}),
     )
     assert table.columns == (("dks",),)
     assert "r baseline: 30.00(0.14)" in sheets(table)[0].notes
@@ -366,12 +479,19 @@ def test_no_minus_before_a_zero() -> None:
     from dks.results.sheet import fixed
 
     assert [fixed(-0.001), fixed(-0.01), fixed(2.345)] == ["0.00", "-0.01", "2.35"]
-    assert [fixed(-0.001, signed=True), fixed(0.2, signed=True), fixed(0.0, signed=True)] == ["+0.00", "+0.20", "+0.00"]
+    assert [fixed(-0.001, signed=True), fixed(0.2, signed=True), fixed(0.0, signed=True)] == [
+        "+0.00",
+        "+0.20",
+        "+0.00",
+    ]
 
 
 @pytest.fixture
 def rich_table() -> Table:
-    """Everything at once: two metrics, grouped heads, gains, the paper's figures, states, what is set aside, odd names."""
+    """Everything at once.
+
+    Two metrics, grouped heads, gains, the paper's figures, states, what is set aside, odd names.
+    """
     runs = []
     odd = "50%_&$#{x}~^\\<b>|[1]"
     for design, method, values in (
@@ -392,14 +512,27 @@ def rich_table() -> Table:
         ("ap_2fc", "ds", PaperNumber("31.85", "0.42", None, where="Table 3")),
         ("ap_2fc", "dks", PaperNumber("35.09", "0.54", "-3.24", "ds", "Table 3")),
     ]
-    printed = PaperTable("t", tuple(PaperRow({}, {"top1": n}, keys=frozenset({Key(f"{a}|{m}")})) for a, m, n in rows))
+    printed = PaperTable(
+        "t", tuple(PaperRow({}, {"top1": n}, keys=frozenset({Key(f"{a}|{m}")})) for a, m, n in rows)
+    )
     shape = Shape((Metric.top1, Metric.top5), (Over.ds,), {"method": "baseline"})
-    return build(entries, "my_sweep", "my_sweep, 100%", ["aux", "method", "seed"], ["aux"], ["method"], shape, paper=printed)
+    return build(
+        entries,
+        "my_sweep",
+        "my_sweep, 100%",
+        ["aux", "method", "seed"],
+        ["aux"],
+        ["method"],
+        shape,
+        paper=printed,
+    )
 
 
 @pytest.mark.parametrize("form", ["md", "latex", "html", "csv"])
 def test_formats_are_as_looked_at(rich_table: Table, form: str) -> None:
-    assert render.TEXT_FORMATS[form](rich_table) == (GOLDEN / f"table.{form}").read_text(encoding="utf-8")
+    assert render.TEXT_FORMATS[form](rich_table) == (GOLDEN / f"table.{form}").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_programs_get_what_the_other_formats_say(rich_table: Table) -> None:
@@ -417,7 +550,10 @@ def test_programs_get_what_the_other_formats_say(rich_table: Table) -> None:
         for over, test in cell["tests"].items():
             if numbers is next(iter(cell["metrics"].values())):
                 compared += 1
-                assert all(repr(test[name]) == line[f"{name}_over_{over}"] for name in ("gain_low", "p", "p_holm"))
+                assert all(
+                    repr(test[name]) == line[f"{name}_over_{over}"]
+                    for name in ("gain_low", "p", "p_holm")
+                )
     assert compared == len(rich_table.comparisons) > 0
     keys = {
         "name",
@@ -457,7 +593,12 @@ def test_no_number_is_cut_however_narrow_the_terminal(
     show(rich_table)
     shown = re.sub(r"\x1b\[[0-9;]*m", "", sys.stdout.getvalue())  # type: ignore[attr-defined]
     assert "…" not in shown
-    assert all(cell.text in shown for sheet in sheets(rich_table) for row in sheet.rows for cell in row.cells)
+    assert all(
+        cell.text in shown
+        for sheet in sheets(rich_table)
+        for row in sheet.rows
+        for cell in row.cells
+    )
     assert max(map(len, shown.splitlines())) < 400, "nothing is filled up with spaces"
 
 
@@ -465,8 +606,15 @@ def test_the_best_is_bold_on_a_terminal_and_starred_elsewhere() -> None:
     table = make([*seeds([5.1], aux="a"), *seeds([4.1], aux="b")], ["aux"])
     plain, dumb, colour = io.StringIO(), io.StringIO(), io.StringIO()
     render.terminal(table, Console(file=plain, width=120))
-    render.terminal(table, Console(file=dumb, width=120, force_terminal=True, _environ={"TERM": "dumb"}))
-    render.terminal(table, Console(file=colour, width=120, force_terminal=True, color_system="standard", no_color=False))
+    render.terminal(
+        table, Console(file=dumb, width=120, force_terminal=True, _environ={"TERM": "dumb"})
+    )
+    render.terminal(
+        table,
+        Console(
+            file=colour, width=120, force_terminal=True, color_system="standard", no_color=False
+        ),
+    )
     assert "4.10*" in plain.getvalue() and dumb.getvalue() == plain.getvalue()
     assert "\x1b[" not in plain.getvalue()
     assert "\x1b[1m     4.10\x1b[0m" in colour.getvalue()

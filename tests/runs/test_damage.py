@@ -1,4 +1,7 @@
-"""Files of a run that were damaged: what can be read is read, what was lost is said in a line, and the same command goes on."""
+"""Files of a run that were damaged.
+
+What can be read is read, what was lost is said in a line, and the same command goes on.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,8 @@ def epochs(written: Journal) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("garbage", "dropped"), [(b'{"epoch": 4, "st', 16), (b"\xff\xfe\n", 3), (b'{"epoch":"4"}\n{"epoch":5}\n', 26)]
+    ("garbage", "dropped"),
+    [(b'{"epoch": 4, "st', 16), (b"\xff\xfe\n", 3), (b'{"epoch":"4"}\n{"epoch":5}\n', 26)],
 )
 def test_what_is_dropped_of_a_journal_is_said_in_a_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, garbage: bytes, dropped: int
@@ -50,10 +54,14 @@ def test_what_is_dropped_of_a_journal_is_said_in_a_line(
     with written.path.open("ab") as file:
         file.write(garbage)
     assert epochs(written) == [1, 2, 3]
-    assert caplog.messages == [f"{written.path} is damaged behind line 3: 3 lines are kept, {dropped} bytes are dropped"]
+    assert caplog.messages == [
+        f"{written.path} is damaged behind line 3: 3 lines are kept, {dropped} bytes are dropped"
+    ]
 
 
-def test_an_empty_journal_has_no_lines_and_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_empty_journal_has_no_lines_and_no_damage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "metrics.jsonl").touch()
     assert Journal(tmp_path / "metrics.jsonl").read() == []
     assert not caplog.records
@@ -61,7 +69,9 @@ def test_an_empty_journal_has_no_lines_and_no_damage(tmp_path: Path, caplog: pyt
 
 @given(st.integers(1, 300))
 @settings(max_examples=60, deadline=None)
-def test_no_line_is_glued_to_one_that_was_cut(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+def test_no_line_is_glued_to_one_that_was_cut(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
     written = journal(tmp_path_factory.mktemp("journal"), 3)
     content = written.path.read_bytes()[:-cut]
     written.path.write_bytes(content)
@@ -87,7 +97,9 @@ def test_a_line_that_could_not_be_written_leaves_the_journal_as_it_was(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", full)
-        with pytest.raises(OSError, match=r"metrics\.jsonl cannot be written: the disk at .* is full"):
+        with pytest.raises(
+            OSError, match=r"metrics\.jsonl cannot be written: the disk at .* is full"
+        ):
             written.append(before + 1, 0, {"m": 0.5})
     assert written.path.read_bytes() == content
     written.append(before + 1, 0, {"m": 0.5})
@@ -149,7 +161,9 @@ def test_the_same_line_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixtu
 # --- the record
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b'"x"', b"\xff\xfe", b'{"schema_version": "1"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"{}", b'"x"', b"\xff\xfe", b'{"schema_version": "1"}']
+)
 def test_a_damaged_record_of_a_finished_run_is_rebuilt(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -161,7 +175,9 @@ def test_a_damaged_record_of_a_finished_run_is_rebuilt(
     assert state is State.done
     assert record is not None
     same = ("cell_id", "config_id", "seed", "method", "sweep", "status", "final", "best", "error")
-    assert {name: getattr(record, name) for name in same} == {name: getattr(before, name) for name in same}
+    assert {name: getattr(record, name) for name in same} == {
+        name: getattr(before, name) for name in same
+    }
     for name in ("images_per_second", "seconds_per_epoch"):
         assert record.cost[name] == before.cost[name]
     assert folder.record_file.read_bytes() == content, "who only looks writes nothing"
@@ -175,7 +191,9 @@ def test_a_damaged_record_of_a_finished_run_is_rebuilt(
 
 
 @pytest.mark.parametrize("harm", ["weights", "cut weights", "journal", "configuration"])
-def test_a_run_without_its_weights_or_epochs_is_not_taken_for_finished(tmp_path: Path, harm: str) -> None:
+def test_a_run_without_its_weights_or_epochs_is_not_taken_for_finished(
+    tmp_path: Path, harm: str
+) -> None:
     folder = finished_run(tmp_path)
     folder.record_file.write_text("")
     if harm == "weights":
@@ -192,7 +210,9 @@ def test_a_run_without_its_weights_or_epochs_is_not_taken_for_finished(tmp_path:
     assert look_up(str(tmp_path / "runs"), folder.cell_id)[0] is State.killed
 
 
-def test_a_record_that_cannot_be_mended_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_cannot_be_mended_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = finished_run(tmp_path)
     folder.record_file.write_text("{")
 
@@ -273,7 +293,13 @@ DAMAGES = (
     cut,
     pytest.param(a_folder, marks=pytest.mark.slow),
     pytest.param(randomised, marks=pytest.mark.slow),
-    *sampled([pytest.param(emptied, marks=pytest.mark.slow), pytest.param(not_utf8, marks=pytest.mark.slow)], []),
+    *sampled(
+        [
+            pytest.param(emptied, marks=pytest.mark.slow),
+            pytest.param(not_utf8, marks=pytest.mark.slow),
+        ],
+        [],
+    ),
 )
 
 
@@ -294,7 +320,11 @@ def dks_here(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 def second_run(folder: Path) -> RunFolder:
-    (path,) = [path.parent for path in folder.glob("runs/*/config.yaml") if "\nseed: 1\n" in path.read_text()]
+    (path,) = [
+        path.parent
+        for path in folder.glob("runs/*/config.yaml")
+        if "\nseed: 1\n" in path.read_text()
+    ]
     return RunFolder(path)
 
 
@@ -312,12 +342,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         with pytest.MonkeyPatch.context() as patched:
             patched.chdir(folders[kind])
             if kind == "stopped":
-                patched.setattr("dks.runs.terminal.RunView.stepped", raise_at(12 + 10, Interrupted("SIGTERM")))
+                patched.setattr(
+                    "dks.runs.terminal.RunView.stepped", raise_at(12 + 10, Interrupted("SIGTERM"))
+                )
             with pytest.raises(SystemExit) as left:
                 cli.main(("train", *SWEEP))
             assert left.value.code == (130 if kind == "stopped" else 0)
             second_run(Path()).log_file.write_text("a line\n")
-            second_run(Path()).mlflow_file.write_text('{"uri": "sqlite:///mlflow.db", "run_id": "f00", "epoch": 1}')
+            second_run(Path()).mlflow_file.write_text(
+                '{"uri": "sqlite:///mlflow.db", "run_id": "f00", "epoch": 1}'
+            )
     return folders
 
 
@@ -328,7 +362,10 @@ def taken_over(made: dict[str, Path], kind: str) -> RunFolder:
 
 
 def look(dks_here: Command, folder: RunFolder) -> str:
-    """What commands that only look say on standard error; none of them writes into the folder of the run."""
+    """What commands that only look say on standard error.
+
+    None of them writes into the folder of the run.
+    """
     before = {path: path.lstat().st_mtime_ns for path in folder.path.rglob("*")}
     said = ""
     for command in (("sweep", "status"), ("table",), ("sweep", "plan", "--probe=0")):
@@ -354,14 +391,20 @@ def test_a_run_whose_files_were_damaged_goes_on_with_the_same_command(
     harm(folder.path / name)
     said = look(dks_here, folder)
     if name == "record.json":
-        assert said.count(f"warning: {folder.record_file} is damaged (") == 3, "each command says it once"
+        assert said.count(f"warning: {folder.record_file} is damaged (") == 3, (
+            "each command says it once"
+        )
     status, _, err = dks_here("train", *SWEEP)
     assert status == 0, err
     assert "Traceback" not in err
     assert dks_here("sweep", "status", sweep_name())[2] == ""
     record = folder.read_record()
     assert record is not None
-    assert (record.status, record.label, record.choices["data"]) == (Status.done, "seed=1", "synthetic")
+    assert (record.status, record.label, record.choices["data"]) == (
+        Status.done,
+        "seed=1",
+        "synthetic",
+    )
     assert cell_id(folder.read_config()) == folder.cell_id
     assert not folder.checkpoints.exists()
     assert_same_result(folder, second_run(made["finished"]))
@@ -383,7 +426,11 @@ def test_a_finished_run_whose_files_were_damaged_stays_finished(
     assert found is not None
     assert record is not None
     assert (found.status, found.final, found.best) == (Status.done, record.final, record.best)
-    assert (found.label, found.choices, found.overrides) == (record.label, record.choices, record.overrides)
+    assert (found.label, found.choices, found.overrides) == (
+        record.label,
+        record.choices,
+        record.overrides,
+    )
     assert cell_id(folder.read_config()) == folder.cell_id
     status, _, err = dks_here("evaluate", folder.cell_id)
     assert "Traceback" not in err
@@ -397,7 +444,10 @@ def test_a_finished_run_whose_files_were_damaged_stays_finished(
 
 @pytest.fixture
 def reads_only_its_own() -> Iterator[None]:
-    """Root reads everything; while the test lasts it does without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, as others do."""
+    """Root reads everything.
+
+    While the test lasts it does without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, as others do.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     header, effective = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     assert libc.capget(header, effective) == 0
@@ -413,7 +463,9 @@ def reads_only_its_own() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("reads_only_its_own")
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_may_not_be_read_is_no_damaged_one(made: dict[str, Path], dks_here: Command, name: str) -> None:
+def test_a_file_that_may_not_be_read_is_no_damaged_one(
+    made: dict[str, Path], dks_here: Command, name: str
+) -> None:
     """It is named, left alone, and counts again once it may be read."""
     folder = taken_over(made, "stopped")
     file = folder.path / name
@@ -421,7 +473,12 @@ def test_a_file_that_may_not_be_read_is_no_damaged_one(made: dict[str, Path], dk
         shutil.copy(second_run(made["finished"]).weights_file, folder.path)
     file.chmod(0)
     plan = ("sweep", "plan", "--probe=0", sweep_name())
-    for command in (("sweep", "status", sweep_name()), ("table", sweep_name()), plan, ("train", *SWEEP)):
+    for command in (
+        ("sweep", "status", sweep_name()),
+        ("table", sweep_name()),
+        plan,
+        ("train", *SWEEP),
+    ):
         status, _, err = dks_here(*command)
         assert "Traceback" not in err
         assert status in (0, 1, 2)
@@ -491,7 +548,9 @@ def test_a_launch_whose_file_was_damaged_stops_nobody(
 
 @pytest.mark.slow
 def test_worker_processes_go_on_where_a_folder_took_the_place_of_a_log(tmp_path: Path) -> None:
-    command = ["hydra.launcher.slots=2" if each == "hydra/launcher=basic" else each for each in SWEEP]
+    command = [
+        "hydra.launcher.slots=2" if each == "hydra/launcher=basic" else each for each in SWEEP
+    ]
     assert train(tmp_path, *command)[0] == 0
     for path in (tmp_path / "runs").iterdir():
         (path / "weights.safetensors").unlink()
@@ -502,7 +561,9 @@ def test_worker_processes_go_on_where_a_folder_took_the_place_of_a_log(tmp_path:
     assert status == 0, err
     assert "Traceback" not in err
     assert err.count("record.json is damaged") == 2
-    assert err.count("run.log is a folder where a file should be; it is kept as run.damaged.log") == 2
+    assert (
+        err.count("run.log is a folder where a file should be; it is kept as run.damaged.log") == 2
+    )
     for path in (tmp_path / "runs").iterdir():
         assert (path / "run.damaged.log" / "inside").is_dir()
         assert (path / "run.log").is_file()

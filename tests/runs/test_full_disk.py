@@ -1,4 +1,7 @@
-"""A full disk, at whatever moment: the run fails with one line; with room again it goes on and ends bitwise the same."""
+"""A full disk, at whatever moment: the run fails with one line.
+
+With room again it goes on and ends bitwise the same.
+"""
 
 from __future__ import annotations
 
@@ -47,16 +50,24 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 class Refusing:
-    """The disk takes so many bytes of the file of this name at its `time`-th writing, and then no more of anything."""
+    """The disk takes so many bytes of the file of this name at its `time`-th writing, and then no
+    more of anything.
+    """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, time: int, taken: int = 0) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, time: int, taken: int = 0
+    ) -> None:
         self.name, self.time, self.left = name, time, taken
         self.full, self._begun, self._write, self._fsync = False, 0, os.write, os.fsync
         monkeypatch.setattr(os, "write", self.write)
         monkeypatch.setattr(os, "fsync", self.fsync)
 
     def write(self, descriptor: int, content: Any) -> int:
-        if not self.full and Path(f"/proc/self/fd/{descriptor}").readlink().name.removesuffix(f".{os.getpid()}") == self.name:
+        if (
+            not self.full
+            and Path(f"/proc/self/fd/{descriptor}").readlink().name.removesuffix(f".{os.getpid()}")
+            == self.name
+        ):
             self._begun += 1
             self.full = self._begun == self.time
         if not self.full:
@@ -107,7 +118,9 @@ def test_a_full_disk_fails_the_run_with_one_line_and_the_same_call_goes_on(
     assert drafts(folder) == []
     if folder.journal.path.exists():
         assert folder.journal.path.read_bytes()[-1:] in (b"\n", b"")
-    assert look_up(str(tmp_path / "runs"), folder.cell_id)[0] is State.killed, "not even the record could be written"
+    assert look_up(str(tmp_path / "runs"), folder.cell_id)[0] is State.killed, (
+        "not even the record could be written"
+    )
     assert queued(tmp_path, *SMALL).path == folder.path
     assert run_cell(folder.path) is Outcome.done
     assert_same_result(straight, folder)
@@ -132,35 +145,57 @@ def test_the_record_says_why_where_there_is_room_for_it(
     assert record is not None
     assert record.error is not None
     assert (record.status, record.error["type"]) == (Status.failed, "DiskFull")
-    assert record.error["message"].startswith(f"{folder.checkpoints / 'last.pt'} cannot be written: the disk at ")
+    assert record.error["message"].startswith(
+        f"{folder.checkpoints / 'last.pt'} cannot be written: the disk at "
+    )
     assert run_cell(folder.path) is Outcome.done
     assert_same_result(straight, folder)
 
 
 @pytest.mark.parametrize("number", [28, 122])
 def test_a_quota_that_is_used_up_is_a_full_disk(tmp_path: Path, number: int) -> None:
-    line = r"x cannot be written: the disk at /.* \(3\.0 MiB to write, [\d.]+ \w+ free\); make room, then"
+    line = (
+        r"x cannot be written: the disk at /.* \(3\.0 MiB to write, [\d.]+ \w+ free\); make "
+        r"room, then"
+    )
     with pytest.raises(DiskFull, match=line), disk.writing(tmp_path / "x", 3 << 20):
         raise OSError(number, "...")
 
 
-def test_a_file_that_may_not_grow_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_grow_is_said_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`ulimit -f`; the system says EFBIG."""
-    line = r"metrics.jsonl cannot be written: a file may have 3\.0 KiB at most \(ulimit -f\); raise that limit; then the same"
+    line = (
+        r"metrics.jsonl cannot be written: a file may have 3\.0 KiB at most \(ulimit -f\); "
+        r"raise that limit; then the same"
+    )
     monkeypatch.setattr(disk.resource, "getrlimit", lambda which: (3072, -1))
-    monkeypatch.setattr(os, "write", lambda descriptor, content: (_ for _ in ()).throw(OSError(27, "File too large")))
+    monkeypatch.setattr(
+        os,
+        "write",
+        lambda descriptor, content: (_ for _ in ()).throw(OSError(27, "File too large")),
+    )
     with pytest.raises(DiskFull, match=line):
         Journal(tmp_path / "metrics.jsonl").append(1, 1, {"train/loss": 1.0})
-    assert not (tmp_path / "metrics.jsonl").exists() or (tmp_path / "metrics.jsonl").read_bytes() == b""
+    assert (
+        not (tmp_path / "metrics.jsonl").exists()
+        or (tmp_path / "metrics.jsonl").read_bytes() == b""
+    )
 
 
 def test_another_error_names_its_file(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"Input/output error: '.*/x'") as raised, disk.writing(tmp_path / "x", 1):
+    with (
+        pytest.raises(OSError, match=r"Input/output error: '.*/x'") as raised,
+        disk.writing(tmp_path / "x", 1),
+    ):
         raise OSError(5, "Input/output error")
     assert not isinstance(raised.value, DiskFull)
 
 
-def test_a_file_is_replaced_as_a_whole_or_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_replaced_as_a_whole_or_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "record.json"
     write_atomically(path, "old")
     with monkeypatch.context() as patched:
@@ -189,7 +224,8 @@ def test_a_log_that_cannot_be_written_stops_nothing(
 needs_root = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        os.geteuid() != 0 and os.environ.get("CI") != "true", reason="only root may mount the small disk that is filled"
+        os.geteuid() != 0 and os.environ.get("CI") != "true",
+        reason="only root may mount the small disk that is filled",
     ),
 ]
 
@@ -200,7 +236,9 @@ class SmallDisk:
     def __init__(self, path: Path, size: int) -> None:
         self.path, self.ballast = path, path / "ballast"
         path.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], check=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], check=True
+        )
 
     def fill(self, free: int = 0) -> None:
         """Leave that many bytes, up to a page."""
@@ -225,7 +263,9 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
         made.close()
 
 
-def before(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, time: int, what: Callable[[], None]) -> None:
+def before(
+    monkeypatch: pytest.MonkeyPatch, where: Any, name: str, time: int, what: Callable[[], None]
+) -> None:
     """`what` happens before the call of that number."""
     original, calls = getattr(where, name), [0]
 
@@ -270,7 +310,8 @@ class TestRealDisk:
         with monkeypatch.context() as patched:
             before(patched, where, name, time, lambda: small_disk.fill(free))
             outcome = run_cell(folder.path)
-        # Only the record fits, and then it was the last thing to write; a journal's line is followed by a checkpoint.
+        # Only the record fits, and then it was the last thing to write; a journal's line is
+        # followed by a checkpoint.
         assert outcome is (Outcome.done if free and file == "record.json" else Outcome.failed)
         said = capsys.readouterr().err
         assert "Traceback" not in said
@@ -295,7 +336,13 @@ class TestRealDisk:
     def test_a_command_on_a_full_disk_ends_with_one_line_and_the_same_command_goes_on(
         self, small_disk: SmallDisk, tmp_path: Path
     ) -> None:
-        command = (*TINY, *SMALL, "tracking=off", f"runs_dir={small_disk.path / 'runs'}", f"results_dir={tmp_path / 'results'}")
+        command = (
+            *TINY,
+            *SMALL,
+            "tracking=off",
+            f"runs_dir={small_disk.path / 'runs'}",
+            f"results_dir={tmp_path / 'results'}",
+        )
         small_disk.fill()
         status, _, err = train(tmp_path, *command)
         assert status == 1
@@ -312,31 +359,56 @@ class TestRealDisk:
         status, _, err = train(tmp_path, *command)
         assert status == 0, err
 
-    def test_a_store_on_a_full_disk_stops_no_run_and_gets_the_rest_later(self, small_disk: SmallDisk, tmp_path: Path) -> None:
+    def test_a_store_on_a_full_disk_stops_no_run_and_gets_the_rest_later(
+        self, small_disk: SmallDisk, tmp_path: Path
+    ) -> None:
         uri = f"sqlite:///{small_disk.path / 'mlflow.db'}"
-        tracked = (*TINY, *SMALL, "tracking=local", f"tracking.uri={uri}", "tracking.drain_seconds=3")
+        tracked = (
+            *TINY,
+            *SMALL,
+            "tracking=local",
+            f"tracking.uri={uri}",
+            "tracking.drain_seconds=3",
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(tmp_path)
             prepare(Tracking(uri="sqlite:///mlflow.db"))
-        shutil.copy(tmp_path / "mlflow.db", small_disk.path)  # what MLflow opens in this process stays open
+        # what MLflow opens in this process stays open
+        shutil.copy(tmp_path / "mlflow.db", small_disk.path)
         small_disk.fill()
         status, _, err = train(tmp_path, *tracked)
         assert status == 0, err
-        assert "mlflow.db has not got everything: database or disk is full; 1 run to be completed by: dks sync" in err
+        assert (
+            "mlflow.db has not got everything: database or disk is full; 1 run to be completed "
+            "by: dks sync" in err
+        )
         assert "Traceback" not in err
         (folder,) = (RunFolder(path) for path in (tmp_path / "runs").iterdir())
         assert len(folder.journal.read()) == EPOCHS
         small_disk.make_room()
         sync = [sys.executable, "-m", "dks", "sync"]
-        done = subprocess.run(sync, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        done = subprocess.run(
+            sync,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
         copy = shutil.copy(small_disk.path / "mlflow.db", tmp_path / "copy.db")
         assert_holds_journal(mlflow_client(f"sqlite:///{copy}"), folder.path)
 
-    def test_every_cell_of_a_sweep_on_a_full_disk_says_so_in_a_line(self, small_disk: SmallDisk, tmp_path: Path) -> None:
+    def test_every_cell_of_a_sweep_on_a_full_disk_says_so_in_a_line(
+        self, small_disk: SmallDisk, tmp_path: Path
+    ) -> None:
         command = (
             *("-m", "seed=1,2,3", "hydra.launcher.slots=2", "tracking=off"),
-            *(*TINY, *SMALL, f"runs_dir={small_disk.path / 'runs'}", f"results_dir={tmp_path / 'results'}"),
+            *(
+                *TINY,
+                *SMALL,
+                f"runs_dir={small_disk.path / 'runs'}",
+                f"results_dir={tmp_path / 'results'}",
+            ),
         )
         small_disk.fill(200 << 10)
         status, _, err = train(tmp_path, *command)

@@ -15,20 +15,42 @@ from dks.config.errors import RequestError
 from dks.runs import heartbeat
 from dks.runs.launches import Array, LaunchFolder
 from dks.runs.record import Attempt, Record, RunFolder, Status
-from dks.runs.scheduler import Job, Scheduler, SchedulerSilentError, Stage, read_accounts, read_queue
+from dks.runs.scheduler import (
+    Job,
+    Scheduler,
+    SchedulerSilentError,
+    Stage,
+    read_accounts,
+    read_queue,
+)
 from dks.runs.states import SILENT, Signs, State, look_up, state_of, survey, to_launch
 from dks.sweeps import manifest, status
 from dks.sweeps.manifest import Manifest, ManifestCell
 
 PENDING, RUNNING = Job(Stage.pending, "PENDING"), Job(Stage.running, "RUNNING")
-ENDED, CANCELLED, UNKNOWN = Job(Stage.ended, "FAILED"), Job(Stage.ended, "CANCELLED"), Job(Stage.unknown)
+ENDED = Job(Stage.ended, "FAILED")
+CANCELLED = Job(Stage.ended, "CANCELLED")
+UNKNOWN = Job(Stage.unknown)
 
 
 def record(state: Status, launch: LaunchFolder | None = None, host: str | None = None) -> Record:
     attempts = (
-        [] if state is Status.queued else [Attempt("2026-01-02T03:04:05.000+00:00", host or socket.gethostname(), 1, "cpu", 1)]
+        []
+        if state is Status.queued
+        else [Attempt("2026-01-02T03:04:05.000+00:00", host or socket.gethostname(), 1, "cpu", 1)]
     )
-    return Record("c", "f", 0, "dks", {}, "", [], status=state, attempts=attempts, launch=launch and str(launch.path))
+    return Record(
+        "c",
+        "f",
+        0,
+        "dks",
+        {},
+        "",
+        [],
+        status=state,
+        attempts=attempts,
+        launch=launch and str(launch.path),
+    )
 
 
 JOB = {"submitted": True}
@@ -50,7 +72,8 @@ RULES: list[tuple[Status | None, dict[str, Any], State]] = [
     (Status.running, {"here": False}, State.lost),
     # with one
     (Status.queued, {**JOB, "job": PENDING}, State.queued),
-    (Status.queued, {**JOB, "job": RUNNING}, State.queued),  # torch is being imported, or other cells of the job run
+    # torch is being imported, or other cells of the job run
+    (Status.queued, {**JOB, "job": RUNNING}, State.queued),
     (Status.queued, {**JOB}, State.queued),  # it does not answer: nothing is concluded
     (Status.queued, {**JOB, "job": UNKNOWN}, State.lost),
     (Status.queued, {**JOB, "job": CANCELLED}, State.killed),
@@ -82,7 +105,11 @@ def test_a_cell_that_somebody_is_about_to_queue_is_not_missing(tmp_path: Path) -
 
 
 def test_what_runs_or_is_about_to_is_not_launched_again() -> None:
-    assert {state for state in State if not to_launch(state)} == {State.done, State.running, State.queued}
+    assert {state for state in State if not to_launch(state)} == {
+        State.done,
+        State.running,
+        State.queued,
+    }
 
 
 class Slurm(Scheduler):
@@ -108,7 +135,9 @@ def cells(folder: Path, count: int) -> list[RunFolder]:
 
 def launched(folder: Path, runs: list[RunFolder], job: str | None = "12") -> LaunchFolder:
     """A launch of these cells at SLURM, one task each, whose process has gone."""
-    launch = LaunchFolder.create(str(folder / "results"), "mine", "slurm", [run.path for run in runs], None)
+    launch = LaunchFolder.create(
+        str(folder / "results"), "mine", "slurm", [run.path for run in runs], None
+    )
     content = launch.read()
     content.arrays = [Array([[str(run.path.absolute())] for run in runs], job)]
     launch.write(content)
@@ -119,27 +148,42 @@ def launched(folder: Path, runs: list[RunFolder], job: str | None = "12") -> Lau
 def test_the_scheduler_is_asked_once_for_all_cells(tmp_path: Path) -> None:
     runs = cells(tmp_path, 4)
     launch = launched(tmp_path, runs)
-    for run, state in zip(runs, (Status.queued, Status.running, Status.queued, Status.done), strict=True):
+    for run, state in zip(
+        runs, (Status.queued, Status.running, Status.queued, Status.done), strict=True
+    ):
         run.write_record(record(state, launch))
     slurm = Slurm({"12_0": PENDING, "12_1": ENDED, "12_2": Job(Stage.ended, "CANCELLED by 0")})
     found = survey(str(tmp_path / "runs"), [run.cell_id for run in runs], slurm)
-    assert [standing.state for standing in found.values()] == [State.queued, State.failed, State.killed, State.done]
+    assert [standing.state for standing in found.values()] == [
+        State.queued,
+        State.failed,
+        State.killed,
+        State.done,
+    ]
     assert slurm.asked == 1
     assert [standing.job_id for standing in found.values()] == ["12_0", "12_1", "12_2", None]
     silent = survey(str(tmp_path / "runs"), [run.cell_id for run in runs], Slurm(None))
     assert silent["cell0"].state is State.queued, "silence is no answer"
 
 
-def test_cells_that_were_never_begun_are_not_looked_for_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_that_were_never_begun_are_not_looked_for_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = cells(tmp_path, 3)
     runs[1].write_record(record(Status.done))
     (tmp_path / "runs" / "cell2").mkdir()
     looked: list[str] = []
     read = RunFolder.read_record
-    monkeypatch.setattr(RunFolder, "read_record", lambda folder: looked.append(folder.cell_id) or read(folder))
+    monkeypatch.setattr(
+        RunFolder, "read_record", lambda folder: looked.append(folder.cell_id) or read(folder)
+    )
     monkeypatch.setattr("dks.runs.record.FileLock", None)  # nor does one of them get a lock
     found = survey(str(tmp_path / "runs"), [run.cell_id for run in runs])
-    assert [standing.state for standing in found.values()] == [State.missing, State.done, State.missing]
+    assert [standing.state for standing in found.values()] == [
+        State.missing,
+        State.done,
+        State.missing,
+    ]
     assert looked == ["cell1", "cell2"]
 
 
@@ -152,7 +196,10 @@ def test_a_file_where_the_runs_should_be_is_refused(tmp_path: Path) -> None:
 def test_a_single_task_is_a_plain_job(tmp_path: Path) -> None:
     (run,) = cells(tmp_path, 1)
     run.write_record(record(Status.queued, launched(tmp_path, [run])))
-    assert survey(str(tmp_path / "runs"), ["cell0"], Slurm({"12": PENDING}))["cell0"].state is State.queued
+    assert (
+        survey(str(tmp_path / "runs"), ["cell0"], Slurm({"12": PENDING}))["cell0"].state
+        is State.queued
+    )
 
 
 def test_a_job_that_ends_while_one_looks_is_not_taken_for_failed(tmp_path: Path) -> None:
@@ -165,7 +212,10 @@ def test_a_job_that_ends_while_one_looks_is_not_taken_for_failed(tmp_path: Path)
             run.write_record(record(Status.done, launch))
             return super().jobs(ids)
 
-    assert survey(str(tmp_path / "runs"), ["cell0"], Ending({"12": ENDED}))["cell0"].state is State.done
+    assert (
+        survey(str(tmp_path / "runs"), ["cell0"], Ending({"12": ENDED}))["cell0"].state
+        is State.done
+    )
 
 
 def test_a_live_launch_keeps_its_cells_queued(tmp_path: Path) -> None:
@@ -204,7 +254,9 @@ def test_the_queue_is_read() -> None:
 
 
 def test_accounts_are_read() -> None:
-    found = read_accounts("12_0|CANCELLED by 0|0:0|n1\n12_1|FAILED|0:9|n2\n13|FAILED|1:0|n1\n14|COMPLETED|0:0|n1\n")
+    found = read_accounts(
+        "12_0|CANCELLED by 0|0:0|n1\n12_1|FAILED|0:9|n2\n13|FAILED|1:0|n1\n14|COMPLETED|0:0|n1\n"
+    )
     assert [str(job) for job in found.values()] == [
         "CANCELLED n1",
         "FAILED (signal 9) n2",
@@ -218,11 +270,18 @@ def test_accounts_are_read() -> None:
 
 
 def write(folder: Path, name: str, runs: list[RunFolder]) -> None:
-    listed = [ManifestCell({"seed": str(n)}, run.cell_id, "f", "b", n, "dks", []) for n, run in enumerate(runs)]
-    manifest.write(Manifest(name, "My sweep", ["seed"], str(folder / "runs"), listed), str(folder / "results"))
+    listed = [
+        ManifestCell({"seed": str(n)}, run.cell_id, "f", "b", n, "dks", [])
+        for n, run in enumerate(runs)
+    ]
+    manifest.write(
+        Manifest(name, "My sweep", ["seed"], str(folder / "runs"), listed), str(folder / "results")
+    )
 
 
-def test_a_sweep_with_overrides_is_found_by_its_plain_name_while_there_is_only_one(tmp_path: Path) -> None:
+def test_a_sweep_with_overrides_is_found_by_its_plain_name_while_there_is_only_one(
+    tmp_path: Path,
+) -> None:
     results = str(tmp_path / "results")
     with pytest.raises(RequestError, match=r"no sweep 'mine' in .*; there are none yet"):
         manifest.read(results, "mine")
@@ -239,7 +298,9 @@ def test_a_sweep_with_overrides_is_found_by_its_plain_name_while_there_is_only_o
 def test_status_tells_of_every_state_and_writes_down_how_jobs_ended(tmp_path: Path) -> None:
     runs = cells(tmp_path, 6)
     launch = launched(tmp_path, runs[:4])
-    for run, state in zip(runs, (Status.queued, Status.running, Status.running, Status.failed), strict=False):
+    for run, state in zip(
+        runs, (Status.queued, Status.running, Status.running, Status.failed), strict=False
+    ):
         run.write_record(record(state, launch, host="n1"))
     runs[4].write_record(record(Status.done))
     failed = runs[3].read_record()
@@ -251,7 +312,14 @@ def test_status_tells_of_every_state_and_writes_down_how_jobs_ended(tmp_path: Pa
     (runs[1].path / heartbeat.FILE).write_text(json.dumps(vars(beat)))
     write(tmp_path, "mine", runs)
     job = Job(Stage.ended, "OUT_OF_MEMORY", "OutOfMemory", "n2")
-    slurm = Slurm({"12_0": Job(Stage.pending, "PENDING", "Resources"), "12_1": RUNNING, "12_2": job, "12_3": ENDED})
+    slurm = Slurm(
+        {
+            "12_0": Job(Stage.pending, "PENDING", "Resources"),
+            "12_1": RUNNING,
+            "12_2": job,
+            "12_3": ENDED,
+        }
+    )
     seen = status.status(manifest.read(str(tmp_path / "results"), "mine"), slurm)
     assert seen.headline() == "mine: 6 cells: 1 missing, 1 queued, 1 running, 1 done, 2 failed"
     assert not seen.is_over
@@ -269,13 +337,22 @@ def test_status_tells_of_every_state_and_writes_down_how_jobs_ended(tmp_path: Pa
     assert (ended.status, ended.attempts[-1].status) == (Status.failed, "failed")
     told = json.loads(seen.to_json())
     assert told["counts"] == {"missing": 1, "queued": 1, "running": 1, "done": 1, "failed": 2}
-    assert [cell["state"] for cell in told["cells"]] == ["queued", "running", "failed", "failed", "done", "missing"]
+    assert [cell["state"] for cell in told["cells"]] == [
+        "queued",
+        "running",
+        "failed",
+        "failed",
+        "done",
+        "missing",
+    ]
     assert told["cells"][1]["epoch"] == 3
 
 
 def test_status_says_where_another_commit_computed(tmp_path: Path) -> None:
     runs = cells(tmp_path, 2)
-    launch = LaunchFolder.create(str(tmp_path / "results"), "mine", "local", [run.path for run in runs], "abc")
+    launch = LaunchFolder.create(
+        str(tmp_path / "results"), "mine", "local", [run.path for run in runs], "abc"
+    )
     launch.lock.release()
     for run, commit in zip(runs, ("abc", "def"), strict=True):
         done = record(Status.done, launch)
@@ -294,7 +371,9 @@ def test_cancel_withdraws_what_waits_and_stops_what_runs(tmp_path: Path) -> None
     (runs[1].path / heartbeat.FILE).write_text("{}")
     write(tmp_path, "mine", runs)
     slurm = Slurm({"12_0": PENDING, "12_1": RUNNING})
-    said = status.cancel(status.status(manifest.read(str(tmp_path / "results"), "mine"), slurm), slurm)
+    said = status.cancel(
+        status.status(manifest.read(str(tmp_path / "results"), "mine"), slurm), slurm
+    )
     assert str(said) == "1 queued cells withdrawn, 1 running ones told to stop"
     assert json.loads(said.to_json()) == {
         "name": "mine",
@@ -310,7 +389,9 @@ def test_cancel_withdraws_what_waits_and_stops_what_runs(tmp_path: Path) -> None
     assert withdrawn.status is Status.killed
 
 
-def test_a_scheduler_that_is_silent_when_jobs_are_to_be_cancelled_is_said_in_a_line(tmp_path: Path) -> None:
+def test_a_scheduler_that_is_silent_when_jobs_are_to_be_cancelled_is_said_in_a_line(
+    tmp_path: Path,
+) -> None:
     runs = cells(tmp_path, 3)
     launch = launched(tmp_path, runs[:2])
     for run in runs[:2]:
@@ -325,10 +406,13 @@ def test_a_scheduler_that_is_silent_when_jobs_are_to_be_cancelled_is_said_in_a_l
     with pytest.raises(RequestError) as refused:
         status.cancel(status.status(manifest.read(str(tmp_path / "results"), "mine"), slurm), slurm)
     assert refused.value.problems == (
-        "2 jobs could not be cancelled: scancel says: Unable to contact slurm controller; cancel again where SLURM answers",
+        "2 jobs could not be cancelled: scancel says: Unable to contact slurm controller; cancel "
+        "again where SLURM answers",
     )
     left = [run.read_record() for run in runs[:2]]
-    assert [each and each.status for each in left] == [Status.queued] * 2, "their jobs are still there"
+    assert [each and each.status for each in left] == [Status.queued] * 2, (
+        "their jobs are still there"
+    )
 
 
 def test_waiting_ends_when_nothing_runs_or_waits(tmp_path: Path) -> None:
@@ -343,10 +427,15 @@ def test_waiting_ends_when_nothing_runs_or_waits(tmp_path: Path) -> None:
         looks += 1
         if looks == 3:
             run.write_record(record(Status.done, launch))
-        return status.status(manifest.read(str(tmp_path / "results"), "mine"), Slurm({"12": PENDING}))
+        return status.status(
+            manifest.read(str(tmp_path / "results"), "mine"), Slurm({"12": PENDING})
+        )
 
     said: list[str] = []
     seen = status.wait(look, 0.0, said.append)
     assert looks == 3
-    assert [line.partition("  ")[2] for line in said] == ["mine: 1 cells: 1 queued", "mine: 1 cells: 1 done"]
+    assert [line.partition("  ")[2] for line in said] == [
+        "mine: 1 cells: 1 queued",
+        "mine: 1 cells: 1 done",
+    ]
     assert (seen.is_over, seen.exit_status) == (True, 0)

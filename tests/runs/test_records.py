@@ -44,7 +44,9 @@ def test_every_number_survives_as_strict_json(value: float) -> None:
 
 @given(st.integers(0, 400))
 @settings(max_examples=60, deadline=None)
-def test_a_journal_cut_anywhere_is_read_up_to_its_last_whole_line(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+def test_a_journal_cut_anywhere_is_read_up_to_its_last_whole_line(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
     path = tmp_path_factory.mktemp("journal") / "metrics.jsonl"
     journal = Journal(path)
     for epoch in range(1, 4):
@@ -60,7 +62,14 @@ def test_a_journal_cut_anywhere_is_read_up_to_its_last_whole_line(tmp_path_facto
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"\xff\xfe\n", b"[]\n", b'{"epoch": 2}\n', b"null\n", b'{"epoch":2,"step":1,"time":"","metrics":[]}\n']
+    "garbage",
+    [
+        b"\xff\xfe\n",
+        b"[]\n",
+        b'{"epoch": 2}\n',
+        b"null\n",
+        b'{"epoch":2,"step":1,"time":"","metrics":[]}\n',
+    ],
 )
 def test_nothing_behind_a_damaged_line_is_believed(tmp_path: Path, garbage: bytes) -> None:
     journal = Journal(tmp_path / "metrics.jsonl")
@@ -86,7 +95,9 @@ def test_a_newer_record_is_refused_with_its_name(tmp_path: Path, key: str, value
     newer = {**json.loads(folder.record_file.read_text()), key: value}
     folder.record_file.write_text(json.dumps(newer))
     for read in (folder.read_record, folder.mend_record):
-        with pytest.raises(RequestError, match=r"record\.json (is of version 999|was written by a newer version)"):
+        with pytest.raises(
+            RequestError, match=r"record\.json (is of version 999|was written by a newer version)"
+        ):
             read()
     assert json.loads(folder.record_file.read_text()) == newer
 
@@ -114,7 +125,10 @@ STARTED = "2026-01-02T03:04:05.000+00:00"
 
 
 def dead(path: Path, *beats: float) -> RunFolder:
-    """A cell whose process died; `beats`: seconds after its start at which its heart beat, the last one counts."""
+    """A cell whose process died; `beats`.
+
+    Seconds after its start at which its heart beat, the last one counts.
+    """
     folder = RunFolder(path / "abc")
     given = record(Status.running)
     ended = Attempt(STARTED, "here", 1, "cpu", 1, ended=STARTED, status="killed", seconds=100.0)
@@ -127,16 +141,24 @@ def dead(path: Path, *beats: float) -> RunFolder:
     return folder
 
 
-# Beside what nobody saw: a run that died before its heart beat at all, and one on a machine whose clock is behind.
+# Beside what nobody saw: a run that died before its heart beat at all, and one on a machine whose
+#     clock is behind.
 @pytest.mark.parametrize(("beats", "seconds"), [([0.5, 60.25], 60.25), ([], 0.0), ([-5.0], 0.0)])
-def test_a_run_that_died_unseen_ended_when_its_heart_last_beat(tmp_path: Path, beats: list[float], seconds: float) -> None:
+def test_a_run_that_died_unseen_ended_when_its_heart_last_beat(
+    tmp_path: Path, beats: list[float], seconds: float
+) -> None:
     folder = dead(tmp_path, *beats)
     error = {"type": "JobEnded", "message": "..."}
     assert folder.close(Status.failed, error, {Status.running})
     found = folder.read_record()
     assert found is not None
     first, last = found.attempts
-    assert (found.status, found.error, last.status, last.seconds) == (Status.failed, error, "failed", seconds)
+    assert (found.status, found.error, last.status, last.seconds) == (
+        Status.failed,
+        error,
+        "failed",
+        seconds,
+    )
     assert last.ended is not None
     lived = datetime.fromisoformat(last.ended) - datetime.fromisoformat(STARTED)
     assert lived.total_seconds() == seconds
@@ -151,20 +173,27 @@ def test_a_record_that_says_something_else_by_now_stays_as_it_is(tmp_path: Path)
     assert not folder.close(Status.killed, {"type": "Cancelled", "message": "..."}, {Status.queued})
     other = RunFolder(folder.path)
     assert other.claim()
-    assert not folder.close(Status.killed, {"type": "Cancelled", "message": "..."}, {Status.running})
+    assert not folder.close(
+        Status.killed, {"type": "Cancelled", "message": "..."}, {Status.running}
+    )
     other.release()
     assert folder.record_file.read_text() == before
 
 
 @pytest.mark.parametrize("planned", [True, False])
-def test_a_run_that_goes_on_says_how_the_attempt_before_ended(tmp_path: Path, planned: bool) -> None:
-    """Whether the sweep is asked for again, or SLURM alone requeues the job of a node that was lost."""
+def test_a_run_that_goes_on_says_how_the_attempt_before_ended(
+    tmp_path: Path, planned: bool
+) -> None:
+    """Whether the sweep is asked for again, or SLURM alone requeues the job of a node that was
+    lost.
+    """
     from dks.training.run import Outcome, run_cell
 
     folder = queued(tmp_path, "recipe.epochs=1")
     begun = folder.read_record()
     assert begun is not None
-    begun.status, begun.attempts = Status.running, [Attempt(STARTED, socket.gethostname(), 1, "cpu", 1)]
+    begun.status = Status.running
+    begun.attempts = [Attempt(STARTED, socket.gethostname(), 1, "cpu", 1)]
     folder.write_record(begun)
     beat = datetime.fromisoformat(STARTED).timestamp() + 60
     (folder.path / heartbeat.FILE).write_text("{}")
@@ -172,10 +201,17 @@ def test_a_run_that_goes_on_says_how_the_attempt_before_ended(tmp_path: Path, pl
     if planned:
         again = queued(tmp_path, "recipe.epochs=1").read_record()
         assert again is not None
-        assert (again.status, again.attempts[0].status, again.cost["seconds"]) == (Status.queued, "killed", 60.0)
+        assert (again.status, again.attempts[0].status, again.cost["seconds"]) == (
+            Status.queued,
+            "killed",
+            60.0,
+        )
     assert run_cell(folder.path) is Outcome.done
     found = folder.read_record()
     assert found is not None
     assert [attempt.status for attempt in found.attempts] == ["killed", "done"]
-    assert (found.attempts[0].ended, found.attempts[0].seconds) == ("2026-01-02T03:05:05.000+00:00", 60.0)
+    assert (found.attempts[0].ended, found.attempts[0].seconds) == (
+        "2026-01-02T03:05:05.000+00:00",
+        60.0,
+    )
     assert found.cost["seconds"] > 60

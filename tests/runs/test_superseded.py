@@ -1,4 +1,7 @@
-"""Runs of another code than today's: told, gone on with, trained again; the execution that makes room is kept, in no mean."""
+"""Runs of another code than today's: told, gone on with, trained again.
+
+The execution that makes room is kept, in no mean.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,9 @@ def today(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 def planned(folder: Path, *overrides: str, same_code: bool = False) -> Plan:
-    point = Point((*TINY, "recipe.epochs=1", "tracking=off", f"runs_dir={folder / 'runs'}", *overrides), {})
+    point = Point(
+        (*TINY, "recipe.epochs=1", "tracking=off", f"runs_dir={folder / 'runs'}", *overrides), {}
+    )
     return plan(Grid((), (point,), "mine"), lambda given: composed(*given), same_code=same_code)
 
 
@@ -72,11 +77,23 @@ def codes_of(run: RunFolder) -> list[str | None]:
 
 
 def attempt(first_step: int | None, hexadecimal: str | None) -> Attempt:
-    return Attempt("2026-01-02T03:04:05.000+00:00", "here", 1, "cpu", 1, first_step=first_step, code=hexadecimal)
+    return Attempt(
+        "2026-01-02T03:04:05.000+00:00",
+        "here",
+        1,
+        "cpu",
+        1,
+        first_step=first_step,
+        code=hexadecimal,
+    )
 
 
 def test_a_result_is_made_of_the_attempts_since_the_last_beginning() -> None:
-    a, b, never, on, old = attempt(0, ONE), attempt(0, TWO), attempt(None, TWO), attempt(7, TWO), attempt(None, None)
+    a = attempt(0, ONE)
+    b = attempt(0, TWO)
+    never = attempt(None, TWO)
+    on = attempt(7, TWO)
+    old = attempt(None, None)
     for attempts, expected in (
         ([a], [a]),
         ([a, b], [b]),
@@ -94,7 +111,9 @@ def test_a_result_is_made_of_the_attempts_since_the_last_beginning() -> None:
 def test_the_codes_that_are_not_todays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert other_codes([attempt(0, ONE)]) == []
     assert other_codes([attempt(0, ONE), attempt(3, TWO)]) == [TWO]
-    assert other_codes([attempt(None, None)]) == [None] == other_codes([]), "what does not tell it is not today's"
+    assert other_codes([attempt(None, None)]) == [None] == other_codes([]), (
+        "what does not tell it is not today's"
+    )
     (tmp_path / "equal").write_text(f"{TWO} {ONE}\n")
     monkeypatch.setattr(code, "EQUAL", tmp_path / "equal")
     code._equal.cache_clear()
@@ -115,20 +134,33 @@ def test_a_done_cell_of_another_code_is_told_with_the_command_that_trains_it_aga
     assert "another code" not in run_here(*arguments)[2]
     today(TWO)
     _, out, err = run_here(*arguments)
-    assert "1 done cell was computed by another code than today's 222222222222 (111111111111: 1); trained again by: " in err
+    assert (
+        "1 done cell was computed by another code than today's 222222222222 (111111111111: 1); "
+        "trained again by: " in err
+    )
     assert "hydra.sweeper.code=same" in err and RunFolder(path).weights_file.stat().st_ino == before
     status, out, err = run_here(*arguments, "hydra.sweeper.code=same")
     assert (status, out.splitlines()[0].split()[0]) == (0, str(path.relative_to(in_folder)))
     assert (
-        f"running cell {path.name}" in err and "1 cell is trained again; what another code left is kept in superseded/" in err
+        f"running cell {path.name}" in err
+        and "1 cell is trained again; what another code left is kept in superseded/" in err
     )
     assert codes_of(RunFolder(path)) == [TWO]
     (old,) = executions(RunFolder(path))
-    assert codes_of(old) == [ONE] and old.weights_file.stat().st_ino == before and old.cell_id == path.name
+    assert (
+        codes_of(old) == [ONE]
+        and old.weights_file.stat().st_ino == before
+        and old.cell_id == path.name
+    )
     _, _, err = run_here(*arguments, "hydra.sweeper.code=same")
-    assert "the cell is done, nothing to launch" in err and len(list(executions(RunFolder(path)))) == 1
+    assert (
+        "the cell is done, nothing to launch" in err and len(list(executions(RunFolder(path)))) == 1
+    )
     status, _, err = run_here(*arguments, "hydra.sweeper.code=some")
-    assert (status, err) == (2, "error: hydra.sweeper.code=some: choose same, or null, which trains nothing again\n")
+    assert (status, err) == (
+        2,
+        "error: hydra.sweeper.code=some: choose same, or null, which trains nothing again\n",
+    )
 
 
 def test_a_run_of_an_older_version_is_of_an_unknown_code(tmp_path: Path) -> None:
@@ -141,7 +173,9 @@ def test_a_run_of_an_older_version_is_of_an_unknown_code(tmp_path: Path) -> None
     assert codes_of(once_more(tmp_path)) == [ONE]
 
 
-def test_nothing_is_chosen_by_runs_that_are_to_be_trained_again(tmp_path: Path, today: Callable[[str], None]) -> None:
+def test_nothing_is_chosen_by_runs_that_are_to_be_trained_again(
+    tmp_path: Path, today: Callable[[str], None]
+) -> None:
     held = ("data.holdout=8",)
     run = once_more(tmp_path, *held)
     standings = survey(str(tmp_path / "runs"), [run.cell_id])
@@ -149,7 +183,11 @@ def test_nothing_is_chosen_by_runs_that_are_to_be_trained_again(tmp_path: Path, 
     assert _chosen({"1": (cell,)}, standings) == ("1", ())
     today(TWO)
     (cell,) = planned(tmp_path, *held, same_code=True).cells
-    assert (cell.anew, cell.state, _chosen({"1": (cell,)}, standings)) == (True, State.done, (None, ()))
+    assert (cell.anew, cell.state, _chosen({"1": (cell,)}, standings)) == (
+        True,
+        State.done,
+        (None, ()),
+    )
 
 
 # --- gone on with
@@ -164,27 +202,42 @@ def saved(folder: Path) -> RunFolder:
 
     run, asked = queued(folder, *THREE_STEPS), Trainer._asked
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Trainer, "_asked", lambda self: Interrupted("SIGTERM") if self.progress.step == 2 else asked(self))
+        patched.setattr(
+            Trainer,
+            "_asked",
+            lambda self: Interrupted("SIGTERM") if self.progress.step == 2 else asked(self),
+        )
         with pytest.raises(Interrupted):
             run_cell(run.path)
     return run
 
 
-def test_a_run_that_goes_on_under_another_code_says_so_and_is_of_both(tmp_path: Path, today: Callable[[str], None]) -> None:
+def test_a_run_that_goes_on_under_another_code_says_so_and_is_of_both(
+    tmp_path: Path, today: Callable[[str], None]
+) -> None:
     run = saved(tmp_path)
     assert "another code" not in summary(planned(tmp_path, *THREE_STEPS))
     today(TWO)
     said = summary(planned(tmp_path, *THREE_STEPS))
-    assert "1 unfinished run goes on under another code than before (111111111111: 1) and will be marked as of both; " in said
+    assert (
+        "1 unfinished run goes on under another code than before (111111111111: 1) and will be "
+        "marked as of both; " in said
+    )
     with pytest.MonkeyPatch.context() as patched:  # one that never trained leaves no trace
         patched.setattr("dks.training.run.build_network", raise_at(1, OSError("no disk")))
         assert run_cell(queued(tmp_path, *THREE_STEPS).path) is Outcome.failed
     assert run_cell(queued(tmp_path, *THREE_STEPS).path) is Outcome.done
     record = run.read_record()
     assert record is not None
-    assert [(each.first_step, each.code) for each in record.attempts] == [(0, ONE), (None, TWO), (2, TWO)]
+    assert [(each.first_step, each.code) for each in record.attempts] == [
+        (0, ONE),
+        (None, TWO),
+        (2, TWO),
+    ]
     assert codes_of(run) == [ONE, TWO]
-    assert "computed by another code than today's 222222222222 (111111111111: 1)" in summary(planned(tmp_path, *THREE_STEPS))
+    assert "computed by another code than today's 222222222222 (111111111111: 1)" in summary(
+        planned(tmp_path, *THREE_STEPS)
+    )
 
 
 def test_an_unfinished_run_of_another_code_begins_anew_when_one_code_is_asked_for(
@@ -200,7 +253,9 @@ def test_an_unfinished_run_of_another_code_begins_anew_when_one_code_is_asked_fo
     assert killed is not None and killed.status is Status.killed
 
 
-def test_a_run_that_begins_at_its_first_step_is_of_todays_code_alone(tmp_path: Path, today: Callable[[str], None]) -> None:
+def test_a_run_that_begins_at_its_first_step_is_of_todays_code_alone(
+    tmp_path: Path, today: Callable[[str], None]
+) -> None:
     run = queued(tmp_path, *THREE_STEPS)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("dks.runs.terminal.RunView.stepped", raise_at(2, OSError("no checkpoint")))
@@ -224,7 +279,9 @@ def test_every_execution_that_makes_room_is_kept_and_another_process_may_come_fi
         once_more(tmp_path)
         engine.queue(late)  # planned before the other one was done
         assert codes_of(run) == [hexadecimal]
-        assert [each.path.name for each in executions(run)] == [str(each) for each in range(1, number + 1)]
+        assert [each.path.name for each in executions(run)] == [
+            str(each) for each in range(1, number + 1)
+        ]
     assert [codes_of(each) for each in executions(run)] == [[ONE], [TWO]]
 
 
@@ -232,9 +289,15 @@ class Killed(BaseException):
     """A stand-in for SIGKILL."""
 
 
-def test_a_move_that_is_killed_anywhere_loses_nothing_and_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_move_that_is_killed_anywhere_loses_nothing_and_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = once_more(tmp_path)
-    content = {path.name: path.read_bytes() for path in made.path.iterdir() if path.name not in superseded.STAYS}
+    content = {
+        path.name: path.read_bytes()
+        for path in made.path.iterdir()
+        if path.name not in superseded.STAYS
+    }
     assert {"record.json", "config.yaml", "metrics.jsonl", "weights.safetensors"} <= content.keys()
     cell = planned(tmp_path).cells[0]
     steps = len(content) + 1  # each file, and the folder's name
@@ -255,7 +318,9 @@ def test_a_move_that_is_killed_anywhere_loses_nothing_and_is_completed(tmp_path:
         with monkeypatch.context() as patched:
             for name in ("replace", "rename"):
                 original = getattr(Path, name)
-                patched.setattr(Path, name, lambda self, target, original=original: move(self, target, original))
+                patched.setattr(
+                    Path, name, lambda self, target, original=original: move(self, target, original)
+                )
             with pytest.raises(Killed):
                 superseded.supersede(run)
         rows = RecordSource(run.path.parent).runs()
@@ -280,7 +345,7 @@ def noted(run: RunFolder) -> dict[str, Any]:
     return found
 
 
-def test_a_store_keeps_the_run_that_made_room_and_tells_the_same_as_the_folders_however_often_it_is_sent(
+def test_a_store_keeps_the_run_that_made_room_and_tells_the_same_as_the_folders(
     in_folder: Path, today: Callable[[str], None]
 ) -> None:
     uri = f"sqlite:///{in_folder / 'mlflow.db'}"
@@ -299,7 +364,10 @@ def test_a_store_keeps_the_run_that_made_room_and_tells_the_same_as_the_folders_
     assert theirs["mlflow_run_id"].tolist() == [after.info.run_id]
     assert [each["code"] for each in theirs["computed_by"][0]] == [TWO]
     # Again, and with a note that was lost.
-    assert [(sent.points, sent.told, sent.superseded) for sent in sync("runs").runs] == [(0, False, None), (0, False, "1")]
+    assert [(sent.points, sent.told, sent.superseded) for sent in sync("runs").runs] == [
+        (0, False, None),
+        (0, False, "1"),
+    ]
     old.mlflow_file.unlink()
     sync("runs")
     assert len(client.search_runs([before.info.experiment_id], "tags.`dks.role` = 'cell'")) == 2
@@ -333,14 +401,23 @@ def test_a_store_learns_of_the_old_run_before_the_new_one_is_there_and_one_made_
     assert not sync("runs").failed
     assert [each["code"] for each in MlflowSource(uri).runs()["computed_by"][0]] == [TWO]
     for points in (True, False):
-        assert bool(sum(sent.points for sent in sync("runs", target=Tracking(uri=again)).runs)) is points
+        assert (
+            bool(sum(sent.points for sent in sync("runs", target=Tracking(uri=again)).runs))
+            is points
+        )
     pd.testing.assert_frame_equal(
-        *(MlflowSource(each).runs().drop(columns=["place", "mlflow_run_id"]) for each in (uri, again))
+        *(
+            MlflowSource(each).runs().drop(columns=["place", "mlflow_run_id"])
+            for each in (uri, again)
+        )
     )
 
 
 def test_nobody_sends_what_is_being_moved(tmp_path: Path) -> None:
-    """The sender of an earlier command may still draw pictures: its note would be that of the next execution."""
+    """The sender of an earlier command may still draw pictures.
+
+    Its note would be that of the next execution.
+    """
     run = once_more(tmp_path)
     superseded.supersede(run)
     sender = Shipment(run, None, "sqlite:///x.db", "1")  # type: ignore[arg-type]
@@ -358,7 +435,11 @@ def test_a_launch_that_is_refused_puts_it_back(
     today("3" * 64)
 
     def files() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in in_folder.glob("runs/**/*.*") if path.is_file() and path.suffix != ".lock"}
+        return {
+            path: path.read_bytes()
+            for path in in_folder.glob("runs/**/*.*")
+            if path.is_file() and path.suffix != ".lock"
+        }
 
     before = files()
 

@@ -41,9 +41,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def record(name: str, status: Status = Status.running) -> Record:
     fresh = Record(
-        cell_id=name, config_id="", seed=0, method="dks", choices={}, label=f"seed={name}", overrides=[], status=status
+        cell_id=name,
+        config_id="",
+        seed=0,
+        method="dks",
+        choices={},
+        label=f"seed={name}",
+        overrides=[],
+        status=status,
     )
-    fresh.attempts.append(Attempt(started="", host="", pid=1, device="cpu", threads=1, seconds=7.25))
+    fresh.attempts.append(
+        Attempt(started="", host="", pid=1, device="cpu", threads=1, seconds=7.25)
+    )
     if status is Status.done:
         fresh.final = {"epoch": 4, "test/top1_error": 5.5}
         fresh.best = {"epoch": 3, "test/top1_error": 5.25}
@@ -53,7 +62,12 @@ def record(name: str, status: Status = Status.running) -> Record:
 
 
 def entry(epoch: int) -> Entry:
-    return Entry(epoch, epoch, "", {"train/loss": 1.5, "test/top1_error": 12.5, "train/images_per_second": 2345.0})
+    return Entry(
+        epoch,
+        epoch,
+        "",
+        {"train/loss": 1.5, "test/top1_error": 12.5, "train/images_per_second": 2345.0},
+    )
 
 
 def log(runs: int) -> Display:
@@ -63,7 +77,12 @@ def log(runs: int) -> Display:
 def on_terminal(runs: int, width: int = 120) -> Display:
     able = {"TERM": "xterm-256color"}  # whatever the terminal is that the tests are started from
     out = io.StringIO()
-    return Display(runs, Console(file=out, force_terminal=True, width=width, height=24, highlight=False, _environ=able))
+    return Display(
+        runs,
+        Console(
+            file=out, force_terminal=True, width=width, height=24, highlight=False, _environ=able
+        ),
+    )
 
 
 def written(display: Display) -> str:
@@ -74,7 +93,13 @@ def written(display: Display) -> str:
 def bars(display: Display) -> list[str]:
     """The lines on the screen, without colours."""
     assert display.bars is not None
-    console = Console(file=io.StringIO(), width=display.console.width, force_terminal=True, no_color=True, color_system=None)
+    console = Console(
+        file=io.StringIO(),
+        width=display.console.width,
+        force_terminal=True,
+        no_color=True,
+        color_system=None,
+    )
     console.print(display.bars)
     assert isinstance(console.file, io.StringIO)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
@@ -118,7 +143,10 @@ def test_a_line_in_a_log_says_how_the_run_does(clock: Clock) -> None:
         view.recorded(entry(1))
         clock.now += 15
         view.stepped(60)
-    assert written(display) == "      seed=1  epoch 1/4  error 12.50 %  loss 1.500  2,345 images/s  30.0 s left\n"
+    assert (
+        written(display)
+        == "      seed=1  epoch 1/4  error 12.50 %  loss 1.500  2,345 images/s  30.0 s left\n"
+    )
 
 
 def test_each_run_under_way_has_a_bar_below_the_one_of_the_sweep(clock: Clock) -> None:
@@ -130,7 +158,10 @@ def test_each_run_under_way_has_a_bar_below_the_one_of_the_sweep(clock: Clock) -
         two.stepped(200)
         sweep, first, second = bars(display)
         assert re.fullmatch(r"sweep +[━╸╺ ]+ 0/3 runs +about 30.0 s left", sweep)
-        assert re.fullmatch(r"seed=1 +[━╸╺ ]+ epoch 1/4  error 12.50 %  loss 1.500  2,345 images/s +30.0 s left", first)
+        assert re.fullmatch(
+            r"seed=1 +[━╸╺ ]+ epoch 1/4  error 12.50 %  loss 1.500  2,345 images/s +30.0 s left",
+            first,
+        )
         assert re.fullmatch(r"seed=2 +[━╸╺ ]+ epoch 1/4 +10.0 s left", second)
         one.finished(record("1", Status.done))
         three = begun(display, "3")
@@ -153,12 +184,16 @@ def bars_of_a_long_run(clock: Clock, width: int) -> list[str]:
 
 def test_on_a_narrow_terminal_a_bar_still_names_its_run(clock: Clock) -> None:
     _, line = bars_of_a_long_run(clock, 80)  # one line each
-    assert re.fullmatch(r"seed=aux=ours strategy=topdo… +[━╸╺]* +epoch 100/200  error 12.50 % 5:31:40 left", line)
+    assert re.fullmatch(
+        r"seed=aux=ours strategy=topdo… +[━╸╺]* +epoch 100/200  error 12.50 % 5:31:40 left", line
+    )
 
 
 def test_on_a_very_narrow_terminal_a_bar_is_still_one_line_that_names_its_run(clock: Clock) -> None:
     sweep, run = bars_of_a_long_run(clock, 40)
-    assert re.fullmatch(r"sweep +[━╸╺ ]* *0/9 runs", sweep) and re.fullmatch(r"seed.*… +[━╸╺ ]* *epoch 100/200.*", run)
+    assert re.fullmatch(r"sweep +[━╸╺ ]* *0/9 runs", sweep) and re.fullmatch(
+        r"seed.*… +[━╸╺ ]* *epoch 100/200.*", run
+    )
     assert max(len(sweep), len(run)) <= 40
 
 
@@ -176,7 +211,8 @@ def test_the_sweeps_time_left_follows_from_what_it_has_done_so_far(clock: Clock)
             view = begun(display, name)
             view.stepped(400)
             view.finished(record(name, Status.done))
-        two.stepped(50)  # 4.375 runs in 200 s, 0.625 to go: but not faster than the run that is left, 333 s
+        # 4.375 runs in 200 s, 0.625 to go: but not faster than the run that is left, 333 s
+        two.stepped(50)
         assert bars(display)[0].endswith("about 5:33 left")
 
 
@@ -224,7 +260,10 @@ def test_a_log_has_a_line_now_and_then_about_what_is_counted(clock: Clock) -> No
         for _ in display.track(range(100), 100, "decoding [all] images"):
             clock.now += 3.5
     lines = [line.strip() for line in written(display).splitlines()]
-    assert lines[:2] == ["decoding [all] images  3/100", "decoding [all] images  6/100"] and len(lines) == 33
+    assert (
+        lines[:2] == ["decoding [all] images  3/100", "decoding [all] images  6/100"]
+        and len(lines) == 33
+    )
 
 
 def test_a_run_talks_to_what_shows_it() -> None:
@@ -249,7 +288,10 @@ def test_who_wants_quiet_is_told_what_went_wrong_and_nothing_else() -> None:
         display.say("a line that must be read", urgent=True)
         display.explain("why")
     said = re.sub("\x1b\\[[0-9;]*m", "", written(display))
-    assert said.splitlines() == ["[2/3] seed=2  failed  NonFiniteLoss: at [step 3]", "a line that must be read"]
+    assert said.splitlines() == [
+        "[2/3] seed=2  failed  NonFiniteLoss: at [step 3]",
+        "a line that must be read",
+    ]
 
 
 def test_why_is_told_to_who_asks_for_it() -> None:
@@ -285,9 +327,19 @@ with Display(2) as display:
 def test_on_a_real_terminal_bars_are_drawn_and_gone_in_the_end(variables: dict[str, str]) -> None:
     """With NO_COLOR no letter is coloured or bold; where no cursor can be moved there is no bar."""
     ours, theirs = pty.openpty()
-    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    environment = {**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "100", **variables}
-    process = subprocess.Popen([sys.executable, "-c", SHOW], stderr=theirs, cwd=Path("/"), env=environment)
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")
+    }
+    environment = {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "TERM": "xterm-256color",
+        "COLUMNS": "100",
+        **variables,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", SHOW], stderr=theirs, cwd=Path("/"), env=environment
+    )
     os.close(theirs)
     shown = b""
     until = time.monotonic() + 60
@@ -311,13 +363,26 @@ def test_on_a_real_terminal_bars_are_drawn_and_gone_in_the_end(variables: dict[s
 
 
 @pytest.mark.parametrize(
-    ("variables", "coloured"), [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)]
+    ("variables", "coloured"),
+    [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)],
 )
-def test_a_log_has_whole_lines_and_nothing_that_moves_a_cursor(variables: dict[str, str], coloured: bool) -> None:
+def test_a_log_has_whole_lines_and_nothing_that_moves_a_cursor(
+    variables: dict[str, str], coloured: bool
+) -> None:
     """As under SLURM; however narrow the terminal is said to be."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    environment = {**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "20", "TERM": "xterm-256color", **variables}
-    done = subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True, cwd=Path("/"), env=environment)
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")
+    }
+    environment = {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "COLUMNS": "20",
+        "TERM": "xterm-256color",
+        **variables,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW], capture_output=True, text=True, cwd=Path("/"), env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert "\r" not in done.stderr
     assert bool(re.search("\x1b\\[[0-9;]*3[0-9]m", done.stderr)) is coloured

@@ -1,4 +1,6 @@
-"""A run does not go on with other files than it was begun with, and the same command does not silently begin anew."""
+"""A run does not go on with other files than it was begun with, and the same command does not
+silently begin anew.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,13 @@ from dks.runs.record import RunFolder
 from dks.runs.unfinished import on_other_files
 from tests.conftest import TINY, queued
 
-OWN = ("data=imagefolder", "data.root=set", "data.augmentation=pad_crop", "data.num_classes=null", "recipe.epochs=3")
+OWN = (
+    "data=imagefolder",
+    "data.root=set",
+    "data.augmentation=pad_crop",
+    "data.num_classes=null",
+    "recipe.epochs=3",
+)
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -54,7 +62,10 @@ def test_a_run_does_not_go_on_with_other_files(begun: RunFolder, run_here: Run) 
     before = sorted(Path().rglob("*"))
     status, _, err = run_here(*TINY, *OWN)
     assert (status, err.count("\n")) == (2, 1)
-    line = f"the files in data.root=set are not those that runs/{begun.cell_id} was begun with (2 of 3 epochs)"
+    line = (
+        f"the files in data.root=set are not those that runs/{begun.cell_id} was begun with "
+        f"(2 of 3 epochs)"
+    )
     assert f"{line}; put those back and it goes on, or remove that folder to begin anew" in err
     assert sorted(Path().rglob("*")) == before, "nothing was written"
     anew = now(begun)
@@ -67,7 +78,9 @@ def test_a_run_does_not_go_on_with_other_files(begun: RunFolder, run_here: Run) 
 def test_only_the_same_run_on_the_same_folder_stands_in_the_way(begun: RunFolder) -> None:
     picture("set/val/b/1.bmp", 20)
     assert len(list(on_other_files([now(begun), now(begun, seed=1)]))) == 1
-    assert list(on_other_files([now(begun, seed=1), now(begun, aux_positions=AuxPositions())])) == []
+    assert (
+        list(on_other_files([now(begun, seed=1), now(begun, aux_positions=AuxPositions())])) == []
+    )
     shutil.copytree("set", "other")
     assert list(on_other_files([now(begun, root="other")])) == []
     coarse = replace(now(begun), data=replace(now(begun).data, label_column="coarse_label"))

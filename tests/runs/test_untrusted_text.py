@@ -1,4 +1,6 @@
-"""Names that other people gave, such as those of sweeps, classes and extensions, in everything that shows them."""
+"""Names that other people gave, such as those of sweeps, classes and extensions, in everything that
+shows them.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +58,14 @@ NAMES = pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 
 
 def hostile(text: str) -> Table:
-    """A table in which it stands wherever a name can: title, axes, rows, columns, and what is said beneath."""
-    entries = frame(*seeds([1.0, 2.0], **{text: text, "column": text}), *seeds([3.0, None], **{text: "x", "column": text}))
+    """A table in which it stands wherever a name can.
+
+    Title, axes, rows, columns, and what is said beneath.
+    """
+    entries = frame(
+        *seeds([1.0, 2.0], **{text: text, "column": text}),
+        *seeds([3.0, None], **{text: "x", "column": text}),
+    )
     for entry in entries:
         entry["computed"] = text
     return build(entries, "t", text, [text, "column", "seed"], [text], ["column"])
@@ -85,7 +93,9 @@ def test_a_table_does_nothing_to_a_terminal(text: str) -> None:
 @NAMES
 def test_progress_does_nothing_to_a_terminal(text: str) -> None:
     out = io.StringIO()
-    with Display(2, Console(file=out, width=400, force_terminal=True, color_system=None)) as display:
+    with Display(
+        2, Console(file=out, width=400, force_terminal=True, color_system=None)
+    ) as display:
         failed = record(Status.failed)
         failed.label, failed.error = text, {"type": "ValueError", "message": text}
         view = display.run(failed)
@@ -97,7 +107,9 @@ def test_progress_does_nothing_to_a_terminal(text: str) -> None:
 
 
 @NAMES
-def test_status_and_warnings_do_nothing_to_a_terminal(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_and_warnings_do_nothing_to_a_terminal(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = cells(tmp_path, 1)
     write_sweep(tmp_path, "mine", runs)
     path = tmp_path / "results" / "mine" / "sweep.json"
@@ -139,7 +151,9 @@ def test_markdown_has_the_structure_of_any_other_table(text: str) -> None:
     from markdown_it import MarkdownIt
 
     def structure(table: Table) -> list[str]:
-        tokens = MarkdownIt("gfm-like", {"linkify": False}).enable("table").parse(render.markdown(table))
+        tokens = (
+            MarkdownIt("gfm-like", {"linkify": False}).enable("table").parse(render.markdown(table))
+        )
         return [each.type for token in tokens for each in (token, *(token.children or []))]
 
     found = structure(hostile(text))
@@ -155,7 +169,7 @@ def unescaped(latex: str) -> Iterator[str]:
 
 
 OURS = {rf"\{name}" for name in (
-    "addlinespace", "begin", "bottomrule", "caption", "centering", "cmidrule", "end", "footnotesize", "midrule", "multicolumn",
+    "addlinespace", "begin", "bottomrule", "caption", "centering", "cmidrule", "end", "footnotesize", "midrule", "multicolumn",  # noqa: E501
     "par", "setlength", "small", "smallskip", "tabcolsep", "textbf", "toprule",
     "textasciicircum", "textasciitilde", "textbackslash", "textbar", "textgreater", "textless",
 )} | {r"\\", r"\%", r"\$", r"\#", r"\&", r"\_", r"\{", r"\}", "&"}  # fmt: skip
@@ -176,7 +190,9 @@ def test_a_spreadsheet_takes_no_name_for_a_formula(text: str) -> None:
     rows = list(csv.reader(io.StringIO(render.comma_separated(hostile(text)), newline="")))
     assert {len(row) for row in rows} == {len(rows[0])}
     fields = [field for row in rows for field in row]
-    assert [each for each in fields if each[:1] in tuple("=+-@\t\r\n") and not _is_number(each)] == []
+    assert [
+        each for each in fields if each[:1] in tuple("=+-@\t\r\n") and not _is_number(each)
+    ] == []
     assert visible(text) in [each.removeprefix("'") for each in fields]
     assert "1.5" in fields, "numbers stay numbers"
 
@@ -193,7 +209,10 @@ def test_negative_numbers_stay_numbers_in_a_spreadsheet() -> None:
     runs = frame(*seeds([3.0, 3.5], method="baseline"), *seeds([4.25, 4.75], method="dks"))
     text = render.comma_separated(build(runs, "t", "t", ["method", "seed"], ["method"], []))
     assert "'" not in text
-    assert [row["gain_over_baseline"][:5] for row in csv.DictReader(io.StringIO(text))] == ["", "-1.25"]
+    assert [row["gain_over_baseline"][:5] for row in csv.DictReader(io.StringIO(text))] == [
+        "",
+        "-1.25",
+    ]
 
 
 # --- names of folders and files, and command lines
@@ -240,7 +259,9 @@ def test_a_job_of_slurm_runs_nothing_that_a_folder_is_called(
 
 @pytest.mark.slow
 def test_mlflow_gets_names_as_text(tmp_path: Path) -> None:
-    """A run whose label has everything in it arrives in a store once, is found again, and is read back as it was."""
+    """A run whose label has everything in it arrives in a store once, is found again, and is read
+    back as it was.
+    """
     from dks.tracking.mlflow_source import MlflowSource
 
     label = " ".join(HOSTILE.values()).replace("\x00", "")
@@ -253,11 +274,21 @@ def test_mlflow_gets_names_as_text(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(SystemExit) as left:
             cli.main(
-                ["sync", "--store", store, "--runs-dir", str(tmp_path / "runs"), "--results-dir", str(tmp_path / "results")]
+                [
+                    "sync",
+                    "--store",
+                    store,
+                    "--runs-dir",
+                    str(tmp_path / "runs"),
+                    "--results-dir",
+                    str(tmp_path / "results"),
+                ]
             )
         assert left.value.code == 0
     assert list(MlflowSource(store).runs()["cell_id"]) == [run.cell_id]
     import mlflow
 
-    (found,) = mlflow.MlflowClient(store).search_runs([mlflow.MlflowClient(store).get_experiment_by_name("dks").experiment_id])
+    (found,) = mlflow.MlflowClient(store).search_runs(
+        [mlflow.MlflowClient(store).get_experiment_by_name("dks").experiment_id]
+    )
     assert found.info.run_name == label[:250] or label.startswith(found.info.run_name[:100])

@@ -43,6 +43,11 @@ def assert_nowhere(secret: str, *folders: Path) -> None:
 
 
 def _holds(content: bytes, secret: str) -> bool:
-    """As it is, or in base64, as HTTP writes passwords: what stands before it decides which of three it looks like."""
-    encoded = (b64encode(f"{before}{secret}".encode()).strip(b"=")[4:-4] for before in ("", "a", "ab"))
+    """As it is, or in base64, as HTTP writes passwords.
+
+    What stands before it decides which of three it looks like.
+    """
+    encoded = (
+        b64encode(f"{before}{secret}".encode()).strip(b"=")[4:-4] for before in ("", "a", "ab")
+    )
     return any(each in content for each in (secret.encode(), *encoded))

@@ -18,7 +18,18 @@ from dks.sweeps.files import read
 from dks.sweeps.plan import Cell, Plan, plan
 from dks.sweeps.request import grid_of
 
-SWEEPS = ("table1", "table2", "table3", "table4", "table5", "table6", "strategies", "noise", "resnet1202", "figure3")
+SWEEPS = (
+    "table1",
+    "table2",
+    "table3",
+    "table4",
+    "table5",
+    "table6",
+    "strategies",
+    "noise",
+    "resnet1202",
+    "figure3",
+)
 SINGLE_RUNS = ("table2", "table4", "table5", "table6", "strategies", "figure3")  # on ImageNet
 # Five numbers with mean 0 and sample standard deviation 1.
 SPREAD = [step * math.sqrt(0.4) for step in (-2, -1, 0, 1, 2)]
@@ -27,17 +38,24 @@ TIME = "2019-06-03T12:00:00.000+00:00"
 
 def rows(name: str) -> list[dict[str, str]]:
     """The lines of a file of the paper's numbers."""
-    with (declarations("analysis") / "paper" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+    with (declarations("analysis") / "paper" / f"{name}.csv").open(
+        encoding="utf-8", newline=""
+    ) as file:
         return list(csv.DictReader(file))
 
 
 def planned(*names: str) -> Plan:
     """The sweeps as their files describe them; data need not be here."""
-    return plan(grid_of(read(*names), [], OverridesParser.create()), Composer(compose_here), absent_ok=True)
+    return plan(
+        grid_of(read(*names), [], OverridesParser.create()), Composer(compose_here), absent_ok=True
+    )
 
 
 def metrics(name: str, cell: Cell) -> dict[str, float]:
-    """What the paper's numbers are for a run of one of the paper's sweeps; a run of a choice errs least at temperature 5."""
+    """What the paper's numbers are for a run of one of the paper's sweeps.
+
+    A run of a choice errs least at temperature 5.
+    """
     step = 0.0 if name in SINGLE_RUNS else SPREAD[cell.config.seed - 1]
     found: dict[str, float] = {}
     for classifier, row in _rows_of(name, cell):
@@ -58,12 +76,19 @@ def _rows_of(name: str, cell: Cell) -> Iterator[tuple[str, dict[str, str]]]:
     positions = [f"c{digit}" for digit in labels["positions"].replace("none", "").replace("c", "")]
     alone = labels["method"] != "dks"
     for classifier in (positions or ["c1"]) if alone else ["c1", *positions]:
-        row = next(r for r in rows(name) if (r["classifier"], r["training"]) == (classifier, "alone" if alone else "dks"))
+        row = next(
+            r
+            for r in rows(name)
+            if (r["classifier"], r["training"]) == (classifier, "alone" if alone else "dks")
+        )
         yield "c1" if alone else classifier, row
 
 
 def write(folder: Path, cell: Cell, values: dict[str, float]) -> RunFolder:
-    """A finished run with these metrics in its last epoch, and its journal; what another sweep says of the same run is kept."""
+    """A finished run with these metrics in its last epoch, and its journal.
+
+    What another sweep says of the same run is kept.
+    """
     run = RunFolder(folder / cell.config.runs_dir / cell.cell_id)
     earlier = run.read_record()
     values = {**({} if earlier is None else earlier.final), **values}
@@ -73,7 +98,17 @@ def write(folder: Path, cell: Cell, values: dict[str, float]) -> RunFolder:
     run.journal.path.unlink(missing_ok=True)
     epoch = cell.config.recipe.epochs
     entry = run.journal.append(epoch, epoch * 100, {"train/top1_error": 1.0, **values})
-    attempt = Attempt(TIME, "host", 1, "cuda:0 (made up)", 1, git_commit="0" * 40, ended=TIME, status="done", seconds=3600.0)
+    attempt = Attempt(
+        TIME,
+        "host",
+        1,
+        "cuda:0 (made up)",
+        1,
+        git_commit="0" * 40,
+        ended=TIME,
+        status="done",
+        seconds=3600.0,
+    )
     run.write_record(
         Record(
             cell_id=cell.cell_id,
@@ -94,7 +129,8 @@ def write(folder: Path, cell: Cell, values: dict[str, float]) -> RunFolder:
 
 
 def publish(folder: Path, name: str) -> list[RunFolder]:
-    """All runs of a sweep of the paper in `folder/runs`, with the paper's numbers, and its manifest in `folder/results`.
+    """All runs of a sweep of the paper in `folder/runs`, with the paper's numbers, and its manifest
+    in `folder/results`.
 
     The current folder must be `folder`.
     """

@@ -1,4 +1,7 @@
-"""A real SLURM cluster on this machine, for the tests: munged, one slurmctld and two slurmd in a folder of their own."""
+"""A real SLURM cluster on this machine, for the tests.
+
+Munged, one slurmctld and two slurmd in a folder of their own.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ import pytest
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 
-# Besides what two nodes on one host need: `cred_expire` is how long a requeued job waits before it starts again (120 s by
-# default), `MaxArraySize` is small so that a sweep of a few cells needs several arrays.
+# Besides what two nodes on one host need: `cred_expire` is how long a requeued job waits before it
+# starts again (120 s by default), `MaxArraySize` is small so that a sweep of a few cells needs
+# several arrays.
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -65,15 +69,27 @@ class Cluster:
         (self.folder / "state").mkdir(parents=True)
         configuration = self.folder / "slurm.conf"
         configuration.write_text(
-            CONFIGURATION.format(folder=self.folder, host=socket.gethostname().split(".")[0], ports=free_ports(3))
+            CONFIGURATION.format(
+                folder=self.folder, host=socket.gethostname().split(".")[0], ports=free_ports(3)
+            )
         )
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
         os.environ["SLURM_CONF"] = str(configuration)
-        files = {"socket": "munge.sock", "key-file": "munge.key", "pid-file": "munged.pid", "seed-file": "munge.seed"}
+        files = {
+            "socket": "munge.sock",
+            "key-file": "munge.key",
+            "pid-file": "munged.pid",
+            "seed-file": "munge.seed",
+        }
         try:
-            self._start("munged", "--foreground", "--force", *(f"--{key}={self.folder / name}" for key, name in files.items()))
+            self._start(
+                "munged",
+                "--foreground",
+                "--force",
+                *(f"--{key}={self.folder / name}" for key, name in files.items()),
+            )
             self.until(lambda: (self.folder / "munge.sock").exists(), 10)
             self._start("slurmctld", "-D")
             for node in self.NODES:
@@ -111,16 +127,26 @@ class Cluster:
 
     def command(self, *arguments: str) -> str:
         """The standard output of one of SLURM's commands."""
-        return subprocess.run(arguments, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+        return subprocess.run(
+            arguments, check=True, capture_output=True, text=True, timeout=30
+        ).stdout.strip()
 
     def node_states(self) -> dict[str, str]:
         """Node -> idle, allocated, mixed, down, ...; empty while the controller does not answer."""
         asked = subprocess.run(
-            ["sinfo", "--Node", "--noheader", "--partition=low", "--format=%N %T"], capture_output=True, text=True, timeout=30
+            ["sinfo", "--Node", "--noheader", "--partition=low", "--format=%N %T"],
+            capture_output=True,
+            text=True,
+            timeout=30,
         )
         return dict(line.split() for line in asked.stdout.splitlines())
 
-    def until(self, condition: Callable[[], object], seconds: float, why: Callable[[], object] = lambda: "") -> None:
+    def until(
+        self,
+        condition: Callable[[], object],
+        seconds: float,
+        why: Callable[[], object] = lambda: "",
+    ) -> None:
         """Wait until something is so; fail after that many seconds, with `why()`."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -129,8 +155,11 @@ class Cluster:
 
     def _start(self, *command: str) -> None:
         with (self.folder / f"{command[0]}.out").open("ab") as output:
-            # In a session of its own: Ctrl-C in the terminal of the tests must not reach it before the jobs are cancelled.
-            self.daemons.append(subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True))
+            # In a session of its own: Ctrl-C in the terminal of the tests must not reach it before
+            #     the jobs are cancelled.
+            self.daemons.append(
+                subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+            )
 
 
 def free_ports(count: int) -> list[int]:
@@ -151,7 +180,10 @@ def missing() -> str | None:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The cluster, idle. Without SLURM the tests that need it are skipped, except in CI, where they must run."""
+    """The cluster, idle.
+
+    Without SLURM the tests that need it are skipped, except in CI, where they must run.
+    """
     if (reason := missing()) is not None:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
     with Cluster(tmp_path_factory.mktemp("slurm")) as running:

@@ -1,4 +1,7 @@
-"""Servers for tests of what goes out to them: one that remembers what it is asked, one that never comes to an end."""
+"""Servers for tests of what goes out to them.
+
+One that remembers what it is asked, one that never comes to an end.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +23,48 @@ from dks.tracking import addresses
 
 @dataclass
 class Remembering:
-    """What an HTTP server was asked, and what it answers: to (method, path), a status, the body and more headers."""
+    """What an HTTP server was asked, and what it answers.
 
-    answer: Callable[[str, str], tuple[int, str, dict[str, str]]] = lambda method, path: (200, "OK", {})
+    To (method, path), a status, the body and more headers.
+    """
+
+    answer: Callable[[str, str], tuple[int, str, dict[str, str]]] = lambda method, path: (
+        200,
+        "OK",
+        {},
+    )
     uri: str = ""
-    asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)  # method, path, headers by small letters
+    # method, path, headers by small letters
+    asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
 
     @property
     def credentials(self) -> set[str]:
         """All that was shown to it."""
-        return {value for _, _, headers in self.asked for name, value in headers.items() if name not in HARMLESS}
+        return {
+            value
+            for _, _, headers in self.asked
+            for name, value in headers.items()
+            if name not in HARMLESS
+        }
 
 
-HARMLESS = ("accept", "accept-encoding", "connection", "content-length", "content-type", "host", "user-agent")
+HARMLESS = (
+    "accept",
+    "accept-encoding",
+    "connection",
+    "content-length",
+    "content-type",
+    "host",
+    "user-agent",
+)
 HARMLESS += ("x-mlflow-client-version",)
 REFUSAL = json.dumps({"error_code": "UNAUTHENTICATED", "message": "who are you?"})
 
 
 @contextmanager
-def remembering(answer: Callable[[str, str], tuple[int, str, dict[str, str]]] | None = None) -> Iterator[Remembering]:
+def remembering(
+    answer: Callable[[str, str], tuple[int, str, dict[str, str]]] | None = None,
+) -> Iterator[Remembering]:
     found = Remembering() if answer is None else Remembering(answer)
 
     class Handler(BaseHTTPRequestHandler):
@@ -46,7 +72,13 @@ def remembering(answer: Callable[[str, str], tuple[int, str, dict[str, str]]] | 
 
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            found.asked.append((self.command, self.path, {name.lower(): value for name, value in self.headers.items()}))
+            found.asked.append(
+                (
+                    self.command,
+                    self.path,
+                    {name.lower(): value for name, value in self.headers.items()},
+                )
+            )
             status, body, headers = found.answer(self.command, self.path)
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body.encode())), **headers}.items():
@@ -129,7 +161,9 @@ def no_account(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture
 def refusing() -> Iterator[Remembering]:
     """A server that lets nobody in."""
-    with remembering(lambda method, path: (401, REFUSAL, {"Content-Type": "application/json"})) as found:
+    with remembering(
+        lambda method, path: (401, REFUSAL, {"Content-Type": "application/json"})
+    ) as found:
         yield found
 
 

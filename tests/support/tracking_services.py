@@ -1,4 +1,7 @@
-"""What tests of tracking share: a real PostgreSQL, a real MLflow server, and a proxy before it that fails as networks do."""
+"""What tests of tracking share.
+
+A real PostgreSQL, a real MLflow server, and a proxy before it that fails as networks do.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,8 @@ import pytest
 from dks.tracking.database import SQLITE
 from tests.support.slurm_cluster import free_ports
 
-# (metric, step, time in milliseconds since 1970, value); NaN is written "NaN", so that two histories can be compared
+# (metric, step, time in milliseconds since 1970, value); NaN is written "NaN", so that two
+# histories can be compared
 Point = tuple[str, int, int, float | str]
 
 LARGEST = sys.float_info.max  # what MLflow stores for infinity
@@ -44,17 +48,37 @@ class PostgreSQL:
 
     def __init__(self, programs: Path) -> None:
         self._programs, (self.port,) = programs, free_ports(1)
-        self._place = tempfile.mkdtemp(prefix="dks-postgresql-")  # pytest's own folders are closed to other users
+        # pytest's own folders are closed to other users
+        self._place = tempfile.mkdtemp(prefix="dks-postgresql-")
         shutil.chown(self._place, "postgres")
         password = Path(self._place) / "password"
         password.write_text("secret\n")
         password.chmod(0o644)
-        self._run("initdb", "-D", f"{self._place}/data", "-U", "me", "--auth=md5", f"--pwfile={password}", "--no-sync")
+        self._run(
+            "initdb",
+            "-D",
+            f"{self._place}/data",
+            "-U",
+            "me",
+            "--auth=md5",
+            f"--pwfile={password}",
+            "--no-sync",
+        )
         self.start()
 
     def start(self) -> None:
         settings = f"-p {self.port} -h 127.0.0.1 -k {self._place} -c fsync=off"
-        self._run("pg_ctl", "-D", f"{self._place}/data", "-l", f"{self._place}/log", "-w", "-o", settings, "start")
+        self._run(
+            "pg_ctl",
+            "-D",
+            f"{self._place}/data",
+            "-l",
+            f"{self._place}/log",
+            "-w",
+            "-o",
+            settings,
+            "start",
+        )
 
     def stop(self) -> None:
         """At once: clients lose their connections in the middle of what they do."""
@@ -80,16 +104,27 @@ class PostgreSQL:
 
     def _run(self, program: str, *arguments: str) -> None:
         command = ["runuser", "-u", "postgres", "--", str(self._programs / program), *arguments]
-        # What is started keeps these outputs open, so they must not be pipes that somebody waits for.
+        # What is started keeps these outputs open, so they must not be pipes that somebody waits
+        # for.
         with tempfile.TemporaryFile() as said:
-            done = subprocess.run(command, cwd=self._place, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said)
+            done = subprocess.run(
+                command,
+                cwd=self._place,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+            )
             said.seek(0)
             assert done.returncode == 0, said.read().decode()
 
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgreSQL]:
-    """The server. Where it cannot be started the tests that need it are skipped, except in CI, where they must run."""
+    """The server.
+
+    Where it cannot be started the tests that need it are skipped, except in CI, where they must
+    run.
+    """
     from sqlalchemy import create_engine
 
     try:
@@ -126,9 +161,12 @@ def postgresql(postgresql_server: PostgreSQL) -> str:
 
 
 class MlflowServer:
-    """`mlflow server` on a port of its own, artifacts served through it; inside the context it runs.
+    """`mlflow server` on a port of its own, artifacts served through it.
 
-    One worker, and without the processes that run MLflow's jobs, which nothing here uses: it starts in half the time.
+    Inside the context it runs.
+
+    One worker, and without the processes that run MLflow's jobs, which nothing here uses: it starts
+    in half the time.
 
     Args:
         store: URI of its backend store.
@@ -147,12 +185,33 @@ class MlflowServer:
         **variables: str,
     ) -> None:
         self.folder, self.port = folder, port or free_ports(1)[0]
-        self.uri, self.artifacts, self._log = f"http://127.0.0.1:{self.port}", folder / "artifacts", folder / "server.log"
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.artifacts = folder / "artifacts"
+        self._log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        self._command += ["--workers", "1", "--artifacts-destination", str(self.artifacts), *options]
+        self._command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+        ]
+        self._command += [
+            "--workers",
+            "1",
+            "--artifacts-destination",
+            str(self.artifacts),
+            *options,
+        ]
         # The URI may hold a password, which has no place in a command line.
-        self._environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": store, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        self._environment = {
+            **os.environ,
+            "MLFLOW_BACKEND_STORE_URI": store,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
         self._environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", **variables}
         folder.mkdir(parents=True, exist_ok=True)
         if authentication is not None:
@@ -169,7 +228,10 @@ class MlflowServer:
             f"admin_username = {user}\nadmin_password = {password}\n"
             "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
         )
-        return {"MLFLOW_AUTH_CONFIG_PATH": str(configuration), "MLFLOW_FLASK_SERVER_SECRET_KEY": os.urandom(16).hex()}
+        return {
+            "MLFLOW_AUTH_CONFIG_PATH": str(configuration),
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": os.urandom(16).hex(),
+        }
 
     def __enter__(self) -> MlflowServer:
         self.start()
@@ -182,7 +244,12 @@ class MlflowServer:
         assert self._process is None, "it runs"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, cwd=self.folder, env=self._environment, stdout=log, stderr=log, start_new_session=True
+                self._command,
+                cwd=self.folder,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         if wait:
             try:
@@ -221,9 +288,14 @@ class MlflowServer:
 
 @pytest.fixture
 def basic_auth() -> None:
-    """MLflow's own access control can be used. Where it cannot, tests are skipped, except in CI, where they must run."""
+    """MLflow's own access control can be used.
+
+    Where it cannot, tests are skipped, except in CI, where they must run.
+    """
     if importlib.util.find_spec("flask_wtf") is None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("needs pip install 'mlflow[auth]'")
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(
+            "needs pip install 'mlflow[auth]'"
+        )
 
 
 def answers(url: str) -> bool:
@@ -239,7 +311,9 @@ def answers(url: str) -> bool:
 
 
 class FaultyProxy:
-    """A TCP proxy on a port of its own before a server on another one; inside the context it runs, in a thread.
+    """A TCP proxy on a port of its own before a server on another one.
+
+    Inside the context it runs, in a thread.
 
     What it does is set with `behave`, at any time:
 
@@ -247,22 +321,27 @@ class FaultyProxy:
     - refuse: nobody listens; open connections are closed.
     - drop: connections are accepted, and nothing goes through in either direction.
     - delay: everything goes through `seconds` later, in each direction.
-    - cut: the server gets and answers a request; instead of its answer the client sees the connection reset.
+    - cut: the server gets and answers a request; instead of its answer the client sees the
+      connection reset.
     - lose: the server gets and answers a request; its answer never comes.
 
-    `probability` is that of a single request to be treated so, drawn from a seeded generator. `counts` says how many requests
-    passed or were dropped, delayed, cut, lost or denied.
+    `probability` is that of a single request to be treated so, drawn from a seeded generator.
+    `counts` says how many requests passed or were dropped, delayed, cut, lost or denied.
 
     Args:
         upstream: the port of the server.
-        authorization: requests with another header of that name, or none, are denied (401), as by a reverse proxy.
-        tls: clients must speak TLS; this is its side of it.
+        authorization: requests with another header of that name, or none, are denied (401), as by a
+        reverse proxy. tls: clients must speak TLS; this is its side of it.
     """
 
     KINDS = ("pass", "refuse", "drop", "delay", "cut", "lose")
 
     def __init__(
-        self, upstream: int, seed: int = 0, authorization: str | None = None, tls: ssl.SSLContext | None = None
+        self,
+        upstream: int,
+        seed: int = 0,
+        authorization: str | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.upstream, (self.port,) = upstream, free_ports(1)
         self.uri = f"{'http' if tls is None else 'https'}://127.0.0.1:{self.port}"
@@ -296,7 +375,9 @@ class FaultyProxy:
 
     async def _listen(self) -> None:
         if self._listening is None:
-            self._listening = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls)
+            self._listening = await asyncio.start_server(
+                self._serve, "127.0.0.1", self.port, ssl=self._tls
+            )
 
     async def _close(self) -> None:
         if self._listening is not None:
@@ -310,7 +391,9 @@ class FaultyProxy:
         """Is what happens now to be treated in the way that is set, being one of these?"""
         return self._kind in kinds and self._random.random() < self._probability
 
-    async def _serve(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
@@ -333,7 +416,10 @@ class FaultyProxy:
         server_in: asyncio.StreamReader,
         server_out: asyncio.StreamWriter,
     ) -> None:
-        """Until one side closes. A request is over when the first bytes of its answer come; the next one begins after them."""
+        """Until one side closes. A request is over when the first bytes of its answer come.
+
+        The next one begins after them.
+        """
         asked = False  # a request is under way
 
         async def requests() -> None:
@@ -348,7 +434,10 @@ class FaultyProxy:
                         return
                     if not self._allowed(data):
                         self.counts["denied"] += 1
-                        client_out.write(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                        client_out.write(
+                            b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: "
+                            b"close\r\n\r\n"
+                        )
                         await client_out.drain()
                         await self._silence(client_in)
                         return
@@ -385,7 +474,11 @@ class FaultyProxy:
 
     def _allowed(self, request: bytes) -> bool:
         lines = request.partition(b"\r\n\r\n")[0].split(b"\r\n")
-        given = [line.partition(b":")[2].strip().decode() for line in lines if line.lower().startswith(b"authorization:")]
+        given = [
+            line.partition(b":")[2].strip().decode()
+            for line in lines
+            if line.lower().startswith(b"authorization:")
+        ]
         return self.authorization is None or given == [self.authorization]
 
     async def _pause(self) -> None:
@@ -417,7 +510,9 @@ class Certificate:
             "1",
         ]
         command += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-        subprocess.run([*command, "-keyout", str(key), "-out", str(self.path)], check=True, capture_output=True)
+        subprocess.run(
+            [*command, "-keyout", str(key), "-out", str(self.path)], check=True, capture_output=True
+        )
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(self.path, key)
 
@@ -431,12 +526,18 @@ def journal_points(run: Path) -> list[Point]:
     for line in (run / "metrics.jsonl").read_text().splitlines():
         entry = json.loads(line)
         when = round(1000 * datetime.fromisoformat(entry["time"]).timestamp())
-        points += [(name, entry["epoch"], when, _stored(float(value))) for name, value in entry["metrics"].items()]
+        points += [
+            (name, entry["epoch"], when, _stored(float(value)))
+            for name, value in entry["metrics"].items()
+        ]
     return sorted(points, key=str)
 
 
 def stored_points(client: Any, run_id: str) -> list[Point]:
-    """Every point of a run that MLflow holds, repeats included, sorted; through a server or from a store."""
+    """Every point of a run that MLflow holds, repeats included, sorted.
+
+    Through a server or from a store.
+    """
     found = [
         (point.key, point.step, point.timestamp, _stored(point.value))
         for name in client.get_run(run_id).data.metrics
@@ -446,13 +547,21 @@ def stored_points(client: Any, run_id: str) -> list[Point]:
 
 
 def assert_holds_journal(client: Any, run: Path) -> str:
-    """MLflow holds every point of the run's journal once, and no other but summaries; returns the id of its run there."""
+    """MLflow holds every point of the run's journal once, and no other but summaries.
+
+    Returns the id of its run there.
+    """
     run_id: str = json.loads((run / "mlflow.json").read_text())["run_id"]
-    stored = [point for point in stored_points(client, run_id) if not point[0].startswith(("best/", "cost/"))]
+    stored = [
+        point
+        for point in stored_points(client, run_id)
+        if not point[0].startswith(("best/", "cost/"))
+    ]
     expected = journal_points(run)
     assert expected, f"{run} has an empty journal"
     there, wanted = collections.Counter(stored), collections.Counter(expected)
-    missing, surplus = sorted((wanted - there).elements(), key=str), sorted((there - wanted).elements(), key=str)
+    missing = sorted((wanted - there).elements(), key=str)
+    surplus = sorted((there - wanted).elements(), key=str)
     assert not missing and not surplus, (
         f"{run.name}: {len(missing)} missing {missing[:5]}, {len(surplus)} too many {surplus[:5]}"
     )
@@ -467,7 +576,10 @@ def _stored(value: float) -> float | str:
 
 
 def mlflow_client(uri: str) -> Any:
-    """MLflow keeps databases open by their URIs: a relative one would find the store of the test before, in another folder."""
+    """MLflow keeps databases open by their URIs.
+
+    A relative one would find the store of the test before, in another folder.
+    """
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     from mlflow import MlflowClient
 

@@ -1,4 +1,7 @@
-"""A sweep whose file or configuration was edited after it was begun: who shows it says so, with the number of cells."""
+"""A sweep whose file or configuration was edited after it was begun.
+
+Who shows it says so, with the number of cells.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,11 @@ GRID = "title: Mine\ntable: {rows: [method]}\ngrids:\n- {method: [baseline, dks]
 def begun(name: str | None, *overrides: str) -> Manifest:
     """A sweep as a launch writes it down."""
     given = (*TINY, "tracking=off", *overrides)
-    grid = grid_of(files.read(name), given, PARSER) if name else expand(PARSER.parse_overrides(list(given)))
+    grid = (
+        grid_of(files.read(name), given, PARSER)
+        if name
+        else expand(PARSER.parse_overrides(list(given)))
+    )
     for each in (found := plan(grid, Composer(compose.compose_here)).manifests()):
         manifest.write(each, "results")
     return manifest.read("results", found[-1].name)
@@ -61,18 +68,27 @@ EDITS = (
     ("1..3", "2..3", "0 cells not begun, 2 no longer in it"),
     ("1..3", "3..4", "2 cells not begun, 4 no longer in it"),
     ("[baseline, dks]", "[dks]", "0 cells not begun, 3 no longer in it"),
-    ("rows: [method]", "columns: [method]", "the same cells under another title or in other places"),
+    (
+        "rows: [method]",
+        "columns: [method]",
+        "the same cells under another title or in other places",
+    ),
     ("seed: 1..3", "seed: [1, 2, 3]", None),
     ("title", "# a remark\ntitle", None),
 )
 
 
-def test_an_edited_file_is_said_with_the_number_of_cells(clone: Path, in_folder: Path, unedited: None) -> None:
+def test_an_edited_file_is_said_with_the_number_of_cells(
+    clone: Path, in_folder: Path, unedited: None
+) -> None:
     (clone / "sweeps" / "mine.yaml").write_text(GRID)
     first = begun("mine")
     for old, new, said in EDITS:
         edit(clone / "sweeps" / "mine.yaml", old, new)
-        line = said and f"{SAID} {first.name}: {said}; dks sweep run {first.name} goes by what it is now"
+        line = (
+            said
+            and f"{SAID} {first.name}: {said}; dks sweep run {first.name} goes by what it is now"
+        )
         assert Changes().of(first) == line, new
         (clone / "sweeps" / "mine.yaml").write_text(GRID)
 
@@ -85,29 +101,51 @@ def test_so_is_an_edited_configuration_and_a_typed_sweep(clone: Path, in_folder:
     line = f"1 cell not begun, 1 no longer in it; dks sweep run {typed.name} goes by what it is now"
     assert Changes().of(typed) == f"{SAID} {typed.name}: {line}"
     edit(clone / "conf" / "aux_design" / "narrow.yaml", "width: 0.75", "width: 1000")
-    assert str(Changes().of(typed)).startswith(f"{SAID} {typed.name}, and is refused now: aux=narrow: aux_design.width=1000")
+    assert str(Changes().of(typed)).startswith(
+        f"{SAID} {typed.name}, and is refused now: aux=narrow: aux_design.width=1000"
+    )
 
 
-def test_what_was_begun_elsewhere_is_told_apart(clone: Path, in_folder: Path, unedited: None) -> None:
+def test_what_was_begun_elsewhere_is_told_apart(
+    clone: Path, in_folder: Path, unedited: None
+) -> None:
     (clone / "sweeps" / "mine.yaml").write_text(GRID)
     first = begun("mine")
     edit(clone / "sweeps" / "mine.yaml", "1..3", "1..4")
     now = begun("mine")
     (cell, _) = (cell for cell in now.cells if cell.seed == 4)
     RunFolder(Path("runs") / cell.cell_id).path.mkdir(parents=True)
-    record = {"cell_id": cell.cell_id, "config_id": cell.config_id, "seed": 4, "method": "dks", "choices": {}, "label": "x"}
+    record = {
+        "cell_id": cell.cell_id,
+        "config_id": cell.config_id,
+        "seed": 4,
+        "method": "dks",
+        "choices": {},
+        "label": "x",
+    }
     record |= {"overrides": [], "status": "failed", "schema_version": 1}
     (Path("runs") / cell.cell_id / "record.json").write_text(json.dumps({**record, "attempts": []}))
-    assert f"{SAID} {first.name}: 1 cell not begun, 1 more that were begun elsewhere;" in str(Changes().of(first))
+    assert f"{SAID} {first.name}: 1 cell not begun, 1 more that were begun elsewhere;" in str(
+        Changes().of(first)
+    )
 
 
-def test_a_union_is_told_of_every_file_that_it_is_made_from(clone: Path, in_folder: Path, unedited: None) -> None:
-    parts = {"one": GRID, "two": "grids: [{method: [ds, dks], seed: 9}]", "both": "include: [one, two]"}
+def test_a_union_is_told_of_every_file_that_it_is_made_from(
+    clone: Path, in_folder: Path, unedited: None
+) -> None:
+    parts = {
+        "one": GRID,
+        "two": "grids: [{method: [ds, dks], seed: 9}]",
+        "both": "include: [one, two]",
+    }
     for name, text in parts.items():
         (clone / "sweeps" / f"{name}.yaml").write_text(text)
     whole = begun("both")
     one, two = (manifest.read("results", part) for part in whole.parts)
-    assert {*whole.definition} == {"conf", "both", "one", "two"} and {*two.definition} == {"conf", "two"}
+    assert {*whole.definition} == {"conf", "both", "one", "two"} and {*two.definition} == {
+        "conf",
+        "two",
+    }
     edit(clone / "sweeps" / "two.yaml", "ds, dks", "ds, dks, baseline")
     assert [Changes().of(each) is None for each in (whole, one, two)] == [False, True, False]
     assert ": 1 cell not begun;" in str(Changes().of(whole))
@@ -125,9 +163,23 @@ def test_cells_that_follow_a_choice_are_no_news(clone: Path, in_folder: Path) ->
     for cell in first.selection:
         folder = RunFolder(Path("runs") / cell.cell_id)
         folder.path.mkdir(parents=True)
-        record = {"cell_id": cell.cell_id, "config_id": cell.config_id, "seed": cell.seed, "method": "dks", "choices": {}}
-        record |= {"label": "x", "overrides": [], "status": "done", "schema_version": 1, "attempts": []}
-        (folder.path / "record.json").write_text(json.dumps({**record, "final": {"val/top1_error": 1.0}}))
+        record = {
+            "cell_id": cell.cell_id,
+            "config_id": cell.config_id,
+            "seed": cell.seed,
+            "method": "dks",
+            "choices": {},
+        }
+        record |= {
+            "label": "x",
+            "overrides": [],
+            "status": "done",
+            "schema_version": 1,
+            "attempts": [],
+        }
+        (folder.path / "record.json").write_text(
+            json.dumps({**record, "final": {"val/top1_error": 1.0}})
+        )
     edit(clone / "conf" / "config.yaml", "defaults:", "# a remark\ndefaults:")
     assert Changes().of(first) is None
     edit(clone / "sweeps" / "mine.yaml", "seed: [1, 2]", "seed: [1, 2, 3]")
@@ -135,13 +187,24 @@ def test_cells_that_follow_a_choice_are_no_news(clone: Path, in_folder: Path) ->
 
 
 def test_the_tables_of_a_union_and_its_figures_say_that_it_has_other_parts(
-    clone: Path, in_folder: Path, unedited: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    clone: Path,
+    in_folder: Path,
+    unedited: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, text in {"one": GRID, "two": "grids: [{method: [ds, dks], seed: 9}]", "both": "include: [one, two]"}.items():
+    for name, text in {
+        "one": GRID,
+        "two": "grids: [{method: [ds, dks], seed: 9}]",
+        "both": "include: [one, two]",
+    }.items():
         (clone / "sweeps" / f"{name}.yaml").write_text(text)
     whole = begun("both")
     edit(clone / "sweeps" / "both.yaml", "one, two", "two")
-    line = f"{SAID} {whole.name}: 0 cells not begun, 6 no longer in it; dks sweep run {whole.name} goes by what it is now"
+    line = (
+        f"{SAID} {whole.name}: 0 cells not begun, 6 no longer in it; dks sweep run "
+        f"{whole.name} goes by what it is now"
+    )
     assert [table.changed for table in Study.open("both").tables()] == [line, line]
     monkeypatch.setattr("dks.results.figures.write", lambda figure, folder, name: [folder / name])
     monkeypatch.setattr("dks.results.figures.draw", lambda kind, table, source: None)
@@ -159,13 +222,22 @@ def test_a_begun_sweep_is_listed_though_its_file_is_nonsense_by_now(
     with pytest.raises(SystemExit) as left:
         main(["sweep", "list"])
     assert not left.value.code
-    assert f"{SAID} {first.name}, and is refused now: mine.yaml: no such key gridz" in capsys.readouterr().out
+    assert (
+        f"{SAID} {first.name}, and is refused now: mine.yaml: no such key gridz"
+        in capsys.readouterr().out
+    )
 
 
 def test_every_command_that_shows_a_sweep_says_so(
-    clone: Path, in_folder: Path, unedited: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    clone: Path,
+    in_folder: Path,
+    unedited: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (clone / "sweeps" / "mine.yaml").write_text(f"base: {{{', '.join(each.replace('=', ': ') for each in TINY)}}}\n{GRID}")
+    (clone / "sweeps" / "mine.yaml").write_text(
+        f"base: {{{', '.join(each.replace('=', ': ') for each in TINY)}}}\n{GRID}"
+    )
     given = ("tracking=off",)
     grid = grid_of(files.read("mine"), given, PARSER)
     for each in plan(grid, Composer(compose.compose_here)).manifests():
@@ -177,9 +249,18 @@ def test_every_command_that_shows_a_sweep_says_so(
         assert not left.value.code
         return " ".join(capsys.readouterr().out.split())
 
-    shows = (("table", "mine"), ("sweep", "status", "mine"), ("sweep", "list"), ("table", "mine", "--format", "md"))
+    shows = (
+        ("table", "mine"),
+        ("sweep", "status", "mine"),
+        ("sweep", "list"),
+        ("table", "mine", "--format", "md"),
+    )
     with monkeypatch.context() as patched:
-        patched.setattr(changes, "_planned", lambda begun: pytest.fail("composed again where nothing was edited"))
+        patched.setattr(
+            changes,
+            "_planned",
+            lambda begun: pytest.fail("composed again where nothing was edited"),
+        )
         for command in shows:
             assert SAID not in told(*command)
     edit(clone / "sweeps" / "mine.yaml", "1..3", "1..4")

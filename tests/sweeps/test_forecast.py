@@ -34,7 +34,14 @@ from dks.training import flops as counting
 from dks.training.flops import flops
 from tests.conftest import config
 
-SYNTHETIC = ("data=synthetic", "data.image_size=8", "data.train_images=100", "data.test_images=50", "data.pad=1", "threads=1")
+SYNTHETIC = (
+    "data=synthetic",
+    "data.image_size=8",
+    "data.train_images=100",
+    "data.test_images=50",
+    "data.pad=1",
+    "threads=1",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +53,10 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def probed(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """No time is measured: every probe says half a second a step and 1 ms a test image. The list holds what was probed."""
+    """No time is measured: every probe says half a second a step and 1 ms a test image.
+
+    The list holds what was probed.
+    """
     seen: list[Config] = []
 
     def pretend(given: Config, *_: object) -> Probe:
@@ -78,7 +88,17 @@ def finished(runs: Path, given: Config, **cost: float) -> Record:
     folder.path.mkdir(parents=True)
     folder.write_config(given)
     attempt = Attempt(started="", host=host(), pid=1, device="cpu", threads=1, status="done")
-    record = Record(cell_id(given), config_id(given), given.seed, "dks", {}, "", [], status=Status.done, attempts=[attempt])
+    record = Record(
+        cell_id(given),
+        config_id(given),
+        given.seed,
+        "dks",
+        {},
+        "",
+        [],
+        status=Status.done,
+        attempts=[attempt],
+    )
     record.cost = {"parameters": flops(given).training_parameters, **cost}
     folder.write_record(record)
     return record
@@ -96,13 +116,16 @@ def test_flops_of_a_convolutional_network_are_those_computed_by_hand() -> None:
     classifier = 2 * 64 * 10
     forward = stem + stage1 + stage2 + stage3 + classifier
     assert plain.inference == plain.forward == forward
-    # Backward: the gradient of the weights and that of the input each cost what forward does, and the images need none.
+    # Backward: the gradient of the weights and that of the input each cost what forward does, and
+    #     the images need none.
     assert plain.step == 3 * forward - stem
 
 
 def test_activations_are_what_the_convolutions_and_activation_functions_keep() -> None:
     def kept(*overrides: str) -> int:
-        return flops(config("backbone=resnet8", "method=baseline", *SYNTHETIC, *overrides)).activations
+        return flops(
+            config("backbone=resnet8", "method=baseline", *SYNTHETIC, *overrides)
+        ).activations
 
     image, stages, features = 3 * 64, 16 * 64 + 2 * (16 * 64 + 32 * 16 + 64 * 4), 64
     assert kept() == pytest.approx(4 * (image + stages + features), rel=0.15)
@@ -113,16 +136,26 @@ def test_activations_are_what_the_convolutions_and_activation_functions_keep() -
 def test_activations_of_folded_blocks_are_those_of_all() -> None:
     """Beyond the blocks that differ, each of ResNet-1202's takes what each of ResNet-110's does."""
     shallow, deep = (
-        flops(config(f"backbone={name}", "method=baseline", "backbone.activation_checkpointing=false", *SYNTHETIC)).activations
+        flops(
+            config(
+                f"backbone={name}",
+                "method=baseline",
+                "backbone.activation_checkpointing=false",
+                *SYNTHETIC,
+            )
+        ).activations
         for name in ("resnet110", "resnet1202")
     )
     assert deep - shallow == pytest.approx((1202 - 110) / (110 - 2) * shallow, rel=0.1)
 
 
 def test_flops_of_resnet18_are_twice_its_published_multiplications_and_additions() -> None:
-    given = config("backbone=resnet18", "data=synthetic", "data.image_size=224", "data.num_classes=1000")
+    given = config(
+        "backbone=resnet18", "data=synthetic", "data.image_size=224", "data.num_classes=1000"
+    )
     counted = flops(given)
-    assert counted.inference == pytest.approx(2 * 1.814e9, rel=1e-3)  # torchvision's table of weights
+    # torchvision's table of weights
+    assert counted.inference == pytest.approx(2 * 1.814e9, rel=1e-3)
     assert (counted.parameters, counted.training_parameters) == (11_689_512, 53_483_512)
 
 
@@ -133,8 +166,10 @@ def test_a_step_of_resnet32_with_branches_is_about_three_forward_passes() -> Non
     assert counted.step == pytest.approx(3 * counted.forward, rel=0.01)
 
 
-def test_a_step_of_mobilenet_whose_convolutions_see_one_channel_each_is_about_three_forward_passes() -> None:
-    counted = flops(config("backbone=mobilenet", "method=baseline", "data=synthetic", "data.num_classes=100"))
+def test_a_step_of_mobilenet_is_about_three_forward_passes() -> None:
+    counted = flops(
+        config("backbone=mobilenet", "method=baseline", "data=synthetic", "data.num_classes=100")
+    )
     assert counted.step == pytest.approx(3 * counted.forward, rel=0.01)
 
 
@@ -166,11 +201,14 @@ def test_the_gradients_of_a_convolution_cost_what_it_costs_itself_however_its_ch
         ("backbone=resnet20", "aux=ap_conv_2fc", "positions=c3"),
     ],
 )
-def test_flops_agree_with_the_counter_run_over_the_whole_network(backbone: tuple[str, ...], checkpointing: str) -> None:
+def test_flops_agree_with_the_counter_run_over_the_whole_network(
+    backbone: tuple[str, ...], checkpointing: str
+) -> None:
     given = config(*SYNTHETIC, *backbone, f"backbone.activation_checkpointing={checkpointing}")
     with torch.device("meta"):
         network = build_network(given, initialise=False)
-        image, label = torch.empty(1, 3, *(image_size(given.data) or ())), torch.zeros(1, dtype=torch.int64)
+        image = torch.empty(1, 3, *(image_size(given.data) or ()))
+        label = torch.zeros(1, dtype=torch.int64)
     with counting.counter() as counter:
         logits = network.train()(image)
         forward = counter.get_total_flops()
@@ -185,7 +223,11 @@ def test_flops_agree_with_the_counter_run_over_the_whole_network(backbone: tuple
 def test_flops_of_resnet1202_are_those_of_all_its_layers_and_of_what_is_computed_again() -> None:
     counted = flops(config("backbone=resnet1202", "data=synthetic", "data.num_classes=100"))
     # As the counter says after a minute of the whole network.
-    assert (counted.inference, counted.forward, counted.step) == (5_658_489_344, 6_625_877_504, 26_501_650_944)
+    assert (counted.inference, counted.forward, counted.step) == (
+        5_658_489_344,
+        6_625_877_504,
+        26_501_650_944,
+    )
     assert counted.parameters == 19_427_124
 
 
@@ -193,7 +235,8 @@ def test_a_step_includes_the_teachers_forward_pass() -> None:
     data = ("data=synthetic", "data.num_classes=1000", "threads=1")
     alone = flops(config("backbone=resnet8", "method=baseline", *data))
     taught = flops(config("backbone=resnet8", "method=kd_c1", "teacher=resnet50", *data))
-    teacher = flops(config("backbone=resnet50", "method=baseline", *data, "data.image_size=224"))  # as it was trained
+    # as it was trained
+    teacher = flops(config("backbone=resnet50", "method=baseline", *data, "data.image_size=224"))
     assert taught.step - alone.step == teacher.inference
     assert taught.training_parameters == alone.training_parameters
 
@@ -267,8 +310,11 @@ def test_images_that_are_not_there_are_not_guessed(source: str, tmp_path: Path) 
 # Probes
 
 
-def test_a_probe_measures_steps_and_leaves_everything_as_it_was(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probing, "convolution_rate", lambda *_: 1e12)  # whatever else this machine does now
+def test_a_probe_measures_steps_and_leaves_everything_as_it_was(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # whatever else this machine does now
+    monkeypatch.setattr(probing, "convolution_rate", lambda *_: 1e12)
     torch.manual_seed(3)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     given = config("backbone=resnet8", *SYNTHETIC)
@@ -291,9 +337,13 @@ def test_a_probe_takes_a_teacher_along_and_fetches_nothing(monkeypatch: pytest.M
     built: list[torch.nn.Module | None] = []
     step = probing.Step
     monkeypatch.setattr(probing, "Step", lambda *given: built.append(given[3]) or step(*given))
-    monkeypatch.setattr(probing, "convolution_rate", lambda *_: 1e12)  # whatever else this machine does now
+    # whatever else this machine does now
+    monkeypatch.setattr(probing, "convolution_rate", lambda *_: 1e12)
     data = (*SYNTHETIC, "data.num_classes=1000", "recipe.batch_size=8")
-    assert probe(config("backbone=resnet8", "method=kd_c1", "teacher=resnet50", *data), 1.0, threads=1) is not None
+    assert (
+        probe(config("backbone=resnet8", "method=kd_c1", "teacher=resnet50", *data), 1.0, threads=1)
+        is not None
+    )
     assert built[-1] is not None
     assert not built[-1].training
     assert not any(parameter.requires_grad for parameter in built[-1].parameters())
@@ -307,7 +357,9 @@ def test_networks_far_beyond_the_budget_are_not_built(monkeypatch: pytest.Monkey
     assert probe(given, 0.5, threads=1) is None
 
 
-def test_a_network_that_may_not_fit_into_memory_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_may_not_fit_into_memory_is_not_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     given = config("backbone=resnet8", *SYNTHETIC)
     needed = 3 * 4 * flops(given).training_parameters
     monkeypatch.setattr(probing, "build_network", lambda *_, **__: pytest.fail("it was built"))
@@ -319,7 +371,9 @@ def test_a_whole_batch_is_on_the_line_through_smaller_ones() -> None:
     assert whole_batch(64, seconds=3.0, count=8, smaller=2.0) == pytest.approx(3.0 + 0.25 * 56)
     assert whole_batch(64, seconds=3.0, count=64, smaller=0.0) == 3.0
     # Measurements that make no sense as a line stay between proportional growth and a third of it.
-    assert whole_batch(64, seconds=3.0, count=8, smaller=9.0) == pytest.approx(3.0 + 0.3 * 3 / 8 * 56)
+    assert whole_batch(64, seconds=3.0, count=8, smaller=9.0) == pytest.approx(
+        3.0 + 0.3 * 3 / 8 * 56
+    )
     assert whole_batch(64, seconds=3.0, count=8, smaller=0.1) == pytest.approx(3.0 / 8 * 64)
 
 
@@ -343,8 +397,11 @@ def test_convolutions_are_measured_once() -> None:
 # Forecasts
 
 
-def test_the_total_is_steps_times_their_seconds_and_the_evaluations(tmp_path: Path, probed: list[Config]) -> None:
-    given = config("backbone=resnet8", *SYNTHETIC, "recipe.epochs=3")  # 2 steps an epoch: 64 and 36 images
+def test_the_total_is_steps_times_their_seconds_and_the_evaluations(
+    tmp_path: Path, probed: list[Config]
+) -> None:
+    # 2 steps an epoch: 64 and 36 images
+    given = config("backbone=resnet8", *SYNTHETIC, "recipe.epochs=3")
     told = forecast([given, dataclasses.replace(given, seed=1)], tmp_path)
     one = 3 * (2 * 0.5 + 50 * 0.001)
     assert told.seconds.estimate == pytest.approx(2 * one)
@@ -359,7 +416,12 @@ def test_the_total_is_steps_times_their_seconds_and_the_evaluations(tmp_path: Pa
 def test_low_estimate_and_high_are_in_order(tmp_path: Path, probed: list[Config]) -> None:
     cells = [config(f"backbone={name}", *SYNTHETIC) for name in ("resnet8", "resnet20")]
     told = forecast(cells, tmp_path, slots=2)
-    for each in (told.seconds, told.wall, told.device_hours, *(line.seconds for line in told.lines)):
+    for each in (
+        told.seconds,
+        told.wall,
+        told.device_hours,
+        *(line.seconds for line in told.lines),
+    ):
         assert each is not None
         assert 0 < each.low < each.estimate < each.high
 
@@ -368,15 +430,21 @@ def test_slots_share_the_cells_in_their_order(tmp_path: Path, probed: list[Confi
     short = config("backbone=resnet8", *SYNTHETIC, "recipe.epochs=1")
     long = dataclasses.replace(short, recipe=dataclasses.replace(short.recipe, epochs=10))
     epoch = 2 * 0.5 + 50 * 0.001
-    assert forecast([short, short, long], tmp_path, slots=2).wall.estimate == pytest.approx(11 * epoch)
-    assert forecast([long, short, short], tmp_path, slots=2).wall.estimate == pytest.approx(10 * epoch)
+    assert forecast([short, short, long], tmp_path, slots=2).wall.estimate == pytest.approx(
+        11 * epoch
+    )
+    assert forecast([long, short, short], tmp_path, slots=2).wall.estimate == pytest.approx(
+        10 * epoch
+    )
 
 
 def test_epochs_that_are_done_are_not_forecast(tmp_path: Path, probed: list[Config]) -> None:
     given = config("backbone=resnet8", *SYNTHETIC, "recipe.epochs=4")
     whole = forecast([given], tmp_path).seconds.estimate
     assert forecast([given], tmp_path, done_epochs=[3]).seconds.estimate == pytest.approx(whole / 4)
-    assert forecast([given, given], tmp_path, done_epochs=[4, 0]).seconds.estimate == pytest.approx(whole)
+    assert forecast([given, given], tmp_path, done_epochs=[4, 0]).seconds.estimate == pytest.approx(
+        whole
+    )
 
 
 def test_processes_cost_device_hours_each(tmp_path: Path, probed: list[Config]) -> None:
@@ -384,9 +452,17 @@ def test_processes_cost_device_hours_each(tmp_path: Path, probed: list[Config]) 
     assert told.device_hours.estimate == pytest.approx(told.seconds.estimate * 4 / 3600)
 
 
-def test_earlier_runs_on_this_machine_count_before_probes(tmp_path: Path, probed: list[Config]) -> None:
+def test_earlier_runs_on_this_machine_count_before_probes(
+    tmp_path: Path, probed: list[Config]
+) -> None:
     given = config("backbone=resnet8", *SYNTHETIC, "recipe.epochs=3")
-    finished(tmp_path, dataclasses.replace(given, seed=7), images_per_second=50.0, seconds_per_epoch=2.5, peak_memory_mib=77.0)
+    finished(
+        tmp_path,
+        dataclasses.replace(given, seed=7),
+        images_per_second=50.0,
+        seconds_per_epoch=2.5,
+        peak_memory_mib=77.0,
+    )
     told = forecast([given], tmp_path)
     assert probed == []
     (line,) = told.lines
@@ -396,10 +472,17 @@ def test_earlier_runs_on_this_machine_count_before_probes(tmp_path: Path, probed
     assert told.seconds.estimate == pytest.approx(3 * 2.5)
 
 
-def test_of_several_earlier_runs_the_middle_is_taken_and_the_spread_told(tmp_path: Path, probed: list[Config]) -> None:
+def test_of_several_earlier_runs_the_middle_is_taken_and_the_spread_told(
+    tmp_path: Path, probed: list[Config]
+) -> None:
     given = config("backbone=resnet8", *SYNTHETIC)
     for seed, speed in ((1, 100.0), (2, 50.0), (3, 20.0)):
-        finished(tmp_path, dataclasses.replace(given, seed=seed), images_per_second=speed, seconds_per_epoch=100 / speed)
+        finished(
+            tmp_path,
+            dataclasses.replace(given, seed=seed),
+            images_per_second=speed,
+            seconds_per_epoch=100 / speed,
+        )
     (line,) = forecast([given], tmp_path).lines
     assert line.seconds_per_step is not None
     assert line.seconds_per_step.estimate == pytest.approx(1.0)
@@ -444,8 +527,13 @@ def test_earlier_runs_under_other_conditions_do_not_count(
     assert forecast([given], tmp_path).lines[0].source is Source.probe
 
 
-def test_a_network_in_another_precision_is_another_speed(tmp_path: Path, probed: list[Config]) -> None:
-    cells = [config("backbone=resnet8", f"compute.precision={way}", *SYNTHETIC) for way in ("fp32", "bf16")]
+def test_a_network_in_another_precision_is_another_speed(
+    tmp_path: Path, probed: list[Config]
+) -> None:
+    cells = [
+        config("backbone=resnet8", f"compute.precision={way}", *SYNTHETIC)
+        for way in ("fp32", "bf16")
+    ]
     finished(tmp_path, cells[0], images_per_second=1000.0)
     told = forecast(cells, tmp_path, budget_seconds=5)
     assert [(line.network, line.source) for line in told.lines] == [
@@ -462,32 +550,49 @@ def test_damaged_records_are_passed_over(tmp_path: Path, probed: list[Config]) -
     assert forecast([given], tmp_path).lines[0].source is Source.probe
 
 
-def test_only_the_newest_records_are_read(tmp_path: Path, probed: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_newest_records_are_read(
+    tmp_path: Path, probed: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
     given, read = config("backbone=resnet8", *SYNTHETIC), []
     for seed in range(4):
-        finished(tmp_path, dataclasses.replace(given, seed=seed + 1), images_per_second=50.0, seconds_per_epoch=2.5)
+        finished(
+            tmp_path,
+            dataclasses.replace(given, seed=seed + 1),
+            images_per_second=50.0,
+            seconds_per_epoch=2.5,
+        )
     record = RunFolder.read_record
-    monkeypatch.setattr(RunFolder, "read_record", lambda folder: read.append(folder) or record(folder))
+    monkeypatch.setattr(
+        RunFolder, "read_record", lambda folder: read.append(folder) or record(folder)
+    )
     monkeypatch.setattr(speeds, "NEWEST", 2)
     forecast([given], tmp_path)
     assert len(read) == 2
 
 
-def test_what_cannot_be_probed_is_taken_from_its_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_probed_is_taken_from_its_operations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(speeds, "convolution_rate", lambda *_: 1e9)
     given = config("backbone=resnet8", *SYNTHETIC)
     told = forecast([given], tmp_path, budget_seconds=0)
     (line,) = told.lines
     assert line.source is Source.flops
     assert line.seconds_per_step is not None
-    assert line.seconds_per_step.estimate == pytest.approx(64 * flops(given).step / (speeds.RATE_REACHED * 1e9))
+    assert line.seconds_per_step.estimate == pytest.approx(
+        64 * flops(given).step / (speeds.RATE_REACHED * 1e9)
+    )
     assert line.seconds_per_step.high == pytest.approx(3 * line.seconds_per_step.estimate)
 
 
-def test_the_rate_of_probed_networks_serves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_of_probed_networks_serves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small, large = config("backbone=resnet8", *SYNTHETIC), config("backbone=resnet20", *SYNTHETIC)
     monkeypatch.setattr(
-        speeds, "probe", lambda given, *_: fake_probe(flops_per_second=2e9) if given.backbone.depth == 8 else None
+        speeds,
+        "probe",
+        lambda given, *_: fake_probe(flops_per_second=2e9) if given.backbone.depth == 8 else None,
     )
     lines = {line.network: line for line in forecast([small, large], tmp_path).lines}
     estimated = lines[network_label(large)]
@@ -496,9 +601,12 @@ def test_the_rate_of_probed_networks_serves_the_others(tmp_path: Path, monkeypat
     assert estimated.seconds_per_step.estimate == pytest.approx(64 * flops(large).step / 2e9)
 
 
-def test_less_certain_probes_have_a_wider_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_less_certain_probes_have_a_wider_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def width(measured: Probe) -> float:
-        monkeypatch.setattr(speeds, "probe", lambda *_: dataclasses.replace(measured, busy=True))  # such are not kept
+        # such are not kept
+        monkeypatch.setattr(speeds, "probe", lambda *_: dataclasses.replace(measured, busy=True))
         seconds = forecast([config("backbone=resnet8", *SYNTHETIC)], tmp_path).seconds
         return seconds.high / seconds.low
 
@@ -508,7 +616,9 @@ def test_less_certain_probes_have_a_wider_range(tmp_path: Path, monkeypatch: pyt
     assert width(fake_probe(spread=0.5)) > sure
 
 
-def test_data_that_is_not_there_is_left_out_of_the_total_and_named(tmp_path: Path, probed: list[Config]) -> None:
+def test_data_that_is_not_there_is_left_out_of_the_total_and_named(
+    tmp_path: Path, probed: list[Config]
+) -> None:
     given = config("backbone=resnet8", *SYNTHETIC)
     absent = dataclasses.replace(given, data=Data(source="parquet", root="nowhere", num_classes=10))
     told = forecast([given, absent, absent], tmp_path)
@@ -537,16 +647,30 @@ def test_no_cells_take_no_time(tmp_path: Path) -> None:
     assert text(told) == "forecast: none"
 
 
-def test_the_text_has_the_total_in_its_first_line_and_a_unit_with_every_number(tmp_path: Path, probed: list[Config]) -> None:
-    cells = [config(f"backbone={name}", *SYNTHETIC, "recipe.epochs=20") for name in ("resnet8", "resnet20")]
+def test_the_text_has_the_total_in_its_first_line_and_a_unit_with_every_number(
+    tmp_path: Path, probed: list[Config]
+) -> None:
+    cells = [
+        config(f"backbone={name}", *SYNTHETIC, "recipe.epochs=20")
+        for name in ("resnet8", "resnet20")
+    ]
     told = forecast(cells, tmp_path, slots=2)
     first, head, *rest = str(told).splitlines()
     assert first == (
-        "forecast: 42 s (34 s to 52 s) for 2 cells one after another; 21 s (17 s to 26 s) with 2 at a time; "
+        "forecast: 42 s (34 s to 52 s) for 2 cells one after another; 21 s (17 s to 26 s) with 2 "
+        "at a time; "
         "0.012 device-hours; on cpu, 1 thread"
     )
     row = next(line for line in rest if line.lstrip().startswith("resnet8 ours c2 c3"))
-    for shown in ("500 ms (400 ms to 625 ms)", "64 of 8x8", "300 MiB", "0.075/0.72 M", "0.0015 GFLOPs", "1.4 GFLOPs", "probe"):
+    for shown in (
+        "500 ms (400 ms to 625 ms)",
+        "64 of 8x8",
+        "300 MiB",
+        "0.075/0.72 M",
+        "0.0015 GFLOPs",
+        "1.4 GFLOPs",
+        "probe",
+    ):
         assert shown in row
     columns = (
         "network",
@@ -612,7 +736,9 @@ def test_networks_are_called_as_on_the_command_line(overrides: tuple[str, ...], 
 # The cache of probes
 
 
-def test_probes_are_kept_for_the_next_time(tmp_path: Path, probed: list[Config], own_cache: Path) -> None:
+def test_probes_are_kept_for_the_next_time(
+    tmp_path: Path, probed: list[Config], own_cache: Path
+) -> None:
     given = config("backbone=resnet8", *SYNTHETIC)
     first = forecast([given], tmp_path)
     assert own_cache.exists()
@@ -620,7 +746,8 @@ def test_probes_are_kept_for_the_next_time(tmp_path: Path, probed: list[Config],
     assert len(probed) == 1
     assert again.seconds == first.seconds
     assert sorted(path.name for path in own_cache.parent.iterdir()) == ["flops.json", "probes.json"]
-    forecast([dataclasses.replace(given, threads=2)], tmp_path)  # another machine, as far as speed goes
+    # another machine, as far as speed goes
+    forecast([dataclasses.replace(given, threads=2)], tmp_path)
     assert len(probed) == 2
 
 
@@ -632,7 +759,9 @@ def test_probes_taken_while_the_machine_was_busy_are_not_kept(
     assert not own_cache.exists()
 
 
-def test_a_busy_machine_is_said(tmp_path: Path, probed: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_machine_is_said(
+    tmp_path: Path, probed: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = config("backbone=resnet8", *SYNTHETIC)
     for busy in (True, False):
         monkeypatch.setattr(forecasting, "is_busy", lambda busy=busy: busy)
@@ -653,7 +782,8 @@ def test_a_probe_comes_back_from_the_cache_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"name": 3}', '{"name": {"time": 0}}', '{"name": {"probe": {}}}', "\udc80"]
+    "content",
+    ["", "{", "[]", '{"name": 3}', '{"name": {"time": 0}}', '{"name": {"probe": {}}}', "\udc80"],
 )
 def test_a_damaged_cache_is_an_empty_one(content: str, own_cache: Path) -> None:
     kept()
@@ -679,9 +809,14 @@ def test_old_probes_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache.get("name") is None
 
 
-def test_a_cache_that_cannot_be_written_is_no_obstacle(own_cache: Path, tmp_path: Path, probed: list[Config]) -> None:
+def test_a_cache_that_cannot_be_written_is_no_obstacle(
+    own_cache: Path, tmp_path: Path, probed: list[Config]
+) -> None:
     own_cache.parent.parent.write_text("a file where a folder should be")
-    assert forecast([config("backbone=resnet8", *SYNTHETIC)], tmp_path / "runs").lines[0].source is Source.probe
+    assert (
+        forecast([config("backbone=resnet8", *SYNTHETIC)], tmp_path / "runs").lines[0].source
+        is Source.probe
+    )
 
 
 def test_operations_are_counted_once_and_again_when_the_code_changes(
@@ -703,7 +838,12 @@ def test_operations_are_counted_once_and_again_when_the_code_changes(
 def test_a_forecast_by_probe_agrees_with_a_run(tmp_path: Path) -> None:
     from tests.conftest import finished_run
 
-    sizes = ("data.image_size=16", "data.train_images=2000", "data.test_images=500", "recipe.epochs=3")
+    sizes = (
+        "data.image_size=16",
+        "data.train_images=2000",
+        "data.test_images=500",
+        "recipe.epochs=3",
+    )
     run = finished_run(tmp_path, *sizes, "recipe.batch_size=64")
     record = run.read_record()
     assert record is not None

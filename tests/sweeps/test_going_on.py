@@ -1,4 +1,7 @@
-"""A run goes on as it was begun: with as many processes that train together, and on the same kind of device."""
+"""A run goes on as it was begun.
+
+With as many processes that train together, and on the same kind of device.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,11 @@ def saved(in_folder: Path) -> RunFolder:
     """A run in the current folder that was asked to stop after its second step."""
     run, asked = queued(in_folder, *THREE_STEPS, "runs_dir=runs"), Trainer._asked
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Trainer, "_asked", lambda self: Interrupted("SIGTERM") if self.progress.step == 2 else asked(self))
+        patched.setattr(
+            Trainer,
+            "_asked",
+            lambda self: Interrupted("SIGTERM") if self.progress.step == 2 else asked(self),
+        )
         with pytest.raises(Interrupted):
             run_cell(run.path)
     return run
@@ -54,11 +61,20 @@ def open_cell(folder: Path) -> Cell:
     [
         (
             {"processes": 8},
-            "begun with 8 processes that train together and cannot go on with 1 process: each normalises its own part of",
+            "begun with 8 processes that train together and cannot go on with 1 process: each "
+            "normalises its own part of",
             "torchrun --nproc-per-node=8 train.py seed=0 device=auto",
         ),
-        ({"device": H100}, "begun on CUDA and cannot go on on the CPU", "python train.py seed=0 device=cuda"),
-        ({"processes": 2, "device": H100}, "begun with 2 processes", "torchrun --nproc-per-node=2 train.py seed=0 device=cuda"),
+        (
+            {"device": H100},
+            "begun on CUDA and cannot go on on the CPU",
+            "python train.py seed=0 device=cuda",
+        ),
+        (
+            {"processes": 2, "device": H100},
+            "begun with 2 processes",
+            "torchrun --nproc-per-node=2 train.py seed=0 device=cuda",
+        ),
     ],
 )
 def test_a_run_is_not_gone_on_with_in_another_way_and_the_right_command_is_named(
@@ -77,28 +93,40 @@ def test_a_run_is_not_gone_on_with_in_another_way_and_the_right_command_is_named
     status, out, err = run_here(*TINY, *THREE_STEPS)
     (line,) = err.splitlines()
     assert (status, out) == (2, "")
-    assert line.startswith(f"error: run {saved.cell_id} was {reason}") and line.endswith(f"; go on with: {command}")
-    assert {path: path.read_bytes() for path in saved.path.rglob("*") if path.is_file()} == before, "nothing is touched"
+    assert line.startswith(f"error: run {saved.cell_id} was {reason}") and line.endswith(
+        f"; go on with: {command}"
+    )
+    assert {
+        path: path.read_bytes() for path in saved.path.rglob("*") if path.is_file()
+    } == before, "nothing is touched"
     rewrite(saved, processes=1, device="cpu")
     assert run_here(*TINY, *THREE_STEPS)[0] == 0
 
 
-def test_a_run_of_the_cpu_does_not_go_on_on_cuda(saved: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_the_cpu_does_not_go_on_on_cuda(
+    saved: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(command_line, "command_line", lambda: "dks sweep run mine device=cuda:1")
     (line,) = other_ways([open_cell(saved.path.parent)], 1, False)
-    assert "begun on the CPU and cannot go on on CUDA" in line and line.endswith("go on with: dks sweep run mine device=cpu")
+    assert "begun on the CPU and cannot go on on CUDA" in line and line.endswith(
+        "go on with: dks sweep run mine device=cpu"
+    )
 
 
 def test_jobs_of_slurm_bring_their_own_processes_and_a_device_that_is_not_known_yet(
     saved: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command_line, "command_line", lambda: "dks sweep run mine hydra.launcher.nodes=2")
+    monkeypatch.setattr(
+        command_line, "command_line", lambda: "dks sweep run mine hydra.launcher.nodes=2"
+    )
     rewrite(saved, processes=4, device=H100)
     cell = open_cell(saved.path.parent)
     assert list(other_ways([cell], 4, True)) == []
     (line,) = other_ways([cell], 2, True)
-    assert line.endswith("go on with: dks sweep run mine hydra.launcher.nodes=1 hydra.launcher.tasks_per_node=4")
+    assert line.endswith(
+        "go on with: dks sweep run mine hydra.launcher.nodes=1 hydra.launcher.tasks_per_node=4"
+    )
     from hydra_plugins.dks_launchers.slurm import SlurmLauncher
 
     assert SlurmLauncher(nodes=2, tasks_per_node=8).processes == 16
@@ -120,14 +148,23 @@ def test_a_checkpoint_knows_how_it_was_begun_where_the_record_was_lost(saved: Ru
     assert run_cell(saved.path) is Outcome.failed
     record = saved.read_record()
     assert record is not None and record.error is not None
-    assert record.error["message"].startswith(f"run {saved.cell_id} was begun with 2 processes that train together and cannot")
+    assert record.error["message"].startswith(
+        f"run {saved.cell_id} was begun with 2 processes that train together and cannot"
+    )
     checkpoint.save(saved.checkpoints, state)
     assert run_cell(saved.path) is Outcome.done, "the checkpoint is still there"
 
 
-def test_the_command_of_several_processes_is_that_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command_line, "command_line", lambda: "dks sweep run table3 'data.root=a b'")
-    assert command_line.command_with({}, 2) == "torchrun --nproc-per-node=2 -m dks sweep run table3 'data.root=a b'"
+def test_the_command_of_several_processes_is_that_of_torchrun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        command_line, "command_line", lambda: "dks sweep run table3 'data.root=a b'"
+    )
+    assert (
+        command_line.command_with({}, 2)
+        == "torchrun --nproc-per-node=2 -m dks sweep run table3 'data.root=a b'"
+    )
     assert command_line.command_with({}) == "dks sweep run table3 'data.root=a b'"
 
 
@@ -137,4 +174,8 @@ def test_every_attempt_on_cuda_tells_the_driver(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.version, "cuda", "13.2")
     monkeypatch.setattr(environment, "_driver", lambda: "580.65.06")
     found = environment.versions()
-    assert (found["cuda"], found["driver"], found["torch"]) == ("13.2", "580.65.06", torch.__version__)
+    assert (found["cuda"], found["driver"], found["torch"]) == (
+        "13.2",
+        "580.65.06",
+        torch.__version__,
+    )

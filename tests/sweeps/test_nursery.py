@@ -34,7 +34,11 @@ def log_display(runs: int) -> Display:
 
 
 def run(cells: list[RunFolder], slots: int = 1, threads: int = 1) -> None:
-    run_in_slots([cell.path for cell in cells], Layout(slots, threads, slots * threads), log_display(len(cells)))
+    run_in_slots(
+        [cell.path for cell in cells],
+        Layout(slots, threads, slots * threads),
+        log_display(len(cells)),
+    )
 
 
 def status(cell: RunFolder) -> Status:
@@ -52,11 +56,15 @@ def test_what_it_imports_starts_no_thread_and_leaves_gpus_alone() -> None:
         "assert len(os.listdir('/proc/self/task')) == 1"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
-def test_a_run_of_a_forked_worker_is_that_of_any_other_process(tmp_path: Path, kept: Nursery) -> None:
+def test_a_run_of_a_forked_worker_is_that_of_any_other_process(
+    tmp_path: Path, kept: Nursery
+) -> None:
     here = finished_run(tmp_path / "here", "recipe.epochs=1", "threads=2")
     there = queued(tmp_path / "there", "recipe.epochs=1", "threads=2")
     run([there], threads=2)
@@ -85,12 +93,21 @@ def test_workers_outlive_it(tmp_path: Path, kept: Nursery, monkeypatch: pytest.M
     assert status(again) is Status.done, "from a new one"
 
 
-def test_one_that_cannot_import_is_told_with_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_cannot_import_is_told_with_what_it_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "torch.py").write_text("raise ImportError('libtorch.so is not for this machine')")
-    monkeypatch.setattr(nursery, "python_path", lambda given: f"{tmp_path / 'broken'}{os.pathsep}{ROOT}")
+    (tmp_path / "broken" / "torch.py").write_text(
+        "raise ImportError('libtorch.so is not for this machine')"
+    )
+    monkeypatch.setattr(
+        nursery, "python_path", lambda given: f"{tmp_path / 'broken'}{os.pathsep}{ROOT}"
+    )
     cell = queued(tmp_path)
-    with pytest.raises(RuntimeError, match=r"left with exit status 1 while it started: ImportError: libtorch.so is not for"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"left with exit status 1 while it started: ImportError: libtorch.so is not for",
+    ):
         run([cell])
     assert status(cell) is Status.queued
 

@@ -1,4 +1,7 @@
-"""slots=auto: how many cells side by side, from a trial with real processes and the memory that is free."""
+"""slots=auto.
+
+How many cells side by side, from a trial with real processes and the memory that is free.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,14 @@ from dks.sweeps.launchers.slots import Layout, environment
 from hydra_plugins.dks_launchers.local import LocalLauncher
 from tests.conftest import config, train
 
-SMALL = ("data=synthetic", "data.image_size=8", "data.train_images=100", "data.test_images=50", "data.pad=1", "recipe.epochs=2")
+SMALL = (
+    "data=synthetic",
+    "data.image_size=8",
+    "data.train_images=100",
+    "data.test_images=50",
+    "data.pad=1",
+    "recipe.epochs=2",
+)
 TWO = Division(2, 0, {})
 MIB = 2**20
 
@@ -40,7 +50,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def tried(*rates: float, memory_mib: float = 100.0, busy: bool = False) -> Packing:
     """1, 2, 4, ... cells with so many images a second."""
-    return Packing(tuple(Trial(2**power, 1, rate) for power, rate in enumerate(rates)), memory_mib, busy)
+    return Packing(
+        tuple(Trial(2**power, 1, rate) for power, rate in enumerate(rates)), memory_mib, busy
+    )
 
 
 @pytest.fixture
@@ -49,7 +61,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Config]]:
 
     def given(found: Packing, free_mib: float = 1e6) -> list[Config]:
         seen: list[Config] = []
-        monkeypatch.setattr(packing, "_tried", lambda work, division: seen.append(work.config) or found)
+        monkeypatch.setattr(
+            packing, "_tried", lambda work, division: seen.append(work.config) or found
+        )
         monkeypatch.setattr(packing, "free_memory", lambda device: int(free_mib * MIB))
         return seen
 
@@ -98,7 +112,9 @@ def test_one_thread_leaves_no_choice(pretend: Callable[..., list[Config]]) -> No
 # --- what is chosen
 
 
-def test_what_is_fastest_for_all_cells_together_is_chosen(pretend: Callable[..., list[Config]]) -> None:
+def test_what_is_fastest_for_all_cells_together_is_chosen(
+    pretend: Callable[..., list[Config]],
+) -> None:
     """Three cells on two slots leave one slot empty half of the time."""
     pretend(tried(100.0, 120.0))
     assert chosen(cells(4)) == chosen(cells(2)) == 2
@@ -114,7 +130,9 @@ def test_cells_that_are_nearly_done_count_little(pretend: Callable[..., list[Con
     assert choose(given, [0, 0, 2], TWO).cells == 2, "two cells are left"
 
 
-def test_the_network_that_takes_most_of_the_time_is_tried(pretend: Callable[..., list[Config]]) -> None:
+def test_the_network_that_takes_most_of_the_time_is_tried(
+    pretend: Callable[..., list[Config]],
+) -> None:
     seen = pretend(tried(100.0, 120.0))
     choose([*cells(3), *cells(2, "backbone=resnet20")], [0] * 5, TWO)
     assert [each.backbone.depth for each in seen] == [20]
@@ -136,7 +154,9 @@ def test_the_largest_network_says_how_many_fit(pretend: Callable[..., list[Confi
     assert chosen([*many, *large]) == 1
 
 
-def test_images_count_where_each_cell_has_its_own(pretend: Callable[..., list[Config]], tmp_path: Path) -> None:
+def test_images_count_where_each_cell_has_its_own(
+    pretend: Callable[..., list[Config]], tmp_path: Path
+) -> None:
     """Synthetic ones are made by every process; those that are decoded are in memory once."""
     large = ("data.image_size=64", "data.train_images=20000")  # 235 MiB
     pretend(tried(100.0, 200.0, memory_mib=1.0), free_mib=400.0)
@@ -153,7 +173,9 @@ def test_images_count_where_each_cell_has_its_own(pretend: Callable[..., list[Co
     assert chosen(real) == 1
 
 
-def test_of_a_gpu_the_memory_of_the_gpu_counts(pretend: Callable[..., list[Config]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_gpu_the_memory_of_the_gpu_counts(
+    pretend: Callable[..., list[Config]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pretend(tried(100.0, 180.0, 250.0, memory_mib=1000.0), free_mib=1.0)
     monkeypatch.setattr(packing, "_free", lambda work, division: 3000.0)
     found = choose(cells(8), [0] * 8, Division(16, 2, {}))
@@ -171,7 +193,12 @@ def test_a_trial_is_kept_for_the_next_time_and_holds_for_what_was_tried(
     first = choose(cells(2), [0, 0], TWO)
     assert choose(cells(2, "loss.beta=2"), [0, 0], TWO) == first
     assert len(seen) == 1
-    others = [("recipe.batch_size=32",), ("compute.precision=bf16",), ("backbone=resnet20",), ("data.image_size=9",)]
+    others = [
+        ("recipe.batch_size=32",),
+        ("compute.precision=bf16",),
+        ("backbone=resnet20",),
+        ("data.image_size=9",),
+    ]
     for number, overrides in enumerate(others, start=2):
         chosen(cells(2, *overrides))
         assert len(seen) == number, overrides
@@ -192,7 +219,9 @@ def test_a_trial_on_a_busy_machine_is_kept_for_this_command_only(
 
 
 @pytest.mark.parametrize("damage", ["memory_mib", "images_per_second", "trials"])
-def test_what_cannot_be_in_the_cache_is_not_believed(pretend: Callable[..., list[Config]], cache: Path, damage: str) -> None:
+def test_what_cannot_be_in_the_cache_is_not_believed(
+    pretend: Callable[..., list[Config]], cache: Path, damage: str
+) -> None:
     seen = pretend(tried(100.0, 120.0))
     chosen(cells(2))
     content = json.loads(cache.read_text())
@@ -206,10 +235,16 @@ def test_what_cannot_be_in_the_cache_is_not_believed(pretend: Callable[..., list
     assert len(seen) == 2
 
 
-def test_a_plan_without_probes_decides_nothing_that_was_not_tried(pretend: Callable[..., list[Config]]) -> None:
+def test_a_plan_without_probes_decides_nothing_that_was_not_tried(
+    pretend: Callable[..., list[Config]],
+) -> None:
     seen = pretend(tried(100.0, 120.0))
     found = choose(cells(2), [0, 0], TWO, measure=False)
-    assert (found.cells, found.why, seen) == (None, "decided by a measurement when the sweep runs", [])
+    assert (found.cells, found.why, seen) == (
+        None,
+        "decided by a measurement when the sweep runs",
+        [],
+    )
     chosen(cells(2))
     assert chosen(cells(2), measure=False) == 2
 
@@ -218,7 +253,11 @@ def test_what_cannot_be_tried_runs_one_cell_at_a_time(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "executable", "/bin/false")
     found = choose(cells(2), [0, 0], replace(TWO, environment=dict(os.environ)))
     assert found.cells == 1
-    assert found.why == "1 cell: resnet8 ours c2 c3, 10 classes could not be tried (its process left with exit status 1)"
+    assert (
+        found.why
+        == "1 cell: resnet8 ours c2 c3, 10 classes could not be tried (its process left with "
+        "exit status 1)"
+    )
 
 
 def test_networks_far_too_slow_for_a_trial_run_one_at_a_time() -> None:
@@ -228,7 +267,10 @@ def test_networks_far_too_slow_for_a_trial_run_one_at_a_time() -> None:
 
 
 def test_data_that_is_not_there_leaves_it_undecided(tmp_path: Path) -> None:
-    given = [replace(each, data=replace(each.data, source="parquet", root=str(tmp_path))) for each in cells(2)]
+    given = [
+        replace(each, data=replace(each.data, source="parquet", root=str(tmp_path)))
+        for each in cells(2)
+    ]
     found = choose(given, [0, 0], TWO)
     assert found.cells is None
     assert "cannot be counted here" in found.why
@@ -248,7 +290,9 @@ def variables(threads: int = 1) -> dict[str, str]:
     return environment(os.environ, Layout(1, threads, threads), 0)
 
 
-def test_processes_take_steps_side_by_side_and_say_what_memory_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_take_steps_side_by_side_and_say_what_memory_they_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(trials, "SECONDS", 0.05)
     with Trials(task(), variables(), on_gpu=False) as running:
         found, need = running.run([1, 2], lambda number: 1, free=1e6)
@@ -267,12 +311,17 @@ def test_a_process_that_fails_says_why() -> None:
         pytest.skip("there is a GPU")
     broken = task()
     broken.config.device = "cuda"
-    with pytest.raises(TrialError, match=r"device|CUDA|NVIDIA"), Trials(broken, variables(), on_gpu=False) as running:
+    with (
+        pytest.raises(TrialError, match=r"device|CUDA|NVIDIA"),
+        Trials(broken, variables(), on_gpu=False) as running,
+    ):
         running.run([1, 2], lambda number: 1, free=1e6)
 
 
 class Scripted:
-    """A process that answers as if it computed on a GPU where each takes so much, until there is no more."""
+    """A process that answers as if it computed on a GPU where each takes so much, until there is no
+    more.
+    """
 
     each, left = 0.0, 0.0
 
@@ -317,7 +366,9 @@ def test_on_a_gpu_a_second_process_says_what_one_takes(
         assert running.free() == free
         found, need = running.run(numbers, lambda number: 1, free)
     assert ([trial.cells for trial in found], need) == (tried_numbers, 2000.0)
-    assert [trial.images_per_second for trial in found] == [10.0 * number for number in tried_numbers]
+    assert [trial.images_per_second for trial in found] == [
+        10.0 * number for number in tried_numbers
+    ]
 
 
 # --- the launcher
@@ -368,16 +419,26 @@ def test_undecided_is_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("value", [2.5, True, "many", "0"])
 def test_what_is_no_number_of_slots_is_refused(value: object) -> None:
-    with pytest.raises(RequestError, match=rf"slots={value}: it must be a whole number of at least 1, auto, or null"):
+    with pytest.raises(
+        RequestError,
+        match=rf"slots={value}: it must be a whole number of at least 1, auto, or null",
+    ):
         LocalLauncher(value, 1).check()
 
 
 @pytest.mark.slow
 def test_a_sweep_says_how_many_cells_run_at_a_time_and_why(in_folder: Path) -> None:
     sweep = ("-m", *SMALL, "device=cpu", "tracking=off", "seed=1,2,3", "hydra.launcher.slots=auto")
-    status, _, err = train(in_folder, *sweep, OMP_NUM_THREADS="2", XDG_CACHE_HOME=str(in_folder / "cache"))
+    status, _, err = train(
+        in_folder, *sweep, OMP_NUM_THREADS="2", XDG_CACHE_HOME=str(in_folder / "cache")
+    )
     assert status == 0, err
     assert "slots=auto: trying 1 and 2 cells of resnet8 ours c2 c3, 10 classes side by side" in err
-    (line,) = [line for line in err.splitlines() if line.startswith("slots=auto: ") and "images/s" in line]
-    threads = {json.loads(path.read_text())["attempts"][0]["threads"] for path in in_folder.glob("runs/*/record.json")}
+    (line,) = [
+        line for line in err.splitlines() if line.startswith("slots=auto: ") and "images/s" in line
+    ]
+    threads = {
+        json.loads(path.read_text())["attempts"][0]["threads"]
+        for path in in_folder.glob("runs/*/record.json")
+    }
     assert threads == ({1} if line.startswith("slots=auto: 2 cells") else {2})

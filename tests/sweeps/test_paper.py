@@ -1,4 +1,7 @@
-"""The paper's numbers in `analysis/paper`: against the paper's text, against each other, and against the sweeps."""
+"""The paper's numbers in `analysis/paper`.
+
+Against the paper's text, against each other, and against the sweeps.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,43 @@ from dks.sweeps.combinations import plain
 from dks.sweeps.paper import paper_table
 from dks.sweeps.request import grid_of
 
-NAMES = ("table1", "table2", "table3", "table4", "table5", "table6", "strategies", "noise", "resnet1202", "figure3")
-FIGURES = ("top1_error", "top1_sd", "top1_gain", "top5_error", "top5_gain", "printed", "where", "setting", "config_ids")
+NAMES = (
+    "table1",
+    "table2",
+    "table3",
+    "table4",
+    "table5",
+    "table6",
+    "strategies",
+    "noise",
+    "resnet1202",
+    "figure3",
+)
+FIGURES = (
+    "top1_error",
+    "top1_sd",
+    "top1_gain",
+    "top5_error",
+    "top5_gain",
+    "printed",
+    "where",
+    "setting",
+    "config_ids",
+)
 METRICS = ("top1", "top5")
-FIGURE = re.compile(r"\d+\.\d\d(?!\d)")  # as the paper prints errors, accuracies and gains; not a weight decay of 0.0001
+# as the paper prints errors, accuracies and gains; not a weight decay of 0.0001
+FIGURE = re.compile(r"\d+\.\d\d(?!\d)")
 
 Row = dict[str, str]
 Key = tuple[str, ...]  # values of the axes
 
-TEXT = Path(__file__).resolve().parents[1].parent / "shared" / "paper" / "dks-paper.md"
+TEXT = Path(__file__).resolve().parents[2].parent / "shared" / "paper" / "dks-paper.md"
 
 
 def rows(name: str) -> list[Row]:
-    with (declarations("analysis") / "paper" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+    with (declarations("analysis") / "paper" / f"{name}.csv").open(
+        encoding="utf-8", newline=""
+    ) as file:
         return list(csv.DictReader(file))
 
 
@@ -50,12 +77,17 @@ def everything() -> Iterator[tuple[str, Row]]:
 
 def errors(name: str, *at: str) -> tuple[Decimal, ...]:
     row = table(name)[at]
-    return tuple(Decimal(row[f"{metric}_error"]) for metric in METRICS if row.get(f"{metric}_error"))
+    return tuple(
+        Decimal(row[f"{metric}_error"]) for metric in METRICS if row.get(f"{metric}_error")
+    )
 
 
 def margin(name: str, one: Key, other: Key) -> tuple[str, ...]:
     """How much less `one` errs than `other`, top-1 and, where there is one, top-5."""
-    return tuple(str(theirs - ours) for ours, theirs in zip(errors(name, *one), errors(name, *other), strict=True))
+    return tuple(
+        str(theirs - ours)
+        for ours, theirs in zip(errors(name, *one), errors(name, *other), strict=True)
+    )
 
 
 # --- the files
@@ -67,7 +99,9 @@ def test_the_files_are_those_of_the_sweeps_that_the_paper_has_and_no_other() -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_has_the_axes_of_its_sweep_then_figures_and_every_field_is_in_its_form(name: str) -> None:
+def test_a_file_has_the_axes_of_its_sweep_then_figures_and_every_field_is_in_its_form(
+    name: str,
+) -> None:
     every = rows(name)
     axes = [column for column in every[0] if column not in FIGURES]
     assert list(every[0]) == [*axes, *(column for column in FIGURES if column in every[0])]
@@ -75,13 +109,17 @@ def test_a_file_has_the_axes_of_its_sweep_then_figures_and_every_field_is_in_its
         assert None not in row and None not in row.values(), row  # as many fields as columns
         assert all(key(row)) and all(row[column] for column in ("top1_error", *FIGURES[5:])), row
         for column in FIGURES[:5]:
-            assert re.fullmatch(r"(-?\d+\.\d\d)?" if column.endswith("gain") else r"(\d+\.\d\d)?", row.get(column, "")), row
+            assert re.fullmatch(
+                r"(-?\d+\.\d\d)?" if column.endswith("gain") else r"(\d+\.\d\d)?",
+                row.get(column, ""),
+            ), row
     assert len(table(name)) == len(every)
     for column in every[0]:
         assert any(row[column] for row in every), f"{column} is empty everywhere"
 
 
-# `classifier` and `training` of Table 5 are no keys of a configuration; its places are tested by hand below.
+# `classifier` and `training` of Table 5 are no keys of a configuration; its places are tested by
+# hand below.
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "table5"])
 def test_every_place_of_the_sweeps_table_has_its_row_and_every_row_its_place(name: str) -> None:
     grid = grid_of(files.read(name), [], OverridesParser.create())
@@ -93,7 +131,9 @@ def test_every_place_of_the_sweeps_table_has_its_row_and_every_row_its_place(nam
 
 
 def test_table_5_has_each_classifier_alone_and_in_dks() -> None:
-    assert list(table("table5")) == [(place, how) for place in ("c1", "c2", "c3") for how in ("alone", "dks")]
+    assert list(table("table5")) == [
+        (place, how) for place in ("c1", "c2", "c3") for how in ("alone", "dks")
+    ]
 
 
 # --- gains, and the same run in several tables
@@ -101,7 +141,10 @@ def test_table_5_has_each_classifier_alone_and_in_dks() -> None:
 
 # table -> what its gains are over
 OVER = {
-    **dict.fromkeys(("table1", "table2", "table4", "table6", "strategies", "noise", "resnet1202", "figure3"), "baseline"),
+    **dict.fromkeys(
+        ("table1", "table2", "table4", "table6", "strategies", "noise", "resnet1202", "figure3"),
+        "baseline",
+    ),
     "table3": "ds",
     "table5": "alone",
 }
@@ -109,21 +152,34 @@ OVER = {
 
 def compared(name: str, row: Row) -> Row:
     """The row of the table that this one is compared with."""
-    same = {"table1": ["backbone"], "table2": ["backbone"], "table3": ["aux"], "table5": ["classifier"]}
+    same = {
+        "table1": ["backbone"],
+        "table2": ["backbone"],
+        "table3": ["aux"],
+        "table5": ["classifier"],
+    }
     same["noise"] = ["label_noise.ratio"]
     (other,) = (
-        each for each in rows(name) if OVER[name] in key(each) and all(each[axis] == row[axis] for axis in same.get(name, []))
+        each
+        for each in rows(name)
+        if OVER[name] in key(each) and all(each[axis] == row[axis] for axis in same.get(name, []))
     )
     return other
 
 
 def test_every_gain_of_the_paper_is_the_difference_of_its_errors() -> None:
-    """All of them: the paper's tables have no inconsistency, and a text that gives only margins has none by construction."""
+    """All of them.
+
+    The paper's tables have no inconsistency, and a text that gives only margins has none by
+    construction.
+    """
     seen = 0
     for name, row in everything():
         for metric in METRICS:
             if gain := row.get(f"{metric}_gain"):
-                difference = Decimal(compared(name, row)[f"{metric}_error"]) - Decimal(row[f"{metric}_error"])
+                difference = Decimal(compared(name, row)[f"{metric}_error"]) - Decimal(
+                    row[f"{metric}_error"]
+                )
                 assert str(difference) == gain, (name, key(row), metric)
                 seen += 1
     assert seen == 16 + 12 + 5 + 10 + 6 + 10 + 6 + 1 + 1 + 6  # in the order of NAMES
@@ -131,9 +187,15 @@ def test_every_gain_of_the_paper_is_the_difference_of_its_errors() -> None:
 
 def test_every_row_that_a_table_compares_has_its_gains() -> None:
     without = [(name, key(row)) for name, row in everything() if not row["top1_gain"]]
-    baselines = [(name, key(row)) for name, row in everything() if {"baseline", "alone"} & set(key(row))]
+    baselines = [
+        (name, key(row)) for name, row in everything() if {"baseline", "alone"} & set(key(row))
+    ]
     said_otherwise = [
-        *(("table3", (aux, "ds")) for aux in ("ap_2fc", "ap_conv_2fc", "narrow", "shallow", "ours")),  # what the gains are over
+        # what the gains are over
+        *(
+            ("table3", (aux, "ds"))
+            for aux in ("ap_2fc", "ap_conv_2fc", "narrow", "shallow", "ours")
+        ),
         *(("noise", ("0.5", method)) for method in ("ds", "dks")),  # accuracies only
         ("noise", ("0.8", "ds")),  # DKS against both, and not these two against each other
         ("resnet1202", ("ds",)),
@@ -169,7 +231,15 @@ SAME = {
 @pytest.mark.parametrize("places", SAME.values(), ids=SAME.keys())
 def test_one_configuration_has_one_error_in_all_tables(places: list[Key]) -> None:
     columns = ("top1_error", "top1_sd", "top5_error")
-    assert len({tuple(table(name)[tuple(at)].get(column) for column in columns) for name, *at in places}) == 1
+    assert (
+        len(
+            {
+                tuple(table(name)[tuple(at)].get(column) for column in columns)
+                for name, *at in places
+            }
+        )
+        == 1
+    )
 
 
 # --- what is not printed as an error follows from what is
@@ -195,13 +265,17 @@ def test_an_error_follows_from_the_accuracies_and_margins_it_is_derived_from() -
         terms = sum_of.replace("- ", "-").replace("+ ", "+").split()
         assert Decimal(row["top1_error"]) == sum(map(Decimal, terms)), (name, at)
         assert set(FIGURE.findall(sum_of)) <= set(FIGURE.findall(row["printed"])), (name, at)
-    assert {(name, *key(row)) for name, row in everything() if name in ("noise", "resnet1202")} == set(DERIVED)
+    assert {
+        (name, *key(row)) for name, row in everything() if name in ("noise", "resnet1202")
+    } == set(DERIVED)
 
 
 def test_the_figures_of_a_row_are_those_it_says_are_printed() -> None:
     for name, row in everything():
         if "derived" not in row["where"]:
-            of_errors = [row[column] for column in ("top1_error", "top1_sd", "top5_error") if row.get(column)]
+            of_errors = [
+                row[column] for column in ("top1_error", "top1_sd", "top5_error") if row.get(column)
+            ]
             assert FIGURE.findall(row["printed"]) == of_errors, (name, key(row))
         elif (name, *key(row)) not in DERIVED:  # an error that is derived from a gain
             gains = [row["top1_gain"].lstrip("-"), row["top5_gain"].lstrip("-")]
@@ -215,8 +289,13 @@ BACKBONES = tuple(dict.fromkeys(at[0] for at in table("table1")))
 
 
 def test_ds_gains_and_dks_over_ds_on_cifar_100_as_section_4_1_says() -> None:
-    ds = [Decimal(margin("table1", (backbone, "ds"), (backbone, "baseline"))[0]) for backbone in BACKBONES]
-    dks = [Decimal(margin("table1", (backbone, "dks"), (backbone, "ds"))[0]) for backbone in BACKBONES]
+    ds = [
+        Decimal(margin("table1", (backbone, "ds"), (backbone, "baseline"))[0])
+        for backbone in BACKBONES
+    ]
+    dks = [
+        Decimal(margin("table1", (backbone, "dks"), (backbone, "ds"))[0]) for backbone in BACKBONES
+    ]
     assert (str(min(ds)), str(max(ds))) == ("0.08", "0.92")
     assert (str(min(dks)), str(max(dks))) == ("0.67", "3.08")
 
@@ -227,20 +306,28 @@ def test_gains_and_margins_on_imagenet_as_section_4_2_says() -> None:
     dks = [margin("table2", (each, "dks"), (each, "ds")) for each in networks]
     assert ds == [("0.60", "0.33"), ("0.38", "0.11"), ("0.46", "0.25")]
     assert dks == [("1.78", "1.25"), ("1.56", "1.07"), ("1.01", "0.41")]
-    assert margin("table2", ("resnet152", "dks"), ("resnet152", "baseline"))[0] == "1.47"  # abstract and introduction
+    # abstract and introduction
+    assert margin("table2", ("resnet152", "dks"), ("resnet152", "baseline"))[0] == "1.47"
 
 
 def test_other_claims_of_section_4_3_and_figure_3() -> None:
     assert margin("table1", ("wrn28_10_dropout", "dks"), ("wrn28_10", "dks")) == ("0.53",)
-    simple, complex_, ours = (margin("figure3", each, ("baseline", "none"))[0] for each in list(table("figure3"))[1:])
+    simple, complex_, ours = (
+        margin("figure3", each, ("baseline", "none"))[0] for each in list(table("figure3"))[1:]
+    )
     assert (simple, complex_, ours) == ("-1.17", "0.60", "2.38")  # the caption
     assert margin("resnet1202", ("dks",), ("baseline",)) == ("3.76",)
     assert margin("resnet1202", ("dks",), ("ds",)) == ("2.04",)
     assert margin("noise", ("0.8", "dks"), ("0.8", "baseline")) == ("2.51",)
     assert margin("noise", ("0.8", "dks"), ("0.8", "ds")) == ("2.27",)
-    # Of Table 4: "an early location is better than a ... deep location", "Adding two or all of three auxiliary classifiers
-    # obtains larger gain than adding only one", "Adding C4 ... into the combination of C2 and C3 decreases its accuracy".
-    top1 = {positions: errors("table4", "dks", positions)[0] for method, positions in table("table4") if method == "dks"}
+    # Of Table 4: "an early location is better than a ... deep location", "Adding two or all of
+    # three auxiliary classifiers obtains larger gain than adding only one", "Adding C4 ... into the
+    # combination of C2 and C3 decreases its accuracy".
+    top1 = {
+        positions: errors("table4", "dks", positions)[0]
+        for method, positions in table("table4")
+        if method == "dks"
+    }
     assert max(top1["c3"], top1["c4"]) < top1["c2"]
     assert max(top1["c2c3"], top1["c2c3c4"]) < min(top1["c2"], top1["c3"], top1["c4"])
     assert top1["c2c3"] < top1["c2c3c4"]
@@ -294,8 +381,18 @@ def section(text: str, where: str) -> str:
 
 # What a row is called in the paper's tables.
 WORDS = {
-    **{"resnet32": "(d=32)", "resnet110": "(d=110)", "densenet40_12": "(d=40, k=12)", "densenet100_12": "(d=100, k=12)"},
-    **{"wrn28_4": "WRN-28-4", "wrn28_10": "WRN-28-10", "wrn28_10_dropout": "(0.3 dropout)", "mobilenet": "MobileNet"},
+    **{
+        "resnet32": "(d=32)",
+        "resnet110": "(d=110)",
+        "densenet40_12": "(d=40, k=12)",
+        "densenet100_12": "(d=100, k=12)",
+    },
+    **{
+        "wrn28_4": "WRN-28-4",
+        "wrn28_10": "WRN-28-10",
+        "wrn28_10_dropout": "(0.3 dropout)",
+        "mobilenet": "MobileNet",
+    },
     **{"resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnet152": "ResNet-152"},
     **{
         "ap_2fc": "AP+2FC",
@@ -306,7 +403,13 @@ WORDS = {
     },
     **{"baseline": "baseline", "ds": "DS", "dks": "DKS", "c1": "C_1", "c2": "C_2", "c3": "C_3"},
     **{"kd_c1": "KD on C1 [11]", "kd_c1_ds": "KD on C1+DS", "kd_c2c3_ds": "KD on C2C3+DS"},
-    **{"dks c2": "C_1C_2", "dks c3": "C_1C_3", "dks c4": "C_1C_4", "dks c2c3": "C_1C_2C_3", "dks c2c3c4": "C_1C_2C_3C_4"},
+    **{
+        "dks c2": "C_1C_2",
+        "dks c3": "C_1C_3",
+        "dks c4": "C_1C_4",
+        "dks c2c3": "C_1C_2C_3",
+        "dks c2c3c4": "C_1C_2C_3C_4",
+    },
 }
 
 
@@ -316,7 +419,9 @@ def test_everything_printed_is_found_in_the_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_networks_in_rows_of_three_methods_stand_in_the_text_as_in_the_file(text: str, number: int) -> None:
+def test_networks_in_rows_of_three_methods_stand_in_the_text_as_in_the_file(
+    text: str, number: int
+) -> None:
     form = r"\d+\.\d\d\(\d\.\d\d\)" if number == 1 else r"\d+\.\d\d ?/ ?\d+\.\d\d"
     groups: list[tuple[list[str], list[list[str]]]] = []
     pending: list[str] = []  # a line of the first group is split in two in the text
@@ -338,7 +443,10 @@ def test_networks_in_rows_of_three_methods_stand_in_the_text_as_in_the_file(text
             assert (WORDS["wrn28_10_dropout"] in network) == (row["backbone"] == "wrn28_10_dropout")
             assert ("DenseNet" in network) == row["backbone"].startswith("densenet")
             # The one name of a method that is damaged in the text: the DS of the first network.
-            assert method == ("20" if key(row) == ("resnet32", "ds") else WORDS[row["method"]]), (network, row)
+            assert method == ("20" if key(row) == ("resnet32", "ds") else WORDS[row["method"]]), (
+                network,
+                row,
+            )
             assert error == row["printed"]
             expected = "/".join(filter(None, (row.get(f"{metric}_gain") for metric in METRICS)))
             assert (gain if FIGURE.search(gain) else "") == expected, (network, row)
@@ -363,7 +471,10 @@ def test_models_in_rows_stand_in_the_text_as_in_the_file(text: str, number: int)
     found = {called[" ".join(at)]: row for at, row in table(f"table{number}").items()}
     assert found.keys() == lines.keys()
     for word, row in found.items():
-        assert lines[word] == [row["printed"], "/".join(filter(None, (row["top1_gain"], row["top5_gain"]))) or "-"]
+        assert lines[word] == [
+            row["printed"],
+            "/".join(filter(None, (row["top1_gain"], row["top5_gain"]))) or "-",
+        ]
 
 
 def test_classifiers_stand_in_the_text_as_in_the_file(text: str) -> None:
@@ -384,11 +495,14 @@ def test_what_section_4_3_says_in_words_stands_in_its_paragraph(text: str) -> No
     said = flat(text)
     for words in (
         "With simple auxiliary classifiers, DS introduces 1.17%/0.80% drop in Top-1/Top-5 accuracy",
-        "with our designed auxiliary classifiers, DS brings 0.60%/0.33% increase and DKS achieves 2.38%/1.58% gain",
-        "0.50%/0.45%, 2.22%/1.19% and 2.38%/1.58% increase in Top-1/Top-5 accuracy by using the top-down, bottom-up and "
+        "with our designed auxiliary classifiers, DS brings 0.60%/0.33% increase and DKS "
+        "achieves 2.38%/1.58% gain",
+        "0.50%/0.45%, 2.22%/1.19% and 2.38%/1.58% increase in Top-1/Top-5 accuracy by using the "
+        "top-down, bottom-up and "
         "bi-directional pairwise knowledge matching strategies",
         "our method is 69.54%, showing a 3.76%/2.04% margin compared with the baseline/DS method",
-        "the baseline model decreases from 94.62% to 82.07%, while DS further decreases it to 80.47% and ours is 83.73%, "
+        "the baseline model decreases from 94.62% to 82.07%, while DS further decreases it to "
+        "80.47% and ours is 83.73%, "
         "when 50% training data are corrupted",
         "goes to 80%, our model still has 67.19% mean accuracy, outperforming the",
         "baseline/DS with a margin of 2.51%/2.27%",
@@ -397,11 +511,14 @@ def test_what_section_4_3_says_in_words_stands_in_its_paragraph(text: str) -> No
 
 
 def test_no_figure_of_the_experiments_is_missing(text: str) -> None:
-    """Every error, accuracy and margin from Section 4 to the references, and in Figure 3's caption."""
+    """Every error, accuracy and margin from Section 4 on, and in Figure 3's caption."""
     caption = next(line for line in text.split("\n") if line.startswith("Figure 3: "))
     experiments = text[text.index("\n## 4. Experiments") : text.index("\n#### References")]
-    in_text = set(FIGURE.findall(caption + experiments)) - {"0.00"}  # what is left of a damaged dash in Table 1
-    in_files = {figure for _, row in everything() for figure in FIGURE.findall(" ".join(row.values()))}
+    # what is left of a damaged dash in Table 1
+    in_text = set(FIGURE.findall(caption + experiments)) - {"0.00"}
+    in_files = {
+        figure for _, row in everything() for figure in FIGURE.findall(" ".join(row.values()))
+    }
     of_tested_claims = {"0.67", "1.78", "1.25", "1.56", "1.07", "1.01", "0.41", "0.53"}
     facebook = {"1.75", "0.48"}  # over other people's models, which no sweep has
     assert in_text - in_files - of_tested_claims == facebook
@@ -417,14 +534,23 @@ def test_the_reader_gives_every_row_by_short_and_by_long_names(name: str) -> Non
     assert len(found.rows) == len(rows(name))
     for row in rows(name):
         labels = {column: value for column, value in row.items() if column not in FIGURES}
-        for spelled in (labels, {long_name(axis): value for axis, value in labels.items()}, {**labels, "seed": "1"}):
+        for spelled in (
+            labels,
+            {long_name(axis): value for axis, value in labels.items()},
+            {**labels, "seed": "1"},
+        ):
             one = found.labelled(spelled)
-            assert one is not None and {number.where for number in one.numbers.values()} == {row["where"]}
+            assert one is not None and {number.where for number in one.numbers.values()} == {
+                row["where"]
+            }
             assert one.labels == {long_name(axis): plain(value) for axis, value in labels.items()}
             assert set(one.numbers) == {metric for metric in METRICS if row.get(f"{metric}_error")}
             for metric, number in one.numbers.items():
                 assert number.mean == row[f"{metric}_error"]
-                assert (number.sd or "", number.gain or "") == (row.get(f"{metric}_sd", ""), row.get(f"{metric}_gain", ""))
+                assert (number.sd or "", number.gain or "") == (
+                    row.get(f"{metric}_sd", ""),
+                    row.get(f"{metric}_gain", ""),
+                )
 
 
 def test_the_reader_keeps_the_papers_digits() -> None:
@@ -432,7 +558,11 @@ def test_the_reader_keeps_the_papers_digits() -> None:
     assert found is not None
     row = found.labelled({"backbone": "resnet110", "method": "baseline"})
     assert row is not None
-    assert (row.numbers["top1"].mean, row.numbers["top1"].sd, row.numbers["top1"].gain) == ("27.66", "0.60", None)
+    assert (row.numbers["top1"].mean, row.numbers["top1"].sd, row.numbers["top1"].gain) == (
+        "27.66",
+        "0.60",
+        None,
+    )
 
 
 def test_the_reader_reads_a_ratio_in_any_spelling_and_finds_nothing_for_other_labels() -> None:

@@ -26,7 +26,14 @@ from dks.runs.launches import LaunchFolder
 from dks.runs.record import Attempt, Record, RunFolder, Status
 from dks.runs.terminal import Display, shown_by
 from dks.sweeps.launchers import slots
-from dks.sweeps.launchers.slots import Layout, environment, lay_out, note_death, run_in_slots, visible_gpus
+from dks.sweeps.launchers.slots import (
+    Layout,
+    environment,
+    lay_out,
+    note_death,
+    run_in_slots,
+    visible_gpus,
+)
 from dks.sweeps.launchers.worker import RemoteDisplay, run_cells
 from tests.conftest import ROOT, queued, start
 
@@ -34,11 +41,19 @@ EXPLODES = ("recipe.lr=1e30", "data.train_images=320")
 LONG = ("recipe.epochs=100000",)
 
 
-def launched(folder: Path, *cells: Sequence[str], retries: int = 0, max_failures: int | None = None) -> list[RunFolder]:
+def launched(
+    folder: Path, *cells: Sequence[str], retries: int = 0, max_failures: int | None = None
+) -> list[RunFolder]:
     """Queued cells of one launch, each given by its overrides."""
     ready = [queued(folder, *overrides) for overrides in cells]
     launch = LaunchFolder.create(
-        str(folder / "results"), "s", "local", [each.path for each in ready], None, retries, max_failures
+        str(folder / "results"),
+        "s",
+        "local",
+        [each.path for each in ready],
+        None,
+        retries,
+        max_failures,
     )
     for each in ready:
         record = record_of(each)
@@ -83,7 +98,10 @@ def trains(folder: RunFolder) -> int | None:
 
 
 class Meanwhile(threading.Thread):
-    """Does something while the main thread runs cells; what it raises is raised where it is joined."""
+    """Does something while the main thread runs cells.
+
+    What it raises is raised where it is joined.
+    """
 
     def __init__(self, action: Callable[[], None]) -> None:
         super().__init__(daemon=True)
@@ -122,7 +140,12 @@ class Meanwhile(threading.Thread):
     ],
 )
 def test_slots_and_threads(
-    cells: int, cores: int, gpus: int, slots: int | None, slots_per_gpu: int, expected: tuple[int, int]
+    cells: int,
+    cores: int,
+    gpus: int,
+    slots: int | None,
+    slots_per_gpu: int,
+    expected: tuple[int, int],
 ) -> None:
     layout = lay_out(cells, cores, [str(number) for number in range(gpus)], slots, slots_per_gpu)
     assert (layout.slots, layout.threads) == expected
@@ -155,15 +178,24 @@ def test_gpus_are_dealt_out_to_the_slots() -> None:
 
 def test_processes_import_this_package_from_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     checkout = f"{ROOT}{os.pathsep}/a"
-    assert [python_path(given) for given in ("/a", f"/a{os.pathsep}{ROOT}", checkout)] == [checkout] * 3, "first, and once"
+    assert [python_path(given) for given in ("/a", f"/a{os.pathsep}{ROOT}", checkout)] == [
+        checkout
+    ] * 3, "first, and once"
     assert python_path() == str(ROOT)
     assert environment({"PYTHONPATH": "/a"}, Layout(2, 1, 2), 0)["PYTHONPATH"] == checkout
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(ROOT))
-    assert [python_path(given) for given in ("", "/a")] == ["", "/a"], "an installed one is found without"
+    assert [python_path(given) for given in ("", "/a")] == ["", "/a"], (
+        "an installed one is found without"
+    )
 
 
-@pytest.mark.parametrize(("named", "expected"), [(None, ("0", "1")), ("3,GPU-abc", ("3", "GPU-abc")), ("5,6,-1,7", ("5", "6"))])
-def test_only_visible_gpus_are_used(monkeypatch: pytest.MonkeyPatch, named: str | None, expected: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [(None, ("0", "1")), ("3,GPU-abc", ("3", "GPU-abc")), ("5,6,-1,7", ("5", "6"))],
+)
+def test_only_visible_gpus_are_used(
+    monkeypatch: pytest.MonkeyPatch, named: str | None, expected: tuple[str, ...]
+) -> None:
     monkeypatch.setattr(slots, "_has_driver", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -201,7 +233,11 @@ def test_a_cell_that_fails_is_tried_again_as_often_as_its_launch_says(tmp_path: 
 def test_after_too_many_failures_no_cell_is_begun(tmp_path: Path) -> None:
     cells = launched(tmp_path, EXPLODES, (*EXPLODES, "seed=1"), (), max_failures=2)
     run_cells([cell.path for cell in cells])
-    assert [record_of(cell).status for cell in cells] == [Status.failed, Status.failed, Status.queued]
+    assert [record_of(cell).status for cell in cells] == [
+        Status.failed,
+        Status.failed,
+        Status.queued,
+    ]
 
 
 def test_a_cell_that_cannot_begin_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -228,7 +264,9 @@ def test_a_worker_says_what_its_run_does(tmp_path: Path) -> None:
     assert messages[0] == {"event": "run"}
     assert messages[1] == {"event": "started", "epochs": 2, "images": 640, "finished": 0}
     assert messages[-1] == {"event": "finished", "status": "done", "error": None}
-    assert [json.loads(each["entry"])["epoch"] for each in messages if each["event"] == "recorded"] == [1, 2]
+    assert [
+        json.loads(each["entry"])["epoch"] for each in messages if each["event"] == "recorded"
+    ] == [1, 2]
     steps = [each["images"] for each in messages if each["event"] == "stepped"]
     assert sum(steps) == 2 * 640
     assert len(steps) < 2 * 10, "not one message a step"
@@ -286,13 +324,21 @@ def test_a_cell_with_all_the_cores_runs_alone(tmp_path: Path) -> None:
     run_in_slots([cell.path for cell in cells], Layout(slots=2, threads=1, cores=2), log_display(3))
     attempts = [record_of(cell).attempts[0] for cell in cells]
     assert [attempt.threads for attempt in attempts] == [2, 2, 1]
-    assert all(one.ended is not None and one.ended <= two.started for one, two in pairwise(attempts))
+    assert all(
+        one.ended is not None and one.ended <= two.started for one, two in pairwise(attempts)
+    )
 
 
-def test_a_cell_that_goes_on_keeps_its_threads_however_the_machine_is_divided(tmp_path: Path) -> None:
+def test_a_cell_that_goes_on_keeps_its_threads_however_the_machine_is_divided(
+    tmp_path: Path,
+) -> None:
     (cell,) = launched(tmp_path, ("threads=null",))
     record = record_of(cell)
-    record.attempts.append(Attempt(started="2026-01-02T03:04:05.000+00:00", host="here", pid=1, device="cpu", threads=2))
+    record.attempts.append(
+        Attempt(
+            started="2026-01-02T03:04:05.000+00:00", host="here", pid=1, device="cpu", threads=2
+        )
+    )
     cell.write_record(record)
     run_in_slots([cell.path], Layout(slots=2, threads=1, cores=2), log_display(1))
     assert [attempt.threads for attempt in record_of(cell).attempts] == [2, 2]
@@ -312,7 +358,9 @@ def test_a_worker_that_is_killed_takes_only_its_own_cell_with_it(tmp_path: Path)
 
     killer = Meanwhile(kill)
     with log_display(3) as display:
-        run_in_slots([long.path, short.path, last.path], Layout(slots=1, threads=1, cores=1), display)
+        run_in_slots(
+            [long.path, short.path, last.path], Layout(slots=1, threads=1, cores=1), display
+        )
     killer.join()
     record = record_of(long)
     assert record.status is Status.failed
@@ -331,8 +379,12 @@ def test_a_worker_that_is_killed_takes_only_its_own_cell_with_it(tmp_path: Path)
 
 
 @pytest.mark.usefixtures("hangs_up")
-@pytest.mark.parametrize(("number", "told"), [(signal.SIGINT, "SIGTERM"), (signal.SIGHUP, "SIGHUP")])
-def test_a_signal_stops_the_runs_under_way_and_begins_no_other(tmp_path: Path, number: signal.Signals, told: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "told"), [(signal.SIGINT, "SIGTERM"), (signal.SIGHUP, "SIGHUP")]
+)
+def test_a_signal_stops_the_runs_under_way_and_begins_no_other(
+    tmp_path: Path, number: signal.Signals, told: str
+) -> None:
     """Ctrl-C, and a terminal that is closed."""
     one, two = launched(tmp_path, LONG, (*LONG, "seed=1"))
 
@@ -368,7 +420,10 @@ def test_ctrl_c_twice_ends_a_worker_that_does_not_answer(tmp_path: Path) -> None
     typist.join()
     assert not isinstance(raised.value, Interrupted)
     record = record_of(cell)
-    assert (record.status, record.error) == (Status.killed, {"type": "Interrupted", "message": "SIGKILL"})
+    assert (record.status, record.error) == (
+        Status.killed,
+        {"type": "Interrupted", "message": "SIGKILL"},
+    )
     assert record.attempts[-1].status == "killed"
     with pytest.raises(ProcessLookupError):
         os.kill(record.attempts[-1].pid, 0)
@@ -392,16 +447,29 @@ def test_a_worker_whose_parent_was_killed_saves_and_leaves(tmp_path: Path) -> No
     parent.communicate(timeout=60)
     wait_for(lambda: not cell.is_claimed())
     record = record_of(cell)
-    assert (record.status, record.error) == (Status.killed, {"type": "Interrupted", "message": "SIGTERM"})
+    assert (record.status, record.error) == (
+        Status.killed,
+        {"type": "Interrupted", "message": "SIGTERM"},
+    )
     assert record.attempts[-1].status == "killed"
-    wait_for(lambda: not Path(f"/proc/{worker}").exists() or "zombie" in Path(f"/proc/{worker}/status").read_text())
+    wait_for(
+        lambda: (
+            not Path(f"/proc/{worker}").exists()
+            or "zombie" in Path(f"/proc/{worker}/status").read_text()
+        )
+    )
     assert cell.log_file.read_text() == "", "it left in order"
 
 
-def test_workers_that_cannot_start_are_no_failure_of_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_cannot_start_are_no_failure_of_the_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cells = launched(tmp_path, (), ("seed=1",), ("seed=2",))
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with log_display(3) as display, pytest.raises(RuntimeError, match="left with exit status 1 while it started"):
+    with (
+        log_display(3) as display,
+        pytest.raises(RuntimeError, match="left with exit status 1 while it started"),
+    ):
         run_in_slots([cell.path for cell in cells], Layout(slots=2, threads=1, cores=2), display)
     assert "1 slots are left" in said(display)
     assert [record_of(cell).status for cell in cells] == [Status.queued] * 3
@@ -416,7 +484,9 @@ def running(tmp_path: Path, status: Status) -> RunFolder:
     record.status = status
     if status is not Status.queued:
         began = "2026-01-02T03:04:05.000+00:00"
-        record.attempts.append(Attempt(started=began, host="here", pid=1, device="cpu", threads=1, status=status.value))
+        record.attempts.append(
+            Attempt(started=began, host="here", pid=1, device="cpu", threads=1, status=status.value)
+        )
     folder.write_record(record)
     return folder
 
@@ -434,12 +504,18 @@ def test_a_run_that_was_under_way_has_failed(tmp_path: Path) -> None:
     error = {"type": "WorkerDied", "message": "..."}
     assert note_death(folder, Status.failed, error)
     record = record_of(folder)
-    assert (record.status, record.error, record.attempts[0].status) == (Status.failed, error, "failed")
+    assert (record.status, record.error, record.attempts[0].status) == (
+        Status.failed,
+        error,
+        "failed",
+    )
     assert record.cost["seconds"] == record.attempts[0].seconds > 0
     assert not folder.is_claimed()
 
 
-def test_a_cell_that_another_process_has_begun_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_that_another_process_has_begun_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = running(tmp_path, Status.running)
     monkeypatch.setattr(slots, "GRACE", 0.1)
     other = RunFolder(folder.path)

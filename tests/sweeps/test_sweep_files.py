@@ -61,7 +61,8 @@ def test_a_range_is_inclusive_and_a_scalar_is_a_list_of_one(sweeps: Path) -> Non
 def test_zipped_keys_change_together_and_everything_else_is_a_product(sweeps: Path) -> None:
     write(
         sweeps,
-        "grids:\n- seed: [1, 2]\n  zip:\n  - {noise: [none, uniform], label_noise.ratio: [0, 0.5]}\n"
+        "grids:\n- seed: [1, 2]\n  zip:\n  - {noise: [none, uniform], label_noise.ratio: [0, "
+        "0.5]}\n"
         "  - {recipe.lr: [0.1, 0.2], recipe.epochs: [2, 4]}\n",
     )
     found = cells(mine())
@@ -77,7 +78,8 @@ def test_what_an_exclude_matches_is_left_out_whatever_the_spelling(sweeps: Path)
     write(
         sweeps,
         "base: {data: cifar10}\ngrids:\n- {aux: [ours, narrow], recipe.lr: [0.1, 1], seed: 1..3,\n"
-        "   exclude: [{aux_design: narrow, recipe.lr: 1.0}, {data: cifar10, aux: ours, seed: 2..3}]}\n",
+        "   exclude: [{aux_design: narrow, recipe.lr: 1.0}, {data: cifar10, aux: ours, seed: "
+        "2..3}]}\n",
     )
     assert cells(mine()) == [
         "data=cifar10 aux=ours recipe.lr=0.1 seed=1",
@@ -87,8 +89,14 @@ def test_what_an_exclude_matches_is_left_out_whatever_the_spelling(sweeps: Path)
 
 
 def test_a_grid_has_the_last_word_over_the_base(sweeps: Path) -> None:
-    write(sweeps, "base: {aux: ours, recipe.epochs: 3}\ngrids: [{seed: 1}, {aux_design: narrow, seed: 1}]")
-    assert cells(mine()) == ["aux=ours recipe.epochs=3 seed=1", "aux_design=narrow recipe.epochs=3 seed=1"]
+    write(
+        sweeps,
+        "base: {aux: ours, recipe.epochs: 3}\ngrids: [{seed: 1}, {aux_design: narrow, seed: 1}]",
+    )
+    assert cells(mine()) == [
+        "aux=ours recipe.epochs=3 seed=1",
+        "aux_design=narrow recipe.epochs=3 seed=1",
+    ]
     assert mine().axes == ("aux",), "the long name is the same axis"
     assert [point.labels for point in mine().points] == [{"aux": "ours"}, {"aux": "narrow"}]
 
@@ -96,11 +104,16 @@ def test_a_grid_has_the_last_word_over_the_base(sweeps: Path) -> None:
 def test_the_table_names_the_axes(sweeps: Path) -> None:
     write(
         sweeps,
-        "title: Mine\ntable: {rows: [aux], columns: [method]}\ngrids:\n- {method: baseline, seed: [1, 2]}\n"
+        "title: Mine\ntable: {rows: [aux], columns: [method]}\ngrids:\n- {method: baseline, "
+        "seed: [1, 2]}\n"
         "- {method: ds, aux_design: [ours, narrow], seed: [1, 2]}",
     )
     found = mine()
-    assert (found.axes, found.rows, found.columns) == (("aux", "method", "seed"), ("aux",), ("method",))
+    assert (found.axes, found.rows, found.columns) == (
+        ("aux", "method", "seed"),
+        ("aux",),
+        ("method",),
+    )
     assert found.points[0].labels == {"aux": "-", "method": "baseline", "seed": "1"}
     assert found.points[-1].labels == {"aux": "narrow", "method": "ds", "seed": "2"}
     write(sweeps, "grids: [{method: [ds, dks], seed: [1, 2]}]")
@@ -114,18 +127,30 @@ def test_the_table_names_the_axes(sweeps: Path) -> None:
         ("a: [", "mine.yaml cannot be read"),
         ("grid: []", "mine.yaml: no such key grid; keys are base, grids, include, table, title"),
         ("title: x", "mine.yaml: it must have one of grids and include"),
-        ("grids: [{aux: ours}]\ninclude: [other]", "mine.yaml: it must have one of grids and include"),
+        (
+            "grids: [{aux: ours}]\ninclude: [other]",
+            "mine.yaml: it must have one of grids and include",
+        ),
         ("grids: []", "grids must be a list of grids"),
         ("grids: [{}]", "grids must be a list of grids"),
         ("grids: {aux: [ours]}", "grids must be a list of grids"),
         ("base: [aux]\ngrids: [{aux: ours}]", "base must hold keys with a value each"),
-        ("base: {aux: ours, aux_design: ours}\ngrids: [{seed: 1}]", "base: aux and aux_design are the same key"),
+        (
+            "base: {aux: ours, aux_design: ours}\ngrids: [{seed: 1}]",
+            "base: aux and aux_design are the same key",
+        ),
         ("grids: [{aux: []}]", "mine.yaml: grid 1: aux has no values"),
-        ("grids: [{aux: ours}, {aux: ours, aux_design: ours}]", "grid 2: aux_design stands there twice"),
+        (
+            "grids: [{aux: ours}, {aux: ours, aux_design: ours}]",
+            "grid 2: aux_design stands there twice",
+        ),
         ("grids: [{aux: ours, zip: [{aux: [ours]}]}]", "grid 1: aux_design stands there twice"),
         ("grids: [{exclude: [{aux: ours}]}]", "grid 1: it names no key of a configuration"),
         # ranges
-        ("grids: [{seed: 5..1}]", "grid 1: seed: 5..1 is no range; write the first and the last whole number, as in 1..5"),
+        (
+            "grids: [{seed: 5..1}]",
+            "grid 1: seed: 5..1 is no range; write the first and the last whole number, as in 1..5",
+        ),
         ("grids: [{seed: 1..}]", "seed: 1.. is no range"),
         ("grids: [{seed: a..b}]", "seed: a..b is no range"),
         ("grids: [{seed: 1...5}]", "seed: 1...5 is no range"),
@@ -138,43 +163,102 @@ def test_the_table_names_the_axes(sweeps: Path) -> None:
         ),
         # exclude
         ("grids: [{aux: [ours, narrow], exclude: {aux: ours}}]", "exclude must be a list"),
-        ("grids: [{aux: [ours, narrow], exclude: [{ax: ours}]}]", "grid 1: exclude: no such key ax; keys are aux_design"),
-        ("grids: [{aux: [ours, narrow], exclude: [{aux: shallow}]}]", "grid 1: exclude 1 matches no cell"),
-        ("grids: [{aux: [ours, narrow], exclude: [{aux: [ours, narrow]}]}]", "grid 1: exclude leaves nothing of it"),
+        (
+            "grids: [{aux: [ours, narrow], exclude: [{ax: ours}]}]",
+            "grid 1: exclude: no such key ax; keys are aux_design",
+        ),
+        (
+            "grids: [{aux: [ours, narrow], exclude: [{aux: shallow}]}]",
+            "grid 1: exclude 1 matches no cell",
+        ),
+        (
+            "grids: [{aux: [ours, narrow], exclude: [{aux: [ours, narrow]}]}]",
+            "grid 1: exclude leaves nothing of it",
+        ),
         # choose
-        ("grids: [{aux: ours, choose: {recipe.lr: [1, 2]}}]", "choose must hold one key with its candidates, and holdout"),
-        ("grids: [{aux: ours, choose: {recipe.lr: [1], recipe.gamma: [1], holdout: 9}}]", "choose must hold one key"),
+        (
+            "grids: [{aux: ours, choose: {recipe.lr: [1, 2]}}]",
+            "choose must hold one key with its candidates, and holdout",
+        ),
+        (
+            "grids: [{aux: ours, choose: {recipe.lr: [1], recipe.gamma: [1], holdout: 9}}]",
+            "choose must hold one key",
+        ),
         ("grids: [{aux: ours, choose: [recipe.lr]}]", "choose must hold one key"),
-        ("grids: [{aux: ours, choose: {recipe.lr: [1, 2], holdout: 0}}]", "holdout=0 must be a whole number of at least 1"),
-        ("grids: [{aux: ours, choose: {recipe.lr: [1, 2], holdout: true}}]", "holdout=true must be a whole number"),
-        ("grids: [{aux: ours, choose: {recipe.lr: 1, holdout: 9}}]", "recipe.lr must have two candidates or more"),
-        ("grids: [{aux: ours, choose: {recipe.lr: [1, 1.0], holdout: 9}}]", "recipe.lr must have two candidates or more"),
-        ("grids: [{recipe.lr: 3, choose: {recipe.lr: [1, 2], holdout: 9}}]", "recipe.lr is set by choose"),
-        ("base: {data.holdout: 3}\ngrids: [{aux: ours, choose: {recipe.lr: [1, 2], holdout: 9}}]", "data.holdout is set by"),
+        (
+            "grids: [{aux: ours, choose: {recipe.lr: [1, 2], holdout: 0}}]",
+            "holdout=0 must be a whole number of at least 1",
+        ),
+        (
+            "grids: [{aux: ours, choose: {recipe.lr: [1, 2], holdout: true}}]",
+            "holdout=true must be a whole number",
+        ),
+        (
+            "grids: [{aux: ours, choose: {recipe.lr: 1, holdout: 9}}]",
+            "recipe.lr must have two candidates or more",
+        ),
+        (
+            "grids: [{aux: ours, choose: {recipe.lr: [1, 1.0], holdout: 9}}]",
+            "recipe.lr must have two candidates or more",
+        ),
+        (
+            "grids: [{recipe.lr: 3, choose: {recipe.lr: [1, 2], holdout: 9}}]",
+            "recipe.lr is set by choose",
+        ),
+        (
+            "base: {data.holdout: 3}\ngrids: [{aux: ours, choose: {recipe.lr: [1, 2], "
+            "holdout: 9}}]",
+            "data.holdout is set by",
+        ),
         # table
-        ("table: {row: [aux]}\ngrids: [{aux: ours}]", "table: no such key row; keys are aside, columns, gain, metrics, rows"),
-        ("table: [aux]\ngrids: [{aux: ours}]", "table must hold some of aside, columns, gain, metrics, rows"),
+        (
+            "table: {row: [aux]}\ngrids: [{aux: ours}]",
+            "table: no such key row; keys are aside, columns, gain, metrics, rows",
+        ),
+        (
+            "table: [aux]\ngrids: [{aux: ours}]",
+            "table must hold some of aside, columns, gain, metrics, rows",
+        ),
         ("table: {rows: aux}\ngrids: [{aux: ours}]", "table: rows must be a list"),
-        ("table: {metrics: [top3]}\ngrids: [{aux: ours}]", "table: metrics must be one or more of top1, top5"),
-        ("table: {gain: [kd]}\ngrids: [{aux: ours}]", "table: gain must be one or more of baseline, ds, alone"),
-        ("table: {aside: {method: ds}}\ngrids: [{aux: ours}]", "table: aside must hold keys of its grids with a value each"),
+        (
+            "table: {metrics: [top3]}\ngrids: [{aux: ours}]",
+            "table: metrics must be one or more of top1, top5",
+        ),
+        (
+            "table: {gain: [kd]}\ngrids: [{aux: ours}]",
+            "table: gain must be one or more of baseline, ds, alone",
+        ),
+        (
+            "table: {aside: {method: ds}}\ngrids: [{aux: ours}]",
+            "table: aside must hold keys of its grids with a value each",
+        ),
         (
             "table: {rows: [classifier], columns: [aux]}\ngrids: [{aux: ours}]",
             "table: classifier can share a table with training alone, and training needs it",
         ),
         ("table: {rows: [seed]}\ngrids: [{aux: ours, seed: 1}]", "table: seed cannot be an axis"),
-        ("table: {rows: [axu]}\ngrids: [{aux: ours, seed: 1}]", "table: axu cannot be an axis, .*; choose from aux"),
-        ("table: {rows: [aux], columns: [aux_design]}\ngrids: [{aux: ours}]", "each key can be one axis only"),
+        (
+            "table: {rows: [axu]}\ngrids: [{aux: ours, seed: 1}]",
+            "table: axu cannot be an axis, .*; choose from aux",
+        ),
+        (
+            "table: {rows: [aux], columns: [aux_design]}\ngrids: [{aux: ours}]",
+            "each key can be one axis only",
+        ),
         ("table: {rows: [aux]}\ninclude: [other]", "table stands beside grids"),
         # cells
         ("grids: [{seed: [1, 2, 1]}]", "mine.yaml: grid 1 has the cell seed=1 twice"),
         (
-            "base: {noise: none}\ngrids: [{aux: [ours, narrow], recipe.lr: 1.0}, {recipe.lr: 1, aux_design: narrow}]",
-            "mine.yaml: grid 1 and grid 2 both have the cell noise=none recipe.lr=1 aux_design=narrow",
+            "base: {noise: none}\ngrids: [{aux: [ours, narrow], recipe.lr: 1.0}, {recipe.lr: 1, "
+            "aux_design: narrow}]",
+            "mine.yaml: grid 1 and grid 2 both have the cell noise=none recipe.lr=1 "
+            "aux_design=narrow",
         ),
         (
-            "table: {rows: [aux]}\ngrids: [{aux: ours, seed: [1, 2]}, {aux: ours, seed: 2, recipe.lr: 1}]",
-            r"mine.yaml: grid 1 \(aux=ours seed=2\) and grid 2 \(aux=ours seed=2 recipe.lr=1\) fill the same place",
+            "table: {rows: [aux]}\ngrids: [{aux: ours, seed: [1, 2]}, {aux: ours, seed: 2, "
+            "recipe.lr: 1}]",
+            r"mine.yaml: grid 1 \(aux=ours seed=2\) and grid 2 \(aux=ours seed=2 recipe.lr=1\) "
+            r"fill the same place",
         ),
         (
             "grids: [{aux: [ours, narrow]}, {aux: ours, choose: {recipe.lr: [1, 2], holdout: 9}}]",
@@ -203,7 +287,10 @@ def test_a_file_of_another_form_is_refused(sweeps: Path, content: str, message: 
 
 def test_paths_with_dots_are_no_ranges(sweeps: Path) -> None:
     write(sweeps, "grids: [{data.root: [../data, /mnt/..]}]")
-    assert [PARSER.parse_override(point.overrides[0]).value() for point in mine().points] == ["../data", "/mnt/.."]
+    assert [PARSER.parse_override(point.overrides[0]).value() for point in mine().points] == [
+        "../data",
+        "/mnt/..",
+    ]
 
 
 VALUES = st.recursive(
@@ -212,9 +299,25 @@ VALUES = st.recursive(
     | st.integers()
     | st.floats(allow_nan=False)
     | st.text(st.characters(codec="ascii", exclude_categories=["Cc"]))
-    | st.sampled_from(["null", "True", "nan", "1", "0.5", "a,b", "choice(1,2)", "it's", "[x", "c:\\", "${seed}", "key=value"]),
+    | st.sampled_from(
+        [
+            "null",
+            "True",
+            "nan",
+            "1",
+            "0.5",
+            "a,b",
+            "choice(1,2)",
+            "it's",
+            "[x",
+            "c:\\",
+            "${seed}",
+            "key=value",
+        ]
+    ),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.from_regex(r"[a-z][a-z0-9_]{0,5}", fullmatch=True), inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.from_regex(r"[a-z][a-z0-9_]{0,5}", fullmatch=True), inner, max_size=3)
     ),
     max_leaves=6,
 )
@@ -228,30 +331,55 @@ def test_a_value_in_a_file_means_the_same_as_an_override(value: Any) -> None:
 # --- overrides
 
 
-def test_an_override_for_a_swept_key_replaces_its_values_whatever_the_spelling(sweeps: Path) -> None:
+def test_an_override_for_a_swept_key_replaces_its_values_whatever_the_spelling(
+    sweeps: Path,
+) -> None:
     write(sweeps, "table: {rows: [aux]}\ngrids: [{aux: [ours, shallow], seed: 1..5}]")
-    assert cells(mine("seed=7", "device=cpu")) == ["aux=ours seed=7 device=cpu", "aux=shallow seed=7 device=cpu"]
-    assert cells(mine("aux_design=narrow", "seed=1,2")) == ["aux_design=narrow seed=1", "aux_design=narrow seed=2"]
+    assert cells(mine("seed=7", "device=cpu")) == [
+        "aux=ours seed=7 device=cpu",
+        "aux=shallow seed=7 device=cpu",
+    ]
+    assert cells(mine("aux_design=narrow", "seed=1,2")) == [
+        "aux_design=narrow seed=1",
+        "aux_design=narrow seed=2",
+    ]
     assert mine("aux_design=narrow", "seed=1,2").points[0].labels == {"aux": "narrow", "seed": "1"}
     assert cells(mine("seed=1", "seed=4")) == ["aux=ours seed=4", "aux=shallow seed=4"]
     assert cells(mine("++seed=4")) == ["aux=ours ++seed=4", "aux=shallow ++seed=4"]
-    with pytest.raises(RequestError, match="aux=ours and aux_design=narrow disagree; give one of them"):
+    with pytest.raises(
+        RequestError, match="aux=ours and aux_design=narrow disagree; give one of them"
+    ):
         mine("aux=ours", "aux_design=narrow")
 
 
 def test_points_that_an_override_makes_equal_are_one(sweeps: Path) -> None:
-    write(sweeps, "grids: [{backbone: [resnet32, resnet110], seed: [1, 2]}, {backbone: resnet8, seed: 1}]")
-    assert cells(mine("backbone=resnet20")) == ["backbone=resnet20 seed=1", "backbone=resnet20 seed=2"]
+    write(
+        sweeps,
+        "grids: [{backbone: [resnet32, resnet110], seed: [1, 2]}, {backbone: resnet8, seed: 1}]",
+    )
+    assert cells(mine("backbone=resnet20")) == [
+        "backbone=resnet20 seed=1",
+        "backbone=resnet20 seed=2",
+    ]
 
 
 def test_an_override_takes_its_key_out_of_a_zip(sweeps: Path) -> None:
-    write(sweeps, "grids: [{zip: [{backbone: [resnet8, resnet20, resnet32], recipe.lr: [1, 1, 2]}]}]")
-    assert cells(mine("backbone=resnet8")) == ["recipe.lr=1 backbone=resnet8", "recipe.lr=2 backbone=resnet8"]
+    write(
+        sweeps, "grids: [{zip: [{backbone: [resnet8, resnet20, resnet32], recipe.lr: [1, 1, 2]}]}]"
+    )
+    assert cells(mine("backbone=resnet8")) == [
+        "recipe.lr=1 backbone=resnet8",
+        "recipe.lr=2 backbone=resnet8",
+    ]
     assert len(mine("recipe.lr=1,2").points) == 6
 
 
 def test_excludes_hold_for_the_values_of_overrides(sweeps: Path) -> None:
-    write(sweeps, "grids: [{backbone: [resnet8, resnet20], aux: [ours, narrow], exclude: [{backbone: resnet8, aux: ours}]}]")
+    write(
+        sweeps,
+        "grids: [{backbone: [resnet8, resnet20], aux: [ours, narrow], exclude: [{backbone: "
+        "resnet8, aux: ours}]}]",
+    )
     assert cells(mine("backbone=resnet8")) == ["backbone=resnet8 aux=narrow"]
     assert len(mine("backbone=resnet20").points) == 2
     with pytest.raises(RequestError, match="backbone=resnet8 aux=ours leaves no cell of mine"):
@@ -262,7 +390,8 @@ def test_what_an_override_sweeps_or_leaves_to_tell_cells_apart_becomes_a_row(swe
     write(
         sweeps,
         "table: {rows: [backbone], columns: [method]}\n"
-        "grids: [{zip: [{backbone: [resnet8, resnet20], recipe.lr: [1, 2]}], method: [ds, dks], seed: [1, 2]}]",
+        "grids: [{zip: [{backbone: [resnet8, resnet20], recipe.lr: [1, 2]}], method: [ds, dks], "
+        "seed: [1, 2]}]",
     )
     assert mine("recipe.epochs=3").rows == ("backbone",)
     assert mine("recipe.epochs=3,4").rows == ("backbone", "recipe.epochs")
@@ -272,7 +401,11 @@ def test_what_an_override_sweeps_or_leaves_to_tell_cells_apart_becomes_a_row(swe
         ("method",),
         ("backbone", "recipe.lr", "method"),
     )
-    assert mine("backbone=resnet8", "recipe.lr=1", "method=ds").axes == ("backbone", "method", "seed")
+    assert mine("backbone=resnet8", "recipe.lr=1", "method=ds").axes == (
+        "backbone",
+        "method",
+        "seed",
+    )
 
 
 TAUGHT = """
@@ -291,18 +424,30 @@ def test_the_teacher_of_an_override_reaches_only_cells_that_have_one(sweeps: Pat
         "aux=narrow teacher=none",
         "aux=narrow teacher=resnet50 kd_teacher.temperature=5",
     ]
-    assert found.axes == ("method", "teacher", "aux"), "one temperature for all that have one is no axis"
+    assert found.axes == ("method", "teacher", "aux"), (
+        "one temperature for all that have one is no axis"
+    )
     several = mine("kd_teacher.temperature=5,10")
-    assert (len(several.points), several.axes) == (6, ("method", "kd_teacher.temperature", "aux", "teacher"))
+    assert (len(several.points), several.axes) == (
+        6,
+        ("method", "kd_teacher.temperature", "aux", "teacher"),
+    )
     write(sweeps, "grids: [{method: [baseline, ds]}]")
-    with pytest.raises(RequestError, match=r"kd_teacher.temperature=5 reaches no cell of mine, for none has a teacher"):
+    with pytest.raises(
+        RequestError,
+        match=r"kd_teacher.temperature=5 reaches no cell of mine, for none has a teacher",
+    ):
         mine("seed=1", "kd_teacher.temperature=5")
     assert cells(mine("method=kd_c1", "teacher=checkpoint")) == ["method=kd_c1 teacher=checkpoint"]
 
 
 def test_the_name_says_what_is_fixed_whatever_its_order_and_spelling(sweeps: Path) -> None:
     write(sweeps, "title: Mine\ngrids: [{aux: [ours, narrow], seed: [1, 2]}]")
-    assert (mine("device=cpu", "tracking=off").name, mine("device=cpu").title, mine("runs_dir=x").fixed) == ("mine", "Mine", ())
+    assert (
+        mine("device=cpu", "tracking=off").name,
+        mine("device=cpu").title,
+        mine("runs_dir=x").fixed,
+    ) == ("mine", "Mine", ())
     one = mine("strategy=topdown", "tracking=off", "recipe.lr=0.5", "seed=1,2")
     assert one.fixed == ("matching_strategy=topdown", "recipe.lr=0.5", "seed=1,2")
     assert one.name.startswith("mine-") and len(one.name) == len("mine-3f9a21")
@@ -326,13 +471,25 @@ grids:
 def test_every_combination_but_the_seed_makes_its_own_choice(sweeps: Path) -> None:
     write(sweeps, CHOSEN)
     found = mine()
-    assert cells(found) == ["backbone=resnet8 seed=1 method=ds", "backbone=resnet8 seed=1 method=dks"]
-    assert [choice.labels for choice in found.choices] == [{"method": "kd_c1"}, {"method": "kd_c1_ds"}]
+    assert cells(found) == [
+        "backbone=resnet8 seed=1 method=ds",
+        "backbone=resnet8 seed=1 method=dks",
+    ]
+    assert [choice.labels for choice in found.choices] == [
+        {"method": "kd_c1"},
+        {"method": "kd_c1_ds"},
+    ]
     choice = found.choices[1]
     assert choice.key == "kd_teacher.temperature"
     assert choice.candidates["5"] == tuple(
         Point(
-            ("backbone=resnet8", f"seed={seed}", "method=kd_c1_ds", "data.holdout=100", "kd_teacher.temperature=5"),
+            (
+                "backbone=resnet8",
+                f"seed={seed}",
+                "method=kd_c1_ds",
+                "data.holdout=100",
+                "kd_teacher.temperature=5",
+            ),
             {"method": "kd_c1_ds", "seed": str(seed), "kd_teacher.temperature": "5"},
         )
         for seed in (1, 2)
@@ -354,16 +511,26 @@ def test_overrides_settle_a_choice_replace_its_candidates_and_set_its_holdout(sw
     assert cells(settled)[-1] == "backbone=resnet8 seed=2 method=kd_c1_ds kd_teacher.temperature=5"
     assert settled.axes == ("method", "seed")
     several = mine("kd_teacher.temperature=2,3,4", "data.holdout=7", "teacher=checkpoint", "seed=3")
-    assert cells(several) == ["backbone=resnet8 seed=3 method=ds", "backbone=resnet8 seed=3 method=dks"]
+    assert cells(several) == [
+        "backbone=resnet8 seed=3 method=ds",
+        "backbone=resnet8 seed=3 method=dks",
+    ]
     (candidate,) = several.choices[0].candidates["3"]
     assert candidate.overrides == (
         *("backbone=resnet8", "seed=3", "method=kd_c1", "teacher=checkpoint"),
         *("data.holdout=7", "kd_teacher.temperature=3"),
     )
     assert list(several.choices[0].candidates) == ["2", "3", "4"]
-    assert several.fixed == ("data.holdout=7", "kd_teacher.temperature=2,3,4", "kd_teacher=checkpoint", "seed=3")
+    assert several.fixed == (
+        "data.holdout=7",
+        "kd_teacher.temperature=2,3,4",
+        "kd_teacher=checkpoint",
+        "seed=3",
+    )
     for wrong in ("data.holdout=7,8", "data.holdout=0"):
-        with pytest.raises(RequestError, match=f"{wrong}: the runs by which something is chosen need one number"):
+        with pytest.raises(
+            RequestError, match=f"{wrong}: the runs by which something is chosen need one number"
+        ):
             mine(wrong)
     # With nothing to choose it is a key as any other.
     assert "data.holdout=7" in cells(mine("data.holdout=7", "kd_teacher.temperature=5"))[0]
@@ -372,7 +539,9 @@ def test_overrides_settle_a_choice_replace_its_candidates_and_set_its_holdout(sw
 def test_a_choice_stays_where_an_override_makes_other_cells_equal_to_its_own(sweeps: Path) -> None:
     write(sweeps, CHOSEN)
     taught = mine("method=kd_c1")
-    assert taught.points == () and [choice.labels for choice in taught.choices] == [{"method": "kd_c1"}]
+    assert taught.points == () and [choice.labels for choice in taught.choices] == [
+        {"method": "kd_c1"}
+    ]
     plain = mine("method=dks", "seed=1")
     assert plain.choices == () and cells(plain) == ["backbone=resnet8 seed=1 method=dks"]
 
@@ -394,9 +563,15 @@ def test_a_union_has_the_tables_of_its_parts(sweeps: Path) -> None:
     assert a == grid_of("a", "seed=4"), "the teacher and the held-out images are for the other part"
     assert b == grid_of("b", "seed=4", "kd_teacher.weight=2", "data.holdout=3")
     assert changed.title == "All with seed=4 kd_teacher.weight=2 data.holdout=3"
-    assert (changed.named, changed.request) == ("mine", ("seed=4", "kd_teacher.weight=2", "data.holdout=3"))
+    assert (changed.named, changed.request) == (
+        "mine",
+        ("seed=4", "kd_teacher.weight=2", "data.holdout=3"),
+    )
     assert (a.named, a.request) == ("a", ("seed=4",)), "what it is asked for with again"
-    assert [part.request for part in mine("sweep=other", "seed=4").parts] == [("seed=4",), ("seed=4",)], "its name is its own"
+    assert [part.request for part in mine("sweep=other", "seed=4").parts] == [
+        ("seed=4",),
+        ("seed=4",),
+    ], "its name is its own"
     write(sweeps, "include: [a]", "both")
     with pytest.raises(RequestError, match=r"kd_teacher\.weight=2 reaches no cell of mine"):
         mine("kd_teacher.weight=2")
@@ -417,7 +592,10 @@ _known: dict[tuple[str, ...], Config] = {}
 
 
 def config_of(point: Point) -> Config:
-    """What a point is composed to, but for what only the data's files say; composed once for all seeds."""
+    """What a point is composed to, but for what only the data's files say.
+
+    Composed once for all seeds.
+    """
     seeds = [override for override in point.overrides if override.startswith("seed=")]
     key = tuple(override for override in point.overrides if override not in seeds)
     if key not in _known:
@@ -463,7 +641,13 @@ def test_the_paper_shares_27_runs() -> None:
     cells = Counter(cell for part in paper.parts for cell in table_ids(part))
     assert (sum(PAPER.values()), sum(cells.values()), len(cells)) == (258, 258, 231)
     selection = ids(
-        [point for part in paper.parts for choice in part.choices for each in choice.candidates.values() for point in each]
+        [
+            point
+            for part in paper.parts
+            for choice in part.choices
+            for each in choice.candidates.values()
+            for point in each
+        ]
     )
     assert len(set(selection)) == len(selection) == 3 * 5
     assert not set(selection) & set(cells)
@@ -475,16 +659,27 @@ def test_tables_share_the_cells_that_the_paper_has_in_several_places() -> None:
         assert points
         return set(ids(points))
 
-    assert one("table1", backbone="resnet32", method="dks") == one("table3", aux="ours", method="dks")
+    assert one("table1", backbone="resnet32", method="dks") == one(
+        "table3", aux="ours", method="dks"
+    )
     assert one("table1", backbone="resnet32", method="ds") == one("table3", aux="ours", method="ds")
     assert one("table1", backbone="resnet32", method="baseline") == one("table3", method="baseline")
-    baseline, dks = (one("table2", backbone="resnet18", method=method) for method in ("baseline", "dks"))
+    baseline, dks = (
+        one("table2", backbone="resnet18", method=method) for method in ("baseline", "dks")
+    )
     for name in ("table4", "table5", "table6", "strategies", "figure3"):
         assert one(name, method="baseline") == baseline, name
-    assert one("table4", positions="c2c3") == one("table5", method="dks") == one("table6", method="dks") == dks
+    assert (
+        one("table4", positions="c2c3")
+        == one("table5", method="dks")
+        == one("table6", method="dks")
+        == dks
+    )
     assert one("strategies", strategy="bidir") == one("figure3", method="dks") == dks
     assert (
-        one("table2", backbone="resnet18", method="ds") == one("table6", method="ds") == one("figure3", method="ds", aux="ours")
+        one("table2", backbone="resnet18", method="ds")
+        == one("table6", method="ds")
+        == one("figure3", method="ds", aux="ours")
     )
 
 
@@ -492,11 +687,15 @@ def test_the_paper_trains_what_it_says() -> None:
     def configs(name: str) -> list[Config]:
         return [config_of(point) for point in grid_of(name).points]
 
-    assert {(c.data.source, c.seed) for name in ("table1", "table3", "resnet1202") for c in configs(name)} == {
-        ("cifar100", seed) for seed in range(1, 6)
-    }
+    assert {
+        (c.data.source, c.seed)
+        for name in ("table1", "table3", "resnet1202")
+        for c in configs(name)
+    } == {("cifar100", seed) for seed in range(1, 6)}
     on_imagenet = ("table2", "table4", "table5", "table6", "strategies", "figure3")
-    assert {(c.data.source, c.seed) for name in on_imagenet for c in configs(name)} == {("imagenet", 1)}
+    assert {(c.data.source, c.seed) for name in on_imagenet for c in configs(name)} == {
+        ("imagenet", 1)
+    }
     assert {(c.backbone.depth, c.data.augmentation.value) for c in configs("table2")} == {
         (18, "squash_crop"),
         (50, "squash_crop"),
@@ -507,7 +706,9 @@ def test_the_paper_trains_what_it_says() -> None:
         ("uniform", 0.5): 15,
         ("uniform", 0.8): 15,
     }
-    assert {(c.data.source, c.backbone.family, c.backbone.depth) for c in configs("noise")} == {("cifar10", "densenet", 40)}
+    assert {(c.data.source, c.backbone.family, c.backbone.depth) for c in configs("noise")} == {
+        ("cifar10", "densenet", 40)
+    }
     choices = grid_of("table6").choices
     assert [choice.labels["method"] for choice in choices] == ["kd_c1", "kd_c1_ds", "kd_c2c3_ds"]
     for choice in choices:
@@ -521,7 +722,9 @@ def test_an_override_for_a_group_drops_what_the_file_sets_inside_it() -> None:
     parser = OverridesParser.create()
     small = request.grid_of(files.read("table2"), ["data=digits"], parser)
     assert len(small.points) == 9
-    assert not [point for point in small.points if any(item.startswith("data.") for item in point.overrides)]
+    assert not [
+        point for point in small.points if any(item.startswith("data.") for item in point.overrides)
+    ]
     kept = request.grid_of(files.read("table2"), ["data=digits", "data.image_size=16"], parser)
     assert all("data.image_size=16" in point.overrides for point in kept.points)
     clean = request.grid_of(files.read("noise"), ["noise=none", "seed=1"], parser)

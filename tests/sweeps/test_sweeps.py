@@ -41,7 +41,9 @@ def test_a_single_run_is_a_grid_of_one_point_without_axes() -> None:
 
 
 def test_a_value_given_twice_is_refused_and_a_key_given_twice_counts_as_last_typed() -> None:
-    with pytest.raises(RequestError, match="aux=ours,ours,shallow has ours twice; give each value once"):
+    with pytest.raises(
+        RequestError, match="aux=ours,ours,shallow has ours twice; give each value once"
+    ):
         grid("aux=ours,ours,shallow")
     assert [point.overrides for point in grid("seed=1,2", "seed=5").points] == [("seed=5",)]
 
@@ -56,13 +58,17 @@ def test_a_value_given_twice_is_refused_and_a_key_given_twice_counts_as_last_typ
         (["recipe.lr=1,2", "+x/y=1,2"], "recipe.lr-_x_y"),
     ],
 )
-def test_a_sweep_is_named_by_its_axes_and_six_digits_for_its_values(overrides: list[str], name: str) -> None:
+def test_a_sweep_is_named_by_its_axes_and_six_digits_for_its_values(
+    overrides: list[str], name: str
+) -> None:
     assert re.fullmatch(f"{re.escape(name)}-[0-9a-f]{{6}}", grid(*overrides).name)
 
 
 def test_all_values_that_matter_are_in_the_name_whatever_their_order_and_spelling() -> None:
     one = grid("strategy=x,y", "aux=ours", "seed=1", "recipe.lr=1").name
-    assert one == grid("recipe.lr=1.0", "seed=1", "aux_design=ours", "strategy=y,x", "device=cpu").name
+    assert (
+        one == grid("recipe.lr=1.0", "seed=1", "aux_design=ours", "strategy=y,x", "device=cpu").name
+    )
     others = [
         grid("strategy=x,y", "aux=shallow", "seed=1", "recipe.lr=1"),
         grid("strategy=x,y,z", "aux=ours", "seed=1", "recipe.lr=1"),
@@ -115,14 +121,19 @@ def test_an_override_for_a_swept_key_replaces_its_values(sweeps: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["methods", pytest.param("quickstart", marks=pytest.mark.slow)])
-def test_a_sweep_of_the_project_plans_and_runs_to_its_table(name: str, in_folder: Path, capsys: Any) -> None:
+def test_a_sweep_of_the_project_plans_and_runs_to_its_table(
+    name: str, in_folder: Path, capsys: Any
+) -> None:
     small = [*TINY, "recipe.epochs=1", "tracking=off"]
     with pytest.raises(SystemExit) as left:
         main(["sweep", "plan", name, "--json", *small])
     assert not left.value.code
     planned = json.loads(capsys.readouterr().out)
     assert {cell["state"] for cell in planned["cells"]} == {"missing"}
-    assert all(set(cell) == {"cell_id", "config_id", "seed", "overrides", "state"} for cell in planned["cells"])
+    assert all(
+        set(cell) == {"cell_id", "config_id", "seed", "overrides", "state"}
+        for cell in planned["cells"]
+    )
     assert not list(in_folder.iterdir()), "planning leaves nothing behind"
     with pytest.raises(SystemExit) as left:
         main(["sweep", "run", name, *small])
@@ -130,7 +141,9 @@ def test_a_sweep_of_the_project_plans_and_runs_to_its_table(name: str, in_folder
     captured = capsys.readouterr()
     assert f"{len(planned['cells'])} to run" in captured.err
     assert files.read(name).title in captured.out
-    assert {path.name for path in (in_folder / "runs").iterdir()} == {cell["cell_id"] for cell in planned["cells"]}
+    assert {path.name for path in (in_folder / "runs").iterdir()} == {
+        cell["cell_id"] for cell in planned["cells"]
+    }
     with pytest.raises(SystemExit):
         main(["sweep", "plan", name, *small])
     assert "nothing to launch" in capsys.readouterr().out
@@ -143,7 +156,10 @@ def test_sweeps_are_listed(capsys: Any) -> None:
     with pytest.raises(SystemExit) as left:
         main(["sweep", "run", "nope"])
     assert left.value.code == 2
-    assert capsys.readouterr().err == f"error: no sweep 'nope'; choose from {', '.join(files.names())}\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: no sweep 'nope'; choose from {', '.join(files.names())}\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,7 +181,12 @@ def test_a_range_of_whole_numbers_is_typed_as_it_stands_in_files(typed: str, rea
 
 
 @pytest.mark.parametrize(
-    "typed", [("recipe.lr=0.1,0.2", "++recipe.lr=0.5"), ("aux=ours,narrow", "~aux"), ("aux=ours", "aux_design=ours,narrow")]
+    "typed",
+    [
+        ("recipe.lr=0.1,0.2", "++recipe.lr=0.5"),
+        ("aux=ours,narrow", "~aux"),
+        ("aux=ours", "aux_design=ours,narrow"),
+    ],
 )
 def test_a_key_that_is_swept_stands_there_in_one_spelling(typed: tuple[str, str]) -> None:
     """Hydra takes the last one for every cell, whatever the first makes the table say of it."""
@@ -175,12 +196,24 @@ def test_a_key_that_is_swept_stands_there_in_one_spelling(typed: tuple[str, str]
     assert str(refused.value) == f"{one} and {other} are the same key; give one of them"
 
 
-def test_a_range_means_the_same_for_every_command(sweeps: Path, in_folder: Path, capsys: Any) -> None:
+def test_a_range_means_the_same_for_every_command(
+    sweeps: Path, in_folder: Path, capsys: Any
+) -> None:
     (sweeps / "mine.yaml").write_text("grids:\n- {method: dks, seed: [1, 2]}\n")
-    assert (named("seed=3..5").name, named("seed=3..5").points) == (named("seed=3,4,5").name, named("seed=3,4,5").points)
-    for command, wanted in ((["sweep", "plan", "mine", "--probe", "0"], [3, 4, 5]), (["table", "mine"], 3)):
+    assert (named("seed=3..5").name, named("seed=3..5").points) == (
+        named("seed=3,4,5").name,
+        named("seed=3,4,5").points,
+    )
+    for command, wanted in (
+        (["sweep", "plan", "mine", "--probe", "0"], [3, 4, 5]),
+        (["table", "mine"], 3),
+    ):
         with pytest.raises(SystemExit) as left:
             main([*command, "seed=3..5", "--json"])
         assert not left.value.code
         found = json.loads(capsys.readouterr().out)
-        assert wanted == ([cell["seed"] for cell in found["cells"]] if "plan" in command else found[0]["cells"][0]["wanted"])
+        assert wanted == (
+            [cell["seed"] for cell in found["cells"]]
+            if "plan" in command
+            else found[0]["cells"][0]["wanted"]
+        )

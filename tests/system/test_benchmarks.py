@@ -41,28 +41,41 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return __import__("measure")
 
 
-def test_ways_are_measured_in_turn_and_every_other_round_goes_backwards(measure: ModuleType) -> None:
+def test_ways_are_measured_in_turn_and_every_other_round_goes_backwards(
+    measure: ModuleType,
+) -> None:
     called: list[str] = []
 
     def way(name: str, value: float) -> Any:
         return lambda: called.append(name) or value
 
-    found = measure.in_turn({"ours": way("ours", 1.0), "plain": way("plain", 2.0)}, 3, value=lambda work: work())
+    found = measure.in_turn(
+        {"ours": way("ours", 1.0), "plain": way("plain", 2.0)}, 3, value=lambda work: work()
+    )
     assert called == ["ours", "plain", "plain", "ours", "ours", "plain"]
     assert found == {"ours": [1.0] * 3, "plain": [2.0] * 3}
     seconds = measure.in_turn({"nothing": lambda: None}, 2)["nothing"]
     assert len(seconds) == 2 and all(0 <= each < 1 for each in seconds)
 
 
-def test_a_ratio_is_the_median_over_rounds_and_says_how_many_times_better(measure: ModuleType) -> None:
-    """In the third of five rounds the machine was ten times slower: that round's ratio is like the others'."""
+def test_a_ratio_is_the_median_over_rounds_and_says_how_many_times_better(
+    measure: ModuleType,
+) -> None:
+    """In the third of five rounds the machine was ten times slower.
+
+    That round's ratio is like the others'.
+    """
     seconds = {"plain": [2.0, 2.2, 20.0, 2.0, 2.1], "ours": [1.0, 1.0, 10.0, 1.0, 1.0]}
     result = measure.Result("a step", "s", seconds, "plain")
     assert result.ratio("ours").median == 2.0
-    assert result.ratio("ours").low == pytest.approx(2.0) and result.ratio("ours").high == pytest.approx(2.16)
+    assert result.ratio("ours").low == pytest.approx(2.0) and result.ratio(
+        "ours"
+    ).high == pytest.approx(2.16)
     assert result.ratio("plain") is None, "it is what the others are compared with"
     rates = {way: [1 / each for each in values] for way, values in seconds.items()}
-    assert measure.Result("a step", "images/s", rates, "plain", more_is_better=True).ratio("ours").median == pytest.approx(2.0)
+    assert measure.Result("a step", "images/s", rates, "plain", more_is_better=True).ratio(
+        "ours"
+    ).median == pytest.approx(2.0)
     assert measure.Result("alone", "s", seconds).ratio("ours") is None
 
 
@@ -74,25 +87,40 @@ def test_the_spread_is_from_the_10th_to_the_90th_percentile(measure: ModuleType)
 
 
 def test_a_result_is_the_same_after_it_was_written_and_read(measure: ModuleType) -> None:
-    bounds = {"ours": [measure.Bound("ratio", at_least=1.4), measure.Bound("share", at_most=3), measure.Bound("median", 0, 2)]}
+    bounds = {
+        "ours": [
+            measure.Bound("ratio", at_least=1.4),
+            measure.Bound("share", at_most=3),
+            measure.Bound("median", 0, 2),
+        ]
+    }
     figures = {"ours": {"share": 4.0}}
-    result = measure.Result("a step", "s", {"plain": [3.0], "ours": [2.0]}, "plain", False, figures, bounds, "batch 64")
+    result = measure.Result(
+        "a step", "s", {"plain": [3.0], "ours": [2.0]}, "plain", False, figures, bounds, "batch 64"
+    )
     written = json.loads(json.dumps(result.to_json()))
     assert [bound["met"] for bound in written["ways"]["ours"]["wanted"]] == [True, False, True]
     assert written["ways"]["ours"]["ratio"] == {"median": 1.5, "low": 1.5, "high": 1.5}
     assert measure.Result.from_json(written) == result
 
 
-def test_what_is_measured_again_takes_the_place_of_what_was_kept(measure: ModuleType, tmp_path: Path) -> None:
+def test_what_is_measured_again_takes_the_place_of_what_was_kept(
+    measure: ModuleType, tmp_path: Path
+) -> None:
     def kept(commit: str, *names: str) -> dict[str, Any]:
-        return {"machine": {"commit": commit}, "results": [{"name": name, "values": [1, 2]} for name in names]}
+        return {
+            "machine": {"commit": commit},
+            "results": [{"name": name, "values": [1, 2]} for name in names],
+        }
 
     path = tmp_path / "machine" / "step.json"
     measure.keep(path, kept("first", "resnet32", "resnet110"))
     measure.keep(path, kept("second", "mobilenet"))
     measure.keep(path, kept("third", "resnet32", "mobilenet"))
     runs = json.loads(path.read_text())["runs"]
-    found = {run["machine"]["commit"]: [result["name"] for result in run["results"]] for run in runs}
+    found = {
+        run["machine"]["commit"]: [result["name"] for result in run["results"]] for run in runs
+    }
     assert found == {"first": ["resnet110"], "third": ["resnet32", "mobilenet"]}
 
 
@@ -100,11 +128,27 @@ def test_a_machine_is_known_by_its_parts_and_never_by_its_name(measure: ModuleTy
     import socket
 
     about = measure.machine()
-    assert {"cpu", "usable_cores", "memory_mib", "gpus", "torch", "commit", "threads", "load_before", "device"} <= about.keys()
+    assert {
+        "cpu",
+        "usable_cores",
+        "memory_mib",
+        "gpus",
+        "torch",
+        "commit",
+        "threads",
+        "load_before",
+        "device",
+    } <= about.keys()
     text = json.dumps(about)
     assert socket.gethostname() not in text and str(ROOT) not in text
-    assert measure.machine_name({**about, "cpu": "AMD EPYC 9B14", "usable_cores": 2}) == "amd-epyc-9b14-2-cores"
-    assert measure.machine_name({**about, "gpus": ["NVIDIA H100 80GB HBM3"]}) == "nvidia-h100-80gb-hbm3"
+    assert (
+        measure.machine_name({**about, "cpu": "AMD EPYC 9B14", "usable_cores": 2})
+        == "amd-epyc-9b14-2-cores"
+    )
+    assert (
+        measure.machine_name({**about, "gpus": ["NVIDIA H100 80GB HBM3"]})
+        == "nvidia-h100-80gb-hbm3"
+    )
 
 
 def test_every_benchmark_has_a_trial_and_a_place_on_the_page() -> None:
@@ -118,10 +162,15 @@ def test_every_benchmark_has_a_trial_and_a_place_on_the_page() -> None:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a single core
 @pytest.mark.parametrize("name", TINY)
 def test_a_benchmark_tells_what_it_measured(
-    measure: ModuleType, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    measure: ModuleType,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     script = str(BENCHMARKS / f"{name}.py")
-    monkeypatch.setattr(sys, "argv", [script, "--short", "--repeats", "2", "--device", "cpu", "--json", *TINY[name]])
+    monkeypatch.setattr(
+        sys, "argv", [script, "--short", "--repeats", "2", "--device", "cpu", "--json", *TINY[name]]
+    )
     runpy.run_path(script, run_name="__main__")
     assert_complete(json.loads(capsys.readouterr().out), name)
 
@@ -133,7 +182,9 @@ def test_a_benchmark_of_whole_programs_tells_what_it_measured(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = ["--short", "--repeats", "1", "--device", "cpu", "--json", *TINY_PROGRAMS[name]]
-    printed = __import__("runs").program([str(BENCHMARKS / f"{name}.py"), *options], tmp_path, OMP_NUM_THREADS="1")
+    printed = __import__("runs").program(
+        [str(BENCHMARKS / f"{name}.py"), *options], tmp_path, OMP_NUM_THREADS="1"
+    )
     assert_complete(json.loads(printed), name)
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
@@ -146,7 +197,9 @@ def assert_complete(found: dict[str, Any], name: str) -> None:
     for result in found["results"]:
         assert result["name"] and result["unit"] and len(result["ways"]) > 1
         for way, each in result["ways"].items():
-            assert len(each["values"]) == found["options"]["repeats"] and all(value > 0 for value in each["values"])
+            assert len(each["values"]) == found["options"]["repeats"] and all(
+                value > 0 for value in each["values"]
+            )
             assert each["low"] <= each["median"] <= each["high"]
             assert ("ratio" in each) == (result["against"] is not None and way != result["against"])
             assert all({"figure", "met"} <= bound.keys() for bound in each.get("wanted", []))
@@ -168,23 +221,41 @@ def test_a_step_says_how_far_it_is_from_the_limit_and_an_unknown_network_is_one_
     assert "resnet33: choose from densenet100_12, " in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_what_is_wanted_of_a_step_depends_on_network_method_precision_and_device(measure: ModuleType) -> None:
-    wanted, at_least = __import__("step").wanted, lambda ratio: [measure.Bound("ratio", at_least=ratio)]
-    assert wanted("cpu", "resnet32", "dks", "fp32") == at_least(1.4) and wanted("cpu", "resnet32", "dks", "bf16") == at_least(
-        2.3
-    )
-    assert wanted("cuda", "resnet32", "dks", "bf16") == at_least(4) and wanted("cuda", "wrn28_10", "dks", "bf16") == at_least(2)
+def test_what_is_wanted_of_a_step_depends_on_network_method_precision_and_device(
+    measure: ModuleType,
+) -> None:
+    wanted = __import__("step").wanted
+
+    def at_least(ratio: float) -> object:
+        return [measure.Bound("ratio", at_least=ratio)]
+
+    assert wanted("cpu", "resnet32", "dks", "fp32") == at_least(1.4) and wanted(
+        "cpu", "resnet32", "dks", "bf16"
+    ) == at_least(2.3)
+    assert wanted("cuda", "resnet32", "dks", "bf16") == at_least(4) and wanted(
+        "cuda", "wrn28_10", "dks", "bf16"
+    ) == at_least(2)
     assert wanted("cpu", "mobilenet", "dks", "fp32") == at_least(1), "not slower"
-    assert wanted("cuda", "mobilenet", "dks", "bf16") == at_least(1) and wanted("cuda", "resnet32", "dks", "fp32") == []
-    assert wanted("cpu", "mobilenet", "ds", "fp32") == wanted("cpu", "mobilenet", "dks", "bf16") == []
+    assert (
+        wanted("cuda", "mobilenet", "dks", "bf16") == at_least(1)
+        and wanted("cuda", "resnet32", "dks", "fp32") == []
+    )
+    assert (
+        wanted("cpu", "mobilenet", "ds", "fp32") == wanted("cpu", "mobilenet", "dks", "bf16") == []
+    )
 
 
 def test_ours_and_the_plain_loop_train_alike(measure: ModuleType) -> None:
-    """From the same weights on the same images the losses of the first steps are near each other; the crops differ."""
+    """From the same weights on the same images the losses of the first steps are near each other.
+
+    The crops differ.
+    """
     import torch
 
     workload, plain, ours = (__import__(name) for name in ("workload", "plain_loop", "ours"))
-    config = workload.configuration("resnet8", "dks", "recipe.batch_size=32", "device=cpu", "recipe.lr=0.001")
+    config = workload.configuration(
+        "resnet8", "dks", "recipe.batch_size=32", "device=cpu", "recipe.lr=0.001"
+    )
     images = workload.random_images(config, 64)
     losses = []
     for make in (plain.PlainLoop, ours.Ours):
@@ -218,17 +289,44 @@ def test_the_page_is_what_the_results_say(measure: ModuleType) -> None:
     assert __import__("report").page(text) == text, "run python benchmarks/report.py"
 
 
-def test_a_table_of_the_page_has_medians_ratios_and_what_was_missed(measure: ModuleType, tmp_path: Path) -> None:
+def test_a_table_of_the_page_has_medians_ratios_and_what_was_missed(
+    measure: ModuleType, tmp_path: Path
+) -> None:
     report = __import__("report")
     bound = {"ours": [measure.Bound("ratio", at_least=2.5)]}
-    result = measure.Result("resnet32", "s", {"plain": [3.0, 3.0], "ours": [1.5, 1.5]}, "plain", False, {}, bound, "a note")
-    about = {**measure.machine(), "cpu": "Some CPU", "usable_cores": 2, "commit": f"{'a' * 40}-dirty", "load_before": 0.25}
+    result = measure.Result(
+        "resnet32",
+        "s",
+        {"plain": [3.0, 3.0], "ours": [1.5, 1.5]},
+        "plain",
+        False,
+        {},
+        bound,
+        "a note",
+    )
+    about = {
+        **measure.machine(),
+        "cpu": "Some CPU",
+        "usable_cores": 2,
+        "commit": f"{'a' * 40}-dirty",
+        "load_before": 0.25,
+    }
     found = {"machine": about, "options": {"repeats": 2}, "results": [result.to_json()]}
     measure.keep(tmp_path / "some-cpu" / "step.json", found)
-    page = report.page("before\n<!-- results step -->\nold\n<!-- end -->\n<!-- results epoch -->\n<!-- end -->\n", tmp_path)
-    assert "**Some CPU, 2 cores, " in page and "commit aaaaaaaaaaaa-dirty" in page and "load before 0.2" in page
+    page = report.page(
+        "before\n<!-- results step -->\nold\n<!-- end -->\n<!-- results epoch -->\n<!-- end -->\n",
+        tmp_path,
+    )
+    assert (
+        "**Some CPU, 2 cores, " in page
+        and "commit aaaaaaaaaaaa-dirty" in page
+        and "load before 0.2" in page
+    )
     assert "|  | plain | ours |\n| --- | ---: | ---: |\n" in page
-    assert "| resnet32 (s) | 3 | 1.5<br>**2.00** times better<br>wanted ratio at least 2.5: **missed** |" in page
+    assert (
+        "| resnet32 (s) | 3 | 1.5<br>**2.00** times better<br>wanted ratio at least 2.5: "
+        "**missed** |" in page
+    )
     assert "old" not in page and "a note" in page and page.startswith("before\n")
     assert page.endswith("<!-- results epoch -->\nNot measured yet.\n<!-- end -->\n")
     assert report.page(page, tmp_path) == page
@@ -250,7 +348,7 @@ if __name__ == "__main__":
     wanted = [{{"figure": "ratio", "met": {met}}}]
     ours = {{"median": 100.0, "ratio": {{"median": 2.0}}, "figures": figures, "wanted": wanted}}
     run(__doc__, [{{"name": "{name} of all", "unit": "images/s", "ways": {{"plain": {{"median": 50.0}}, "ours": ours}}}}])
-'''
+'''  # noqa: E501
 
 
 @pytest.fixture
@@ -271,7 +369,10 @@ def dks_bench(*arguments: str) -> int:
 
 def test_dks_bench_lists_what_there_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dks_bench("--list") == 0
-    assert capsys.readouterr().out == "running  How long running takes.\nwalking  How long walking takes.\n"
+    assert (
+        capsys.readouterr().out
+        == "running  How long running takes.\nwalking  How long walking takes.\n"
+    )
 
 
 def test_dks_bench_runs_one_after_another_and_tells_the_distance_to_the_limit(
@@ -284,21 +385,35 @@ def test_dks_bench_runs_one_after_another_and_tells_the_distance_to_the_limit(
     assert "How long running takes." in lines
     assert "running of all  ours   100 images/s  2 times better  not as wanted" in lines
     assert "walking of all  ours   100 images/s  2 times better  as wanted" in lines
-    assert lines[-1] == "walking of all, of the speed of a large matrix product here: ours 40 % (80 GFLOP/s)"
+    assert (
+        lines[-1]
+        == "walking of all, of the speed of a large matrix product here: ours 40 % (80 GFLOP/s)"
+    )
 
 
-def test_dks_bench_hands_options_on_and_speaks_to_programs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dks_bench_hands_options_on_and_speaks_to_programs(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert dks_bench("walking", "--device", "cpu", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["failed"] == {}
     (walking,) = found["benchmarks"]
-    assert walking["benchmark"] == "walking" and walking["arguments"] == ["--short", "--device", "cpu", "--json"]
+    assert walking["benchmark"] == "walking" and walking["arguments"] == [
+        "--short",
+        "--device",
+        "cpu",
+        "--json",
+    ]
     assert dks_bench("walking", "--full", "--json") == 0
     assert json.loads(capsys.readouterr().out)["benchmarks"][0]["arguments"] == ["--json"]
 
 
-def test_a_benchmark_that_fails_is_one_line_and_the_others_go_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "falling.py").write_text('"""Falls."""\nrun = print\nrun(__doc__)\nraise SystemExit("it fell")\n')
+def test_a_benchmark_that_fails_is_one_line_and_the_others_go_on(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "falling.py").write_text(
+        '"""Falls."""\nrun = print\nrun(__doc__)\nraise SystemExit("it fell")\n'
+    )
     assert dks_bench() == 1
     out, err = capsys.readouterr()
     assert "[1/3] falling  failed: it fell" in err
@@ -311,7 +426,9 @@ def test_a_quiet_benchmark_says_only_what_failed_and_a_verbose_one_what_is_start
     assert dks_bench("walking", "-q") == 0
     out, err = capsys.readouterr()
     assert err == "" and "How long walking takes." in out
-    (folder / "falling.py").write_text('"""Falls."""\nrun = print\nrun(__doc__)\nraise SystemExit("it fell")\n')
+    (folder / "falling.py").write_text(
+        '"""Falls."""\nrun = print\nrun(__doc__)\nraise SystemExit("it fell")\n'
+    )
     assert dks_bench("-q", "falling", "walking") == 1
     assert capsys.readouterr().err == "[1/2] falling  failed: it fell\n"
     assert dks_bench("-v", "walking") == 0
@@ -320,6 +437,11 @@ def test_a_quiet_benchmark_says_only_what_failed_and_a_verbose_one_what_is_start
     assert ended.startswith("[1/1] walking  ") and took.startswith("took ")
 
 
-def test_an_unknown_benchmark_is_one_line_that_names_the_choices(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_benchmark_is_one_line_that_names_the_choices(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert dks_bench("crawling", "walking") == 2
-    assert capsys.readouterr().err == "error: crawling: no such benchmark; choose from running, walking\n"
+    assert (
+        capsys.readouterr().err
+        == "error: crawling: no such benchmark; choose from running, walking\n"
+    )

@@ -1,7 +1,10 @@
-"""The documentation: every block of code in it is run or checked, what is generated is complete, and the site builds.
+"""The documentation.
 
-Blocks with a title (```` ```bash title="on a cluster" ````) need what a test has not, or belong into the file of that name;
-they are read and composed, not run. The bash blocks of the tutorial without one are run, one after another.
+Every block of code in it is run or checked, what is generated is complete, and the site builds.
+
+Blocks with a title (```` ```bash title="on a cluster" ````) need what a test has not, or belong
+into the file of that name; they are read and composed, not run. The bash blocks of the tutorial
+without one are run, one after another.
 """
 
 from __future__ import annotations
@@ -81,10 +84,16 @@ class Block:
 @cache
 def blocks(page: Path) -> list[Block]:
     text, found = page.read_text(encoding="utf-8"), []
-    for fence in re.finditer(r'^```(\w*)(?: title="([^"]*)")?(.*)\n((?:.*\n)*?)```$', text, re.MULTILINE):
+    for fence in re.finditer(
+        r'^```(\w*)(?: title="([^"]*)")?(.*)\n((?:.*\n)*?)```$', text, re.MULTILINE
+    ):
         assert not fence[3].strip(), f"{page}: what is {fence[3]!r} behind a fence?"
-        found.append(Block(page, text.count("\n", 0, fence.start()) + 1, fence[1], fence[2], fence[4]))
-    assert text.count("\n```") + text.startswith("```") == 2 * len(found), f"{page}: a fence is open, or indented"
+        found.append(
+            Block(page, text.count("\n", 0, fence.start()) + 1, fence[1], fence[2], fence[4])
+        )
+    assert text.count("\n```") + text.startswith("```") == 2 * len(found), (
+        f"{page}: a fence is open, or indented"
+    )
     return found
 
 
@@ -101,16 +110,24 @@ def lines(block: Block) -> list[str]:
     """The commands of this project in a block, without what stands behind them."""
     joined = block.text.replace("\\\n", " ").splitlines()
     starts = ("dks ", "python train.py", "torchrun ")
-    typed = (re.split(r"\s{2,}|\s#", line.strip())[0] for line in joined if line.strip().startswith(starts))
+    typed = (
+        re.split(r"\s{2,}|\s#", line.strip())[0]
+        for line in joined
+        if line.strip().startswith(starts)
+    )
     return [line for line in typed if "..." not in line and block.language in ("", "bash")]
 
 
-COMMANDS = {line: str(block) for block in reversed(ALL) for line in reversed(lines(block))}  # where it stands first
+# where it stands first
+COMMANDS = {line: str(block) for block in reversed(ALL) for line in reversed(lines(block))}
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The current folder of someone who reads the pages: images, Parquet files, and the files that pages say to write."""
+    """The current folder of someone who reads the pages.
+
+    Images, Parquet files, and the files that pages say to write.
+    """
     import pandas as pd
 
     folder = tmp_path_factory.mktemp("workplace")
@@ -118,7 +135,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for place in (f"{split}/{label}" for split in ("train", "val") for label in ("cat", "dog")):
             (folder / name / place).mkdir(parents=True)
             for number in range(2):
-                Image.new("RGB", (16, 16), (90 * number, 0, 0)).save(folder / name / place / f"{number}.png")
+                Image.new("RGB", (16, 16), (90 * number, 0, 0)).save(
+                    folder / name / place / f"{number}.png"
+                )
     pixels = (folder / "FOLDER" / "train" / "cat" / "0.png").read_bytes()
     rows = [{"image": {"bytes": pixels, "path": None}, "label": label} for label in (0, 1)]
     for split in ("train", "test"):
@@ -126,13 +145,21 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for part in ("conf", "sweeps"):
         shutil.copytree(ROOT / part, folder / part)
     for block in ALL:
-        if (block.title and block.title.startswith(("conf/", "sweeps/"))) or str(block.title).endswith(".py"):
+        if (block.title and block.title.startswith(("conf/", "sweeps/"))) or str(
+            block.title
+        ).endswith(".py"):
             (folder / str(block.title)).write_text(block.text)
     patch = pytest.MonkeyPatch()
-    patch.setenv("DKS_EXTENSIONS", os.pathsep.join(sorted(str(path) for path in folder.glob("*.py"))))
+    patch.setenv(
+        "DKS_EXTENSIONS", os.pathsep.join(sorted(str(path) for path in folder.glob("*.py")))
+    )
     patch.chdir(folder)
     for module in (config_files, files, sys.modules["dks.config.compose"]):
-        patch.setattr(module, "declarations", lambda name: folder / name if (folder / name).exists() else ROOT / name)
+        patch.setattr(
+            module,
+            "declarations",
+            lambda name: folder / name if (folder / name).exists() else ROOT / name,
+        )
     yield folder
     patch.undo()
 
@@ -148,8 +175,13 @@ def planned(grid: Grid) -> Plan:
 
 
 def composes(overrides: list[str], launcher: str | None = None, several: bool = True) -> None:
-    """What a run or a sweep would do before anything is launched; options of Hydra and the launcher are composed, too."""
-    hydra = [item for item in overrides if item.startswith("hydra")] + ([f"hydra/launcher={launcher}"] if launcher else [])
+    """What a run or a sweep would do before anything is launched.
+
+    Options of Hydra and the launcher are composed, too.
+    """
+    hydra = [item for item in overrides if item.startswith("hydra")] + (
+        [f"hydra/launcher={launcher}"] if launcher else []
+    )
     register_schema()
     with initialize_config_dir(str(declarations("conf")), version_base="1.3"):
         compose("config", hydra, return_hydra_config=True)
@@ -157,9 +189,15 @@ def composes(overrides: list[str], launcher: str | None = None, several: bool = 
     planned(expand(PARSER.parse_overrides(checked(ours, several))))
 
 
-@pytest.mark.parametrize("line", [pytest.param(line, id=f"{place}: {line}") for line, place in reversed(COMMANDS.items())])
-def test_every_command_on_a_page_would_be_taken(line: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")  # as one who uses a server has it
+@pytest.mark.parametrize(
+    "line",
+    [pytest.param(line, id=f"{place}: {line}") for line, place in reversed(COMMANDS.items())],
+)
+def test_every_command_on_a_page_would_be_taken(
+    line: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as one who uses a server has it
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     for word, value in PLACEHOLDERS.items():
         if "data=imagenet" in line and word == "FOLDER":
             value = "elsewhere"
@@ -180,7 +218,9 @@ def test_every_command_on_a_page_would_be_taken(line: str, workplace: Path, monk
     elif hasattr(given, "name") and given.name != "NAME":
         hydra = [item for item in overrides if item.startswith("hydra")]
         composes(hydra, getattr(given, "launcher", None))
-        grid = grid_of(files.read(given.name), [item for item in overrides if item not in hydra], PARSER)
+        grid = grid_of(
+            files.read(given.name), [item for item in overrides if item not in hydra], PARSER
+        )
         grid = next(iter(grid.parts), grid)
         planned(
             dataclasses.replace(grid, points=grid.points[:1], choices=(), named=None)
@@ -194,14 +234,20 @@ def test_blocks_are_in_a_language_that_is_checked_here() -> None:
 
 @pytest.mark.parametrize("block", [block for block in ALL if block.language == "bash"], ids=str)
 def test_bash_blocks_are_bash(block: Block) -> None:
-    checked = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        ["bash", "-n"], input=block.text, capture_output=True, text=True, check=False
+    )
     assert checked.returncode == 0, checked.stderr
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if any(b.language == "python" for b in blocks(page))], ids=lambda p: p.stem
+    "page",
+    [page for page in PAGES if any(b.language == "python" for b in blocks(page))],
+    ids=lambda p: p.stem,
 )
-def test_python_blocks_run_one_after_another(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run_one_after_another(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     python = [block for block in blocks(page) if block.language == "python"]
     if any('open("table3")' in block.text for block in python):
@@ -224,7 +270,10 @@ def test_yaml_blocks_compose(block: Block, workplace: Path) -> None:
     imagenet = {"data": "imagenet", "backbone": "resnet18", "seed": 1}
     if "grids" not in content and "include" not in content:
         if content.keys() <= {"zip", "choose", "exclude"}:  # part of a grid
-            content = {"base": imagenet, "grids": [{"method": "kd_c1", "teacher": "resnet50", **content}]}
+            content = {
+                "base": imagenet,
+                "grids": [{"method": "kd_c1", "teacher": "resnet50", **content}],
+            }
         else:  # the rest of a file
             content = {
                 "base": imagenet,
@@ -247,21 +296,40 @@ def test_files_and_folders_that_pages_name_exist() -> None:
         (page.name, path)
         for page in PAGES
         for code in re.findall(
-            r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+            r"`([^`\n]+)`",
+            re.sub(
+                r"^```.*?^```$",
+                "",
+                page.read_text(encoding="utf-8"),
+                flags=re.MULTILINE | re.DOTALL,
+            ),
         )
-        for path in re.findall(r"^(?:analysis|benchmarks|conf|dks|docs|examples|hydra_plugins|sweeps|tests)/[\w./]*$", code)
+        for path in re.findall(
+            r"^(?:analysis|benchmarks|conf|dks|docs|examples|hydra_plugins|sweeps|tests)/[\w./]*$",
+            code,
+        )
     }
     assert len(named) > 40
     there = {block.title for block in ALL}  # pages say to write these
     there |= {
-        path.relative_to(ROOT / "examples/pebbles/dks_pebbles").as_posix() for path in ROOT.glob("examples/pebbles/*/conf/*/*")
+        path.relative_to(ROOT / "examples/pebbles/dks_pebbles").as_posix()
+        for path in ROOT.glob("examples/pebbles/*/conf/*/*")
     }
-    lost = [(page, path) for page, path in sorted(named) if not (ROOT / path).exists() and path not in there]
-    assert [(page, path) for page, path in lost if not re.search("[A-Z]{4}", path)] == [], "NAME stands for any name"
+    lost = [
+        (page, path)
+        for page, path in sorted(named)
+        if not (ROOT / path).exists() and path not in there
+    ]
+    assert [(page, path) for page, path in lost if not re.search("[A-Z]{4}", path)] == [], (
+        "NAME stands for any name"
+    )
 
 
 def test_the_home_page_has_the_commands_and_the_table_of_the_readme() -> None:
-    home, readme = ([block.text for block in blocks(page)][:3] for page in (ROOT / "docs" / "index.md", ROOT / "README.md"))
+    home, readme = (
+        [block.text for block in blocks(page)][:3]
+        for page in (ROOT / "docs" / "index.md", ROOT / "README.md")
+    )
     assert home == readme
 
 
@@ -269,14 +337,26 @@ def test_the_home_page_has_the_commands_and_the_table_of_the_readme() -> None:
 @pytest.mark.timeout(1800)
 def test_the_tutorial_is_as_it_says(tmp_path: Path) -> None:
     """All of it but the installation, in a copy of the checkout."""
-    for name in ("analysis", "conf", "constraints.txt", "dks", "hydra_plugins", "sweeps", "train.py"):
+    for name in (
+        "analysis",
+        "conf",
+        "constraints.txt",
+        "dks",
+        "hydra_plugins",
+        "sweeps",
+        "train.py",
+    ):
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
         else:
             shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "bin").mkdir()
     for name, command in (("python", ""), ("dks", " -m dks")):
-        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)}{command} "$@"\n')
+        (tmp_path / "bin" / name).write_text(
+            f'#!/bin/sh\nexec {shlex.quote(sys.executable)}{command} "$@"\n'
+        )
         (tmp_path / "bin" / name).chmod(0o755)
     variables = {
         "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
@@ -307,7 +387,9 @@ def test_the_tutorial_is_as_it_says(tmp_path: Path) -> None:
             run(sys.executable, "-", text=block.text)
         elif block.language == "bash" and block.title is None:
             said += run("bash", "-euo", "pipefail", text=block.text)
-    assert "18 cells (12 missing, 6 done); 12 to run" in said, "the file's cells are in part those of the line before"
+    assert "18 cells (12 missing, 6 done); 12 to run" in said, (
+        "the file's cells are in part those of the line before"
+    )
     assert "no evidence" in said
     assert "recorded" in said
     assert "<svg" in (tmp_path / "results" / "photos" / "figures" / "photos-curves.svg").read_text()
@@ -340,7 +422,9 @@ def test_the_reference_has_every_key_with_its_identity_and_every_choice() -> Non
     for path in (ROOT / "conf").glob("*/*.yaml"):
         group = config_reference.SHORT_NAMES.get(path.parent.name, path.parent.name)
         assert f"`{group}={path.stem}`: " in page
-    assert {f"hydra.launcher.{name}" for name in ("slots", "partition", "timeout_min", "cells_per_job")} <= rows.keys()
+    assert {
+        f"hydra.launcher.{name}" for name in ("slots", "partition", "timeout_min", "cells_per_job")
+    } <= rows.keys()
 
 
 def test_a_key_without_a_word_on_it_is_seen(tmp_path: Path) -> None:
@@ -360,7 +444,11 @@ def test_a_key_without_a_word_on_it_is_seen(tmp_path: Path) -> None:
 def test_the_reference_has_every_command() -> None:
     page = command_reference.page()
     parser = cli._parser()
-    (subcommands,) = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    (subcommands,) = (
+        action.choices
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
     for name in subcommands:
         assert f"\n## dks {name}\n" in page
     assert page.count("--help") >= len(subcommands)
@@ -371,7 +459,9 @@ def test_the_reference_has_every_command() -> None:
 
 def test_the_picture_of_the_data_flow_is_what_its_script_draws() -> None:
     assert data_flow.FILE.read_text(encoding="utf-8") == data_flow.picture()
-    named = re.findall(r"\b(?:dks/\w+|conf|sweeps|hydra_plugins|analysis/paper)\b", data_flow.picture())
+    named = re.findall(
+        r"\b(?:dks/\w+|conf|sweeps|hydra_plugins|analysis/paper)\b", data_flow.picture()
+    )
     assert len(named) > 8
     assert [name for name in named if not (ROOT / name).exists()] == []
 
@@ -385,17 +475,26 @@ def test_the_page_on_the_paper_has_its_numbers_and_every_sweep() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_what_the_papers_tables_cost_is_what_a_plan_says(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_papers_tables_cost_is_what_a_plan_says(
+    in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = paper_numbers.PAGE.read_text(encoding="utf-8")
-    rows = re.findall(r"^\| \[?`(\w+)`.*?\| *([\d,]+) \| ([\d.]+) \| ([\d,]+) \|$", page, re.MULTILINE)
+    rows = re.findall(
+        r"^\| \[?`(\w+)`.*?\| *([\d,]+) \| ([\d.]+) \| ([\d,]+) \|$", page, re.MULTILINE
+    )
     assert {name for name, *_ in rows} == {*published.SWEEPS, "paper"}
-    for name, runs, operations, hours in sampled(rows, [row for row in rows if row[0] != "paper"]):  # it is all the others
+    # it is all the others
+    for name, runs, operations, hours in sampled(rows, [row for row in rows if row[0] != "paper"]):
         with pytest.raises(SystemExit) as left:
             cli.main(["sweep", "plan", name, "--json", "--probe", "0"])
         assert not left.value.code
         networks = json.loads(capsys.readouterr().out)["forecast"]["networks"]
         total = sum(each["steps"] * each["flops_per_step"] for each in networks)
-        said = (sum(each["cells"] for each in networks), f"{total / 1e18:.1f}", f"{total / 1e13 / 3600:,.0f}")
+        said = (
+            sum(each["cells"] for each in networks),
+            f"{total / 1e18:.1f}",
+            f"{total / 1e13 / 3600:,.0f}",
+        )
         assert said == (int(runs), operations, hours), name
 
 
@@ -460,11 +559,21 @@ def test_pages_ask_no_other_server_and_fit_a_narrow_window(site: Path, browser) 
             browser.get(address + page.relative_to(site).as_posix())
             width = browser.execute_script("return document.documentElement.scrollWidth")
             assert width <= 400, f"{page.name} is {width} pixels wide"
-        requests = [json.loads(each["message"])["message"] for each in browser.get_log("performance")]
-        asked = {each["params"]["request"]["url"] for each in requests if each["method"] == "Network.requestWillBeSent"}
+        requests = [
+            json.loads(each["message"])["message"] for each in browser.get_log("performance")
+        ]
+        asked = {
+            each["params"]["request"]["url"]
+            for each in requests
+            if each["method"] == "Network.requestWillBeSent"
+        }
         assert len(asked) > 20
         assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
-        assert [each["message"] for each in browser.get_log("browser") if "favicon" not in each["message"]] == []
+        assert [
+            each["message"]
+            for each in browser.get_log("browser")
+            if "favicon" not in each["message"]
+        ] == []
     finally:
         server.shutdown()
         server.server_close()

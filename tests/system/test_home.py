@@ -10,7 +10,8 @@ import pytest
 
 from tests.conftest import ROOT, TINY, start
 
-# Python imports a module of this name in every process, workers and the sender included; what native code opens is not seen.
+# Python imports a module of this name in every process, workers and the sender included; what
+# native code opens is not seen.
 RECORDER = """
 import os, sys, time
 
@@ -27,12 +28,14 @@ def look(event, arguments, home=os.environ["HOME"], log=os.environ["TOUCHED"]):
 sys.addaudithook(look)
 with open(os.environ["TOUCHED"] + ".begun", "a") as file:
     print(*sys.orig_argv, file=file)
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> dict[str, str]:
-    """The environment of processes whose accesses to their home are written down, in the file TOUCHED."""
+    """The environment of processes whose accesses to their home are written down, in the file
+    TOUCHED.
+    """
     for name in ("home", "site", "work"):
         (tmp_path / name).mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(RECORDER)
@@ -56,14 +59,21 @@ def begun(recorded: dict[str, str]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_recorder_sees_what_any_process_does_in_the_home(recorded: dict[str, str], tmp_path: Path) -> None:
+def test_the_recorder_sees_what_any_process_does_in_the_home(
+    recorded: dict[str, str], tmp_path: Path
+) -> None:
     """That the next test can fail."""
     code = "import pathlib, subprocess, sys; pathlib.Path.home().joinpath('a').touch()"
-    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-P', '-c', {code!r}], check=True)"
+    nested = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-P', '-c', {code!r}], "
+        f"check=True)"
+    )
     process = start(["-c", nested], tmp_path / "work", **recorded)
     process.communicate(timeout=100)
     assert process.returncode == 0
-    assert [line.split(" ", 2)[2] for _, line in touched(recorded)] == [f"open {tmp_path / 'home' / 'a'}"]
+    assert [line.split(" ", 2)[2] for _, line in touched(recorded)] == [
+        f"open {tmp_path / 'home' / 'a'}"
+    ]
     assert len(begun(recorded)) == 2
 
 
@@ -72,7 +82,11 @@ def test_the_recorder_sees_what_any_process_does_in_the_home(recorded: dict[str,
 def test_nothing_is_opened_in_the_home_while_a_run_trains(
     recorded: dict[str, str], tmp_path: Path, launcher: tuple[str, ...]
 ) -> None:
-    process = start([str(ROOT / "train.py"), *TINY, "recipe.epochs=20", *launcher], tmp_path / "work", **recorded)
+    process = start(
+        [str(ROOT / "train.py"), *TINY, "recipe.epochs=20", *launcher],
+        tmp_path / "work",
+        **recorded,
+    )
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     assert (tmp_path / "work" / "mlflow.db").exists()

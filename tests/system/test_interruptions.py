@@ -32,7 +32,8 @@ COMMANDS: dict[tuple[str, ...], float] = {
     ("train.py", "-m", *GRID, *LONG, "hydra.launcher.slots=auto"): 6,  # it is tried out how many
     ("-m", "dks", "sweep", "plan", "paper"): 4,
     ("-m", "dks", "table", "mine"): 0.8,
-    ("train.py", "-m", "seed=1,2", "sweep=mine", *TINY, "tracking=off"): 1.5,  # all is done: the table is printed
+    # all is done: the table is printed
+    ("train.py", "-m", "seed=1,2", "sweep=mine", *TINY, "tracking=off"): 1.5,
 }
 
 
@@ -60,12 +61,17 @@ def marked(mark: str) -> list[str]:
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
             if f"{MARK}={mark}".encode() in path.read_bytes():
-                found.append(path.with_name("cmdline").read_bytes().replace(b"\0", b" ").decode()[:200])
+                found.append(
+                    path.with_name("cmdline").read_bytes().replace(b"\0", b" ").decode()[:200]
+                )
     return [line for line in found if line]
 
 
 def interrupt(number: int, workplace: Path, folder: Path) -> str | None:
-    """Start a command, send it a signal at a random moment, and look how it ends; what was wrong, or None."""
+    """Start a command, send it a signal at a random moment, and look how it ends.
+
+    What was wrong, or None.
+    """
     draw, mark = random.Random(number), uuid4().hex
     arguments = [*COMMANDS][number % len(COMMANDS)]
     moment = draw.uniform(0, COMMANDS[arguments])
@@ -99,14 +105,29 @@ def interrupt(number: int, workplace: Path, folder: Path) -> str | None:
         time.sleep(0.05)
     over = process.returncode == 0 and out.endswith("┘\n")  # it was done when the signal came
     wrong = [
-        *([f"exit status {process.returncode}"] if process.returncode != (0 if over else 130) else []),
+        *(
+            [f"exit status {process.returncode}"]
+            if process.returncode != (0 if over else 130)
+            else []
+        ),
         *([f"it took {took:.1f} s"] if took > SOON else []),
-        *(["it is not said in a line"] if sum("interrupted" in line for line in err.splitlines()) != (not over) else []),
+        *(
+            ["it is not said in a line"]
+            if sum("interrupted" in line for line in err.splitlines()) != (not over)
+            else []
+        ),
         *(["there is a traceback"] if "Traceback" in err or "Exception ignored" in err else []),
         *[f"left running: {line}" for line in left],
-        *[f"{each.name}/ was made" for each in folder.iterdir() if each.name in ("outputs", "multirun")],
+        *[
+            f"{each.name}/ was made"
+            for each in folder.iterdir()
+            if each.name in ("outputs", "multirun")
+        ],
     ]
-    line = f"{number}: {what.name} after {moment:.2f} s, ended {took:.1f} s later, {' '.join(arguments)[:60]}"
+    line = (
+        f"{number}: {what.name} after {moment:.2f} s, ended {took:.1f} s later, "
+        f"{' '.join(arguments)[:60]}"
+    )
     told = f"{line}: {'; '.join(wrong)}\n{err}" if wrong else None
     print(told or line, flush=True)
     return told
@@ -119,7 +140,12 @@ def typed(code: str, folder: Path) -> tuple[int, str]:
     """Run this code; exit status and errors."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     return done.returncode, done.stderr
 
@@ -136,7 +162,8 @@ def test_a_signal_that_gets_lost_ends_the_command_all_the_same(tmp_path: Path) -
     assert typed(code, tmp_path) == (130, "interrupted\n")
 
 
-# The first call of a function is hit by Ctrl-C, and what it raises then is another exception, or none.
+# The first call of a function is hit by Ctrl-C, and what it raises then is another exception, or
+# none.
 HIT = """
 import os, runpy, signal, sys
 from importlib import import_module
@@ -157,21 +184,29 @@ def hit(module, owner, name, error):
 
 
 WHERE = [
-    ("hydra._internal.hydra", "Hydra", "compose_config", True),  # Hydra does without, and takes another mode
+    # Hydra does without, and takes another mode
+    ("hydra._internal.hydra", "Hydra", "compose_config", True),
     ("dks.sweeps.plan", None, "plan", True),
     pytest.param(("dks.sweeps.plan", None, "plan", False), marks=pytest.mark.slow),
-    pytest.param(("dks.sweeps.launchers.nursery", "Nursery", "__init__", False), marks=pytest.mark.slow),
+    pytest.param(
+        ("dks.sweeps.launchers.nursery", "Nursery", "__init__", False), marks=pytest.mark.slow
+    ),
     pytest.param(("dks.results.results", None, "show", False), marks=pytest.mark.slow),
 ]
 
 
 @pytest.mark.parametrize("where", WHERE, ids=lambda where: f"{where[0]}.{where[2]}")
-def test_ctrl_c_that_a_library_swallows_runs_nothing(where: tuple[str, str | None, str, bool], tmp_path: Path) -> None:
+def test_ctrl_c_that_a_library_swallows_runs_nothing(
+    where: tuple[str, str | None, str, bool], tmp_path: Path
+) -> None:
     script = str(ROOT / "train.py")
     arguments = [script, "-q", "-m", "seed=1,2", *TINY, "tracking=off"]
     if where[2] == "show":
         assert train(tmp_path, *arguments[1:])[0] == 0
-    code = f"{HIT}hit(*{where!r})\nsys.argv = {arguments!r}\nrunpy.run_path({script!r}, run_name='__main__')"
+    code = (
+        f"{HIT}hit(*{where!r})\nsys.argv = {arguments!r}\nrunpy.run_path({script!r}, "
+        f"run_name='__main__')"
+    )
     assert typed(code, tmp_path) == (130, "interrupted\n")
     assert not (tmp_path / "outputs").exists()
     if where[2] != "show":
@@ -189,5 +224,9 @@ def test_ctrl_c_at_random_moments_ends_a_command_soon_in_a_line_with_nothing_lef
 ) -> None:
     """Two at a time; the seed of each is its number."""
     with ThreadPoolExecutor(2) as threads:
-        wrong = list(threads.map(lambda number: interrupt(number, workplace, tmp_path / str(number)), range(COUNT)))
+        wrong = list(
+            threads.map(
+                lambda number: interrupt(number, workplace, tmp_path / str(number)), range(COUNT)
+            )
+        )
     assert [each for each in wrong if each] == []

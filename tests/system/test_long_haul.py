@@ -38,20 +38,24 @@ needs_root = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(
-        os.geteuid() != 0 and os.environ.get("CI") != "true", reason="only root may mount disks and become another user"
+        os.geteuid() != 0 and os.environ.get("CI") != "true",
+        reason="only root may mount disks and become another user",
     ),
 ]
 
 # --- hundreds of cells in one sweep
 
 CELLS = sampled(500, 200)
-# What the second half of the cells may take more than the first half did after its first 40 cells. Nothing of a run may stay:
-# its network, gradients and momentum are 1 MiB, its files 20 KiB. 100 of them would be far above these bounds.
+# What the second half of the cells may take more than the first half did after its first 40 cells.
+# Nothing of a run may stay: its network, gradients and momentum are 1 MiB, its files 20 KiB. 100 of
+# them would be far above these bounds.
 GROWTH = {  # MiB of memory that no file backs
     "parent": 4,  # a few hundred bytes a cell, for what is shown and what comes next
     "nursery": 1,  # only forks
     "worker": 16,  # what malloc keeps goes up and down by that much, from one cell to the next
-    "sender": 64,  # 45 of them are matplotlib, imported for the first picture, which a busy machine has no time for before
+    # 45 of them are matplotlib, imported for the first picture, which a busy machine has no time
+    # for before
+    "sender": 64,
 }
 HANDLES = 4  # open files or threads: some come and go with each cell
 
@@ -90,10 +94,22 @@ def test_hundreds_of_cells_leave_nothing_behind_in_any_process(tmp_path: Path) -
     scratch.mkdir()
     folder = tmp_path / "work"
     folder.mkdir()
-    arguments = ["-m", f"seed=range({CELLS})", *ONE_EPOCH, "recipe.batch_size=64", "hydra.launcher.slots=2"]
-    arguments.append("tracking.drain_seconds=600")  # on a busy machine what sends may be far behind the runs at their end
+    arguments = [
+        "-m",
+        f"seed=range({CELLS})",
+        *ONE_EPOCH,
+        "recipe.batch_size=64",
+        "hydra.launcher.slots=2",
+    ]
+    # on a busy machine what sends may be far behind the runs at their end
+    arguments.append("tracking.drain_seconds=600")
     with (tmp_path / "said").open("wb") as said:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(scratch),
+            "OMP_NUM_THREADS": "1",
+        }
         command = [sys.executable, str(ROOT / "train.py"), *arguments]
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said)
     samples, seen = defaultdict[str, list[Sample]](list), set[psutil.Process]()
@@ -121,12 +137,16 @@ def test_hundreds_of_cells_leave_nothing_behind_in_any_process(tmp_path: Path) -
         growth = max(each.memory for each in after) - max(each.memory for each in before)
         assert growth <= GROWTH[name.partition(" ")[0]], f"{name} grew by {growth:.1f} MiB"
         for what in ("files", "threads"):
-            more = max(getattr(each, what) for each in after) - max(getattr(each, what) for each in before)
+            more = max(getattr(each, what) for each in after) - max(
+                getattr(each, what) for each in before
+            )
             assert more <= HANDLES, f"{name}: {more} more {what}"
     gone, alive = psutil.wait_procs(seen, timeout=20)
     assert not alive
     assert list(scratch.iterdir()) == [], "no temporary files"
-    assert [path for path in folder.rglob(".*") if path.name != ".mlflow.db.lock"] == [], "no drafts"
+    assert [path for path in folder.rglob(".*") if path.name != ".mlflow.db.lock"] == [], (
+        "no drafts"
+    )
 
 
 SEND = """
@@ -168,7 +188,9 @@ def test_what_sends_keeps_nothing_of_runs_that_are_over(in_folder: Path) -> None
         told.cell_id = told.uid = copy.cell_id
         copy.write_record(told)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", SEND], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SEND], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 30, "KiB a run"
 
@@ -177,14 +199,19 @@ def test_what_sends_keeps_nothing_of_runs_that_are_over(in_folder: Path) -> None
 
 
 class TestUsers:
-    """Real ones, each in a mount namespace of its own, in which the way to Python's files is open to them."""
+    """Real ones, each in a mount namespace of its own, in which the way to Python's files is open
+    to them.
+    """
 
     pytestmark = needs_root
     GROUP = 54321
-    # A folder on the way to Python or to this code may be closed to others, /root for one: in the namespace it is not.
+    # A folder on the way to Python or to this code may be closed to others, /root for one: in the
+    # namespace it is not.
     OPEN = (
-        'for closed in $CLOSED; do over=$(mktemp -d) && mount -t tmpfs tmpfs "$over" && mkdir "$over/upper" "$over/work" && '
-        'mount -t overlay overlay -o "lowerdir=$closed,upperdir=$over/upper,workdir=$over/work" "$closed" && '
+        'for closed in $CLOSED; do over=$(mktemp -d) && mount -t tmpfs tmpfs "$over" && mkdir '
+        '"$over/upper" "$over/work" && '
+        'mount -t overlay overlay -o "lowerdir=$closed,upperdir=$over/upper,workdir=$over/work" '
+        '"$closed" && '
         'chmod a+x "$closed" || exit 99; done; umask "$MASK"; '
         'exec setpriv --reuid "$USER_ID" --regid "$USER_ID" --groups "$GROUP" -- "$@"'
     )
@@ -198,21 +225,62 @@ class TestUsers:
         yield folder
         shutil.rmtree(folder)
 
-    def begin(self, user: int, mask: str, folder: Path, *arguments: str, home: str | None = None) -> subprocess.Popen[str]:
+    def begin(
+        self, user: int, mask: str, folder: Path, *arguments: str, home: str | None = None
+    ) -> subprocess.Popen[str]:
         """`dks ARGUMENTS` as that user, who has no name; home: None: no HOME either."""
-        ways = {path for place in (sys.executable, sys.base_prefix, sys.prefix, ROOT) for path in self._way(Path(place))}
-        variables = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+        ways = {
+            path
+            for place in (sys.executable, sys.base_prefix, sys.prefix, ROOT)
+            for path in self._way(Path(place))
+        }
+        variables = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("HOME", "XDG_CACHE_HOME")
+        }
         variables |= {
-            **{"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASK": mask, "USER_ID": str(user), "GROUP": str(self.GROUP)},
-            "CLOSED": " ".join(sorted(str(path) for path in ways if not path.stat().st_mode & 0o001)),
+            **{
+                "PYTHONPATH": str(ROOT),
+                "OMP_NUM_THREADS": "1",
+                "MASK": mask,
+                "USER_ID": str(user),
+                "GROUP": str(self.GROUP),
+            },
+            "CLOSED": " ".join(
+                sorted(str(path) for path in ways if not path.stat().st_mode & 0o001)
+            ),
             **({} if home is None else {"HOME": home}),
         }
-        command = ["unshare", "--mount", "bash", "-c", self.OPEN, "bash", sys.executable, "-m", "dks", *arguments]
-        return subprocess.Popen(command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command = [
+            "unshare",
+            "--mount",
+            "bash",
+            "-c",
+            self.OPEN,
+            "bash",
+            sys.executable,
+            "-m",
+            "dks",
+            *arguments,
+        ]
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def _way(self, path: Path) -> set[Path]:
         """The folders that lead to a file, links resolved."""
-        return {each for place in (path.absolute(), path.resolve()) for each in (place, *place.parents) if each.is_dir()}
+        return {
+            each
+            for place in (path.absolute(), path.resolve())
+            for each in (place, *place.parents)
+            if each.is_dir()
+        }
 
     def run(self, *arguments: Any, **named: Any) -> tuple[int, str, str]:
         process = self.begin(*arguments, **named)
@@ -222,31 +290,48 @@ class TestUsers:
     def sweep(self, *seeds: int) -> tuple[str, ...]:
         return ("train", "-m", f"seed={','.join(map(str, seeds))}", *ONE_EPOCH)
 
-    def test_two_of_a_group_fill_one_store_and_one_folder_at_the_same_time(self, shared: Path) -> None:
+    def test_two_of_a_group_fill_one_store_and_one_folder_at_the_same_time(
+        self, shared: Path
+    ) -> None:
         processes = [
-            self.begin(user, "002", shared, *self.sweep(*seeds)) for user, seeds in ((12345, (1, 2, 3)), (12346, (2, 3, 4)))
+            self.begin(user, "002", shared, *self.sweep(*seeds))
+            for user, seeds in ((12345, (1, 2, 3)), (12346, (2, 3, 4)))
         ]
         ended = [(process.communicate(timeout=250), process.returncode) for process in processes]
         # The one that is over first may see cells of the other one under way.
-        assert {status for _, status in ended} <= {0, 1} and 0 in [status for _, status in ended], ended
+        assert {status for _, status in ended} <= {0, 1} and 0 in [status for _, status in ended], (
+            ended
+        )
         status, out, err = self.run(12345, "002", shared, *self.sweep(1, 2, 3, 4))
         assert status == 0, err
         assert "all 4 cells are done" in err
-        assert [path for path in shared.rglob("*") if not path.stat().st_mode & 0o020] == [], "the group may write all of it"
+        assert [path for path in shared.rglob("*") if not path.stat().st_mode & 0o020] == [], (
+            "the group may write all of it"
+        )
         assert len({path.stat().st_uid for path in shared.glob("runs/*")}) == 2
         status, out, err = self.run(12346, "002", shared, "sync")
         assert status == 0, (out, err)
         client = mlflow_client(f"sqlite:///{shared / 'mlflow.db'}")
         experiment = client.get_experiment_by_name("dks")
         assert experiment is not None
-        cells = [run for run in client.search_runs([experiment.experiment_id]) if run.data.tags["dks.role"] == "cell"]
+        cells = [
+            run
+            for run in client.search_runs([experiment.experiment_id])
+            if run.data.tags["dks.role"] == "cell"
+        ]
         assert sorted(run.data.tags["dks.seed"] for run in cells) == ["1", "2", "3", "4"]
         assert {run.info.status for run in cells} == {"FINISHED"}
 
-    def test_what_another_user_lets_nobody_write_can_be_read_and_is_refused_in_a_line(self, shared: Path) -> None:
+    def test_what_another_user_lets_nobody_write_can_be_read_and_is_refused_in_a_line(
+        self, shared: Path
+    ) -> None:
         status, table, err = self.run(12345, "022", shared, *self.sweep(1, 2), "sweep=mine")
         assert status == 0, err
-        for command in (("table", "mine"), ("table", "mine", "--store", "sqlite:///mlflow.db"), ("sweep", "status", "mine")):
+        for command in (
+            ("table", "mine"),
+            ("table", "mine", "--store", "sqlite:///mlflow.db"),
+            ("sweep", "status", "mine"),
+        ):
             status, out, err = self.run(12346, "022", shared, *command)
             assert (status, err) == (0, ""), (command, err)
             assert out == table or "table" not in command or "--store" in command
@@ -254,8 +339,12 @@ class TestUsers:
             (
                 *self.sweep(1, 2),
                 "sweep=mine",
-            ): "results_dir=results cannot be written: Permission denied; dks table mine only reads",
-            (*self.sweep(3, 4),): "runs_dir=runs cannot be written: Permission denied; choose another one with runs_dir=FOLDER",
+            ): "results_dir=results cannot be written: Permission denied; dks table mine "
+            "only reads",
+            (
+                *self.sweep(3, 4),
+            ): "runs_dir=runs cannot be written: Permission denied; choose another one with "
+            "runs_dir=FOLDER",
             ("train", *ONE_EPOCH, "seed=3", "runs_dir=own"): (
                 "tracking.uri=sqlite:///mlflow.db cannot be written: Permission denied; "
                 "name another one, or choose tracking=off"
@@ -269,7 +358,15 @@ class TestUsers:
         assert not (shared / "own").exists()
 
     def test_a_sweep_under_way_is_seen_by_who_may_only_read(self, shared: Path) -> None:
-        longer = ("train", "-m", "seed=1,2", *TINY, "recipe.epochs=2000", "sweep=mine", "tracking=off")
+        longer = (
+            "train",
+            "-m",
+            "seed=1,2",
+            *TINY,
+            "recipe.epochs=2000",
+            "sweep=mine",
+            "tracking=off",
+        )
         process = self.begin(12345, "022", shared, *longer)
         until = time.monotonic() + 100
         while not list(shared.glob("runs/*/metrics.jsonl")):
@@ -283,17 +380,26 @@ class TestUsers:
 
     @pytest.mark.parametrize("home", sampled([None, "/nonexistent", "/proc"], [None, "/proc"]))
     def test_no_home_is_needed(self, shared: Path, home: str | None) -> None:
-        """Nothing can be made in /proc; without HOME a user whom the system does not know has none at all."""
-        status, out, err = self.run(12345, "022", shared, *self.sweep(1, 2), "sweep=mine", home=home)
+        """Nothing can be made in /proc.
+
+        Without HOME a user whom the system does not know has none at all.
+        """
+        status, out, err = self.run(
+            12345, "022", shared, *self.sweep(1, 2), "sweep=mine", home=home
+        )
         assert status == 0, err
         assert "not got everything" not in err and "Traceback" not in err
         status, again, err = self.run(12345, "022", shared, "table", "mine", home=home)
         assert (status, again, err) == (0, out, "")
-        status, _, err = self.run(12345, "022", shared, "sweep", "plan", "mine", "--probe", "0.1", home=home)
+        status, _, err = self.run(
+            12345, "022", shared, "sweep", "plan", "mine", "--probe", "0.1", home=home
+        )
         assert status == 0, err
 
 
-def test_a_lock_is_seen_through_a_file_that_can_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_is_seen_through_a_file_that_can_only_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "lock"
     lock = FileLock(path)
 
@@ -314,7 +420,10 @@ def test_a_lock_is_seen_through_a_file_that_can_only_be_read(tmp_path: Path, mon
 
 
 class Clock:
-    """The clock of the system, as this package reads it, which can be set; what nobody sets goes on."""
+    """The clock of the system, as this package reads it, which can be set.
+
+    What nobody sets goes on.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ahead = 0.0
@@ -366,12 +475,21 @@ def test_no_duration_is_negative_when_the_clock_is_set_back(
     (attempt,) = told.attempts
     assert attempt.ended is not None
     assert 0 < attempt.seconds == told.cost["seconds"] <= took
-    assert milliseconds(attempt.ended) - milliseconds(attempt.started) == pytest.approx(1000 * attempt.seconds, abs=2)
+    assert milliseconds(attempt.ended) - milliseconds(attempt.started) == pytest.approx(
+        1000 * attempt.seconds, abs=2
+    )
     assert 0 < told.cost["seconds_per_epoch"] <= took
     entries = folder.journal.read()
     assert [entry.epoch for entry in entries] == [1, 2, 3]
-    assert all(value >= 0 for entry in entries for name, value in entry.metrics.items() if name.startswith("time/"))
-    assert milliseconds(entries[1].time) < milliseconds(entries[0].time), "the journal says what the clock said"
+    assert all(
+        value >= 0
+        for entry in entries
+        for name, value in entry.metrics.items()
+        if name.startswith("time/")
+    )
+    assert milliseconds(entries[1].time) < milliseconds(entries[0].time), (
+        "the journal says what the clock said"
+    )
 
 
 def test_where_the_clock_was_set_back_in_every_epoch_no_time_of_one_is_told(
@@ -400,7 +518,11 @@ def test_a_run_that_went_on_after_the_clock_was_set_back_ends_after_its_begin_in
     assert told is not None
     first, last = told.attempts
     assert milliseconds(last.started) < milliseconds(first.started)
-    assert first.seconds > 0 and last.seconds > 0 and told.cost["seconds"] == pytest.approx(first.seconds + last.seconds)
+    assert (
+        first.seconds > 0
+        and last.seconds > 0
+        and told.cost["seconds"] == pytest.approx(first.seconds + last.seconds)
+    )
     target = Tracking(uri="sqlite:///mlflow.db")
     assert not sync("runs", target=target).failed
     client = mlflow_client("sqlite:///mlflow.db")
@@ -411,14 +533,19 @@ def test_a_run_that_went_on_after_the_clock_was_set_back_ends_after_its_begin_in
     assert sorted((point.step, point.value) for point in points) == [
         (entry.epoch, entry.metrics["test/top1_error"]) for entry in folder.journal.read()
     ]
-    assert run.data.metrics["test/top1_error"] == told.final["test/top1_error"], "the last epoch is the last one"
+    assert run.data.metrics["test/top1_error"] == told.final["test/top1_error"], (
+        "the last epoch is the last one"
+    )
 
 
 @pytest.mark.parametrize("host", ["here", "elsewhere"])
 def test_no_run_is_declared_dead_because_the_clock_was_set_back(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
-    """It is asked in the middle of the run; elsewhere its lock is not seen, only the age of its heartbeat."""
+    """It is asked in the middle of the run.
+
+    Elsewhere its lock is not seen, only the age of its heartbeat.
+    """
     folder = queued(tmp_path)
     states = []
     append = Journal.append
@@ -449,7 +576,9 @@ def test_a_table_is_the_same_when_the_clock_was_set_back_between_its_runs(
     assert status == 0, err
     assert out == straight
     for folder in (in_folder / "straight").iterdir():
-        (entry,), (other,) = (RunFolder(each).journal.read() for each in (folder, in_folder / "runs" / folder.name))
+        (entry,), (other,) = (
+            RunFolder(each).journal.read() for each in (folder, in_folder / "runs" / folder.name)
+        )
         assert reproducible(entry.metrics) == reproducible(other.metrics)
     assert run_here(*typed)[1] == straight
 
@@ -465,7 +594,9 @@ def test_what_speaks_against_writing_to_a_folder_is_known_before(tmp_path: Path)
     assert disk.refusal(Path("/proc/self/runs")) is not None, "not even root"
 
 
-def test_a_file_in_the_place_of_a_folder_is_refused_before_anything_runs(run_here: Command, in_folder: Path) -> None:
+def test_a_file_in_the_place_of_a_folder_is_refused_before_anything_runs(
+    run_here: Command, in_folder: Path
+) -> None:
     (in_folder / "runs").write_text("")
     status, out, err = run_here(*ONE_EPOCH)
     assert (status, out) == (2, "")
@@ -479,7 +610,10 @@ class TestReadOnly:
 
     @pytest.fixture
     def closed(self, tmp_path: Path) -> Iterator[Path]:
-        """A folder with a finished sweep and one more run that died; nothing can be written to it any more."""
+        """A folder with a finished sweep and one more run that died.
+
+        Nothing can be written to it any more.
+        """
         folder = tmp_path / "closed"
         folder.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True)
@@ -518,23 +652,45 @@ class TestReadOnly:
         away = (f"runs_dir={tmp_path / 'runs'}", *ONE_EPOCH, "seed=9")
         refused = "cannot be written: Read-only file system"
         for command, line in {
-            ("train", *ONE_EPOCH): f"runs_dir=runs {refused}; choose another one with runs_dir=FOLDER",
-            ("sweep", "retry", "mine"): f"runs_dir=runs {refused}; choose another one with runs_dir=FOLDER",
-            ("train", *away): f"tracking.uri=sqlite:///mlflow.db {refused}; name another one, or choose tracking=off",
+            (
+                "train",
+                *ONE_EPOCH,
+            ): f"runs_dir=runs {refused}; choose another one with runs_dir=FOLDER",
+            (
+                "sweep",
+                "retry",
+                "mine",
+            ): f"runs_dir=runs {refused}; choose another one with runs_dir=FOLDER",
+            (
+                "train",
+                *away,
+            ): f"tracking.uri=sqlite:///mlflow.db {refused}; name another one, or choose "
+            f"tracking=off",
             ("train", "-m", *away[:-1], "seed=8,9", "tracking=off"): (
                 f"results_dir=results {refused}; choose another one with results_dir=FOLDER"
             ),
             ("figure", "mine"): f"results/mine/figures/mine-curves.svg {refused}",
             ("report", "mine"): "results/mine/report.html: Read-only file system",
-            ("table", "mine", "--format", "csv", "--output", "table.csv"): "table.csv: Read-only file system",
+            (
+                "table",
+                "mine",
+                "--format",
+                "csv",
+                "--output",
+                "table.csv",
+            ): "table.csv: Read-only file system",
         }.items():
             status, out, err = self.dks(closed, *command)
             assert (status, out) == (2, ""), (command, err)
-            assert [each for each in err.splitlines() if each.startswith("error")] == [f"error: {line}"]
+            assert [each for each in err.splitlines() if each.startswith("error")] == [
+                f"error: {line}"
+            ]
             assert "Traceback" not in err
         assert not (tmp_path / "runs").exists(), "nothing began"
 
-    def test_a_current_folder_that_can_only_be_read_is_no_obstacle(self, closed: Path, tmp_path: Path) -> None:
+    def test_a_current_folder_that_can_only_be_read_is_no_obstacle(
+        self, closed: Path, tmp_path: Path
+    ) -> None:
         places = [f"{name}_dir={tmp_path / name}" for name in ("runs", "results")]
         store = f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}"
         status, out, err = self.dks(closed, "train", "-m", "seed=1,2", *ONE_EPOCH, *places, store)

@@ -1,4 +1,7 @@
-"""The notebooks of `analysis/`: thin, stored without output, and what they show is what the runs gave."""
+"""The notebooks of `analysis/`.
+
+Thin, stored without output, and what they show is what the runs gave.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,10 @@ def code(notebook: NotebookNode) -> list[str]:
 
 def test_there_is_a_notebook_for_every_sweep_of_the_paper() -> None:
     assert sorted([*PAPER, *OTHERS]) == NOTEBOOKS
-    assert all(OPENED.findall("\n".join(code(read(name)))) == [OTHERS.get(name, name)] for name in NOTEBOOKS)
+    assert all(
+        OPENED.findall("\n".join(code(read(name)))) == [OTHERS.get(name, name)]
+        for name in NOTEBOOKS
+    )
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -51,12 +57,21 @@ def test_a_notebook_is_valid_thin_and_stored_without_output(name: str) -> None:
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert notebook.metadata.kernelspec.name == "python3"
-    assert [cell.id for cell in notebook.cells] == ["title", "table", *(["figure"] if name in FIGURES else [])]
-    assert [cell.cell_type for cell in notebook.cells] == ["markdown", *["code"] * (len(notebook.cells) - 1)]
+    assert [cell.id for cell in notebook.cells] == [
+        "title",
+        "table",
+        *(["figure"] if name in FIGURES else []),
+    ]
+    assert [cell.cell_type for cell in notebook.cells] == [
+        "markdown",
+        *["code"] * (len(notebook.cells) - 1),
+    ]
     for cell in notebook.cells[1:]:
         assert (cell.outputs, cell.execution_count) == ([], None)
     assert all(cell.metadata == {} for cell in notebook.cells)
-    assert name not in FIGURES or f'draw("{FIGURES[name]}", table, study.source)' in code(notebook)[-1]
+    assert (
+        name not in FIGURES or f'draw("{FIGURES[name]}", table, study.source)' in code(notebook)[-1]
+    )
     lines = [line for source in code(notebook) for line in source.splitlines() if line.strip()]
     assert len(lines) <= MOST_LINES
 
@@ -64,7 +79,11 @@ def test_a_notebook_is_valid_thin_and_stored_without_output(name: str) -> None:
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_tells_the_command_that_its_sweep_file_tells(name: str) -> None:
     sweep = OTHERS.get(name, name)
-    (command,) = re.findall(rf"^# +(dks sweep run {sweep}\b.*)$", (ROOT / "sweeps" / f"{sweep}.yaml").read_text(), re.MULTILINE)
+    (command,) = re.findall(
+        rf"^# +(dks sweep run {sweep}\b.*)$",
+        (ROOT / "sweeps" / f"{sweep}.yaml").read_text(),
+        re.MULTILINE,
+    )
     assert f"`{command}`" in read(name).cells[0].source
     assert f"[{name}]({name}.ipynb)" in (FOLDER / "README.md").read_text()
 
@@ -77,8 +96,19 @@ def designs_by_methods() -> Table:
     errors = {"ours": 5.0, "narrow": 7.0, "shallow": 6.0}
     entries = [
         {
-            **{"aux": aux, "method": method, "seed": seed, "cell_id": f"{aux}-{method}-{seed}", "config_id": f"{aux}-{method}"},
-            **{"entry_id": f"{aux}-{method}", "over_baseline": "none-baseline", "over_ds": f"{aux}-ds", "over_alone": None},
+            **{
+                "aux": aux,
+                "method": method,
+                "seed": seed,
+                "cell_id": f"{aux}-{method}-{seed}",
+                "config_id": f"{aux}-{method}",
+            },
+            **{
+                "entry_id": f"{aux}-{method}",
+                "over_baseline": "none-baseline",
+                "over_ds": f"{aux}-ds",
+                "over_alone": None,
+            },
             **{
                 "state": "done",
                 "left_out": "",
@@ -103,7 +133,9 @@ def test_only_keeps_the_cells_with_these_labels_as_they_are() -> None:
     assert table.comparisons and table.states == {"done": 14}
     part = table.only(aux=["ours", "shallow"])
     assert (part.rows, part.columns) == ((("ours",), ("shallow",)), (("ds",), ("dks",)))
-    assert part.cells == {place: cell for place, cell in table.cells.items() if place[0][0] in ("ours", "shallow")}
+    assert part.cells == {
+        place: cell for place, cell in table.cells.items() if place[0][0] in ("ours", "shallow")
+    }
     assert (part.aside, part.tested, part.states) == ((), [], {})
     assert (part.name, part.title, part.gains) == (table.name, table.title, table.gains)
     one = table.only(aux=["ours", "none"], method=["dks", "baseline"])

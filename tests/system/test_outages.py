@@ -1,6 +1,9 @@
-"""Runs whose MLflow server is killed, gone, slow or says no: they end in their normal time, and MLflow gets their journals.
+"""Runs whose MLflow server is killed, gone, slow or says no.
 
-All of it is real: `python train.py` and `dks sync`, an MLflow server on PostgreSQL, and a network between them that fails.
+They end in their normal time, and MLflow gets their journals.
+
+All of it is real: `python train.py` and `dks sync`, an MLflow server on PostgreSQL, and a network
+    between them that fails.
 """
 
 from __future__ import annotations
@@ -36,12 +39,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 DRAIN = 5  # seconds that a run waits at its end
 # An epoch takes a tenth of a second or two on a free core.
-WORK = (*TINY, "data.train_images=1024", "method=baseline", "tracking=server", f"tracking.drain_seconds={DRAIN}")
+WORK = (
+    *TINY,
+    "data.train_images=1024",
+    "method=baseline",
+    "tracking=server",
+    f"tracking.drain_seconds={DRAIN}",
+)
 
 
 @pytest.fixture(scope="module")
-def running(postgresql_server: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    with MlflowServer(tmp_path_factory.mktemp("server"), postgresql_server.new_database()) as server:
+def running(
+    postgresql_server: PostgreSQL, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MlflowServer]:
+    with MlflowServer(
+        tmp_path_factory.mktemp("server"), postgresql_server.new_database()
+    ) as server:
         yield server
 
 
@@ -115,7 +128,9 @@ def until(condition: Callable[[], object], what: object, seconds: float = 120) -
 
 
 def runs(folder: Path) -> list[RunFolder]:
-    return sorted((RunFolder(path) for path in (folder / "runs").glob("*")), key=lambda run: run.cell_id)
+    return sorted(
+        (RunFolder(path) for path in (folder / "runs").glob("*")), key=lambda run: run.cell_id
+    )
 
 
 def epochs(run: RunFolder) -> int:
@@ -138,8 +153,14 @@ def pace(run: RunFolder) -> float:
 
 
 def pauses(run: RunFolder, begin: float, end: float) -> float:
-    """The longest time without a new epoch, of a run that was training between two times, both in seconds since 1970."""
-    return max(later - earlier for earlier, later in pairwise(times(run)) if later > begin and earlier < end)
+    """The longest time without a new epoch, of a run that was training between two times, both in
+    seconds since 1970.
+    """
+    return max(
+        later - earlier
+        for earlier, later in pairwise(times(run))
+        if later > begin and earlier < end
+    )
 
 
 def check_mlflow(uri: str, run: RunFolder, status: str = "FINISHED") -> None:
@@ -183,13 +204,18 @@ with sending(config.tracking, print) as sender:
     record.attempts[-1].ended, record.attempts[-1].status = now(), "done"
     folder.write_record(record)
     sender.end(folder.path)
-"""
+"""  # noqa: E501
 
 
 def check_many_processes(folder: Path, *tracking: str) -> None:
-    """They begin at the same moment, each with a run of its own, and the store gets every point of all of them once."""
+    """They begin at the same moment, each with a run of its own, and the store gets every point of
+    all of them once.
+    """
     go, processes = folder / "go", []
-    queue = [queued(folder, f"seed={seed}", "tracking.drain_seconds=120", *tracking) for seed in range(MANY)]
+    queue = [
+        queued(folder, f"seed={seed}", "tracking.drain_seconds=120", *tracking)
+        for seed in range(MANY)
+    ]
     try:
         for run in queue:
             processes.append(start(["-c", JOURNALING, str(run.path), str(go), str(EPOCHS)], folder))
@@ -199,7 +225,9 @@ def check_many_processes(folder: Path, *tracking: str) -> None:
         for process in processes:
             out, err = process.communicate(timeout=400)
             assert process.returncode == 0, err
-            assert out in ("", "sending the rest to MLflow, 120 s at most\n"), "that is said where it takes more than a moment"
+            assert out in ("", "sending the rest to MLflow, 120 s at most\n"), (
+                "that is said where it takes more than a moment"
+            )
             assert "tracking:" not in err, err
     finally:
         for process in processes:
@@ -214,16 +242,29 @@ def test_many_processes_fill_a_fresh_sqlite_store(in_folder: Path) -> None:
     check_many_processes(in_folder, "tracking=local")
 
 
-def test_many_processes_fill_a_server_on_postgresql(server: MlflowServer, experiment: str, in_folder: Path) -> None:
-    check_many_processes(in_folder, "tracking=server", f"tracking.uri={server.uri}", f"tracking.experiment={experiment}")
+def test_many_processes_fill_a_server_on_postgresql(
+    server: MlflowServer, experiment: str, in_folder: Path
+) -> None:
+    check_many_processes(
+        in_folder,
+        "tracking=server",
+        f"tracking.uri={server.uri}",
+        f"tracking.experiment={experiment}",
+    )
 
 
 # --- outages
 
 
-def test_a_server_killed_in_the_middle_of_runs(server: MlflowServer, experiment: str, tmp_path: Path) -> None:
+def test_a_server_killed_in_the_middle_of_runs(
+    server: MlflowServer, experiment: str, tmp_path: Path
+) -> None:
     (count, last), down = sampled((8, 60), (3, 90)), sampled(30, 10)  # runs, epochs; seconds
-    sweep = [f"seed={','.join(map(str, range(count)))}", f"hydra.launcher.slots={count}", f"recipe.epochs={last}"]
+    sweep = [
+        f"seed={','.join(map(str, range(count)))}",
+        f"hydra.launcher.slots={count}",
+        f"recipe.epochs={last}",
+    ]
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(execute, training(tmp_path, server.uri, experiment, *sweep))
         until(lambda: begun(tmp_path, count) or ended.done(), ended)
@@ -245,10 +286,14 @@ def test_a_server_killed_in_the_middle_of_runs(server: MlflowServer, experiment:
 
 def begun(folder: Path, count: int) -> bool:
     """Have all these runs some epochs, and MLflow some of them?"""
-    return len(runs(folder)) == count and all(run.mlflow_file.exists() and epochs(run) >= 3 for run in runs(folder))
+    return len(runs(folder)) == count and all(
+        run.mlflow_file.exists() and epochs(run) >= 3 for run in runs(folder)
+    )
 
 
-def test_runs_do_not_notice_a_network_that_fails(server: MlflowServer, experiment: str, tmp_path: Path) -> None:
+def test_runs_do_not_notice_a_network_that_fails(
+    server: MlflowServer, experiment: str, tmp_path: Path
+) -> None:
     faults: dict[str, dict[str, float]] = {
         "pass": {},
         "refuse": {},  # the server is down from beginning to end
@@ -263,7 +308,9 @@ def test_runs_do_not_notice_a_network_that_fails(server: MlflowServer, experimen
         for seed, (kind, proxy) in enumerate(proxies.items()):
             proxy.__enter__()
             proxy.behave(kind, **faults[kind])
-            commands[kind] = training(tmp_path, proxy.uri, experiment, f"seed={seed}", "recipe.epochs=30")
+            commands[kind] = training(
+                tmp_path, proxy.uri, experiment, f"seed={seed}", "recipe.epochs=30"
+            )
         ended = side_by_side(commands)
         for kind, each in ended.items():
             assert each.status == 0, (kind, each.said)
@@ -289,7 +336,9 @@ def test_a_database_that_stops_for_a_while(
     postgresql_server: PostgreSQL, server: MlflowServer, experiment: str, tmp_path: Path
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
-        ended = pool.submit(execute, training(tmp_path, server.uri, experiment, "recipe.epochs=120"))
+        ended = pool.submit(
+            execute, training(tmp_path, server.uri, experiment, "recipe.epochs=120")
+        )
         until(lambda: begun(tmp_path, 1) or ended.done(), ended)
         assert not ended.done(), ended.result().said
         postgresql_server.stop()
@@ -323,7 +372,10 @@ def test_a_token_or_a_password_from_the_environment_opens_the_door_and_is_writte
         proxies = {"token": for_tokens, "password": for_passwords}
         variables = {"token": {"MLFLOW_TRACKING_TOKEN": secret}, "password": account("ann", secret)}
         ended = side_by_side(
-            {kind: training(tmp_path / kind, proxies[kind].uri, experiment, **variables[kind]) for kind in proxies}
+            {
+                kind: training(tmp_path / kind, proxies[kind].uri, experiment, **variables[kind])
+                for kind in proxies
+            }
         )
         for kind, proxy in proxies.items():
             assert (ended[kind].status, secret in ended[kind].said) == (0, False), ended[kind].said
@@ -335,11 +387,15 @@ def test_a_token_or_a_password_from_the_environment_opens_the_door_and_is_writte
     assert_nowhere(secret, tmp_path, server.folder)
 
 
-def test_a_wrong_password_stops_no_run(server: MlflowServer, experiment: str, tmp_path: Path) -> None:
+def test_a_wrong_password_stops_no_run(
+    server: MlflowServer, experiment: str, tmp_path: Path
+) -> None:
     secret = secrets.token_hex(16)
     with FaultyProxy(server.port, authorization=basic("ann", secret)) as proxy:
         commands = {
-            "wrong": training(tmp_path, proxy.uri, experiment, "seed=1", **account("ann", f"not-{secret}")),
+            "wrong": training(
+                tmp_path, proxy.uri, experiment, "seed=1", **account("ann", f"not-{secret}")
+            ),
             "none": training(tmp_path, proxy.uri, experiment, "seed=2"),
         }
         for each in side_by_side(commands).values():
@@ -352,7 +408,10 @@ def test_a_wrong_password_stops_no_run(server: MlflowServer, experiment: str, tm
 
 
 def check_said(ended: Ended, *parts: str) -> None:
-    """It is told before the runs begin, and what to do at the end: a line each, and nothing else."""
+    """It is told before the runs begin, and what to do at the end.
+
+    A line each, and nothing else.
+    """
     lines = [line for line in ended.said.splitlines() if line.startswith("tracking:")]
     assert len(lines) == 2, ended.said
     assert all(part in lines[0] for part in parts), lines
@@ -360,16 +419,25 @@ def check_said(ended: Ended, *parts: str) -> None:
     assert "Traceback" not in ended.said
 
 
-def test_a_run_whose_password_is_taken_back_goes_on(server: MlflowServer, experiment: str, tmp_path: Path) -> None:
+def test_a_run_whose_password_is_taken_back_goes_on(
+    server: MlflowServer, experiment: str, tmp_path: Path
+) -> None:
     secret = secrets.token_hex(16)
-    with FaultyProxy(server.port, authorization=basic("ann", secret)) as proxy, ThreadPoolExecutor(1) as pool:
+    with (
+        FaultyProxy(server.port, authorization=basic("ann", secret)) as proxy,
+        ThreadPoolExecutor(1) as pool,
+    ):
         ours = account("ann", secret)
-        ended = pool.submit(execute, training(tmp_path, proxy.uri, experiment, "recipe.epochs=60", **ours))
+        ended = pool.submit(
+            execute, training(tmp_path, proxy.uri, experiment, "recipe.epochs=60", **ours)
+        )
         until(lambda: begun(tmp_path, 1) or ended.done(), ended)
         assert not ended.done(), ended.result().said
         proxy.authorization = basic("ann", "another")
         assert ended.result().status == 0, ended.result().said
-        assert len(why := [line for line in ended.result().said.splitlines() if "401" in line]) == 1, why
+        assert (
+            len(why := [line for line in ended.result().said.splitlines() if "401" in line]) == 1
+        ), why
         assert "dks sync" in why[0]
         proxy.authorization = basic("ann", secret)
         sync(tmp_path, **ours, MLFLOW_TRACKING_URI=proxy.uri)
@@ -380,7 +448,9 @@ def test_a_run_whose_password_is_taken_back_goes_on(server: MlflowServer, experi
 
 @pytest.mark.usefixtures("basic_auth")
 def test_mlflows_own_access_control(experiment: str, tmp_path: Path) -> None:
-    secret, store, here = secrets.token_hex(16), f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "here"
+    secret = secrets.token_hex(16)
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    here = tmp_path / "here"
     with (
         MlflowServer(tmp_path / "server", store, authentication=("ann", secret)) as server,
         watching_command_lines(secret) as seen,
@@ -389,7 +459,9 @@ def test_mlflows_own_access_control(experiment: str, tmp_path: Path) -> None:
         assert (known.status, secret in known.said) == (0, False), known.said
         check_nothing_is_left(here, **account("ann", secret), MLFLOW_TRACKING_URI=server.uri)
         (run,) = runs(here)
-        wrong = execute(training(here, server.uri, experiment, "seed=1", **account("ann", f"not-{secret}")))
+        wrong = execute(
+            training(here, server.uri, experiment, "seed=1", **account("ann", f"not-{secret}"))
+        )
         assert (wrong.status, secret in wrong.said) == (0, False), wrong.said
         check_said(wrong, "401")
         assert not seen
@@ -409,7 +481,9 @@ def basic(user: str, password: str) -> str:
 # --- TLS
 
 
-def test_a_certificate_must_be_trusted(server: MlflowServer, experiment: str, tmp_path: Path) -> None:
+def test_a_certificate_must_be_trusted(
+    server: MlflowServer, experiment: str, tmp_path: Path
+) -> None:
     certificate = Certificate(tmp_path)
     with FaultyProxy(server.port, tls=certificate.context) as proxy:
         trusting = {"MLFLOW_TRACKING_SERVER_CERT_PATH": str(certificate.path)}
@@ -417,7 +491,12 @@ def test_a_certificate_must_be_trusted(server: MlflowServer, experiment: str, tm
             {
                 "trusted": training(tmp_path / "trusted", proxy.uri, experiment, **trusting),
                 "untrusted": training(tmp_path / "untrusted", proxy.uri, experiment),
-                "unverified": training(tmp_path / "unverified", proxy.uri, experiment, MLFLOW_TRACKING_INSECURE_TLS="true"),
+                "unverified": training(
+                    tmp_path / "unverified",
+                    proxy.uri,
+                    experiment,
+                    MLFLOW_TRACKING_INSECURE_TLS="true",
+                ),
             }
         )
         for kind in ("trusted", "untrusted"):

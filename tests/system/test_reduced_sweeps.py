@@ -1,4 +1,7 @@
-"""Every named sweep run once at reduced size: its table, and what the notebooks of `analysis/` show of its runs."""
+"""Every named sweep run once at reduced size.
+
+Its table, and what the notebooks of `analysis/` show of its runs.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 # The least that fills every place of every table.
 SMALL = (*TINY, "backbone=resnet8", "data.test_images=50", "seed=1")
 # Table 4 has a branch that only the networks for ImageNet have.
-DEEP = ("backbone=resnet18", "data.image_size=32", "data.augmentation=pad_crop", "data.train_images=16", "recipe.batch_size=8")
+DEEP = (
+    "backbone=resnet18",
+    "data.image_size=32",
+    "data.augmentation=pad_crop",
+    "data.train_images=16",
+    "recipe.batch_size=8",
+)
 # The error curves are of these two networks, over several runs; here of one tenth of the width.
 WIDE = (
     *("backbone=wrn28_10,wrn28_10_dropout", "backbone.depth=10", "backbone.width=1", "seed=1,2"),
@@ -50,15 +59,24 @@ class Workshop:
 
     @property
     def variables(self) -> dict[str, str]:
-        return {"DKS_STORE": f"sqlite:///{self.folder / 'mlflow.db'}", "DKS_RESULTS": str(self.folder / "results")}
+        return {
+            "DKS_STORE": f"sqlite:///{self.folder / 'mlflow.db'}",
+            "DKS_RESULTS": str(self.folder / "results"),
+        }
 
     def overrides(self, name: str) -> list[str]:
         """How a sweep becomes small."""
-        taught = ("teacher=checkpoint", f"kd_teacher.cell='{self.teacher}'", "kd_teacher.temperature=1,5", "data.holdout=8")
+        taught = (
+            "teacher=checkpoint",
+            f"kd_teacher.cell='{self.teacher}'",
+            "kd_teacher.temperature=1,5",
+            "data.holdout=8",
+        )
         own = {"table1": WIDE, "table4": DEEP, "table6": taught}.get(name, ())
         if name == "paper":  # all of its tables have the same overrides
             own = (*DEEP, *taught)
-        drawn = name in {OTHERS.get(each, each) for each in FIGURES}  # of one epoch there is no curve
+        # of one epoch there is no curve
+        drawn = name in {OTHERS.get(each, each) for each in FIGURES}
         small = (*SMALL, f"recipe.epochs={2 if drawn else 1}")
         return list({each.partition("=")[0]: each for each in (*small, *own)}.values())
 
@@ -71,7 +89,11 @@ class Workshop:
     def table(self, name: str) -> Table:
         """The table of a notebook, from the folders of the runs."""
         table = Study.open(OTHERS.get(name, name)).table()
-        return table.only(backbone=["wrn28_10", "wrn28_10_dropout"]) if name == "error_curves" else table
+        return (
+            table.only(backbone=["wrn28_10", "wrn28_10_dropout"])
+            if name == "error_curves"
+            else table
+        )
 
 
 def main_of(*arguments: str) -> None:
@@ -119,8 +141,15 @@ def test_every_sweep_runs_to_its_table_at_reduced_size(
         if part.named == "table5":
             assert {"c1", "c2", "c3", "alone", "dks"} <= set(table)
         else:
-            assert all(label in table for point in part.points for axis, label in point.labels.items() if axis != "seed")
-    assert {RunFolder(path).read_record().status for path in Path("runs").iterdir()} == {Status.done}
+            assert all(
+                label in table
+                for point in part.points
+                for axis, label in point.labels.items()
+                if axis != "seed"
+            )
+    assert {RunFolder(path).read_record().status for path in Path("runs").iterdir()} == {
+        Status.done
+    }
 
 
 # --- the notebooks as they run
@@ -174,26 +203,39 @@ def test_a_notebook_shows_what_the_runs_in_the_store_gave(
     assert html == table._repr_html_(), "the store and the folders of the runs tell the same"
     assert "missing" not in html
     assert '<th scope="col">paper</th>' not in html, "these are not the paper's settings"
-    found = {path.parent.name: json.loads(path.read_text()) for path in workshop.folder.glob("runs/*/record.json")}
+    found = {
+        path.parent.name: json.loads(path.read_text())
+        for path in workshop.folder.glob("runs/*/record.json")
+    }
     for (row, column), cell in table.cells.items():
         assert cell.is_whole and error_text(cell) in html
         if "classifier" not in table.row_axes:
             errors = [found[cell_id]["final"]["test/top1_error"] for cell_id in cell.cell_ids]
-            assert math.isclose(statistics.fmean(errors), cell.numbers[0].mean or math.nan), (row, column)
+            assert math.isclose(statistics.fmean(errors), cell.numbers[0].mean or math.nan), (
+                row,
+                column,
+            )
             assert f"{statistics.fmean(errors):.2f}" in html
     if name in FIGURES:
         (image,) = outputs(notebook, "figure", "image/svg+xml")
         assert image.startswith("<svg") and image.rstrip().endswith("</svg>")
         assert "<path" in image and table.title.partition(" with ")[0].partition(",")[0] in image
-    assert not any(outputs(notebook, cell.id, "error") for cell in notebook.cells if cell.cell_type == "code")
+    assert not any(
+        outputs(notebook, cell.id, "error") for cell in notebook.cells if cell.cell_type == "code"
+    )
 
 
 @own_jupyter
 @pytest.mark.parametrize("name", sampled(["table3", "figure3"], ["figure3"]))
-def test_without_variables_a_notebook_reads_what_lies_beside_its_folder(name: str, workshop: Workshop, tmp_path: Path) -> None:
+def test_without_variables_a_notebook_reads_what_lies_beside_its_folder(
+    name: str, workshop: Workshop, tmp_path: Path
+) -> None:
     workshop.run(name)
     tracked, untracked = tmp_path / "tracked", tmp_path / "untracked"
-    for folder, beside in ((tracked, ("results", "runs", "mlflow.db")), (untracked, ("results", "runs"))):
+    for folder, beside in (
+        (tracked, ("results", "runs", "mlflow.db")),
+        (untracked, ("results", "runs")),
+    ):
         (folder / "analysis").mkdir(parents=True)
         for each in beside:
             (folder / each).symlink_to(workshop.folder / each)
@@ -206,7 +248,9 @@ def test_without_variables_a_notebook_reads_what_lies_beside_its_folder(name: st
 
 
 @own_jupyter
-@pytest.mark.parametrize("name", sampled(["table3", "table6", "figure3", "error_curves"], ["table6", "figure3"]))
+@pytest.mark.parametrize(
+    "name", sampled(["table3", "table6", "figure3", "error_curves"], ["table6", "figure3"])
+)
 def test_without_runs_a_notebook_shows_the_papers_numbers(name: str, tmp_path: Path) -> None:
     (tmp_path / "analysis").mkdir()
     notebook = execute(name, tmp_path / "analysis", allow_errors=True)
@@ -215,19 +259,30 @@ def test_without_runs_a_notebook_shows_the_papers_numbers(name: str, tmp_path: P
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         table = Study.open(OTHERS.get(name, name)).table()
-    numbers = [number.paper.mean for cell in table.cells.values() for number in cell.numbers if number.paper]
+    numbers = [
+        number.paper.mean
+        for cell in table.cells.values()
+        for number in cell.numbers
+        if number.paper
+    ]
     shown = [mean for mean in numbers if mean in html]
     assert shown == numbers if name != "error_curves" else len(shown) >= 6
     assert html.count("missing") >= len(shown) / len(table.metrics)
     if name in FIGURES:
         (error,) = outputs(notebook, "figure", "error")
         assert error == f"RequestError: {OTHERS.get(name, name)}: no run has a learning curve yet"
-    made = {path.name for path in tmp_path.iterdir() if not path.name.startswith(("jupyter_", "ipython"))}
+    made = {
+        path.name
+        for path in tmp_path.iterdir()
+        if not path.name.startswith(("jupyter_", "ipython"))
+    }
     assert made == {"analysis"} and not list((tmp_path / "analysis").iterdir())
 
 
 @own_jupyter
-def test_a_store_that_is_not_there_is_one_line_and_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_not_there_is_one_line_and_is_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "analysis").mkdir()
     monkeypatch.setenv("DKS_STORE", "sqlite:///nowhere.db")
     notebook = execute("table3", tmp_path / "analysis", allow_errors=True)

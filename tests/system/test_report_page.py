@@ -1,4 +1,7 @@
-"""The report in a real browser: looked at, clicked and typed at, from a file and with all requests watched."""
+"""The report in a real browser.
+
+Looked at, clicked and typed at, from a file and with all requests watched.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,13 @@ def browser() -> Iterator[Chrome]:
     assert DRIVER is not None, "apt-get install chromium-driver"
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars", "force-color-profile=srgb"):
+    for argument in (
+        "headless=new",
+        "no-sandbox",
+        "disable-dev-shm-usage",
+        "hide-scrollbars",
+        "force-color-profile=srgb",
+    ):
         options.add_argument(f"--{argument}")
     # Whatever the page asks for elsewhere fails, and is seen in the log.
     options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
@@ -79,7 +88,11 @@ def opened(browser: Chrome, written: Path) -> Iterator[Chrome]:
 
 
 def complaints(browser: Chrome) -> list[str]:
-    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    return [
+        entry["message"]
+        for entry in browser.get_log("browser")
+        if entry["level"] in ("SEVERE", "WARNING")
+    ]
 
 
 def find(browser: Chrome, selector: str) -> list[WebElement]:
@@ -129,7 +142,11 @@ def test_it_loads_without_a_complaint_and_without_a_request(browser: Chrome, wri
     panel = open_cell(browser, "failed")
     assert panel.is_displayed()
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    asked = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
     assert asked == [written.as_uri()]
     assert complaints(browser) == []
     assert one(browser, ".plot > svg .line path").get_attribute("d")
@@ -138,8 +155,10 @@ def test_it_loads_without_a_complaint_and_without_a_request(browser: Chrome, wri
 def test_the_policy_stops_a_script_that_came_from_elsewhere(browser: Chrome, written: Path) -> None:
     load(browser, written)
     browser.execute_script(
-        "const added = document.createElement('script'); added.textContent = 'window.broken = 1'; document.body.append(added);"
-        "const image = document.createElement('img'); image.src = 'https://example.com/x.png'; document.body.append(image)"
+        "const added = document.createElement('script'); added.textContent = 'window.broken = "
+        "1'; document.body.append(added);"
+        "const image = document.createElement('img'); image.src = 'https://example.com/x.png'; "
+        "document.body.append(image)"
     )
     assert browser.execute_script("return window.broken") is None
     told = complaints(browser)
@@ -147,20 +166,25 @@ def test_the_policy_stops_a_script_that_came_from_elsewhere(browser: Chrome, wri
     assert all("Content Security Policy" in each for each in told)
 
 
-def test_hostile_labels_and_errors_are_shown_and_do_nothing(browser: Chrome, tmp_path: Path) -> None:
+def test_hostile_labels_and_errors_are_shown_and_do_nothing(
+    browser: Chrome, tmp_path: Path
+) -> None:
     hostile = study(designs=(HOSTILE,), seeds=(1, 2), folder=tmp_path)
     failed = stop(hostile, HOSTILE, "dks", 1, "failed", 3)
     keep_record(Path(failed["place"]), failed, {"type": "ValueError", "message": HOSTILE})
     load(browser, write_report(hostile, tmp_path / "hostile.html"))
     panel = open_cell(browser, "1 failed")
     shown = " ".join(HOSTILE.split())
-    assert shown in " ".join((panel.find_element("css selector", "h2").get_property("textContent") or "").split())
+    assert shown in " ".join(
+        (panel.find_element("css selector", "h2").get_property("textContent") or "").split()
+    )
     assert f"ValueError: {shown}" in " ".join(
         (panel.find_element("css selector", "pre").get_property("textContent") or "").split()
     )
     assert find(browser, "img") == []
     assert len(find(browser, "script")) == 2
-    assert complaints(browser) == []  # an alert would have stopped the commands above, a request would be told here
+    # an alert would have stopped the commands above, a request would be told here
+    assert complaints(browser) == []
 
 
 def test_a_click_on_a_head_sorts_by_it_up_then_down_then_as_it_was(opened: Chrome) -> None:
@@ -169,7 +193,10 @@ def test_a_click_on_a_head_sorts_by_it_up_then_down_then_as_it_was(opened: Chrom
     before = first_column(opened)
     assert before == ["ap_2fc", "ap_conv_2fc", "narrow", "shallow", "ours"]
     head = heads(opened)[1]  # the errors of DS
-    values = f"return [...document.querySelectorAll({ROWS!r})].map((row) => Number(row.cells[1].dataset.value))"
+    values = (
+        f"return [...document.querySelectorAll({ROWS!r})].map((row) => "
+        f"Number(row.cells[1].dataset.value))"
+    )
     head.find_element("tag name", "button").click()
     assert head.get_attribute("aria-sort") == "ascending"
     assert opened.execute_script(values) == sorted(opened.execute_script(values))
@@ -186,8 +213,11 @@ def test_a_click_on_a_head_sorts_by_it_up_then_down_then_as_it_was(opened: Chrom
 
 
 def test_what_is_missing_stays_behind_whichever_way_one_sorts(opened: Chrome) -> None:
-    classes = opened.execute_script(f"return [...document.querySelectorAll({ROWS!r})][0].innerHTML").split("<td ")[1:]
-    at = max(number for number, each in enumerate(classes) if " start" in each.split(">")[0])  # the second group of columns
+    classes = opened.execute_script(
+        f"return [...document.querySelectorAll({ROWS!r})][0].innerHTML"
+    ).split("<td ")[1:]
+    # the second group of columns
+    at = max(number for number, each in enumerate(classes) if " start" in each.split(">")[0])
     head = heads(opened)[1 + at]  # the errors of DKS
     for order in ("ascending", "descending"):
         opened.execute_script("arguments[0].querySelector('button').click()", head)
@@ -195,14 +225,21 @@ def test_what_is_missing_stays_behind_whichever_way_one_sorts(opened: Chrome) ->
         assert first_column(opened)[-1] == "shallow"
 
 
-def test_a_click_on_a_cell_opens_its_runs_and_escape_closes_them(opened: Chrome, tmp_path: Path) -> None:
+def test_a_click_on_a_cell_opens_its_runs_and_escape_closes_them(
+    opened: Chrome, tmp_path: Path
+) -> None:
     from selenium.webdriver import Keys
 
     whole = unfinished(tmp_path)
     panel = open_cell(opened, "failed")
     assert panel.find_element("css selector", "h2").text == "ap_conv_2fc dks"
-    lines = [each.text for each in panel.find_elements("css selector", ".inside table:first-of-type tbody tr")][:5]
-    assert [line.split()[:2] for line in lines] == [[str(seed), "failed" if seed == 2 else "done"] for seed in range(1, 6)]
+    lines = [
+        each.text
+        for each in panel.find_elements("css selector", ".inside table:first-of-type tbody tr")
+    ][:5]
+    assert [line.split()[:2] for line in lines] == [
+        [str(seed), "failed" if seed == 2 else "done"] for seed in range(1, 6)
+    ]
     for line, run in zip(lines, runs_of(whole, "ap_conv_2fc", "dks"), strict=True):
         if run["state"] == "done":
             assert f"{run['final/test/top1_error']:.2f}" in line
@@ -227,7 +264,11 @@ def test_a_click_on_a_cell_opens_its_runs_and_escape_closes_them(opened: Chrome,
 
 
 def runs_of(study: FakeStudy, aux: str, method: str) -> list[dict[str, float | str]]:
-    found = [run for run in study.source.runs_by_id.values() if (run["aux"], run["method"]) == (aux, method)]
+    found = [
+        run
+        for run in study.source.runs_by_id.values()
+        if (run["aux"], run["method"]) == (aux, method)
+    ]
     return sorted(found, key=lambda run: run["seed"])
 
 
@@ -254,7 +295,10 @@ def test_a_cell_that_nobody_began_says_so(opened: Chrome) -> None:
 def test_curves_are_drawn_toggled_and_read(opened: Chrome) -> None:
     def lines() -> list[tuple[str, bool]]:
         found = find(opened, "#table-1 .curves .line")
-        return [(each.get_attribute("data-name") or "", "dashed" in (each.get_attribute("class") or "")) for each in found]
+        return [
+            (each.get_attribute("data-name") or "", "dashed" in (each.get_attribute("class") or ""))
+            for each in found
+        ]
 
     plot = one(opened, "#table-1 .curves .plot > svg")
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
@@ -274,7 +318,9 @@ def test_curves_are_drawn_toggled_and_read(opened: Chrome) -> None:
     assert not find(opened, "#table-1 .band")
 
 
-def test_the_pointer_and_the_arrow_keys_read_the_values_of_an_epoch(opened: Chrome, tmp_path: Path) -> None:
+def test_the_pointer_and_the_arrow_keys_read_the_values_of_an_epoch(
+    opened: Chrome, tmp_path: Path
+) -> None:
     from selenium.webdriver import Keys
 
     plot, tip = one(opened, "#table-1 .curves .plot > svg"), one(opened, "#table-1 .curves .tip")
@@ -282,7 +328,9 @@ def test_the_pointer_and_the_arrow_keys_read_the_values_of_an_epoch(opened: Chro
     hover(opened, plot, 0.99)
     assert tip.is_displayed()
     assert tip.text.startswith("epoch 40")
-    baseline = [run["final/test/top1_error"] for run in runs_of(unfinished(tmp_path), "none", "baseline")]
+    baseline = [
+        run["final/test/top1_error"] for run in runs_of(unfinished(tmp_path), "none", "baseline")
+    ]
     line = next(each for each in tip.text.splitlines() if each.startswith("none baseline"))
     assert line.split()[2] == f"{sum(map(float, baseline)) / 5:.2f}"
     hover(opened, plot, 0.5)
@@ -299,7 +347,13 @@ def test_another_metric_and_a_part_of_the_epochs_can_be_chosen(opened: Chrome) -
 
     metric, part = find(opened, "#table-1 .curves select")
     titles = [option.text for option in Select(metric).options]
-    assert titles == ["top-1 error (%)", "top-1 error of c2 (%)", "top-1 error of c3 (%)", "top-5 error (%)", "loss"]
+    assert titles == [
+        "top-1 error (%)",
+        "top-1 error of c2 (%)",
+        "top-1 error of c3 (%)",
+        "top-5 error (%)",
+        "loss",
+    ]
     before = one(opened, "#table-1 .curves .line:not(.dashed) path").get_attribute("d")
     Select(metric).select_by_visible_text("top-5 error (%)")
     assert one(opened, "#table-1 .curves .line path").get_attribute("d") != before
@@ -310,7 +364,10 @@ def test_another_metric_and_a_part_of_the_epochs_can_be_chosen(opened: Chrome) -
 
 
 def test_the_command_is_copied(opened: Chrome) -> None:
-    opened.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]})
+    opened.execute_cdp_cmd(
+        "Browser.grantPermissions",
+        {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]},
+    )
     button = one(opened, ".copy")
     button.click()
     opened.execute_async_script("setTimeout(arguments[0], 200)")
@@ -323,8 +380,12 @@ def test_the_command_is_copied(opened: Chrome) -> None:
 
 @pytest.mark.parametrize("width", [1400, 500])
 @pytest.mark.parametrize("dark", [False, True])
-def test_it_fits_its_window_and_can_be_read(browser: Chrome, written: Path, tmp_path: Path, width: int, dark: bool) -> None:
-    """Nothing is wider than the window but what scrolls in its own box, and text stands out from its ground."""
+def test_it_fits_its_window_and_can_be_read(
+    browser: Chrome, written: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
+    """Nothing is wider than the window but what scrolls in its own box, and text stands out from
+    its ground.
+    """
     load(browser, written, width, dark)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     contrasts = browser.execute_script(
@@ -346,7 +407,7 @@ def test_it_fits_its_window_and_can_be_read(browser: Chrome, written: Path, tmp_
           found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), element.textContent]);
         }
         return found;
-        """
+        """  # noqa: E501
     )
     assert len(contrasts) > 100
     assert [each for each in contrasts if each[0] < 4.5] == []
@@ -358,7 +419,9 @@ def test_it_fits_its_window_and_can_be_read(browser: Chrome, written: Path, tmp_
 def test_hundreds_of_runs_open_at_once(browser: Chrome, tmp_path: Path) -> None:
     large = study(designs=[f"design{number}" for number in range(25)], epochs=200)
     load(browser, write_report(large, tmp_path / "large.html"))
-    took = browser.execute_script("return performance.getEntriesByType('navigation')[0].domComplete")
+    took = browser.execute_script(
+        "return performance.getEntriesByType('navigation')[0].domComplete"
+    )
     assert took < 10_000, took
     assert len(find(browser, "#table-1 .legend .key")) == 51
     one(browser, "#table-1 .legend input").send_keys("design24")
@@ -366,7 +429,9 @@ def test_hundreds_of_runs_open_at_once(browser: Chrome, tmp_path: Path) -> None:
     assert complaints(browser) == []
 
 
-def test_the_printed_page_has_the_tables_and_none_of_the_buttons(browser: Chrome, written: Path) -> None:
+def test_the_printed_page_has_the_tables_and_none_of_the_buttons(
+    browser: Chrome, written: Path
+) -> None:
     load(browser, written)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:

@@ -1,4 +1,7 @@
-"""What a user types on a real SLURM cluster: submit and return, then status, wait, retry and cancel from other processes."""
+"""What a user types on a real SLURM cluster.
+
+Submit and return, then status, wait, retry and cancel from other processes.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ def dks(folder: Path, *arguments: str) -> tuple[int, str, str]:
 
 
 def records(folder: Path) -> dict[str, Any]:
-    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("runs/*/record.json"))}
+    return {
+        path.parent.name: json.loads(path.read_text())
+        for path in sorted(folder.glob("runs/*/record.json"))
+    }
 
 
 def states(folder: Path, *overrides: str) -> dict[str, int]:
@@ -47,15 +53,21 @@ def states(folder: Path, *overrides: str) -> dict[str, int]:
     return found
 
 
-def test_a_sweep_is_submitted_and_waited_for_by_another_process(cluster: Cluster, in_folder: Path) -> None:
+def test_a_sweep_is_submitted_and_waited_for_by_another_process(
+    cluster: Cluster, in_folder: Path
+) -> None:
     tracked = (*SMALL, "tracking=local")
-    status, _, err = dks(in_folder, "sweep", "run", "methods", *SLURM, "method=baseline,dks", *tracked)
+    status, _, err = dks(
+        in_folder, "sweep", "run", "methods", *SLURM, "method=baseline,dks", *tracked
+    )
     assert status == 0, err
     assert "submitted 4 cells to SLURM: job" in err
     assert "dks sweep status methods-" in err
     assert sum(states(in_folder).values()) == 4
     # The same command again leaves alone what is queued or runs.
-    status, _, err = dks(in_folder, "sweep", "run", "methods", *SLURM, "method=baseline,dks", *tracked)
+    status, _, err = dks(
+        in_folder, "sweep", "run", "methods", *SLURM, "method=baseline,dks", *tracked
+    )
     assert status == 0, err
     assert "submitted" not in err
     status, out, err = dks(in_folder, "sweep", "wait", "methods", "--every", "1")
@@ -70,17 +82,24 @@ def test_a_sweep_is_submitted_and_waited_for_by_another_process(cluster: Cluster
     jobs = {record["attempts"][0]["job"] for record in made.values()}
     assert len(jobs) == 4
     assert len({job.partition("_")[0] for job in jobs}) == 1, "one array"
-    status, _, err = dks(in_folder, "sweep", "run", "methods", *SLURM, "method=baseline,dks", *tracked)
+    status, _, err = dks(
+        in_folder, "sweep", "run", "methods", *SLURM, "method=baseline,dks", *tracked
+    )
     assert status == 0
     assert "all 4 cells are done, nothing to launch" in err
 
 
-def test_a_killed_worker_is_reported_as_failed_and_its_sibling_is_not(cluster: Cluster, in_folder: Path) -> None:
+def test_a_killed_worker_is_reported_as_failed_and_its_sibling_is_not(
+    cluster: Cluster, in_folder: Path
+) -> None:
     overrides = ("method=dks", *SMALL, *LONG)
     status, _, err = dks(in_folder, "sweep", "run", "methods", *SLURM, *overrides)
     assert status == 0, err
     cluster.until(
-        lambda: len([record for record in records(in_folder).values() if record["status"] == "running"]) == 2,
+        lambda: (
+            len([record for record in records(in_folder).values() if record["status"] == "running"])
+            == 2
+        ),
         120,
         lambda: states(in_folder),
     )
@@ -90,14 +109,18 @@ def test_a_killed_worker_is_reported_as_failed_and_its_sibling_is_not(cluster: C
     # Its speed is known once an epoch of it is over.
     cluster.until(lambda: second_journal.exists() and second_journal.read_text(), 120)
     os.kill(first["attempts"][-1]["pid"], signal.SIGKILL)
-    cluster.until(lambda: states(in_folder) == {"running": 1, "failed": 1}, 60, lambda: states(in_folder))
+    cluster.until(
+        lambda: states(in_folder) == {"running": 1, "failed": 1}, 60, lambda: states(in_folder)
+    )
     _, out, _ = dks(in_folder, "sweep", "status", "methods")
     assert f"job {first['attempts'][-1]['job']} ended: FAILED" in out
     assert "images/s" in out
     # Cancelled, the other one saves and stops; it is not requeued.
     status, out, err = dks(in_folder, "sweep", "cancel", "methods")
     assert status == 0, err
-    cluster.until(lambda: states(in_folder) == {"failed": 1, "killed": 1}, 60, lambda: states(in_folder))
+    cluster.until(
+        lambda: states(in_folder) == {"failed": 1, "killed": 1}, 60, lambda: states(in_folder)
+    )
     (name,) = [path.name for path in (in_folder / "results").iterdir()]
     epochs = len(second_journal.read_text().splitlines())
     # Both go on with `retry`, which knows what the sweep was asked for.
@@ -115,7 +138,9 @@ def test_a_killed_worker_is_reported_as_failed_and_its_sibling_is_not(cluster: C
 def test_queued_cells_are_withdrawn(cluster: Cluster, in_folder: Path) -> None:
     cluster.command("scontrol", "update", "NodeName=n1,n2", "State=DRAIN", "Reason=test")
     try:
-        status, _, err = dks(in_folder, "sweep", "run", "methods", *SLURM, "method=baseline", *SMALL)
+        status, _, err = dks(
+            in_folder, "sweep", "run", "methods", *SLURM, "method=baseline", *SMALL
+        )
         assert status == 0, err
         assert states(in_folder) == {"queued": 2}
         _, out, _ = dks(in_folder, "sweep", "status", "methods")
@@ -129,9 +154,18 @@ def test_queued_cells_are_withdrawn(cluster: Cluster, in_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("launcher", ["submitit_local", "submitit_slurm"])
-def test_hydras_own_launchers_go_the_same_way(cluster: Cluster, in_folder: Path, launcher: str) -> None:
+def test_hydras_own_launchers_go_the_same_way(
+    cluster: Cluster, in_folder: Path, launcher: str
+) -> None:
     process = start(
-        [str(ROOT / "train.py"), "-m", f"hydra/launcher={launcher}", "hydra.launcher.cpus_per_task=1", *SMALL], in_folder
+        [
+            str(ROOT / "train.py"),
+            "-m",
+            f"hydra/launcher={launcher}",
+            "hydra.launcher.cpus_per_task=1",
+            *SMALL,
+        ],
+        in_folder,
     )
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err

@@ -1,4 +1,6 @@
-"""What a program imports before it has need of it, and trials of the benchmarks that measure its start."""
+"""What a program imports before it has need of it, and trials of the benchmarks that measure its
+start.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ finally:
 def imported(
     folder: Path, *arguments: str, of: tuple[str, ...] = HEAVY, status: int = 0, **variables: str
 ) -> tuple[set[str], str]:
-    """Which of these modules `dks ARGUMENTS` imports until it ends with that status, and what it prints."""
+    """Which of these modules `dks ARGUMENTS` imports until it ends with that status, and what it
+    prints.
+    """
     process = start(["-c", PROGRAM, ",".join(of), *arguments], folder, **variables)
     out, err = process.communicate(timeout=300)
     assert process.returncode == status, err
@@ -45,7 +49,11 @@ def commands() -> list[tuple[str, ...]]:
         found = [path]
         for action in parser._actions:
             if isinstance(action, _SubParsersAction):
-                found += [each for name, child in action.choices.items() for each in below(child, (*path, name))]
+                found += [
+                    each
+                    for name, child in action.choices.items()
+                    for each in below(child, (*path, name))
+                ]
         return found
 
     return below(_parser(), ())
@@ -64,12 +72,18 @@ def test_help_imports_nothing_that_takes_long(tmp_path: Path) -> None:
     names = ",".join((*HEAVY, "hydra", "omegaconf", "numpy", "rich", "yaml"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, json.dumps(every), names]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "imported:"
 
 
-@pytest.mark.parametrize("arguments", [("train", "--help"), ("train", "--cfg", "job"), ("train", "-sc", "install=bash")])
-def test_what_hydra_shows_needs_nothing_that_takes_long(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [("train", "--help"), ("train", "--cfg", "job"), ("train", "-sc", "install=bash")]
+)
+def test_what_hydra_shows_needs_nothing_that_takes_long(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
     found, out = imported(tmp_path, *arguments)
     assert found == set()
     assert out
@@ -84,8 +98,12 @@ def test_what_hydra_shows_needs_nothing_that_takes_long(tmp_path: Path, argument
         ("recipe.ep", {"recipe.epochs="}),
     ],
 )
-def test_completion_needs_nothing_that_takes_long(tmp_path: Path, line: str, expected: set[str]) -> None:
-    found, out = imported(tmp_path, "train", "-sc", "query=bash", COMP_LINE=f"python train.py {line}")
+def test_completion_needs_nothing_that_takes_long(
+    tmp_path: Path, line: str, expected: set[str]
+) -> None:
+    found, out = imported(
+        tmp_path, "train", "-sc", "query=bash", COMP_LINE=f"python train.py {line}"
+    )
     assert found == set()
     assert expected <= set(out.split())
 
@@ -100,20 +118,45 @@ def test_completion_needs_nothing_that_takes_long(tmp_path: Path, line: str, exp
         ("data=imagefolder", "data.root=nowhere"),
     ],
 )
-def test_a_wrong_request_is_refused_before_anything_that_takes_long(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_a_wrong_request_is_refused_before_anything_that_takes_long(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
     assert imported(tmp_path, "train", *arguments, status=2) == (set(), "")
 
 
-def test_a_run_imports_neither_mlflow_nor_what_its_data_and_network_do_not_need(tmp_path: Path) -> None:
-    """The process that trains; one of its own sends to MLflow, in tests/tracking/test_tracking.py."""
-    digits = [*(each for each in TINY if not each.startswith("data")), "data=digits", "recipe.epochs=1", "tracking=off"]
+def test_a_run_imports_neither_mlflow_nor_what_its_data_and_network_do_not_need(
+    tmp_path: Path,
+) -> None:
+    """The process that trains.
+
+    One of its own sends to MLflow, in tests/tracking/test_tracking.py.
+    """
+    digits = [
+        *(each for each in TINY if not each.startswith("data")),
+        "data=digits",
+        "recipe.epochs=1",
+        "tracking=off",
+    ]
     found, _ = imported(tmp_path, "train", *digits)
     assert found == {"torch"}
 
 
 def test_a_small_sweep_imports_neither_mlflow_nor_scipys_statistics(tmp_path: Path) -> None:
-    cells = ["-m", *TINY, "recipe.epochs=1", "method=baseline,dks", "seed=1,2", "hydra.launcher.slots=1", "tracking=off"]
-    found, out = imported(tmp_path, "train", *cells, of=("mlflow", "torchvision", "sklearn", "scipy.stats", "matplotlib"))
+    cells = [
+        "-m",
+        *TINY,
+        "recipe.epochs=1",
+        "method=baseline,dks",
+        "seed=1,2",
+        "hydra.launcher.slots=1",
+        "tracking=off",
+    ]
+    found, out = imported(
+        tmp_path,
+        "train",
+        *cells,
+        of=("mlflow", "torchvision", "sklearn", "scipy.stats", "matplotlib"),
+    )
     assert found == set()
     assert "gain" in out, "with tests of its differences"
 
@@ -128,7 +171,11 @@ CELLS = ("cells", ["--cells", "2"])
 @pytest.mark.parametrize(("name", "options"), sampled([("startup", []), CELLS], [CELLS]))
 def test_a_benchmark_tells_what_it_measured(name: str, options: list[str], tmp_path: Path) -> None:
     script = str(ROOT / "benchmarks" / f"{name}.py")
-    process = start([script, "--short", "--repeats", "1", "--device", "cpu", "--json", *options], tmp_path, OMP_NUM_THREADS="1")
+    process = start(
+        [script, "--short", "--repeats", "1", "--device", "cpu", "--json", *options],
+        tmp_path,
+        OMP_NUM_THREADS="1",
+    )
     out, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
     found = json.loads(out)

@@ -67,7 +67,9 @@ def upstream() -> Iterator[tuple[int, list[str]]]:
 
 
 def ask(uri: str, timeout: float = 5, **headers: str) -> str:
-    with urllib.request.urlopen(urllib.request.Request(uri, headers=headers), timeout=timeout) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(uri, headers=headers), timeout=timeout
+    ) as answer:
         return str(answer.read().decode())
 
 
@@ -93,7 +95,9 @@ def test_a_proxy_passes_refuses_drops_and_delays(upstream: tuple[int, list[str]]
         ask(proxy.uri)
 
 
-def test_a_proxy_withholds_answers_to_requests_that_arrived(upstream: tuple[int, list[str]]) -> None:
+def test_a_proxy_withholds_answers_to_requests_that_arrived(
+    upstream: tuple[int, list[str]],
+) -> None:
     port, got = upstream
     with FaultyProxy(port) as proxy:
         proxy.behave("cut")
@@ -137,7 +141,9 @@ def test_a_proxy_with_access_control_denies(upstream: tuple[int, list[str]]) -> 
         assert proxy.counts == {"denied": 3, "pass": 1}
 
 
-def test_a_proxy_speaks_tls_with_a_certificate_of_its_own(upstream: tuple[int, list[str]], tmp_path: Path) -> None:
+def test_a_proxy_speaks_tls_with_a_certificate_of_its_own(
+    upstream: tuple[int, list[str]], tmp_path: Path
+) -> None:
     certificate = Certificate(tmp_path)
     with FaultyProxy(upstream[0], tls=certificate.context) as proxy:
         with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
@@ -171,7 +177,10 @@ def check_comparison(uri: str, run: Path) -> None:
     def send(number: int, later: int = 0) -> None:
         entry = entries[number]
         when = round(1000 * datetime.fromisoformat(entry.time).timestamp()) + later
-        client.log_batch(run_id, [Metric(name, value, when, entry.epoch) for name, value in entry.metrics.items()])
+        client.log_batch(
+            run_id,
+            [Metric(name, value, when, entry.epoch) for name, value in entry.metrics.items()],
+        )
 
     send(0)
     send(1)
@@ -205,7 +214,10 @@ def test_a_server_that_is_killed_starts_again_with_what_it_held(
             assert answers(f"{server.uri}/health"), "which says nothing of the database"
         finally:
             postgresql_server.start()
-        assert len(stored_points(client, json.loads((run / "mlflow.json").read_text())["run_id"])) == 10
+        assert (
+            len(stored_points(client, json.loads((run / "mlflow.json").read_text())["run_id"]))
+            == 10
+        )
         server.stop()
     assert "secret" not in server.log()
 
@@ -213,8 +225,11 @@ def test_a_server_that_is_killed_starts_again_with_what_it_held(
 @pytest.mark.slow
 @pytest.mark.usefixtures("basic_auth")
 def test_a_server_asks_for_a_password(tmp_path: Path) -> None:
-    store, api = f"sqlite:///{tmp_path / 'mlflow.db'}", "api/2.0/mlflow/experiments/get?experiment_id=0"
-    with MlflowServer(tmp_path / "server", store, authentication=("ann", "long enough for it")) as server:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    api = "api/2.0/mlflow/experiments/get?experiment_id=0"
+    with MlflowServer(
+        tmp_path / "server", store, authentication=("ann", "long enough for it")
+    ) as server:
         with pytest.raises(urllib.error.HTTPError, match="401") as denied:
             ask(f"{server.uri}/{api}")
         denied.value.close()
@@ -224,8 +239,11 @@ def test_a_server_asks_for_a_password(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_server_answers_only_to_hosts_that_it_knows(tmp_path: Path) -> None:
-    store, api = f"sqlite:///{tmp_path / 'mlflow.db'}", "api/2.0/mlflow/experiments/get?experiment_id=0"
-    with MlflowServer(tmp_path / "server", store, "--allowed-hosts", "mlflow.example.org") as server:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    api = "api/2.0/mlflow/experiments/get?experiment_id=0"
+    with MlflowServer(
+        tmp_path / "server", store, "--allowed-hosts", "mlflow.example.org"
+    ) as server:
         with pytest.raises(urllib.error.HTTPError, match="403") as denied:
             ask(f"{server.uri}/{api}")
         denied.value.close()

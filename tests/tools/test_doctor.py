@@ -46,7 +46,8 @@ def levels(findings: Iterator[Finding]) -> dict[str, str]:
     return {finding.name: finding.level.value for finding in findings}
 
 
-# --- what runs checks -------------------------------------------------------------------------------------------------------
+# --- what runs checks
+# ----------------------------------------------------------------------
 
 
 def test_an_error_inside_a_check_is_a_red_line_and_what_it_found_before_stays() -> None:
@@ -70,7 +71,9 @@ def test_a_wrong_request_inside_a_check_and_a_package_that_is_missing_are_findin
 
         yield green("never", "")
 
-    assert [(each.level, each.found) for each in examine(Check("data", wrong))] == [(Level.red, "data.root has no value")]
+    assert [(each.level, each.found) for each in examine(Check("data", wrong))] == [
+        (Level.red, "data.root has no value")
+    ]
     (absent,) = examine(Check("export", without))
     assert absent.level is Level.grey
     assert "no_such_package" in absent.found
@@ -91,19 +94,32 @@ def test_a_check_that_hangs_is_left_alone_after_its_time() -> None:
     assert "within 0.3 s" in found[1].found
 
 
-# --- Python and packages ----------------------------------------------------------------------------------------------------
+# --- Python and packages
+# ----------------------------------------------------------------------
 
 
-def site(folder: Path, monkeypatch: pytest.MonkeyPatch, *packages: tuple[str, str], dks: str = "") -> None:
-    """The only installed packages from here on: dks with these lines of metadata, and others (name, version)."""
-    for name, version, more in (("dks", "0.1.0", dks), *((name, version, "") for name, version in packages)):
+def site(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *packages: tuple[str, str], dks: str = ""
+) -> None:
+    """The only installed packages from here on.
+
+    Dks with these lines of metadata, and others (name, version).
+    """
+    for name, version, more in (
+        ("dks", "0.1.0", dks),
+        *((name, version, "") for name, version in packages),
+    ):
         info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{more}")
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{more}"
+        )
     monkeypatch.setattr(sys, "path", [str(folder)])
 
 
-def test_the_interpreter_is_checked_against_what_dks_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interpreter_is_checked_against_what_dks_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert levels(machine.interpreter())["Python"] == "green"
     site(tmp_path, monkeypatch, dks="Requires-Python: >=3.99\n")
     found = by_name(machine.interpreter())["Python"]
@@ -111,7 +127,9 @@ def test_the_interpreter_is_checked_against_what_dks_needs(tmp_path: Path, monke
     assert "dks needs >=3.99" in found.found
 
 
-def test_dependencies_that_are_missing_or_too_old_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dependencies_that_are_missing_or_too_old_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = ("torch>=2.11", "rich>=13.7", "gone>=1", "onnx>=1; extra == 'export'")
     needs = "".join(f"Requires-Dist: {line}\n" for line in wanted)
     site(tmp_path, monkeypatch, ("torch", "2.5.0"), ("rich", "15.0"), dks=needs)
@@ -126,7 +144,11 @@ def test_dependencies_that_are_missing_or_too_old_are_named(tmp_path: Path, monk
 def test_versions_other_than_the_tested_ones_are_counted_and_listed_in_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
     names = ["filelock", "rich", "numpy", "pillow", "scipy", "hydra-core"]
     same = [("torch", f"{pins['torch']}+cpu"), ("PyYAML", pins["PyYAML"])]
     site(tmp_path, monkeypatch, *((name, "0.0.1") for name in names), *same)
@@ -138,7 +160,9 @@ def test_versions_other_than_the_tested_ones_are_counted_and_listed_in_full(
     assert f"rich 0.0.1 (tested: {pins['rich']})" in found.details
 
 
-def test_dks_that_is_not_installed_is_yellow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dks_that_is_not_installed_is_yellow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     (found,) = packages.dependencies()
     assert found.level is Level.yellow
@@ -148,10 +172,14 @@ def test_the_extras_that_the_tests_need_are_here() -> None:
     assert by_name(packages.extras())["extra export"].level is Level.green
 
 
-def test_a_torchvision_that_does_not_fit_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torchvision_that_does_not_fit_is_red(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert levels(packages.torchvision()) == {"torchvision": "green"}
     (tmp_path / "torchvision").mkdir()
-    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (tmp_path / "torchvision" / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -161,7 +189,8 @@ def test_a_torchvision_that_does_not_fit_is_red(tmp_path: Path, monkeypatch: pyt
     assert "pip install" in found.advice
 
 
-# --- what computes ----------------------------------------------------------------------------------------------------------
+# --- what computes
+# ----------------------------------------------------------------------
 
 
 def test_torch_computes_and_wrong_numbers_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +221,9 @@ def program(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
-def test_a_driver_that_torch_cannot_use_is_told_with_torchs_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_torch_cannot_use_is_told_with_torchs_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -221,7 +252,11 @@ def test_the_limits_of_control_groups_are_read_in_both_versions(tmp_path: Path) 
     (two / "user" / "job" / "cpu.max").write_text("max 100000\n")
     groups = tmp_path / "groups"
     groups.write_text("0::/user/job\n")
-    for place, most, current in (("", "max", "700"), ("user", "900", "500"), ("user/job", "500", "300")):
+    for place, most, current in (
+        ("", "max", "700"),
+        ("user", "900", "500"),
+        ("user/job", "500", "300"),
+    ):
         (two / place / "memory.max").write_text(f"{most}\n")
         (two / place / "memory.current").write_text(f"{current}\n")
         (two / place / "memory.stat").write_text("anon 1\ninactive_file 50\n")
@@ -233,7 +268,11 @@ def test_the_limits_of_control_groups_are_read_in_both_versions(tmp_path: Path) 
     (one / "cpu.cfs_period_us").write_text("100000\n")
     memory = tmp_path / "one" / "memory" / "docker"
     memory.mkdir(parents=True)
-    for name, value in (("limit_in_bytes", "700"), ("usage_in_bytes", "200"), ("stat", "total_inactive_file 20")):
+    for name, value in (
+        ("limit_in_bytes", "700"),
+        ("usage_in_bytes", "200"),
+        ("stat", "total_inactive_file 20"),
+    ):
         (memory / f"memory.{name}").write_text(f"{value}\n")
     groups.write_text("3:cpu:/docker\n4:memory:/docker\n0::/\n")
     assert control_groups.cpu_quota(tmp_path / "one", groups) == 0.5
@@ -251,7 +290,8 @@ def test_a_clock_behind_the_newest_run_is_noticed(tmp_path: Path) -> None:
         assert levels(machine.clock(tmp_path)) == {"clock": level}
 
 
-# --- extensions -------------------------------------------------------------------------------------------------------------
+# --- extensions
+# ----------------------------------------------------------------------
 
 
 GOOD = """
@@ -273,14 +313,26 @@ def test_extensions_are_green_with_their_version_and_red_where_they_are_broken(
     good.write_text(dedent(GOOD))
     monkeypatch.setenv(VARIABLE, str(good))
     (found,) = extensions.extensions()
-    assert (found.level, found.name, found.found) == (Level.green, "matching_strategy", f"ring@3, the file {good}")
+    assert (found.level, found.name, found.found) == (
+        Level.green,
+        "matching_strategy",
+        f"ring@3, the file {good}",
+    )
     broken.write_text(dedent(GOOD).replace("ring", "line").replace("@extend", "1 / 0\n@extend"))
     twin.write_text(dedent(GOOD).replace("ring", "bidir"))
-    monkeypatch.setenv(VARIABLE, os.pathsep.join(map(str, (good, broken, twin, tmp_path / "none.py"))))
+    monkeypatch.setenv(
+        VARIABLE, os.pathsep.join(map(str, (good, broken, twin, tmp_path / "none.py")))
+    )
     lost, *each = extensions.extensions()
-    assert (lost.name, lost.level) == ("extensions", Level.red) and f"there is no {tmp_path / 'none.py'}" in lost.found
+    assert (lost.name, lost.level) == (
+        "extensions",
+        Level.red,
+    ) and f"there is no {tmp_path / 'none.py'}" in lost.found
     assert [finding.level for finding in each] == [Level.red, Level.red, Level.green]
-    assert f"the file {broken} cannot be imported: ZeroDivisionError: division by zero" in each[1].found
+    assert (
+        f"the file {broken} cannot be imported: ZeroDivisionError: division by zero"
+        in each[1].found
+    )
     assert "is there more than once, in dks itself and" in each[0].found
     assert all("\n" not in finding.found and finding.advice for finding in (lost, *each[:2]))
 
@@ -292,24 +344,35 @@ def test_an_entry_point_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     distribution = tmp_path / "mine-2.5.dist-info"
     distribution.mkdir()
     (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 2.5\n")
-    lines = ["[dks.extensions]", "matching_strategy.ring = whole_part", "backbone.lost = no_such_module", "network.other = x"]
+    lines = [
+        "[dks.extensions]",
+        "matching_strategy.ring = whole_part",
+        "backbone.lost = no_such_module",
+        "network.other = x",
+    ]
     (distribution / "entry_points.txt").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(tmp_path)
     odd, lost, ring = extensions.extensions()
     assert (odd.level, lost.level, ring.level) == (Level.red, Level.red, Level.green)
     assert "the entry point network.other must be KIND.NAME" in odd.found
-    assert "the package mine 2.5 cannot be imported: ModuleNotFoundError: No module named 'no_such_module'" in lost.found
+    assert (
+        "the package mine 2.5 cannot be imported: ModuleNotFoundError: No module named "
+        "'no_such_module'" in lost.found
+    )
     assert (ring.name, ring.found) == ("matching_strategy", "ring@3, the package mine 2.5")
 
 
-# --- data -------------------------------------------------------------------------------------------------------------------
+# --- data
+# ----------------------------------------------------------------------
 
 
 def test_data_without_files_is_green() -> None:
     assert levels(images.images(Data(source="digits"))) == {"digits": "green"}
 
 
-def test_cifar_files_are_held_against_the_published_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar_files_are_held_against_the_published_checksums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import hashlib
 
     from torchvision.datasets import CIFAR100
@@ -322,7 +385,9 @@ def test_cifar_files_are_held_against_the_published_checksums(tmp_path: Path, mo
     assert "will be downloaded" in found.found
     write_cifar(tmp_path, 100)
     (found,) = images.images(data)
-    assert (found.level, found.details) == (Level.red, ("train", "test", "meta")), "these are not the published files"
+    assert (found.level, found.details) == (Level.red, ("train", "test", "meta")), (
+        "these are not the published files"
+    )
     assert "data.download=true" in found.advice
 
     def checksum(name: str) -> str:
@@ -379,7 +444,8 @@ def test_folders_of_images_agree_in_their_classes_and_decode(tmp_path: Path) -> 
     assert missing.level is Level.red
 
 
-# --- disks ------------------------------------------------------------------------------------------------------------------
+# --- disks
+# ----------------------------------------------------------------------
 
 
 def test_a_folder_is_tried_out_and_left_as_it_was(tmp_path: Path) -> None:
@@ -399,7 +465,9 @@ def test_a_folder_that_cannot_be_written_is_red_and_a_cache_yellow(tmp_path: Pat
         assert found.level is Level.yellow
 
 
-def test_locks_that_another_process_does_not_see_are_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locks_that_another_process_does_not_see_are_red(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from filelock import SoftFileLock
 
     class Unseen(SoftFileLock):
@@ -426,7 +494,9 @@ def test_the_file_system_is_that_of_the_innermost_mount(tmp_path: Path) -> None:
     assert {place: storage.filesystem(Path(place), mounts) for place in places} == places
 
 
-def test_an_sqlite_store_on_a_network_file_system_is_yellow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_sqlite_store_on_a_network_file_system_is_yellow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "filesystem", lambda path: "nfs4")
     (found,) = storage.folder("store", tmp_path, store=True)
     assert found.level is Level.yellow
@@ -437,9 +507,13 @@ def test_an_sqlite_store_on_a_network_file_system_is_yellow(tmp_path: Path, monk
 
 @pytest.mark.slow
 def test_a_disk_that_is_nearly_full_is_red(tmp_path: Path) -> None:
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m,nr_inodes=50", "tmpfs", str(tmp_path)], check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=20m,nr_inodes=50", "tmpfs", str(tmp_path)], check=False
+    )
     if mounted.returncode:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("only root can mount a small disk")
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(
+            "only root can mount a small disk"
+        )
     try:
         (found,) = storage.folder("runs", tmp_path)
         assert found.level is Level.red
@@ -449,7 +523,8 @@ def test_a_disk_that_is_nearly_full_is_red(tmp_path: Path) -> None:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-# --- tracking: a store ------------------------------------------------------------------------------------------------------
+# --- tracking: a store
+# ----------------------------------------------------------------------
 
 
 def local(uri: str) -> Tracking:
@@ -466,10 +541,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_no_tracking_is_grey_and_no_store_yet_is_green(tmp_path: Path) -> None:
-    assert levels(tracking.tracking(Tracking(kind=TrackingKind.off, uri=None))) == {"tracking": "grey"}
+    assert levels(tracking.tracking(Tracking(kind=TrackingKind.off, uri=None))) == {
+        "tracking": "grey"
+    }
     assert levels(tracking.tracking(local(f"sqlite:///{tmp_path}/mlflow.db"))) == {"store": "green"}
     assert list(tmp_path.iterdir()) == [], "looking creates nothing"
-    assert levels(tracking.tracking(local(f"sqlite:///{tmp_path}/no/mlflow.db"))) == {"store": "red"}
+    assert levels(tracking.tracking(local(f"sqlite:///{tmp_path}/no/mlflow.db"))) == {
+        "store": "red"
+    }
 
 
 def test_a_whole_store_is_green_and_its_runs_are_counted(store: Path) -> None:
@@ -489,8 +568,12 @@ def changed(store: Path, folder: Path, *statements: str) -> str:
     return f"sqlite:///{copy}"
 
 
-@pytest.mark.parametrize(("version", "advice"), [("181f10493468", "mlflow db upgrade"), ("ffffffffffff", "tracking.uri")])
-def test_a_store_of_another_mlflow_is_red(store: Path, tmp_path: Path, version: str, advice: str) -> None:
+@pytest.mark.parametrize(
+    ("version", "advice"), [("181f10493468", "mlflow db upgrade"), ("ffffffffffff", "tracking.uri")]
+)
+def test_a_store_of_another_mlflow_is_red(
+    store: Path, tmp_path: Path, version: str, advice: str
+) -> None:
     uri = changed(store, tmp_path, f"UPDATE alembic_version SET version_num = '{version}'")
     (found,) = tracking.tracking(local(uri))
     assert (found.name, found.level) == ("schema", Level.red)
@@ -498,10 +581,17 @@ def test_a_store_of_another_mlflow_is_red(store: Path, tmp_path: Path, version: 
     assert advice in found.advice
 
 
-def test_a_deleted_experiment_is_red_and_one_that_is_not_there_yet_is_not(store: Path, tmp_path: Path) -> None:
-    uri = changed(store, tmp_path, "UPDATE experiments SET lifecycle_stage = 'deleted' WHERE name = 'dks'")
+def test_a_deleted_experiment_is_red_and_one_that_is_not_there_yet_is_not(
+    store: Path, tmp_path: Path
+) -> None:
+    uri = changed(
+        store, tmp_path, "UPDATE experiments SET lifecycle_stage = 'deleted' WHERE name = 'dks'"
+    )
     found = by_name(tracking.tracking(local(uri)))
-    assert (found["experiment"].level, "mlflow experiments restore" in found["experiment"].advice) == (Level.red, True)
+    assert (
+        found["experiment"].level,
+        "mlflow experiments restore" in found["experiment"].advice,
+    ) == (Level.red, True)
     other = Tracking(kind=TrackingKind.local, uri=f"sqlite:///{store}", experiment="other")
     assert by_name(tracking.tracking(other))["experiment"].level is Level.green
 
@@ -514,7 +604,9 @@ def test_a_damaged_store_is_red(store: Path, tmp_path: Path) -> None:
     copy = tmp_path / "mlflow.db"
     with closing(sqlite3.connect(copy)) as file:
         page = file.execute("PRAGMA page_size").fetchone()[0]
-        root = file.execute("SELECT rootpage FROM sqlite_master WHERE name = 'latest_metrics'").fetchone()[0]
+        root = file.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'latest_metrics'"
+        ).fetchone()[0]
     with copy.open("r+b") as raw:
         raw.seek((root - 1) * page)
         raw.write(b"\xff" * page)
@@ -530,7 +622,9 @@ def test_a_store_in_postgresql_is_looked_at_as_well(postgresql: str) -> None:
     assert (empty.level, "without MLflow's tables" in empty.found) == (Level.green, True)
     mlflow_client(postgresql).create_experiment("dks")
     found = by_name(tracking.tracking(local(postgresql)))
-    assert {name: each.level.value for name, each in found.items()} == dict.fromkeys(("schema", "store", "experiment"), "green")
+    assert {name: each.level.value for name, each in found.items()} == dict.fromkeys(
+        ("schema", "store", "experiment"), "green"
+    )
     engine = create_engine(postgresql)
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '181f10493468'"))
@@ -543,7 +637,8 @@ def test_a_store_in_postgresql_is_looked_at_as_well(postgresql: str) -> None:
     assert "correct-horse" not in str(silent)
 
 
-# --- tracking: a server -----------------------------------------------------------------------------------------------------
+# --- tracking: a server
+# ----------------------------------------------------------------------
 
 
 @contextmanager
@@ -569,9 +664,16 @@ def server(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
 
 
 def says(
-    status: int = 200, body: str = "OK", ahead: float | None = 0, version: str = "", api: tuple[int, str] = (200, "")
+    status: int = 200,
+    body: str = "OK",
+    ahead: float | None = 0,
+    version: str = "",
+    api: tuple[int, str] = (200, ""),
 ) -> Callable[[BaseHTTPRequestHandler], None]:
-    """Answers as MLflow's server, with a clock that is so many seconds ahead (None: it tells no time)."""
+    """Answers as MLflow's server, with a clock that is so many seconds ahead (None.
+
+    It tells no time).
+    """
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         code, text = status, body
@@ -626,7 +728,12 @@ def test_a_server_that_is_well_is_green() -> None:
         (says(401, "You are not authenticated."), "account", "red", "401"),
         (says(api=(401, "You are not authenticated.")), "account", "red", "MLFLOW_TRACKING_TOKEN"),
         (says(api=(403, "Permission denied")), "account", "red", "Permission denied"),
-        (says(api=(403, "Invalid Host header - possible DNS rebinding attack detected")), "host", "red", "--allowed-hosts"),
+        (
+            says(api=(403, "Invalid Host header - possible DNS rebinding attack detected")),
+            "host",
+            "red",
+            "--allowed-hosts",
+        ),
         (says(502, "Bad Gateway"), "answer", "red", "502"),
         (says(200, "<html>welcome</html>"), "answer", "red", "welcome"),
         (says(api=(200, "<html>")), "account", "red", "not answer as MLflow's"),
@@ -642,7 +749,9 @@ def test_what_is_wrong_with_a_server_is_told(
     assert told in found[name].found + found[name].advice
 
 
-def test_a_server_that_speaks_no_http_or_nothing_at_all_is_found_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_speaks_no_http_or_nothing_at_all_is_found_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def garbage(request: BaseHTTPRequestHandler) -> None:
         request.wfile.write(b"\x00\x01 what is this\n\n")
 
@@ -671,14 +780,34 @@ def test_a_certificate_that_nobody_signed_is_red_and_one_that_is_named_is_not(
 
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     for days, level in ((400, "green"), (5, "yellow")):
-        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", str(days), "-subj", "/CN=localhost"]
-        names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+        command = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            str(days),
+            "-subj",
+            "/CN=localhost",
+        ]
+        names = [
+            "-addext",
+            "subjectAltName=DNS:localhost",
+            "-keyout",
+            str(key),
+            "-out",
+            str(certificate),
+        ]
         subprocess.run([*command, *names], check=True, capture_output=True)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
         with server(says(api=THERE)) as plain:
             port = int(plain.rpartition(":")[2])
-            assert asked(f"https://localhost:{port}")["certificate"].level is Level.red, "it speaks no TLS"
+            assert asked(f"https://localhost:{port}")["certificate"].level is Level.red, (
+                "it speaks no TLS"
+            )
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -744,7 +873,10 @@ def test_a_real_mlflow_server_is_green_and_one_for_other_hosts_is_red(tmp_path: 
             while asked(f"http://localhost:{port}")["connection"].level is Level.red:
                 assert time.monotonic() < until
                 time.sleep(0.5)
-            while "Connection" in str((found := asked(f"http://localhost:{port}")).get("answer")) and time.monotonic() < until:
+            while (
+                "Connection" in str((found := asked(f"http://localhost:{port}")).get("answer"))
+                and time.monotonic() < until
+            ):
                 time.sleep(0.5)
             if expected == "green":
                 assert {each.level for each in found.values()} == {Level.green}, found
@@ -758,10 +890,13 @@ def test_a_real_mlflow_server_is_green_and_one_for_other_hosts_is_red(tmp_path: 
             process.wait(30)
 
 
-# --- SLURM ------------------------------------------------------------------------------------------------------------------
+# --- SLURM
+# ----------------------------------------------------------------------
 
 
-def test_slurm_that_is_not_installed_is_grey_and_half_of_it_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_that_is_not_installed_is_grey_and_half_of_it_red(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert levels(slurm.slurm()) == {"SLURM": "grey"}
     program(tmp_path, monkeypatch, "sbatch", "echo slurm 23.11")
@@ -770,7 +905,9 @@ def test_slurm_that_is_not_installed_is_grey_and_half_of_it_red(tmp_path: Path, 
     assert "squeue" in found.found
 
 
-def test_a_controller_that_does_not_answer_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_controller_that_does_not_answer_is_red(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in slurm.COMMANDS:
         program(tmp_path / "bin", monkeypatch, name, "sleep 30")
     monkeypatch.setattr(slurm, "PATIENCE", 0.3)
@@ -793,7 +930,8 @@ def test_a_real_cluster_is_green_and_drained_nodes_are_yellow(cluster: Cluster) 
         cluster.command("scontrol", "update", "NodeName=n1,n2", "State=resume")
 
 
-# --- what a user types ------------------------------------------------------------------------------------------------------
+# --- what a user types
+# ----------------------------------------------------------------------
 
 
 def page(encoding: str = "utf-8", **console: object) -> tuple[str, io.BytesIO]:
@@ -802,7 +940,11 @@ def page(encoding: str = "utf-8", **console: object) -> tuple[str, io.BytesIO]:
     shown = Page(out)
     if console:
         shown._console = Console(file=out, highlight=False, **console)  # type: ignore[arg-type]
-    findings = [green("torch", "2.15"), yellow("threads", "many " * 30, "fewer"), red("store", "[gone]", "cp a b")]
+    findings = [
+        green("torch", "2.15"),
+        yellow("threads", "many " * 30, "fewer"),
+        red("store", "[gone]", "cp a b"),
+    ]
     shown.group("Things", findings)
     shown.total(findings)
     return raw.getvalue().decode(encoding), raw
@@ -819,7 +961,9 @@ def test_findings_are_aligned_and_readable_without_colour_and_without_unicode() 
     assert "  XX store             [gone]" in plain
     folded, _ = page(force_terminal=True, width=60, no_color=True)
     assert max(len(line) for line in folded.splitlines()) <= 70
-    assert "many\n                      many" in folded.replace("\x1b[0m", "").replace("\x1b[1m", "")
+    assert "many\n                      many" in folded.replace("\x1b[0m", "").replace(
+        "\x1b[1m", ""
+    )
     coloured, _ = page(force_terminal=True, width=100, color_system="standard")
     assert "\x1b[31m" in coloured
 
@@ -827,11 +971,15 @@ def test_findings_are_aligned_and_readable_without_colour_and_without_unicode() 
 def test_the_command_tells_everything_in_json_and_by_its_exit_status(tmp_path: Path) -> None:
     store = tmp_path / "mlflow.db"
     store.write_bytes(b"garbage" * 1000)
-    process = start(["-m", "dks", "doctor", "--json", "data=parquet", f"data.root={tmp_path}"], tmp_path)
+    process = start(
+        ["-m", "dks", "doctor", "--json", "data=parquet", f"data.root={tmp_path}"], tmp_path
+    )
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
     found = json.loads(out)
-    assert all(set(each) == {"group", "name", "level", "found", "advice", "details"} for each in found)
+    assert all(
+        set(each) == {"group", "name", "level", "found", "advice", "details"} for each in found
+    )
     wrong = {each["name"] for each in found if each["level"] == "red"}
     assert {"parquet", "store"} <= wrong, found
     assert all(each["advice"] for each in found if each["level"] in ("yellow", "red"))

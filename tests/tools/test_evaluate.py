@@ -1,4 +1,7 @@
-"""Testing again: a run gives the numbers it recorded, a checkpoint those of an independent computation."""
+"""Testing again.
+
+A run gives the numbers it recorded, a checkpoint those of an independent computation.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two JPEG files a class in `val/`, of several sizes and proportions, none square, one of them gray.
+    """Two JPEG files a class in `val/`, of several sizes and proportions, none square, one of them
+    gray.
 
     The sides are multiples of 25 over 200, so that no centre lies between two pixels.
     """
@@ -95,7 +99,9 @@ def by_hand(folder: Path, resize: Callable[[Image.Image], Image.Image]) -> tuple
 
 @pytest.fixture(scope="module")
 def resnet(photos: Path) -> nn.Module:
-    """torchvision's ResNet-18 with random weights, its classifier centred on the photos so that its answers vary."""
+    """torchvision's ResNet-18 with random weights, its classifier centred on the photos so that its
+    answers vary.
+    """
     torch.manual_seed(0)
     network = torchvision.models.resnet18(num_classes=CLASSES).eval()
     images, _ = by_hand(photos / "val", squeezed)
@@ -109,7 +115,10 @@ def resnet(photos: Path) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def released(resnet: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its checkpoint in the form that the authors released: the state dict of a `DataParallel` module."""
+    """Its checkpoint in the form that the authors released.
+
+    The state dict of a `DataParallel` module.
+    """
     path = tmp_path_factory.mktemp("released") / "resnet18.pth"
     torch.save(nn.DataParallel(resnet).state_dict(), path)
     return path
@@ -124,7 +133,10 @@ def expected(resnet: nn.Module, photos: Path) -> dict[str, dict[str, float]]:
         with torch.no_grad():
             logits = resnet(images)
         order = logits.argsort(dim=1, descending=True)
-        top1, top5 = (100 * (1 - float((order[:, :k] == labels[:, None]).any(dim=1).double().mean())) for k in (1, 5))
+        top1, top5 = (
+            100 * (1 - float((order[:, :k] == labels[:, None]).any(dim=1).double().mean()))
+            for k in (1, 5)
+        )
         metrics[protocol] = {
             "test/loss": float(F.cross_entropy(logits, labels)),
             "test/top1_error": top1,
@@ -173,13 +185,19 @@ def test_a_run_gives_again_what_it_recorded(finished: RunFolder) -> None:
     record, threads = finished.read_record(), torch.get_num_threads()
     assert record is not None
     found = evaluate_run(str(finished.path.parent), finished.cell_id)
-    assert found.metrics == {name: value for name, value in record.final.items() if name.startswith("test/")} == found.recorded
+    assert (
+        found.metrics
+        == {name: value for name, value in record.final.items() if name.startswith("test/")}
+        == found.recorded
+    )
     assert len(found.metrics) == 9
     assert len({found.metrics[f"test/top1_error{end}"] for end in ("", "_c2", "_c3")}) > 1
     assert found.images == 70
     assert torch.get_num_threads() == threads
     # In batches of another size the last bits may differ.
-    assert evaluate_run(str(finished.path.parent), finished.cell_id, "cpu", 7).metrics == pytest.approx(found.metrics, rel=1e-5)
+    assert evaluate_run(
+        str(finished.path.parent), finished.cell_id, "cpu", 7
+    ).metrics == pytest.approx(found.metrics, rel=1e-5)
 
 
 def test_a_run_that_held_images_out_gives_again_what_it_recorded(tmp_path: Path) -> None:
@@ -189,21 +207,38 @@ def test_a_run_that_held_images_out_gives_again_what_it_recorded(tmp_path: Path)
     assert found.metrics == found.recorded
 
 
-def test_dks_evaluate_prints_the_errors_of_every_classifier(finished: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dks_evaluate_prints_the_errors_of_every_classifier(
+    finished: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["evaluate", finished.cell_id, "--runs-dir", str(finished.path.parent)]
     record = finished.read_record()
     assert record is not None
     status, out, err = dks(capsys, *arguments)
     assert (status, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0] == f"cell_id={finished.cell_id} data=synthetic, 70 images: top-1 / top-5 error in %"
+    assert (
+        lines[0]
+        == f"cell_id={finished.cell_id} data=synthetic, 70 images: top-1 / top-5 error in %"
+    )
     for line, end in zip(lines[1:], ("", "_c2", "_c3"), strict=True):
-        errors = f"{record.final[f'test/top1_error{end}']:.2f} / {record.final[f'test/top5_error{end}']:.2f}"
-        assert line.split() == [end.strip("_") or "c1", *errors.split(), "(recorded", *f"{errors})".split()]
+        errors = (
+            f"{record.final[f'test/top1_error{end}']:.2f} / "
+            f"{record.final[f'test/top5_error{end}']:.2f}"
+        )
+        assert line.split() == [
+            end.strip("_") or "c1",
+            *errors.split(),
+            "(recorded",
+            *f"{errors})".split(),
+        ]
     status, out, _ = dks(capsys, *arguments, "--json")
     values = json.loads(out)
     assert status == 0
-    assert values["metrics"] == values["recorded"] == {name: record.final[name] for name in values["metrics"]}
+    assert (
+        values["metrics"]
+        == values["recorded"]
+        == {name: record.final[name] for name in values["metrics"]}
+    )
 
 
 def test_a_run_whose_data_changed_or_went_away_is_not_tested(tmp_path: Path) -> None:
@@ -213,7 +248,9 @@ def test_a_run_whose_data_changed_or_went_away_is_not_tested(tmp_path: Path) -> 
             Image.new("RGB", (8, 8), (shade, 30 * number, 0)).save(buffer := io.BytesIO(), "PNG")
             encoded.append({"bytes": buffer.getvalue(), "path": None})
         kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        table = pa.table({"image": pa.array(encoded, kind), "label": pa.array([0, 1] * 4, pa.int64())})
+        table = pa.table(
+            {"image": pa.array(encoded, kind), "label": pa.array([0, 1] * 4, pa.int64())}
+        )
         pq.write_table(table, root / f"{split}-0.parquet")
 
     root = tmp_path / "set"
@@ -232,7 +269,9 @@ def test_a_run_whose_data_changed_or_went_away_is_not_tested(tmp_path: Path) -> 
     found = evaluate_run(runs, folder.cell_id)
     assert found.metrics == found.recorded
     write("test", 200)
-    with pytest.raises(RequestError, match=f"are not those that run {folder.cell_id} was trained on"):
+    with pytest.raises(
+        RequestError, match=f"are not those that run {folder.cell_id} was trained on"
+    ):
         evaluate_run(runs, folder.cell_id)
     # Nor is it exported with the mean and the standard deviation of other images.
     with pytest.raises(RequestError, match="are not those that the run was planned with"):
@@ -245,12 +284,23 @@ def test_a_run_whose_data_changed_or_went_away_is_not_tested(tmp_path: Path) -> 
 def test_a_run_whose_images_were_replaced_in_place_is_neither_tested_nor_exported(
     tmp_path: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The names, sizes and times are as they were. What is exported has the statistics of the images in it."""
+    """The names, sizes and times are as they were.
+
+    What is exported has the statistics of the images in it.
+    """
     for place in ("train/a", "train/b", "val/a", "val/b"):
         (tmp_path / "set" / place).mkdir(parents=True)
         Image.effect_noise((8, 8), 90).convert("RGB").save(tmp_path / "set" / place / "1.bmp")
-    own = ("data.augmentation=pad_crop", "data.num_classes=null", "data.image_size=null", "data.mean=null", "data.std=null")
-    folder = finished_run(tmp_path, "data=imagefolder", f"data.root={tmp_path / 'set'}", *own, "recipe.epochs=1")
+    own = (
+        "data.augmentation=pad_crop",
+        "data.num_classes=null",
+        "data.image_size=null",
+        "data.mean=null",
+        "data.std=null",
+    )
+    folder = finished_run(
+        tmp_path, "data=imagefolder", f"data.root={tmp_path / 'set'}", *own, "recipe.epochs=1"
+    )
     picture = tmp_path / "set" / "train" / "a" / "1.bmp"
     state = picture.stat()
     Image.effect_noise((8, 8), 90).convert("RGB").save(picture)
@@ -258,10 +308,16 @@ def test_a_run_whose_images_were_replaced_in_place_is_neither_tested_nor_exporte
     capsys.readouterr()
     status, _, err = dks(capsys, "evaluate", folder.cell_id)
     assert (status, err.count("\n")) == (2, 1)
-    assert f"the files in data.root={tmp_path / 'set'} are not those that run {folder.cell_id} was trained on" in err
+    assert (
+        f"the files in data.root={tmp_path / 'set'} are not those that run {folder.cell_id} was "
+        f"trained on" in err
+    )
     status, _, err = dks(capsys, "export", folder.cell_id, "--format", "safetensors")
     assert (status, err.count("\n"), list(tmp_path.glob("*.safetensors"))) == (2, 1, [])
-    assert f"the files in data.root={tmp_path / 'set'} are not those that the run was planned with" in err
+    assert (
+        f"the files in data.root={tmp_path / 'set'} are not those that the run was planned with"
+        in err
+    )
 
 
 def test_a_run_on_image_files_gives_again_what_it_recorded(tmp_path: Path, photos: Path) -> None:
@@ -269,8 +325,19 @@ def test_a_run_on_image_files_gives_again_what_it_recorded(tmp_path: Path, photo
     root.mkdir()
     for split in ("train", "val"):
         (root / split).symlink_to(photos / "val")
-    source = ("data=imagefolder", f"data.root={root}", "data.augmentation=squash_crop", "data.resize=20", "data.image_size=16")
-    sizes = ("data.workers=0", "data.num_classes=null", "data.train_images=null", "data.test_images=null")
+    source = (
+        "data=imagefolder",
+        f"data.root={root}",
+        "data.augmentation=squash_crop",
+        "data.resize=20",
+        "data.image_size=16",
+    )
+    sizes = (
+        "data.workers=0",
+        "data.num_classes=null",
+        "data.train_images=null",
+        "data.test_images=null",
+    )
     folder = finished_run(tmp_path, *source, *sizes, "method=baseline", "threads=1")
     found = evaluate_run(str(tmp_path / "runs"), folder.cell_id, batch_size=4, workers=0)
     assert found.recorded is not None
@@ -283,21 +350,40 @@ def test_a_run_on_image_files_gives_again_what_it_recorded(tmp_path: Path, photo
 
 @pytest.mark.parametrize("protocol", ["paper", "torchvision"])
 def test_a_released_checkpoint_gives_what_an_independent_computation_gives(
-    protocol: str, photos: Path, released: Path, expected: dict[str, dict[str, float]], capsys: pytest.CaptureFixture[str]
+    protocol: str,
+    photos: Path,
+    released: Path,
+    expected: dict[str, dict[str, float]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = ["evaluate", "--weights", str(released), "--backbone", "resnet18", "--images", str(photos), "--workers", "1"]
-    arguments += ["--batch-size", "5", "--device", "cpu"] + ([] if protocol == "paper" else ["--protocol", protocol])
+    arguments = [
+        "evaluate",
+        "--weights",
+        str(released),
+        "--backbone",
+        "resnet18",
+        "--images",
+        str(photos),
+        "--workers",
+        "1",
+    ]
+    arguments += ["--batch-size", "5", "--device", "cpu"] + (
+        [] if protocol == "paper" else ["--protocol", protocol]
+    )
     status, out, err = dks(capsys, *arguments, "--json")
     assert (status, err) == (0, f"weights from {released}: without the prefix module.\n")
     values = json.loads(out)
     assert values["subject"]["protocol"] == protocol
     assert values["images"] == 2 * CLASSES
     hand = expected[protocol]
-    assert 0 < hand["test/top5_error"] < hand["test/top1_error"] < 100  # else there were little to compare
+    # else there were little to compare
+    assert 0 < hand["test/top5_error"] < hand["test/top1_error"] < 100
     assert values["metrics"] == pytest.approx(hand, rel=1e-4)
 
 
-def test_the_protocol_matters_for_images_that_are_not_square(expected: dict[str, dict[str, float]]) -> None:
+def test_the_protocol_matters_for_images_that_are_not_square(
+    expected: dict[str, dict[str, float]],
+) -> None:
     assert abs(expected["paper"]["test/loss"] - expected["torchvision"]["test/loss"]) > 0.01
 
 
@@ -307,23 +393,53 @@ def test_the_images_are_those_that_a_run_would_take(
     """A link is followed, other names are taken, and what is hidden or no image is not."""
     (tmp_path / "test" / "a" / ".b").mkdir(parents=True)
     (tmp_path / "test" / "a" / "more").symlink_to(photos / "val" / "n0000")
-    (tmp_path / "test" / "a" / "1.jfif").write_bytes((photos / "val" / "n0001" / "0.JPEG").read_bytes())
+    (tmp_path / "test" / "a" / "1.jfif").write_bytes(
+        (photos / "val" / "n0001" / "0.JPEG").read_bytes()
+    )
     (tmp_path / "test" / "a" / "._1.png").write_bytes(b"")
     (tmp_path / "test" / "a" / "list.txt").write_bytes(b"")
-    arguments = ["--weights", str(released), "--backbone", "resnet18", "--images", str(tmp_path), "--workers", "0"]
+    arguments = [
+        "--weights",
+        str(released),
+        "--backbone",
+        "resnet18",
+        "--images",
+        str(tmp_path),
+        "--workers",
+        "0",
+    ]
     status, out, err = dks(capsys, "evaluate", *arguments, "--device", "cpu", "--json")
-    assert (status, json.loads(out)["images"], json.loads(out)["subject"]["images"]) == (0, 3, str(tmp_path / "test"))
+    assert (status, json.loads(out)["images"], json.loads(out)["subject"]["images"]) == (
+        0,
+        3,
+        str(tmp_path / "test"),
+    )
     assert f"{tmp_path}/test: not taken: 1 .txt (a/list.txt), 2 hidden (a/._1.png, ...)" in err
 
 
 def test_the_folder_itself_will_do(
-    photos: Path, released: Path, expected: dict[str, dict[str, float]], capsys: pytest.CaptureFixture[str]
+    photos: Path,
+    released: Path,
+    expected: dict[str, dict[str, float]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = ["--weights", str(released), "--backbone", "resnet18", "--images", str(photos / "val"), "--workers", "0"]
+    arguments = [
+        "--weights",
+        str(released),
+        "--backbone",
+        "resnet18",
+        "--images",
+        str(photos / "val"),
+        "--workers",
+        "0",
+    ]
     status, out, err = dks(capsys, "evaluate", *arguments, "--device", "cpu", "--quiet")
     assert (status, err) == (0, "")
     first, second = out.splitlines()
-    assert first.endswith(f"backbone=resnet18 images={photos / 'val'} protocol=paper, 14 images: top-1 / top-5 error in %")
+    assert first.endswith(
+        f"backbone=resnet18 images={photos / 'val'} protocol=paper, 14 images: top-1 / top-5 "
+        f"error in %"
+    )
     hand = expected["paper"]
     assert second == f"  c1  {hand['test/top1_error']:6.2f} / {hand['test/top5_error']:.2f}"
 
@@ -339,39 +455,73 @@ def test_a_checkpoint_with_more_classes_than_the_folder_is_tested_and_says_so(
     state["fc.weight"] = torch.cat([state["fc.weight"], torch.zeros(3, 512)])
     state["fc.bias"] = torch.cat([state["fc.bias"], torch.full((3,), -1e4)])  # never chosen
     torch.save({"state_dict": state, "epoch": 100}, tmp_path / "wide.pth")
-    found = evaluate_file(str(tmp_path / "wide.pth"), "resnet18", str(photos), device="cpu", workers=0)
+    found = evaluate_file(
+        str(tmp_path / "wide.pth"), "resnet18", str(photos), device="cpu", workers=0
+    )
     assert found.metrics == pytest.approx(expected["paper"], rel=1e-4)
-    assert f"has 7 of the 10 classes of {tmp_path / 'wide.pth'}; they are taken for the first ones" in capsys.readouterr().err
+    assert (
+        f"has 7 of the 10 classes of {tmp_path / 'wide.pth'}; they are taken for the first ones"
+        in capsys.readouterr().err
+    )
 
 
-def test_a_checkpoint_with_fewer_classes_than_the_folder_is_refused(photos: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_with_fewer_classes_than_the_folder_is_refused(
+    photos: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "narrow.pth"
     torch.save(torchvision.models.resnet18(num_classes=6).state_dict(), path)
     with pytest.raises(RequestError, match=rf"val has 7 classes and {path} tells 6 apart"):
         evaluate_file(str(path), "resnet18", str(photos), device="cpu", workers=0)
 
 
-SMALL = ("backbone=resnet8", "data=synthetic", "data.image_size=8", "data.train_images=320", "data.test_images=70")
+SMALL = (
+    "backbone=resnet8",
+    "data=synthetic",
+    "data.image_size=8",
+    "data.train_images=320",
+    "data.test_images=70",
+)
 
 
 def test_a_small_checkpoint_is_tested_on_the_data_of_a_configuration(
     finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The weights of a run, as somebody else's script saved them, have the error that the run recorded for c1."""
+    """The weights of a run, as somebody else's script saved them, have the error that the run
+    recorded for c1.
+    """
     record, path = finished.read_record(), tmp_path / "ckpt.pth"
     assert record is not None
-    state = {f"module.{name.removeprefix('backbone.')}": value for name, value in load_file(finished.weights_file).items()}
+    state = {
+        f"module.{name.removeprefix('backbone.')}": value
+        for name, value in load_file(finished.weights_file).items()
+    }
     inner = {name: value for name, value in state.items() if "branches" not in name}
     torch.save({"net": inner, "acc": np.float64(93.5), "epoch": 7}, path)
-    status, out, err = dks(capsys, "evaluate", SMALL[0], "--weights", str(path), *SMALL[1:], "--json")
+    status, out, err = dks(
+        capsys, "evaluate", SMALL[0], "--weights", str(path), *SMALL[1:], "--json"
+    )
     values = json.loads(out)
     assert (status, values["images"]) == (0, 70)
     assert err == f"weights from {path}: under net, without the prefix module.\n"
-    assert {key: values["subject"][key] for key in ("backbone", "data")} == {"backbone": "resnet8", "data": "synthetic"}
-    errors = {name: record.final[name] for name in ("test/loss", "test/top1_error", "test/top5_error")}
+    assert {key: values["subject"][key] for key in ("backbone", "data")} == {
+        "backbone": "resnet8",
+        "data": "synthetic",
+    }
+    errors = {
+        name: record.final[name] for name in ("test/loss", "test/top1_error", "test/top5_error")
+    }
     assert values["metrics"] == pytest.approx(errors, rel=1e-5)
     # Its normalisation is given as in training.
-    status, out, err = dks(capsys, "evaluate", "--weights", str(path), *SMALL, "recipe.mean=[0.9,0.9,0.9]", "--json", "--quiet")
+    status, out, err = dks(
+        capsys,
+        "evaluate",
+        "--weights",
+        str(path),
+        *SMALL,
+        "recipe.mean=[0.9,0.9,0.9]",
+        "--json",
+        "--quiet",
+    )
     assert (status, err) == (0, "")
     assert abs(json.loads(out)["metrics"]["test/loss"] - record.final["test/loss"]) > 0.01
 
@@ -394,7 +544,16 @@ def test_a_file_that_is_no_image_is_named_in_one_line(
     broken = tmp_path / "n0" / "broken.jpg"
     broken.parent.mkdir()
     broken.write_bytes(b"no image")
-    arguments = ["--weights", str(released), "--backbone", "resnet18", "--images", str(tmp_path), "--workers", str(workers)]
+    arguments = [
+        "--weights",
+        str(released),
+        "--backbone",
+        "resnet18",
+        "--images",
+        str(tmp_path),
+        "--workers",
+        str(workers),
+    ]
     status, out, err = dks(capsys, "evaluate", *arguments, "--device", "cpu")
     assert (status, out) == (2, "")
     assert err.splitlines()[-1].startswith(f"error: {broken}: the image cannot be decoded (")
@@ -405,30 +564,68 @@ def test_a_file_that_is_no_image_is_named_in_one_line(
     ("arguments", "message"),
     [
         ("", "or --weights, --backbone and --images (--weights, --backbone, --images not given)"),
-        ("--weights w.pt --images .", "or --weights, --backbone and --images (--backbone not given)"),
+        (
+            "--weights w.pt --images .",
+            "or --weights, --backbone and --images (--backbone not given)",
+        ),
         (
             "backbone=resnet8 data=digits",
-            "give CELL_ID, --weights with backbone=NAME and data=NAME, or --weights, --backbone and ",
+            "give CELL_ID, --weights with backbone=NAME and data=NAME, or --weights, "
+            "--backbone and ",
         ),
         ("abc data=digits", "a run is tested on its own test set; drop data=digits, or CELL_ID"),
         ("--weights w.pt backbone=resnet8", "--weights w.pt needs data=NAME"),
-        ("--weights w.pt --images . data=digits", "--images and data=digits: name network and images in one way or the other"),
-        ("--weights w.pt backbone=resnet8 data=digits seed=1", "seed: a test depends on backbone, data, recipe, compute alone"),
-        ("--weights w.pt backbone=resnet8,resnet20 data=digits", "backbone=resnet8,resnet20: a file is tested in one way at a"),
+        (
+            "--weights w.pt --images . data=digits",
+            "--images and data=digits: name network and images in one way or the other",
+        ),
+        (
+            "--weights w.pt backbone=resnet8 data=digits seed=1",
+            "seed: a test depends on backbone, data, recipe, compute alone",
+        ),
+        (
+            "--weights w.pt backbone=resnet8,resnet20 data=digits",
+            "backbone=resnet8,resnet20: a file is tested in one way at a",
+        ),
         ("--weights W backbone=resnet18 data=digits", "tells 7 classes apart, data=digits has 10"),
-        ("--weights W backbone=resnet18 data=nowhere", "data=nowhere: no such choice; choose from cifar10, "),
-        ("abc --weights w.pt --protocol paper", "a run is tested on its own test set; drop --weights, --protocol, or CELL_ID"),
+        (
+            "--weights W backbone=resnet18 data=nowhere",
+            "data=nowhere: no such choice; choose from cifar10, ",
+        ),
+        (
+            "abc --weights w.pt --protocol paper",
+            "a run is tested on its own test set; drop --weights, --protocol, or CELL_ID",
+        ),
         ("abc", "there is no run abc in runs"),
-        ("--weights w.pt --backbone resnet18 --images .", "w.pt cannot be read: No such file or directory"),
-        ("--weights w.pt --backbone resnet18 --images . --device cuda:99", "device=cuda:99 cannot be used here: "),
-        ("--weights w.pt --backbone resnet18 --images . --device meta", "device=meta: choose auto, cpu, cuda or cuda:N"),
+        (
+            "--weights w.pt --backbone resnet18 --images .",
+            "w.pt cannot be read: No such file or directory",
+        ),
+        (
+            "--weights w.pt --backbone resnet18 --images . --device cuda:99",
+            "device=cuda:99 cannot be used here: ",
+        ),
+        (
+            "--weights w.pt --backbone resnet18 --images . --device meta",
+            "device=meta: choose auto, cpu, cuda or cuda:N",
+        ),
         ("--weights W --backbone resnet18 --images no", "--images no is not a folder"),
-        ("--weights W --backbone resnet18 --images .", ". has no folder in it; there must be one for each class"),
-        ("--weights W --backbone resnet50 --images .", "as backbone=resnet50 does not fit the network: missing "),
+        (
+            "--weights W --backbone resnet18 --images .",
+            ". has no folder in it; there must be one for each class",
+        ),
+        (
+            "--weights W --backbone resnet50 --images .",
+            "as backbone=resnet50 does not fit the network: missing ",
+        ),
     ],
 )
 def test_requests_that_are_wrong_are_one_line(
-    arguments: str, message: str, released: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+    arguments: str,
+    message: str,
+    released: Path,
+    in_folder: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = [str(released) if item == "W" else item for item in arguments.split()]
     status, out, err = dks(capsys, "evaluate", *given)
@@ -440,7 +637,9 @@ def test_requests_that_are_wrong_are_one_line(
 
 
 @pytest.mark.parametrize("option", ["--batch-size", "--workers"])
-def test_numbers_that_make_no_sense_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_that_make_no_sense_are_refused(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, _, err = dks(capsys, "evaluate", "abc", option, "-1")
     assert status == 2
     assert "whole number of at least" in err
@@ -453,5 +652,8 @@ def test_a_run_of_another_code_is_said_to_be_one(
     assert "code" not in told(capsys, finished)
     (attempt,) = finished.read_record().attempts  # type: ignore[union-attr]
     monkeypatch.setattr(code, "_own", lambda: "2" * 64)
-    said = f"trained by another code ({str(attempt.code)[:12]}) than today's 222222222222, which tests it"
+    said = (
+        f"trained by another code ({str(attempt.code)[:12]}) than today's 222222222222, which "
+        f"tests it"
+    )
     assert said in " ".join(told(capsys, finished).split())

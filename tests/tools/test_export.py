@@ -1,4 +1,7 @@
-"""The exported network: what every format holds when others load it, and that nothing is ever half written."""
+"""The exported network.
+
+What every format holds when others load it, and that nothing is ever half written.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,9 @@ def images() -> Tensor:
 
 @pytest.fixture(scope="module")
 def c1(finished: RunFolder, images: Tensor) -> Tensor:
-    """The logits of c1 of the network with its branches, put together here from the weights of the run."""
+    """The logits of c1 of the network with its branches, put together here from the weights of the
+    run.
+    """
     network = dks.build("resnet8", 10, "ours", ("c2", "c3")).eval()
     network.load_state_dict(load_file(finished.weights_file))
     with torch.no_grad():
@@ -70,15 +75,23 @@ def c1(finished: RunFolder, images: Tensor) -> Tensor:
 # --- the formats, each loaded by what its users have
 
 
-def test_safetensors_fit_the_plain_backbone(finished: RunFolder, dks_export: Dks, images: Tensor, c1: Tensor) -> None:
+def test_safetensors_fit_the_plain_backbone(
+    finished: RunFolder, dks_export: Dks, images: Tensor, c1: Tensor
+) -> None:
     path = f"{finished.cell_id}.safetensors"
-    assert dks_export(finished.cell_id, "--format", "safetensors") == (0, f"written to {path}\n", "")
+    assert dks_export(finished.cell_id, "--format", "safetensors") == (
+        0,
+        f"written to {path}\n",
+        "",
+    )
     plain = dks.build("resnet8", 10).strip().eval()
     plain.load_state_dict(load_file(path), strict=True)
     with torch.no_grad():
         assert torch.equal(plain(images), c1)
     # It can be used as a checkpoint of this project, too.
-    classes, network, _ = file_network(load_choice("backbone", "resnet8", Backbone), "resnet8", path)
+    classes, network, _ = file_network(
+        load_choice("backbone", "resnet8", Backbone), "resnet8", path
+    )
     assert classes == 10
     with torch.no_grad():
         assert torch.equal(network.eval()(images)["c1"], c1)
@@ -100,7 +113,9 @@ def test_onnx_runs_in_onnx_runtime_with_any_batch_size(
         np.testing.assert_allclose(logits, c1[:count].numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_program_runs_with_any_batch_size(finished: RunFolder, dks_export: Dks, images: Tensor, c1: Tensor) -> None:
+def test_a_program_runs_with_any_batch_size(
+    finished: RunFolder, dks_export: Dks, images: Tensor, c1: Tensor
+) -> None:
     path = f"{finished.cell_id}.pt2"
     assert dks_export(finished.cell_id, "--format", "program") == (0, f"written to {path}\n", "")
     network = torch.export.load(path).module()
@@ -117,7 +132,11 @@ def test_every_format_says_what_a_user_has_to_know(finished: RunFolder, dks_expo
     train, _ = data.load(finished.read_config().data)
     pixels = train.images.numpy().transpose(1, 0, 2, 3).reshape(3, -1) / 255
     assert set(values) == {"cell_id", "backbone", "num_classes", "mean", "std"}
-    assert (values["cell_id"], values["backbone"], values["num_classes"]) == (finished.cell_id, "resnet8", 10)
+    assert (values["cell_id"], values["backbone"], values["num_classes"]) == (
+        finished.cell_id,
+        "resnet8",
+        10,
+    )
     assert values["mean"] == pytest.approx(pixels.mean(axis=1))
     assert values["std"] == pytest.approx(pixels.std(axis=1))
     stored = {item.key: item.value for item in onnx.load(f"{finished.cell_id}.onnx").metadata_props}
@@ -148,10 +167,8 @@ def test_the_constants_of_a_run_that_held_images_out_are_those_that_it_was_train
 
 def test_the_stripped_network_is_the_baseline(finished: RunFolder, images: Tensor) -> None:
     """Parameters, floating-point operations and the graph of the forward pass."""
-    trained, plain = (
-        run_network(finished.path.parent, finished.cell_id)[1].strip().eval(),
-        dks.build("resnet8", 10).strip().eval(),
-    )
+    trained = run_network(finished.path.parent, finished.cell_id)[1].strip().eval()
+    plain = dks.build("resnet8", 10).strip().eval()
     whole = dks.build("resnet8", 10, "ours", ("c2", "c3")).eval()
 
     def parameters(network: nn.Module) -> int:
@@ -172,27 +189,48 @@ def test_the_stripped_network_is_the_baseline(finished: RunFolder, images: Tenso
     assert list(trained.state_dict()) == list(plain.state_dict())
 
 
-def test_the_exported_program_is_the_baselines(finished: RunFolder, dks_export: Dks, images: Tensor) -> None:
+def test_the_exported_program_is_the_baselines(
+    finished: RunFolder, dks_export: Dks, images: Tensor
+) -> None:
     dks_export(finished.cell_id, "--format", "program")
     batch = ({0: torch.export.Dim("batch")},)
-    plain = torch.export.export(dks.build("resnet8", 10).strip().eval(), (images[:2],), dynamic_shapes=batch)
+    plain = torch.export.export(
+        dks.build("resnet8", 10).strip().eval(), (images[:2],), dynamic_shapes=batch
+    )
     found = torch.export.load(f"{finished.cell_id}.pt2")
     assert str(found.graph) == str(plain.graph)
     assert set(found.state_dict) == set(plain.state_dict)
 
 
-@pytest.mark.parametrize("overrides", [("method=single", "positions=c3"), ("backbone.activation_checkpointing=true",)])
-def test_other_runs_are_exported_as_well(tmp_path: Path, in_folder: Path, overrides: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "overrides", [("method=single", "positions=c3"), ("backbone.activation_checkpointing=true",)]
+)
+def test_other_runs_are_exported_as_well(
+    tmp_path: Path, in_folder: Path, overrides: tuple[str, ...]
+) -> None:
     run = finished_run(tmp_path, *overrides, "recipe.epochs=1", "threads=1")
     for form in Format:
         assert export.export(str(tmp_path / "runs"), run.cell_id, form).is_file()
 
 
 def test_the_size_of_the_images_is_that_of_the_data(tmp_path: Path, in_folder: Path) -> None:
-    """Where the configuration names none; and a mean and a standard deviation that it names are those in the file."""
-    nothing = (f"data.{key}=null" for key in ("image_size", "num_classes", "train_images", "test_images"))
+    """Where the configuration names none.
+
+    And a mean and a standard deviation that it names are those in the file.
+    """
+    nothing = (
+        f"data.{key}=null" for key in ("image_size", "num_classes", "train_images", "test_images")
+    )
     named = ("data.mean=[0.1,0.2,0.3]", "recipe.std=[0.4,0.5,0.6]")
-    run = finished_run(tmp_path, "data.source=digits", *nothing, *named, "method=baseline", "recipe.epochs=1", "threads=1")
+    run = finished_run(
+        tmp_path,
+        "data.source=digits",
+        *nothing,
+        *named,
+        "method=baseline",
+        "recipe.epochs=1",
+        "threads=1",
+    )
     path = export.export(str(tmp_path / "runs"), run.cell_id, Format.onnx, "digits.onnx")
     (given,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()
     assert given.shape[1:] == [3, 8, 8]
@@ -204,11 +242,17 @@ def test_the_size_of_the_images_is_that_of_the_data(tmp_path: Path, in_folder: P
 
 
 @pytest.mark.parametrize("form", list(SUFFIX))
-def test_an_existing_file_is_replaced_only_with_force(finished: RunFolder, dks_export: Dks, form: str, in_folder: Path) -> None:
+def test_an_existing_file_is_replaced_only_with_force(
+    finished: RunFolder, dks_export: Dks, form: str, in_folder: Path
+) -> None:
     path = in_folder / f"mine.{SUFFIX[form]}"
     path.write_text("precious")
     status, out, err = dks_export(finished.cell_id, "--format", form, "--output", path.name)
-    assert (status, out, err) == (2, "", f"error: {path.name} exists; give another --output, or --force to replace it\n")
+    assert (status, out, err) == (
+        2,
+        "",
+        f"error: {path.name} exists; give another --output, or --force to replace it\n",
+    )
     assert path.read_text() == "precious"
     assert dks_export(finished.cell_id, "--format", form, "--output", path.name, "--force")[0] == 0
     assert path.stat().st_size > 10_000
@@ -225,13 +269,22 @@ def test_a_file_that_appears_meanwhile_is_left_alone(
         return write(*arguments)
 
     monkeypatch.setitem(export.WRITERS, Format.safetensors, slow)
-    assert dks_export(finished.cell_id, "--format", "safetensors", "--output", "mine.safetensors")[0] == 2
-    assert [(path.name, path.read_text()) for path in in_folder.iterdir()] == [("mine.safetensors", "precious")]
+    assert (
+        dks_export(finished.cell_id, "--format", "safetensors", "--output", "mine.safetensors")[0]
+        == 2
+    )
+    assert [(path.name, path.read_text()) for path in in_folder.iterdir()] == [
+        ("mine.safetensors", "precious")
+    ]
 
 
 @pytest.mark.parametrize("wrong", [1e-3, float("nan")])
 def test_a_file_that_computes_something_else_is_not_kept(
-    finished: RunFolder, dks_export: Dks, in_folder: Path, monkeypatch: pytest.MonkeyPatch, wrong: float
+    finished: RunFolder,
+    dks_export: Dks,
+    in_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: float,
 ) -> None:
     write = export.WRITERS[Format.safetensors]
 
@@ -241,10 +294,14 @@ def test_a_file_that_computes_something_else_is_not_kept(
 
     monkeypatch.setitem(export.WRITERS, Format.safetensors, off)
     (in_folder / "old.safetensors").write_text("old")
-    status, _, err = dks_export(finished.cell_id, "--format", "safetensors", "--output", "old.safetensors", "--force")
+    status, _, err = dks_export(
+        finished.cell_id, "--format", "safetensors", "--output", "old.safetensors", "--force"
+    )
     assert status == 1
     assert "old.safetensors was not written: what it computes differs from the network by" in err
-    assert [(path.name, path.read_text()) for path in in_folder.iterdir()] == [("old.safetensors", "old")]
+    assert [(path.name, path.read_text()) for path in in_folder.iterdir()] == [
+        ("old.safetensors", "old")
+    ]
 
 
 def test_nothing_is_left_of_an_interrupted_export(
@@ -261,11 +318,18 @@ def test_nothing_is_left_of_an_interrupted_export(
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_without_the_packages_for_onnx_it_says_how_to_install_them(
-    finished: RunFolder, dks_export: Dks, in_folder: Path, monkeypatch: pytest.MonkeyPatch, package: str
+    finished: RunFolder,
+    dks_export: Dks,
+    in_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     status, _, err = dks_export(finished.cell_id, "--format", "onnx")
-    assert (status, err) == (2, f'error: --format onnx needs the package {package}: pip install "dks[export]"\n')
+    assert (status, err) == (
+        2,
+        f'error: --format onnx needs the package {package}: pip install "dks[export]"\n',
+    )
     assert dks_export(finished.cell_id, "--format", "program")[0] == 0
 
 
@@ -273,7 +337,10 @@ def test_without_the_packages_for_onnx_it_says_how_to_install_them(
     ("arguments", "message"),
     [
         ("0123456789ab --format program", "there is no run 0123456789ab in "),
-        ("CELL --format onnx --output net.pt2", "--output net.pt2: a file of --format onnx ends in .onnx"),
+        (
+            "CELL --format onnx --output net.pt2",
+            "--output net.pt2: a file of --format onnx ends in .onnx",
+        ),
         ("CELL --format onnx --output no/net.onnx", "--output no/net.onnx: there is no folder no"),
         (
             "CELL --format safetensors --output folder.safetensors --force",
@@ -293,7 +360,9 @@ def test_requests_that_are_wrong_are_one_line(
     assert [path.name for path in in_folder.iterdir()] == ["folder.safetensors"]
 
 
-def test_a_run_that_is_not_done_is_not_exported(dks_export: Dks, finished: RunFolder, in_folder: Path) -> None:
+def test_a_run_that_is_not_done_is_not_exported(
+    dks_export: Dks, finished: RunFolder, in_folder: Path
+) -> None:
     waiting = queued(finished.path.parent.parent, "seed=7")
     status, _, err = dks_export(waiting.cell_id, "--format", "program")
     assert status == 2

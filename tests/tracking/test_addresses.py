@@ -1,4 +1,7 @@
-"""Whose servers are whose: this user's passwords and tokens go where this user says, and nowhere else."""
+"""Whose servers are whose.
+
+This user's passwords and tokens go where this user says, and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,9 @@ def test_only_what_this_user_names_is_pointed_at(monkeypatch: pytest.MonkeyPatch
     assert is_pointed_at("https://evil.org:443/api") and not is_pointed_at("https://evil.com")
 
 
-def test_a_password_that_can_be_read_on_the_way_is_said(no_account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_that_can_be_read_on_the_way_is_said(
+    no_account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain, hidden = "http://mlflow.example.org:5000", "https://mlflow.example.org"
     nearby = ("http://localhost:5000", "http://127.0.0.2:5000", "http://[::1]:5000")
     for uri in (plain, hidden, *nearby):
@@ -71,7 +76,8 @@ def test_a_password_that_can_be_read_on_the_way_is_said(no_account: Path, monkey
     assert str(no_account / ".mlflow" / "credentials") in str(exposed(plain))
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
     assert exposed(plain) == (
-        f"{plain} is not encrypted: whoever is on the way can read MLFLOW_TRACKING_TOKEN; https:// protects it"
+        f"{plain} is not encrypted: whoever is on the way can read MLFLOW_TRACKING_TOKEN; "
+        f"https:// protects it"
     )
     assert [uri for uri in (hidden, *nearby, "http://elsewhere.example.org") if exposed(uri)] == []
 
@@ -80,7 +86,10 @@ def test_a_password_that_can_be_read_on_the_way_is_said(no_account: Path, monkey
 
 
 def test_an_address_from_the_folder_of_a_run_is_asked_without_credentials(
-    foreign: Any, refusing: Remembering, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    foreign: Any,
+    refusing: Remembering,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = foreign(refusing.uri)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
@@ -94,8 +103,10 @@ def test_an_address_from_the_folder_of_a_run_is_asked_without_credentials(
         return told.out + told.err
 
     assert (
-        f"it refuses (UNAUTHENTICATED: who are you?): no account was sent to what stands only in the files of runs; "
-        f"MLFLOW_TRACKING_URI={refusing.uri} in your environment, or dks sync --store {refusing.uri}, says that it is yours"
+        f"it refuses (UNAUTHENTICATED: who are you?): no account was sent to what stands only in "
+        f"the files of runs; "
+        f"MLFLOW_TRACKING_URI={refusing.uri} in your environment, or dks sync --store "
+        f"{refusing.uri}, says that it is yours"
     ) in said()
     assert refusing.asked and refusing.credentials == set()
     assert "set MLFLOW_TRACKING_USERNAME" in said("--store", refusing.uri)
@@ -107,7 +118,9 @@ def test_an_address_from_the_folder_of_a_run_is_asked_without_credentials(
     assert refusing.credentials == {f"Bearer {TOKEN}"}
 
 
-def test_a_status_tells_no_foreign_server_more(foreign: Any, refusing: Remembering, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_status_tells_no_foreign_server_more(
+    foreign: Any, refusing: Remembering, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What `dks sweep status` and `dks sweep wait` tell of runs that died."""
     run = foreign(refusing.uri)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
@@ -125,8 +138,12 @@ def test_a_status_tells_no_foreign_server_more(foreign: Any, refusing: Rememberi
     assert refusing.asked and refusing.credentials == set()
 
 
-@pytest.mark.parametrize("uri", ["postgresql://evil.example.org/db", "mysql://evil.example.org/db", "databricks://evil"])
-def test_no_password_goes_to_a_database_that_a_folder_names(foreign: Any, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "uri", ["postgresql://evil.example.org/db", "mysql://evil.example.org/db", "databricks://evil"]
+)
+def test_no_password_goes_to_a_database_that_a_folder_names(
+    foreign: Any, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def opened(uri: str) -> None:
         raise AssertionError(uri)
 
@@ -137,7 +154,8 @@ def test_no_password_goes_to_a_database_that_a_folder_names(foreign: Any, uri: s
     run = foreign(uri, TrackingKind.server if "databricks" in uri else TrackingKind.local)
     (sent,) = sync(str(run.path.parent)).runs
     assert sent.problem == (
-        f"no password goes to a database that stands only in the files of runs; MLFLOW_TRACKING_URI={uri} in your "
+        f"no password goes to a database that stands only in the files of runs; "
+        f"MLFLOW_TRACKING_URI={uri} in your "
         f"environment, or dks sync --store {uri}, says that it is yours"
     )
 
@@ -147,7 +165,10 @@ def test_a_foreign_server_says_not_where_files_go_on_this_machine(tmp_path: Path
     client: Any = SimpleNamespace(get_run=lambda run_id: SimpleNamespace(info=info))
     shipment = Shipment(RunFolder(tmp_path), client, "https://evil.org", "1")
     for info.artifact_uri in ("/etc/somewhere", "file:///etc", "s3://evil/x", "sftp://evil/x"):
-        with pytest.raises(Unavailable, match=f"^it wants the files of runs at {info.artifact_uri}; MLFLOW_TRACKING_URI="):
+        with pytest.raises(
+            Unavailable,
+            match=f"^it wants the files of runs at {info.artifact_uri}; MLFLOW_TRACKING_URI=",
+        ):
             shipment._check_place("1")
     for info.artifact_uri in ("mlflow-artifacts:/1/a", "https://evil.org/files"):
         shipment._check_place("1")
@@ -156,20 +177,26 @@ def test_a_foreign_server_says_not_where_files_go_on_this_machine(tmp_path: Path
     shipment._check_place("1")
 
 
-def test_runs_that_this_user_begins_are_sent_with_credentials(refusing: Remembering, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_this_user_begins_are_sent_with_credentials(
+    refusing: Remembering, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
     values = {"kind": "server", "uri": refusing.uri, "experiment": "dks", "drain_seconds": 1.0}
     sender = Dispatch()
     sender.obey({"sweep": "mine", "status": "RUNNING", "tracking": values})
     sender.work()
     assert "no account was sent" in sender.open(values, own=False)["silent"]
-    assert refusing.asked and refusing.credentials == set(), "`dks sweep wait` has the address from a folder"
+    assert refusing.asked and refusing.credentials == set(), (
+        "`dks sweep wait` has the address from a folder"
+    )
     assert "set MLFLOW_TRACKING_USERNAME" in sender.open(values, own=True)["silent"]
     assert refusing.credentials == {f"Bearer {TOKEN}"}
 
 
 def opened(monkeypatch: pytest.MonkeyPatch, *command: str) -> list[bool]:
-    """Which addresses the process that sends would be told to be this user's, by a command that runs nothing."""
+    """Which addresses the process that sends would be told to be this user's, by a command that
+    runs nothing.
+    """
     told: list[bool] = []
 
     def stop(self: Sender, command: dict[str, Any]) -> None:
@@ -193,7 +220,9 @@ def test_a_sweep_that_is_asked_for_again_names_no_server_of_this_user(
     (in_folder / "runs").mkdir()
     manifest.write(Manifest("mine", "mine", ["seed"], "runs", [], request=typed), "results")
     assert opened(monkeypatch, "sweep", "run", "mine") == [False]
-    assert opened(monkeypatch, "sweep", "retry", "mine") == [] and addresses._replays, "none of its cells was begun"
+    assert opened(monkeypatch, "sweep", "retry", "mine") == [] and addresses._replays, (
+        "none of its cells was begun"
+    )
     assert opened(monkeypatch, "sweep", "run", "mine", "tracking.uri=http://127.0.0.1:9") == [True]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert opened(monkeypatch, "sweep", "run", "mine") == [True]

@@ -16,7 +16,8 @@ LOCAL = Tracking(uri="sqlite:///mlflow.db")
 
 
 def interrupted(hangs_with: Path | None = None) -> tuple[float, list[str]]:
-    """Interrupt a command that has begun to use a fresh store, if need be with a run while the process that sends hangs.
+    """Interrupt a command that has begun to use a fresh store, if need be with a run while the
+    process that sends hangs.
 
     Returns:
         Seconds until it is over, and what is said. The process is gone.
@@ -44,5 +45,6 @@ def test_an_interrupted_command_waits_little_for_a_process_that_hangs(in_folder:
     seconds, said = interrupted(queued(in_folder).path)
     assert seconds < 4
     assert said == [
-        "[yellow]tracking[/]: MLflow has not got everything: the process that sends does not answer; dks sync sends the rest"
+        "[yellow]tracking[/]: MLflow has not got everything: the process that sends does not "
+        "answer; dks sync sends the rest"
     ]

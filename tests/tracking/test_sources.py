@@ -1,4 +1,7 @@
-"""The two sources of tables, run folders and MLflow stores: they tell the same of the same runs, and change nothing."""
+"""The two sources of tables, run folders and MLflow stores.
+
+They tell the same of the same runs, and change nothing.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,9 @@ from tests.support.tracking_services import MlflowServer, mlflow_client
 CURVES = ("test/top1_error", "train/loss", "test/loss")
 
 
-def executed(folder: Path, uri: str, *overrides: str, error: BaseException | None = None) -> RunFolder:
+def executed(
+    folder: Path, uri: str, *overrides: str, error: BaseException | None = None
+) -> RunFolder:
     """A run of two epochs, tracked; with an error it ends in its second."""
     run = queued(folder, "tracking.kind=local", f"tracking.uri={uri}", *overrides)
     with pytest.MonkeyPatch.context() as patch:
@@ -60,9 +65,16 @@ def executed(folder: Path, uri: str, *overrides: str, error: BaseException | Non
 
 
 def made(
-    folder: Path, uri: str, seed: int, metrics: Sequence[tuple[int, dict[str, float]]], tells_best: bool = True
+    folder: Path,
+    uri: str,
+    seed: int,
+    metrics: Sequence[tuple[int, dict[str, float]]],
+    tells_best: bool = True,
 ) -> RunFolder:
-    """A run whose journal says this, epoch by epoch, and that was shipped; earlier versions did not tell the best epoch."""
+    """A run whose journal says this, epoch by epoch, and that was shipped.
+
+    Earlier versions did not tell the best epoch.
+    """
     run = executed(folder, uri, f"seed={seed}", "recipe.epochs=1")
     run.journal.path.unlink()
     journal = Journal(run.journal.path)
@@ -72,7 +84,8 @@ def made(
     record = run.read_record()
     assert record is not None
     entries = {entry.epoch: {"epoch": entry.epoch, **entry.metrics} for entry in journal.read()}
-    record.final, record.best = entries[max(entries)], min(entries.values(), key=lambda each: each[TOP1])
+    record.final = entries[max(entries)]
+    record.best = min(entries.values(), key=lambda each: each[TOP1])
     run.write_record(record)
     mlflow_client(uri).delete_run(noted(run)["run_id"])
     run.mlflow_file.unlink()
@@ -117,35 +130,53 @@ def fill(folder: Path, uri: str) -> dict[str, str]:
             (4, {TOP1: 60.0, "test/loss": nan, "train/loss": inf}),
         ],
     )
-    # The best epoch of c2 is another one; in the record, as in that of earlier versions, all is of c1's.
+    # The best epoch of c2 is another one; in the record, as in that of earlier versions, all is of
+    # c1's.
     apart = [(40.0, 20.0), (30.0, 25.0), (35.0, 30.0)]
-    cells["apart"] = made(folder, uri, 8, [(at, {TOP1: c1, f"{TOP1}_c2": c2}) for at, (c1, c2) in enumerate(apart, 1)])
-    # The same step twice, as a store gets it from a run that went on without knowing what was sent before.
+    cells["apart"] = made(
+        folder, uri, 8, [(at, {TOP1: c1, f"{TOP1}_c2": c2}) for at, (c1, c2) in enumerate(apart, 1)]
+    )
+    # The same step twice, as a store gets it from a run that went on without knowing what was sent
+    # before.
     first = [(1, {TOP1: 30.0, "test/loss": 1.0}), (2, {TOP1: 20.0, "test/loss": 2.0})]
     cells["repeated"] = made(folder, uri, 7, first, tells_best=False)
     run_id = noted(cells["repeated"])["run_id"]
     later = round(1000 * time.time()) + 1000
     from mlflow.entities import Metric
 
-    client.log_batch(run_id, [Metric(TOP1, 10.0, later, 1), Metric(TOP1, 25.0, later, 2), Metric(TOP1, 99.0, 1, 2)])
+    client.log_batch(
+        run_id,
+        [Metric(TOP1, 10.0, later, 1), Metric(TOP1, 25.0, later, 2), Metric(TOP1, 99.0, 1, 2)],
+    )
     journal = cells["repeated"].journal
     journal.append(1, 1, {TOP1: 10.0, "test/loss": 1.0})
     journal.append(2, 2, {TOP1: 25.0, "test/loss": 2.0})
     record = cells["repeated"].read_record()
     assert record is not None
-    record.final, record.best = {"epoch": 2, TOP1: 25.0, "test/loss": 2.0}, {"epoch": 1, TOP1: 10.0, "test/loss": 1.0}
+    record.final = {"epoch": 2, TOP1: 25.0, "test/loss": 2.0}
+    record.best = {"epoch": 1, TOP1: 10.0, "test/loss": 1.0}
     cells["repeated"].write_record(record)
-    # A cell that has more than one run in the store, begun later: none is finished, so the one with the folder counts.
+    # A cell that has more than one run in the store, begun later: none is finished, so the one with
+    #     the folder counts.
     tags = {"dks.role": "cell", "dks.cell_id": cells["done"].cell_id}
     experiment = noted(cells["done"])["experiment_id"]
     client.create_run(experiment, later, tags)
     client.set_terminated(client.create_run(experiment, later, tags).info.run_id, "KILLED")
-    # One whose place the finished one has taken, though it was begun later: as a clock that was set back has it.
-    client.set_terminated(client.create_run(experiment, later, {**tags, "dks.superseded": "1"}).info.run_id)
+    # One whose place the finished one has taken, though it was begun later: as a clock that was set
+    #     back has it.
+    client.set_terminated(
+        client.create_run(experiment, later, {**tags, "dks.superseded": "1"}).info.run_id
+    )
     # What is no cell, what was deleted, and what belongs to somebody else.
     client.create_run(experiment, tags={"dks.role": "sweep"})
-    client.delete_run(client.create_run(experiment, tags={"dks.role": "cell", "dks.cell_id": "deleted"}).info.run_id)
-    client.create_run(client.create_experiment("other"), tags={"dks.role": "cell", "dks.cell_id": "elsewhere"})
+    client.delete_run(
+        client.create_run(
+            experiment, tags={"dks.role": "cell", "dks.cell_id": "deleted"}
+        ).info.run_id
+    )
+    client.create_run(
+        client.create_experiment("other"), tags={"dks.role": "cell", "dks.cell_id": "elsewhere"}
+    )
     return {name: run.cell_id for name, run in cells.items()}
 
 
@@ -156,7 +187,10 @@ def noted(run: RunFolder) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[str, str]]:
-    """A folder with runs and a store of every kind of them: folder, URI, what they are -> cell. Only to be read."""
+    """A folder with runs and a store of every kind of them: folder, URI, what they are -> cell.
+
+    Only to be read.
+    """
     folder = tmp_path_factory.mktemp("filled")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     with inside(folder):
@@ -164,7 +198,9 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, dict[st
 
 
 @pytest.fixture
-def copied(filled: tuple[Path, str, dict[str, str]], tmp_path: Path) -> tuple[Path, str, dict[str, str]]:
+def copied(
+    filled: tuple[Path, str, dict[str, str]], tmp_path: Path
+) -> tuple[Path, str, dict[str, str]]:
     """The same, to be changed."""
     shutil.copytree(filled[0], tmp_path / "copy")
     return tmp_path / "copy", f"sqlite:///{tmp_path / 'copy' / 'mlflow.db'}", filled[2]
@@ -183,7 +219,9 @@ def assert_same(store: MlflowSource, records: RecordSource) -> pd.DataFrame:
     asked = [*reversed(runs["cell_id"]), "nobody", runs["cell_id"][0]]
     some = runs.iloc[::-1].reset_index(drop=True)
     pd.testing.assert_frame_equal(records.runs(asked), some)
-    pd.testing.assert_frame_equal(store.runs(asked).drop(columns="place"), some.drop(columns="place"))
+    pd.testing.assert_frame_equal(
+        store.runs(asked).drop(columns="place"), some.drop(columns="place")
+    )
     pd.testing.assert_frame_equal(records.histories(asked, CURVES), store.histories(asked, CURVES))
     for cell_id in runs["cell_id"]:
         ours, params = records.config(cell_id), store.config(cell_id)
@@ -195,7 +233,10 @@ def assert_same(store: MlflowSource, records: RecordSource) -> pd.DataFrame:
 def check_numbers(runs: pd.DataFrame, cells: dict[str, str]) -> None:
     """What `fill` put in."""
     found = {name: runs.loc[cell_id] for name, cell_id in cells.items()}
-    assert {name: (run["state"], run["epoch"], run["epochs"], run["attempts"]) for name, run in found.items()} == {
+    assert {
+        name: (run["state"], run["epoch"], run["epochs"], run["attempts"])
+        for name, run in found.items()
+    } == {
         "done": ("done", 2, 2, 1),
         "baseline": ("done", 2, 2, 1),
         "resumed": ("done", 2, 2, 2),
@@ -209,8 +250,16 @@ def check_numbers(runs: pd.DataFrame, cells: dict[str, str]) -> None:
     odd, repeated = found["odd"], found["repeated"]
     assert (odd["final/test/top1_error"], odd["final/train/loss"]) == (60.0, math.inf)
     assert math.isnan(odd["final/test/loss"])
-    assert (odd["best/epoch"], odd["best/test/top1_error"], odd["best/train/loss"]) == (2, 40.0, 2.0)
-    assert (repeated["final/test/top1_error"], repeated["best/test/top1_error"], repeated["best/epoch"]) == (25.0, 10.0, 1)
+    assert (odd["best/epoch"], odd["best/test/top1_error"], odd["best/train/loss"]) == (
+        2,
+        40.0,
+        2.0,
+    )
+    assert (
+        repeated["final/test/top1_error"],
+        repeated["best/test/top1_error"],
+        repeated["best/epoch"],
+    ) == (25.0, 10.0, 1)
     apart = [f"best/{name}" for name in ("epoch", TOP1, "epoch_c2", f"{TOP1}_c2")]
     assert found["apart"][apart].tolist() == [2, 30.0, 1, 20.0]
     assert found["killed"]["best/epoch"] == 1
@@ -218,17 +267,26 @@ def check_numbers(runs: pd.DataFrame, cells: dict[str, str]) -> None:
     assert math.isnan(found["exploded"]["final/test/top1_error"])
     assert all(run["cost/seconds"] > 0 for run in found.values())
     assert found["done"]["cost/training_flops"] > found["baseline"]["cost/training_flops"] > 0
-    assert (found["done"]["seed"], found["done"]["method"], found["baseline"]["method"]) == (1, "dks", "baseline")
+    assert (found["done"]["seed"], found["done"]["method"], found["baseline"]["method"]) == (
+        1,
+        "dks",
+        "baseline",
+    )
     assert found["done"]["data_fingerprint"] is None
 
 
 def check_curves(curves: pd.DataFrame, cells: dict[str, str]) -> None:
     assert list(curves) == ["cell_id", "epoch", "metric", "value"]
     assert not curves.duplicated(["cell_id", "epoch", "metric"]).any()
-    values = {name: curves[(curves["cell_id"] == cell) & (curves["metric"] == TOP1)] for name, cell in cells.items()}
+    values = {
+        name: curves[(curves["cell_id"] == cell) & (curves["metric"] == TOP1)]
+        for name, cell in cells.items()
+    }
     assert values["repeated"]["value"].tolist() == [10.0, 25.0]
     assert values["odd"]["epoch"].tolist() == [1, 2, 3, 4]
-    losses = curves[(curves["cell_id"] == cells["odd"]) & (curves["metric"] == "test/loss")]["value"].tolist()
+    losses = curves[(curves["cell_id"] == cells["odd"]) & (curves["metric"] == "test/loss")][
+        "value"
+    ].tolist()
     assert losses[0] == math.inf
     assert losses[2] == -math.inf
     assert math.isnan(losses[1])
@@ -239,7 +297,9 @@ def check_curves(curves: pd.DataFrame, cells: dict[str, str]) -> None:
 # --- what they tell
 
 
-def test_both_sources_tell_the_same_of_the_same_runs(filled: tuple[Path, str, dict[str, str]]) -> None:
+def test_both_sources_tell_the_same_of_the_same_runs(
+    filled: tuple[Path, str, dict[str, str]],
+) -> None:
     folder, uri, cells = filled
     store, records = MlflowSource(uri), RecordSource(folder / "runs")
     for _ in range(2):  # the second time from what is kept
@@ -253,12 +313,22 @@ def test_both_sources_tell_the_same_of_the_same_runs(filled: tuple[Path, str, di
     assert math.isnan(records.runs()["cost/peak_memory_mib"].min()) is False
 
 
-def test_a_store_of_an_earlier_version_tells_the_best_epoch_by_its_history(copied: tuple[Path, str, dict[str, str]]) -> None:
+def test_a_store_of_an_earlier_version_tells_the_best_epoch_by_its_history(
+    copied: tuple[Path, str, dict[str, str]],
+) -> None:
     folder, uri, cells = copied
     with closing(sqlite3.connect(folder / "mlflow.db")) as store, store:
         for table in ("metrics", "latest_metrics"):
-            assert store.execute(f"DELETE FROM {table} WHERE key LIKE 'best/%' OR key LIKE 'cost/%'").rowcount > 0
-    runs, theirs = (source.runs().drop(columns="place") for source in (RecordSource(folder / "runs"), MlflowSource(uri)))
+            assert (
+                store.execute(
+                    f"DELETE FROM {table} WHERE key LIKE 'best/%' OR key LIKE 'cost/%'"
+                ).rowcount
+                > 0
+            )
+    runs, theirs = (
+        source.runs().drop(columns="place")
+        for source in (RecordSource(folder / "runs"), MlflowSource(uri))
+    )
     costs = [name for name in runs if name.startswith("cost/")]
     assert theirs[["cost/seconds", "cost/training_flops"]].isna().all(axis=None)
     shared = [name for name in runs if name not in costs]
@@ -273,9 +343,15 @@ def test_a_store_that_has_all_classifiers_in_the_best_epoch_of_c1_is_read_by_its
     with closing(sqlite3.connect(folder / "mlflow.db")) as store, store:
         for table in ("metrics", "latest_metrics"):
             assert store.execute(f"DELETE FROM {table} WHERE key LIKE 'best/epoch%'").rowcount > 0
-            wrong = f"UPDATE {table} SET step = 2, value = 25 WHERE key = 'best/test/top1_error_c2' AND value = 20"
+            wrong = (
+                f"UPDATE {table} SET step = 2, value = 25 WHERE key = "
+                f"'best/test/top1_error_c2' AND value = 20"
+            )
             assert store.execute(wrong).rowcount == 1
-    runs, theirs = (source.runs().drop(columns="place") for source in (RecordSource(folder / "runs"), MlflowSource(uri)))
+    runs, theirs = (
+        source.runs().drop(columns="place")
+        for source in (RecordSource(folder / "runs"), MlflowSource(uri))
+    )
     pd.testing.assert_frame_equal(runs, theirs)
     check_numbers(theirs.set_index("cell_id"), cells)
 
@@ -319,7 +395,11 @@ def test_the_states_of_unfinished_runs_are_those_of_the_ledger(tmp_path: Path) -
     for epoch in (2, 3):
         run.journal.append(epoch, epoch, {TOP1: 70.0 - epoch})
         (found,) = source.runs().to_dict("records")
-        assert (found["state"], found["epoch"], found["best/test/top1_error"]) == ("running", epoch, 70.0 - epoch)
+        assert (found["state"], found["epoch"], found["best/test/top1_error"]) == (
+            "running",
+            epoch,
+            70.0 - epoch,
+        )
     run.release()
 
 
@@ -347,7 +427,11 @@ def test_a_running_run_in_a_store_is_read_again_and_a_finished_one_is_not(
     for _ in range(2):
         runs = source.runs().set_index("cell_id")
         assert read.pop() == [killed]
-        assert runs.loc[cells["killed"]][["state", "epoch", "best/epoch"]].tolist() == ["running", 2, 2]
+        assert runs.loc[cells["killed"]][["state", "epoch", "best/epoch"]].tolist() == [
+            "running",
+            2,
+            2,
+        ]
     client.set_terminated(killed)
     client.delete_run(noted(RunFolder(folder / "runs" / cells["failed"]))["run_id"])
     assert source.runs().set_index("cell_id")["state"][cells["killed"]] == "done"
@@ -359,7 +443,9 @@ def test_a_running_run_in_a_store_is_read_again_and_a_finished_one_is_not(
 # --- what is kept
 
 
-def test_a_record_is_read_again_only_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_is_read_again_only_when_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = [finished_run(tmp_path, f"seed={seed}") for seed in (1, 2)]
     read: list[str] = []
     original = RunFolder.read_record
@@ -374,7 +460,9 @@ def test_a_record_is_read_again_only_when_it_changed(tmp_path: Path, monkeypatch
     assert sorted(read) == sorted(run.cell_id for run in runs)
     read.clear()
     pd.testing.assert_frame_equal(RecordSource(tmp_path / "runs").runs(), first)
-    pd.testing.assert_frame_equal(source.runs([first["cell_id"][1]]), first.iloc[1:].reset_index(drop=True))
+    pd.testing.assert_frame_equal(
+        source.runs([first["cell_id"][1]]), first.iloc[1:].reset_index(drop=True)
+    )
     assert not read
     record = original(runs[0])
     assert record is not None
@@ -384,7 +472,10 @@ def test_a_record_is_read_again_only_when_it_changed(tmp_path: Path, monkeypatch
     assert read == [runs[0].cell_id]
     # MLflow took the run after its record was written.
     runs[1].mlflow_file.write_text('{"uri": "sqlite:///mlflow.db", "run_id": "f00", "epoch": 2}')
-    assert source.runs().set_index("cell_id")["mlflow_run_id"].to_dict() == {runs[0].cell_id: None, runs[1].cell_id: "f00"}
+    assert source.runs().set_index("cell_id")["mlflow_run_id"].to_dict() == {
+        runs[0].cell_id: None,
+        runs[1].cell_id: "f00",
+    }
     shutil.rmtree(runs[0].path)
     assert source.runs()["cell_id"].tolist() == [runs[1].cell_id]
     whole = source.runs()
@@ -393,7 +484,16 @@ def test_a_record_is_read_again_only_when_it_changed(tmp_path: Path, monkeypatch
         read.clear()
         rebuilt = source.runs()
         assert read == [runs[1].cell_id]
-        same = ["cell_id", "config_id", "seed", "method", "state", "epoch", "final/test/top1_error", "best/test/top1_error"]
+        same = [
+            "cell_id",
+            "config_id",
+            "seed",
+            "method",
+            "state",
+            "epoch",
+            "final/test/top1_error",
+            "best/test/top1_error",
+        ]
         pd.testing.assert_frame_equal(rebuilt[same], whole[same])
 
 
@@ -402,8 +502,12 @@ def kept_file(folder: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("harm", ["damaged", "truncated", "other version", "other tables", "no JSON", "unwritable"])
-def test_what_is_kept_is_never_needed(tmp_path: Path, harm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "harm", ["damaged", "truncated", "other version", "other tables", "no JSON", "unwritable"]
+)
+def test_what_is_kept_is_never_needed(
+    tmp_path: Path, harm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     finished_run(tmp_path)
     source = RecordSource(tmp_path / "runs")
     expected = source.runs()
@@ -448,12 +552,21 @@ def test_files_that_nobody_used_for_long_go(tmp_path: Path) -> None:
     ("uri", "message"),
     [
         ("sqlite:///nothing.db", r"sqlite:///nothing\.db: there is no file nothing\.db"),
-        ("mlruns", r"mlruns is no MLflow store that can be read; give sqlite:///FILE, postgresql://\.\.\. or http://\.\.\."),
+        (
+            "mlruns",
+            r"mlruns is no MLflow store that can be read; give sqlite:///FILE, "
+            r"postgresql://\.\.\. or http://\.\.\.",
+        ),
         ("oracle://me:secret@host/db", r"oracle://me@host/db is no MLflow store"),
-        ("mysql+nodriver://me:secret@host/db", r"mysql\+nodriver://me@host/db: there is no driver for mysql here"),
+        (
+            "mysql+nodriver://me:secret@host/db",
+            r"mysql\+nodriver://me@host/db: there is no driver for mysql here",
+        ),
     ],
 )
-def test_a_store_that_is_not_there_is_refused_in_one_line(uri: str, message: str, in_folder: Path) -> None:
+def test_a_store_that_is_not_there_is_refused_in_one_line(
+    uri: str, message: str, in_folder: Path
+) -> None:
     with pytest.raises(RequestError, match=message) as refused:
         MlflowSource(uri).runs()
     assert "\n" not in str(refused.value)
@@ -461,15 +574,24 @@ def test_a_store_that_is_not_there_is_refused_in_one_line(uri: str, message: str
     assert not list(in_folder.iterdir()), "reading creates nothing"
 
 
-def test_without_a_driver_postgresql_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_driver_postgresql_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for module in ("psycopg", "psycopg2"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(RequestError, match=r"postgresql://me@host/db: there is no driver .* pip install 'dks\[postgres\]'"):
+    with pytest.raises(
+        RequestError,
+        match=r"postgresql://me@host/db: there is no driver .* pip install 'dks\[postgres\]'",
+    ):
         MlflowSource("postgresql://me:secret@host/db")
 
 
-def test_an_experiment_that_is_not_there_is_refused_with_those_that_are(filled: tuple[Path, str, dict[str, str]]) -> None:
-    with pytest.raises(RequestError, match=r"has no experiment 'mine'; there are: Default, dks, other"):
+def test_an_experiment_that_is_not_there_is_refused_with_those_that_are(
+    filled: tuple[Path, str, dict[str, str]],
+) -> None:
+    with pytest.raises(
+        RequestError, match=r"has no experiment 'mine'; there are: Default, dks, other"
+    ):
         MlflowSource(filled[1], "mine").runs()
     assert MlflowSource(filled[1], "other").runs()["cell_id"].tolist() == ["elsewhere"]
 
@@ -486,7 +608,9 @@ def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
         MlflowSource(f"sqlite:///{path}").runs()
 
 
-def test_reading_leaves_a_store_as_it_was(filled: tuple[Path, str, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_leaves_a_store_as_it_was(
+    filled: tuple[Path, str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, _, cells = filled
     monkeypatch.chdir(folder)  # where a relative URI means the store
 
@@ -506,8 +630,14 @@ def test_reading_leaves_a_store_as_it_was(filled: tuple[Path, str, dict[str, str
     ("uri", "shown"),
     [
         ("postgresql://me:pass@host:5432/db", "postgresql://me@host:5432/db"),
-        ("postgresql+psycopg2://me:p@ss/w@host/db?sslmode=off", "postgresql+psycopg2://me@host/db?sslmode=off"),
-        ("postgresql://host/db?user=me&password=pass&x=1", "postgresql://host/db?user=me&password=...&x=1"),
+        (
+            "postgresql+psycopg2://me:p@ss/w@host/db?sslmode=off",
+            "postgresql+psycopg2://me@host/db?sslmode=off",
+        ),
+        (
+            "postgresql://host/db?user=me&password=pass&x=1",
+            "postgresql://host/db?user=me&password=...&x=1",
+        ),
         ("https://me:pass@host/path", "https://me@host/path"),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
         ("sqlite:////a/b.db", "sqlite:////a/b.db"),
@@ -515,12 +645,16 @@ def test_reading_leaves_a_store_as_it_was(filled: tuple[Path, str, dict[str, str
 )
 def test_passwords_are_not_shown(uri: str, shown: str) -> None:
     assert without_password(uri) == shown
-    assert without_password(f"{uri} cannot be opened: {uri}") == f"{shown} cannot be opened: {shown}"
+    assert (
+        without_password(f"{uri} cannot be opened: {uri}") == f"{shown} cannot be opened: {shown}"
+    )
 
 
 def test_a_password_is_not_shown_where_a_run_is_to_be_tracked() -> None:
 
-    with pytest.raises(RequestError, match=r"tracking\.uri=nostore://me@host/db cannot be opened") as refused:
+    with pytest.raises(
+        RequestError, match=r"tracking\.uri=nostore://me@host/db cannot be opened"
+    ) as refused:
         prepare(Tracking(uri="nostore://me:secret@host/db"))
     assert "secret" not in str(refused.value)
 
@@ -529,14 +663,19 @@ def test_reading_imports_neither_torch_nor_mlflow(filled: tuple[Path, str, dict[
     code = (
         "import sys\nfrom dks.tracking.records import RecordSource\n"
         "assert len(RecordSource('runs').runs()) == 9\n"
-        "heavy = {'torch', 'mlflow', 'scipy', 'sqlalchemy'} & set(sys.modules); assert not heavy, heavy\n"
+        "heavy = {'torch', 'mlflow', 'scipy', 'sqlalchemy'} & set(sys.modules); assert not "
+        "heavy, heavy\n"
         "from dks.tracking.mlflow_source import MlflowSource\n"
         "assert len(MlflowSource('sqlite:///mlflow.db').runs()) == 9\n"
         "heavy = {'torch', 'mlflow', 'scipy'} & set(sys.modules); assert not heavy, heavy\n"
     )
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=filled[0], env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=filled[0],
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
 
@@ -544,7 +683,9 @@ def test_reading_imports_neither_torch_nor_mlflow(filled: tuple[Path, str, dict[
 # --- what a run costs
 
 
-def test_a_run_knows_the_operations_of_its_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_knows_the_operations_of_its_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dks.training import flops
 
     run = finished_run(tmp_path, "data.holdout=16", "compute=deterministic")
@@ -565,7 +706,9 @@ def test_a_run_knows_the_operations_of_its_training(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
-def test_a_server_tells_the_same(copied: tuple[Path, str, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_tells_the_same(
+    copied: tuple[Path, str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, store, cells = copied
     with MlflowServer(folder / "server", store) as server:
         uri, source = server.uri, MlflowSource(server.uri)
@@ -578,7 +721,9 @@ def test_a_server_tells_the_same(copied: tuple[Path, str, dict[str, str]], monke
         for limit in (1, 2, 3):
             monkeypatch.setattr(Server, "POINTS", limit)
             pd.testing.assert_frame_equal(source.histories(list(cells.values()), CURVES), expected)
-        with pytest.raises(RequestError, match=r"has no experiment 'mine'; there are: Default, dks, other"):
+        with pytest.raises(
+            RequestError, match=r"has no experiment 'mine'; there are: Default, dks, other"
+        ):
             MlflowSource(uri, "mine").runs()
     started = time.monotonic()
     with pytest.raises(RequestError, match="cannot be read") as refused:
@@ -588,7 +733,9 @@ def test_a_server_tells_the_same(copied: tuple[Path, str, dict[str, str]], monke
 
 
 @pytest.mark.slow
-def test_postgresql_tells_the_same(postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postgresql_tells_the_same(
+    postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PGPASSWORD", "secret")
     point_at(without_password(postgresql))
     with inside(tmp_path):

@@ -1,4 +1,7 @@
-"""The MLflow store in an SQLite file: made as a whole or not at all, and used after whoever wrote to it has died."""
+"""The MLflow store in an SQLite file.
+
+Made as a whole or not at all, and used after whoever wrote to it has died.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ from dks.tracking.cache import RowCache
 from tests.conftest import ROOT
 
 LOCAL = Tracking(uri="sqlite:///mlflow.db")
-PREPARE = "from dks.config.schema import Tracking; from dks.tracking.store import prepare; prepare(Tracking(uri='sqlite:///mlflow.db'))"
+PREPARE = (
+    "from dks.config.schema import Tracking; from dks.tracking.store import prepare; "
+    "prepare(Tracking(uri='sqlite:///mlflow.db'))"
+)
 
 
 def python(code: str) -> list[str]:
@@ -32,17 +38,26 @@ def names() -> list[str]:
 
 
 def half_made(path: Path) -> None:
-    """As a process leaves it that is killed while it makes MLflow's tables one after another in the place itself."""
+    """As a process leaves it that is killed while it makes MLflow's tables one after another in the
+    place itself.
+    """
     with closing(sqlite3.connect(path)) as made, made:
-        made.execute("CREATE TABLE experiments (experiment_id INTEGER PRIMARY KEY, name TEXT, lifecycle_stage TEXT)")
+        made.execute(
+            "CREATE TABLE experiments (experiment_id INTEGER PRIMARY KEY, name TEXT, "
+            "lifecycle_stage TEXT)"
+        )
         made.execute("CREATE TABLE alembic_version (version_num TEXT)")
         made.execute("INSERT INTO alembic_version VALUES ('89d4b8295536')")
 
 
 def with_hot_journal(path: Path, change: str) -> None:
-    """Change a database and die in the middle of the commit: its file holds parts of the change, and the journal what was."""
+    """Change a database and die in the middle of the commit.
+
+    Its file holds parts of the change, and the journal what was.
+    """
     code = (
-        f"import os, sqlite3; store = sqlite3.connect({str(path)!r}); store.execute('PRAGMA cache_size = 1'); "
+        f"import os, sqlite3; store = sqlite3.connect({str(path)!r}); store.execute('PRAGMA "
+        f"cache_size = 1'); "
         f"store.execute('CREATE TABLE filling (x)'); store.execute(\"{change}\"); "
         "store.execute('INSERT INTO filling VALUES (zeroblob(1000000))'); os._exit(0)"
     )
@@ -119,7 +134,9 @@ def test_whoever_makes_a_store_may_be_killed(in_folder: Path) -> None:
     maker.send_signal(signal.SIGKILL)
     maker.wait()
     assert "mlflow.db" not in names() and draft.exists()
-    makers = [subprocess.Popen(python(PREPARE), stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    makers = [
+        subprocess.Popen(python(PREPARE), stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     assert [(each.communicate()[1], each.returncode) for each in makers] == [("", 0)] * 2
     assert names() == ["mlflow.db"]
     assert store.look(LOCAL) == "1"
@@ -127,10 +144,14 @@ def test_whoever_makes_a_store_may_be_killed(in_folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_limit_on_the_size_of_files_leaves_no_half_a_store(in_folder: Path) -> None:
-    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200 << 10, 200 << 10)); {PREPARE}"
+    limited = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200 << 10, 200 << "
+        f"10)); {PREPARE}"
+    )
     done = subprocess.run(python(limited), capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == (
-        "dks.config.errors.RequestError: tracking.uri=sqlite:///mlflow.db cannot be opened: a file may have 200.0 KiB at most "
+        "dks.config.errors.RequestError: tracking.uri=sqlite:///mlflow.db cannot be opened: a "
+        "file may have 200.0 KiB at most "
         "(ulimit -f); raise that limit; or choose tracking=off"
     )
     assert names() == []

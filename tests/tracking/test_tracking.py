@@ -1,4 +1,7 @@
-"""MLflow as a sink of the journals: everything once, whatever was lost; what is refused; and the process that sends."""
+"""MLflow as a sink of the journals: everything once, whatever was lost; what is refused.
+
+And the process that sends.
+"""
 
 from __future__ import annotations
 
@@ -54,12 +57,17 @@ def here(in_folder: Path, empty_store: Path) -> Path:
     """A current folder with an empty store, whose artifacts are kept in it."""
     shutil.copy(empty_store, in_folder / "mlflow.db")
     with closing(sqlite3.connect("mlflow.db")) as connection, connection:
-        connection.execute("UPDATE experiments SET artifact_location = ?", (str(in_folder / "mlruns"),))
+        connection.execute(
+            "UPDATE experiments SET artifact_location = ?", (str(in_folder / "mlruns"),)
+        )
     return in_folder
 
 
 def uri() -> str:
-    """Of the store in the current folder, as a whole: MLflow keeps stores open as long as the process lives, by their URIs."""
+    """Of the store in the current folder, as a whole.
+
+    MLflow keeps stores open as long as the process lives, by their URIs.
+    """
     return f"sqlite:///{Path.cwd()}/mlflow.db"
 
 
@@ -89,18 +97,30 @@ def client() -> Any:
 
 
 def points(run_id: str, database: str = "mlflow.db") -> list[tuple[str, int, int, float]]:
-    """Everything that a run has in the store, repeated steps included: metric, step, time, value."""
+    """Everything that a run has in the store, repeated steps included.
+
+    Metric, step, time, value.
+    """
     query = "SELECT key, step, timestamp, value, is_nan FROM metrics WHERE run_uuid = ?"
     with closing(sqlite3.connect(database)) as connection:
         found = connection.execute(query, (run_id,)).fetchall()
-    return sorted((key, step, when, math.nan if is_nan else value) for key, step, when, value, is_nan in found)
+    return sorted(
+        (key, step, when, math.nan if is_nan else value) for key, step, when, value, is_nan in found
+    )
 
 
 def check(run: RunFolder, database: str = "mlflow.db") -> None:
-    """The store holds the journal: every point once, and nothing else but what is told at the end."""
+    """The store holds the journal.
+
+    Every point once, and nothing else but what is told at the end.
+    """
     note = Note.read(run)
     assert note is not None
-    found = [point for point in points(note.run_id, database) if not point[0].startswith(("best/", "cost/"))]
+    found = [
+        point
+        for point in points(note.run_id, database)
+        if not point[0].startswith(("best/", "cost/"))
+    ]
     expected = sorted(
         (
             name,
@@ -199,7 +219,9 @@ def test_a_damaged_journal_takes_nothing_away_from_the_store(here: Path) -> None
     assert points(note.run_id) == before
 
 
-def test_what_mlflow_cannot_hold_is_kept_all_the_same(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_mlflow_cannot_hold_is_kept_all_the_same(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = execute(queued(here, *tracked(), "recipe.epochs=1"))
     values = {"test/loss": math.inf, "train/loss": -math.inf, "test/top1_error": math.nan}
     run.journal.append(2, 2, values)
@@ -211,10 +233,14 @@ def test_what_mlflow_cannot_hold_is_kept_all_the_same(here: Path, monkeypatch: p
     assert note is not None
     told = client().get_run(note.run_id)
     assert told.data.params["data.name"].startswith("xxx")
-    assert told.data.params["data.name"].endswith("(7000 characters, all of them in the artifacts, params/)")
+    assert told.data.params["data.name"].endswith(
+        "(7000 characters, all of them in the artifacts, params/)"
+    )
     folder = Path(client().download_artifacts(note.run_id, ""))
     assert (folder / "params" / "data.name.txt").read_text() == long
-    assert (folder / "metrics.jsonl").read_text() == run.journal.path.read_text(), "NaN and infinity are in it as they were"
+    assert (folder / "metrics.jsonl").read_text() == run.journal.path.read_text(), (
+        "NaN and infinity are in it as they were"
+    )
 
 
 def test_what_is_worth_keeping_is_kept_beside_the_metrics(here: Path) -> None:
@@ -225,9 +251,18 @@ def test_what_is_worth_keeping_is_kept_beside_the_metrics(here: Path) -> None:
     note = Note.read(run)
     assert note is not None
     kept = {file.path for file in client().list_artifacts(note.run_id)}
-    assert {"config.yaml", "record.json", "metrics.jsonl", "environment.json", "model.txt", "confusion.csv"} <= kept
+    assert {
+        "config.yaml",
+        "record.json",
+        "metrics.jsonl",
+        "environment.json",
+        "model.txt",
+        "confusion.csv",
+    } <= kept
     assert {"curves.png", "confusion.png"} <= kept
-    assert client().get_run(note.run_id).data.tags["mlflow.source.name"] == run.read_record().command  # type: ignore[union-attr]
+    assert (
+        client().get_run(note.run_id).data.tags["mlflow.source.name"] == run.read_record().command
+    )  # type: ignore[union-attr]
 
 
 def test_a_run_under_way_is_sent_without_its_end(here: Path) -> None:
@@ -251,7 +286,10 @@ def test_a_run_that_was_deleted_stays_deleted(here: Path) -> None:
     assert note is not None
     client().delete_run(note.run_id)
     problem = sent(run).problem
-    assert problem == f"it was deleted in MLflow; mlflow runs restore --run-id {note.run_id} brings it back"
+    assert (
+        problem
+        == f"it was deleted in MLflow; mlflow runs restore --run-id {note.run_id} brings it back"
+    )
 
 
 # --- runs that died
@@ -262,7 +300,8 @@ def died(folder: Path, *overrides: str) -> RunFolder:
     run = queued(folder, *tracked(), *overrides)
     record = run.read_record()
     assert record is not None
-    record.status, record.attempts = Status.running, [Attempt(now(), os.uname().nodename, 1, "cpu", 1)]
+    record.status = Status.running
+    record.attempts = [Attempt(now(), os.uname().nodename, 1, "cpu", 1)]
     run.write_record(record)
     run.journal.append(1, 1, {"test/top1_error": 50.0})
     assert run.claim()
@@ -278,7 +317,10 @@ def test_a_run_that_died_is_told_to_have(here: Path) -> None:
     assert status(run) == "KILLED"
     record = run.read_record()
     assert record is not None
-    assert (record.status, record.error) == (Status.killed, {"type": "Died", "message": "its process ended without a word"})
+    assert (record.status, record.error) == (
+        Status.killed,
+        {"type": "Died", "message": "its process ended without a word"},
+    )
     other = died(here, "seed=1")
     standings = close_dead(survey("runs", [other.cell_id]))
     assert tell_dead(standings) == []
@@ -286,7 +328,9 @@ def test_a_run_that_died_is_told_to_have(here: Path) -> None:
     assert tell_dead(standings) == [], "it is told once"
 
 
-def test_a_run_elsewhere_that_is_silent_is_killed_in_mlflow_and_its_record_left_alone(here: Path) -> None:
+def test_a_run_elsewhere_that_is_silent_is_killed_in_mlflow_and_its_record_left_alone(
+    here: Path,
+) -> None:
     run = died(here)
     record = run.read_record()
     assert record is not None
@@ -299,12 +343,16 @@ def test_a_run_elsewhere_that_is_silent_is_killed_in_mlflow_and_its_record_left_
 
 def test_the_run_of_a_sweep_stands_as_its_cells_do(here: Path) -> None:
     runs = [execute(queued(here, *tracked(), "sweep=mine", f"seed={seed}")) for seed in (1, 2)]
-    failed = execute(queued(here, *tracked(), "sweep=mine", "seed=3"), RuntimeError("out of memory"))
+    failed = execute(
+        queued(here, *tracked(), "sweep=mine", "seed=3"), RuntimeError("out of memory")
+    )
     sync("runs")
     (parent,) = client().search_runs(["1"], "tags.`dks.role` = 'sweep'")
     assert (parent.info.run_name, parent.info.status) == ("mine", "FAILED")
     children = client().search_runs(["1"], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    assert {run.data.tags["dks.cell_id"] for run in children} == {run.cell_id for run in (*runs, failed)}
+    assert {run.data.tags["dks.cell_id"] for run in children} == {
+        run.cell_id for run in (*runs, failed)
+    }
     execute(failed)
     sync("runs")
     assert client().get_run(parent.info.run_id).info.status == "FINISHED"
@@ -321,15 +369,23 @@ def test_the_command_says_what_it_sent(here: Path, capsys: pytest.CaptureFixture
         return int(left.value.code or 0), captured.out, captured.err
 
     code, _, err = dks()
-    assert (code, err) == (2, "error: there is no run to send in runs_dir=runs; --runs-dir names another folder\n")
+    assert (code, err) == (
+        2,
+        "error: there is no run to send in runs_dir=runs; --runs-dir names another folder\n",
+    )
     one, other = execute(queued(here, *tracked())), execute(queued(here, "seed=1"))
     count = sum(len(entry.metrics) for entry in one.journal.read())
     code, out, _ = dks()
     assert code == 0
-    assert f"{uri()}: {count} points of 1 run sent\n  {one.cell_id}  {count} points  FINISHED\n" in out
+    assert (
+        f"{uri()}: {count} points of 1 run sent\n  {one.cell_id}  {count} points  FINISHED\n" in out
+    )
     assert "tracking=off: 1 run left alone; --store URI sends them\n" in out
     code, out, _ = dks()
-    assert (code, out.splitlines()[0]) == (0, f"{uri()}: 0 points of 0 runs sent; 1 run complete already")
+    assert (code, out.splitlines()[0]) == (
+        0,
+        f"{uri()}: 0 points of 0 runs sent; 1 run complete already",
+    )
     code, out, _ = dks("--store", uri(), "--json", other.cell_id)
     answer = json.loads(out)
     assert (code, answer["points"]) == (0, count)
@@ -341,7 +397,10 @@ def test_the_command_says_what_it_sent(here: Path, capsys: pytest.CaptureFixture
     Path("mlflow.db").write_text("garbage")
     code, out, _ = dks(one.cell_id)
     assert code == 1
-    assert f"1 run not sent ({one.cell_id}): tracking.uri={uri()} cannot be opened: file is not a data" in out
+    assert (
+        f"1 run not sent ({one.cell_id}): tracking.uri={uri()} cannot be opened: file is not a data"
+        in out
+    )
 
 
 # --- stores
@@ -350,18 +409,31 @@ def test_the_command_says_what_it_sent(here: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     {
-        ("tracking=server",): "tracking.uri is empty; give https://HOST there or in MLFLOW_TRACKING_URI",
-        ("tracking=server", "tracking.uri=sqlite:///x.db"): "tracking.uri=sqlite:///x.db names no server; give https://HOST",
-        ("tracking.uri=http://host:5000",): "tracking.uri=http://host:5000 is a server; choose tracking=server",
-        ("tracking.uri=mlruns",): "tracking.uri=mlruns names no store; give sqlite:///FILE or postgresql://HOST/DATABASE",
+        (
+            "tracking=server",
+        ): "tracking.uri is empty; give https://HOST there or in MLFLOW_TRACKING_URI",
+        (
+            "tracking=server",
+            "tracking.uri=sqlite:///x.db",
+        ): "tracking.uri=sqlite:///x.db names no server; give https://HOST",
+        (
+            "tracking.uri=http://host:5000",
+        ): "tracking.uri=http://host:5000 is a server; choose tracking=server",
+        (
+            "tracking.uri=mlruns",
+        ): "tracking.uri=mlruns names no store; give sqlite:///FILE or postgresql://HOST/DATABASE",
         (
             "tracking=server",
             "tracking.uri=https://me:secret@host",
         ): "take it out and set MLFLOW_TRACKING_USERNAME and",
-        ("tracking.uri=postgresql://me:secret@host/db",): "take it out and set PGPASSWORD or a .pgpass file",
+        (
+            "tracking.uri=postgresql://me:secret@host/db",
+        ): "take it out and set PGPASSWORD or a .pgpass file",
     }.items(),
 )
-def test_where_nothing_can_be_tracked_is_said_before_anything_runs(overrides: tuple[str, ...], problem: str) -> None:
+def test_where_nothing_can_be_tracked_is_said_before_anything_runs(
+    overrides: tuple[str, ...], problem: str
+) -> None:
     with pytest.raises(RequestError) as refused:
         config(*overrides)
     assert problem in str(refused.value)
@@ -371,14 +443,22 @@ def test_where_nothing_can_be_tracked_is_said_before_anything_runs(overrides: tu
 def test_a_server_may_be_named_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
     assert config("tracking=server").tracking.uri == "https://mlflow.example.org"
-    assert config("tracking=server", "tracking.uri=https://other.example.org").tracking.uri == "https://other.example.org"
+    assert (
+        config("tracking=server", "tracking.uri=https://other.example.org").tracking.uri
+        == "https://other.example.org"
+    )
     monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
     with pytest.raises(RequestError, match="MLFLOW_TRACKING_SERVER_CERT_PATH"):
         store.prepare(Tracking(TrackingKind.server, "https://mlflow.example.org"))
 
 
-@pytest.mark.parametrize(("version", "advice"), [("89d4b8295536", "mlflow db upgrade sqlite:///"), ("fff", "install that")])
-def test_a_store_of_another_version_is_refused_and_left_as_it_is(here: Path, version: str, advice: str) -> None:
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [("89d4b8295536", "mlflow db upgrade sqlite:///"), ("fff", "install that")],
+)
+def test_a_store_of_another_version_is_refused_and_left_as_it_is(
+    here: Path, version: str, advice: str
+) -> None:
     with closing(sqlite3.connect("mlflow.db")) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = ?", (version,))
     before = Path("mlflow.db").read_bytes()
@@ -395,7 +475,8 @@ def test_the_newest_schema_is_the_one_that_mlflow_makes(here: Path) -> None:
 
 def test_a_store_that_is_there_is_looked_at_and_prepared_without_mlflow(here: Path) -> None:
     code = (
-        "import sys; from dks.config.schema import Tracking; from dks.tracking.store import look, prepare\n"
+        "import sys; from dks.config.schema import Tracking; from dks.tracking.store import "
+        "look, prepare\n"
         "assert look(Tracking(uri='sqlite:///none.db')) is None\n"
         "assert look(Tracking(uri='sqlite:///mlflow.db', experiment='new')) is None\n"
         "tracking = Tracking(uri='sqlite:///mlflow.db')\n"
@@ -403,7 +484,9 @@ def test_a_store_that_is_there_is_looked_at_and_prepared_without_mlflow(here: Pa
         "assert 'mlflow' not in sys.modules"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -413,7 +496,9 @@ def test_an_experiment_that_was_deleted_is_not_used(here: Path) -> None:
         store.prepare(Tracking(uri=uri()))
 
 
-def test_a_store_that_somebody_is_making_keeps_nobody_waiting(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_somebody_is_making_keeps_nobody_waiting(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store, "LOOK", 0.1)
     with FileLock(".mlflow.db.lock"):
         assert store.look(Tracking(uri=uri())) is None
@@ -421,7 +506,8 @@ def test_a_store_that_somebody_is_making_keeps_nobody_waiting(here: Path, monkey
 
 
 SPOILT = {
-    "UPDATE alembic_version SET version_num = '89d4b8295536'": "mlflow db upgrade sqlite:///mlflow.db",
+    "UPDATE alembic_version SET version_num = '89d4b8295536'": "mlflow db upgrade "
+    "sqlite:///mlflow.db",
     "UPDATE experiments SET lifecycle_stage = 'deleted'": "mlflow experiments restore -x 1",
     None: "sqlite:///mlflow.db cannot be opened: file is not a database",
 }
@@ -447,14 +533,17 @@ def test_a_store_that_cannot_be_used_is_refused_before_anything_runs(
 # --- the process that sends
 
 
-def test_a_fresh_store_is_made_by_the_process_that_sends_and_the_one_that_trains_never_imports_mlflow(in_folder: Path) -> None:
+def test_a_fresh_store_is_made_by_the_process_that_sends(in_folder: Path) -> None:
     code = (
         "import atexit, sys; from pathlib import Path; from dks.cli import train\n"
-        "atexit.register(lambda: Path('imported').write_text(' '.join({'torch', 'mlflow', 'sklearn'} & set(sys.modules))))\n"
+        "atexit.register(lambda: Path('imported').write_text(' '.join({'torch', 'mlflow', "
+        "'sklearn'} & set(sys.modules))))\n"
         f"train({[*TINY]!r})"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert "tracking:" not in done.stderr
     assert Path("imported").read_text() == "torch"
@@ -492,14 +581,21 @@ def test_the_process_that_sends_may_die(
     monkeypatch.setattr(Sender, "begin", killed)
     run = queued(here, *tracked())
     assert run_cell(run.path).value == "done"
-    assert "MLflow has not got everything: the process that sends is gone" in " ".join(capsys.readouterr().err.split())
+    assert "MLflow has not got everything: the process that sends is gone" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert sent(run).points > 0
     check(run)
 
 
-def test_nothing_is_started_where_nothing_is_tracked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nothing_is_started_where_nothing_is_tracked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(sender, "_start", lambda: pytest.fail("there is nothing to send"))
-    with sending(Tracking(TrackingKind.off), print) as off, sending(Tracking(TrackingKind.off), print):
+    with (
+        sending(Tracking(TrackingKind.off), print) as off,
+        sending(Tracking(TrackingKind.off), print),
+    ):
         off.begin(tmp_path)
         off.end(tmp_path)
     with sent_elsewhere(), sending(Tracking(uri="sqlite:///mlflow.db"), print) as elsewhere:
@@ -512,7 +608,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_store_that_fails_is_asked_again_and_keeps_no_other_waiting(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_fails_is_asked_again_and_keeps_no_other_waiting(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     good = execute(queued(here, *tracked()))
     bad = execute(queued(here, "tracking=local", f"tracking.uri=sqlite:///{here}/bad.db"))
     assert good.cell_id == bad.cell_id, "where it is tracked is no part of a cell"
@@ -541,7 +639,10 @@ def test_a_store_that_fails_is_asked_again_and_keeps_no_other_waiting(here: Path
 def pictures(run: RunFolder) -> set[str]:
     note = Note.read(run)
     assert note is not None
-    return {file.path for file in client().list_artifacts(note.run_id)} & {"curves.png", "confusion.png"}
+    return {file.path for file in client().list_artifacts(note.run_id)} & {
+        "curves.png",
+        "confusion.png",
+    }
 
 
 def test_pictures_wait_until_all_else_is_sent_and_have_little_time_at_the_end(
@@ -556,7 +657,9 @@ def test_pictures_wait_until_all_else_is_sent_and_have_little_time_at_the_end(
         work.obey({"end": str(run.path)})
     work.work()
     assert [status(run) for run in runs] == ["FINISHED", "FINISHED"]
-    assert not work.runs and sum(bool(pictures(run)) for run in runs) == 1, "one at a time, when nothing else is to be sent"
+    assert not work.runs and sum(bool(pictures(run)) for run in runs) == 1, (
+        "one at a time, when nothing else is to be sent"
+    )
     monkeypatch.setattr(dispatch, "PICTURES", 0.0)
     assert work.finish(30) == ["the pictures of 1 run are left to: dks sync"]
     assert sum(bool(pictures(run)) for run in runs) == 1
@@ -567,7 +670,9 @@ def test_pictures_wait_until_all_else_is_sent_and_have_little_time_at_the_end(
 
 
 @pytest.mark.usefixtures("impatient")
-def test_what_fails_at_the_end_is_tried_again_until_time_is_up(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_at_the_end_is_tried_again_until_time_is_up(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = execute(queued(here, *tracked()))
     failures = iter(range(3))
     log_batch = type(client()).log_batch
@@ -611,30 +716,38 @@ def test_a_process_that_cannot_be_started_stops_nothing(
     monkeypatch.setattr(sender, "_start", refused)
     run = queued(here, *tracked())
     assert run_cell(run.path).value == "done"
-    assert "Cannot allocate memory); dks sync sends the rest" in " ".join(capsys.readouterr().err.split())
+    assert "Cannot allocate memory); dks sync sends the rest" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 @pytest.mark.parametrize(
     ("said", "short"),
     [
         (
-            "API request to http://h:9/api/2.0/x failed with exception HTTPConnectionPool(host='h', port=9): Max retries "
-            "exceeded with url: /api/2.0/x (Caused by NewConnectionError(\"HTTPConnection(host='h', port=9): Failed to "
+            "API request to http://h:9/api/2.0/x failed with exception "
+            "HTTPConnectionPool(host='h', port=9): Max retries "
+            "exceeded with url: /api/2.0/x (Caused by "
+            "NewConnectionError(\"HTTPConnection(host='h', port=9): Failed to "
             'establish a new connection: [Errno 111] Connection refused"))',
             "Connection refused",
         ),
         (
-            "API request to https://h/api failed with exception HTTPSConnectionPool(host='h', port=443): Max retries exceeded "
-            "with url: /api (Caused by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate "
+            "API request to https://h/api failed with exception HTTPSConnectionPool(host='h', "
+            "port=443): Max retries exceeded "
+            "with url: /api (Caused by SSLError(SSLCertVerificationError(1, '[SSL: "
+            "CERTIFICATE_VERIFY_FAILED] certificate "
             "verify failed: self-signed certificate (_ssl.c:1006)')))",
             "certificate verify failed: self-signed certificate",
         ),
         (
-            "API request to endpoint /api/2.0/x failed with error code 401 != 200. Response body: 'You are not authenticated.'",
+            "API request to endpoint /api/2.0/x failed with error code 401 != 200. Response "
+            "body: 'You are not authenticated.'",
             "HTTP 401: You are not authenticated.",
         ),
         (
-            "API request to http://h/api failed with exception HTTPConnectionPool(host='h', port=80): Read timed out. "
+            "API request to http://h/api failed with exception HTTPConnectionPool(host='h', "
+            "port=80): Read timed out. "
             "(read timeout=10)",
             "Read timed out",
         ),
@@ -646,15 +759,22 @@ def test_what_goes_wrong_with_a_request_is_said_in_few_words(said: str, short: s
 
 
 @pytest.mark.parametrize("secret", ["pass5", "a long password"])
-@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "PGPASSWORD"])
+@pytest.mark.parametrize(
+    "variable", ["MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "PGPASSWORD"]
+)
 def test_what_a_store_says_is_told_without_its_password_however_short(
     monkeypatch: pytest.MonkeyPatch, variable: str, secret: str
 ) -> None:
     monkeypatch.setenv(variable, secret)
-    assert store.reason(RuntimeError(f"no access with {secret}; try again")) == "no access with ...; try again"
+    assert (
+        store.reason(RuntimeError(f"no access with {secret}; try again"))
+        == "no access with ...; try again"
+    )
 
 
-def test_a_store_that_fails_twice_running_is_not_asked_for_every_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_fails_twice_running_is_not_asked_for_every_run(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = [died(here, f"seed={seed}") for seed in range(4)]
     asked = []
 

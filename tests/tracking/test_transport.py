@@ -72,13 +72,17 @@ def test_nothing_of_this_user_goes_to_an_address_that_nobody_named(
     assert len(refusing.credentials) == 1, "that there was something to be left out"
 
 
-def test_a_certificate_of_this_user_is_shown_where_it_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_of_this_user_is_shown_where_it_is_asked_for_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from requests import PreparedRequest
     from requests.adapters import HTTPAdapter
 
     shown = []
 
-    def send(self: Any, request: Any, stream: Any, timeout: Any, verify: Any, cert: Any, proxies: Any) -> None:
+    def send(
+        self: Any, request: Any, stream: Any, timeout: Any, verify: Any, cert: Any, proxies: Any
+    ) -> None:
         shown.append(cert)
         raise ConnectionError
 
@@ -96,11 +100,16 @@ def test_no_redirection_is_followed_and_files_for_another_host_have_no_credentia
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
-    with remembering() as other, remembering(lambda *_: (307, "", {"Location": f"{other.uri}/there"})) as server:
+    with (
+        remembering() as other,
+        remembering(lambda *_: (307, "", {"Location": f"{other.uri}/there"})) as server,
+    ):
         point_at(server.uri)
         with pytest.raises(Exception, match="redirected") as failed:
             ask(server.uri)
-        assert store.reason(failed.value) == f"redirected to {other.uri}, which is to be named itself"
+        assert (
+            store.reason(failed.value) == f"redirected to {other.uri}, which is to be named itself"
+        )
         assert (len(server.asked), server.credentials, other.asked) == (1, {f"Bearer {TOKEN}"}, [])
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -108,7 +117,10 @@ def test_no_redirection_is_followed_and_files_for_another_host_have_no_credentia
         place = other.uri.replace("http:", "mlflow-artifacts:")
         for uri in (f"{other.uri}/files", f"{place}/files"):
             get_artifact_repository(uri, server.uri).log_artifact(str(tmp_path / "x.txt"))
-        assert [method for method, _, _ in other.asked] == ["PUT", "PUT"] and other.credentials == set()
+        assert [method for method, _, _ in other.asked] == [
+            "PUT",
+            "PUT",
+        ] and other.credentials == set()
 
 
 # --- time
@@ -184,12 +196,17 @@ def test_a_server_that_trickles_is_one_line_for_every_command(
 
 
 @pytest.mark.slow
-def test_a_run_waits_for_no_server_that_trickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_waits_for_no_server_that_trickles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     with trickling(ANSWERS["a body"]) as server:
         sender = Sender(print)
         began = time.monotonic()
-        assert sender.open(Tracking(TrackingKind.server, server.uri)) == "it does not answer (no whole answer in 2 s)"
+        assert (
+            sender.open(Tracking(TrackingKind.server, server.uri))
+            == "it does not answer (no whole answer in 2 s)"
+        )
         run = finished_run(tmp_path)
         config = run.read_config()
         config.tracking = Tracking(TrackingKind.server, server.uri)
@@ -198,7 +215,10 @@ def test_a_run_waits_for_no_server_that_trickles(tmp_path: Path, monkeypatch: py
         sender.end(run.path)
         (line,) = sender.finish(1)
         why = "it does not answer (no whole answer in 2 s)"
-        assert line == f"{server.uri} has not got everything: {why}; 1 run to be completed by: dks sync"
+        assert (
+            line
+            == f"{server.uri} has not got everything: {why}; 1 run to be completed by: dks sync"
+        )
         assert time.monotonic() - began < 60, "most of it is the start of a process"
 
 
@@ -210,7 +230,10 @@ def test_what_sends_ends_whatever_it_waits_for(how: str, tmp_path: Path) -> None
 
     command = [sys.executable, "-P", "-m", "dks.cli.sender"]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_HTTP_REQUEST_TIMEOUT": "600"}
-    with trickling(ANSWERS["a body"]) as server, Popen(command, stdin=PIPE, stdout=PIPE, env=variables, cwd=tmp_path) as sender:
+    with (
+        trickling(ANSWERS["a body"]) as server,
+        Popen(command, stdin=PIPE, stdout=PIPE, env=variables, cwd=tmp_path) as sender,
+    ):
         assert sender.stdin is not None
         values = {"kind": "server", "uri": server.uri, "experiment": "dks", "drain_seconds": 1.0}
         sender.stdin.write(json.dumps({"open": values, "own": True}).encode() + b"\n")
@@ -243,7 +266,10 @@ def test_a_list_without_an_end_comes_to_one(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_a_server_says_does_nothing_to_a_terminal(
-    foreign: Any, refusing: Remembering, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    foreign: Any,
+    refusing: Remembering,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = "\x1b[2J\x9b1m[bold red]gone[/]\r\u202e"
     shown = r"\x1b[2J\x9b1m[bold red]gone[/]"
@@ -264,7 +290,11 @@ def test_what_a_server_says_does_nothing_to_a_terminal(
     assert "\x1b" not in told.out + told.err
     display = Display()
     monkeypatch.setattr(Sender, "_tell", lambda self, command: None)
-    monkeypatch.setattr(Sender, "finish", lambda self, patience, hurry: [f"{refusing.uri} has not got everything: {words}"])
+    monkeypatch.setattr(
+        Sender,
+        "finish",
+        lambda self, patience, hurry: [f"{refusing.uri} has not got everything: {words}"],
+    )
     with sending(Tracking(TrackingKind.server, refusing.uri), display.say):
         pass
     assert shown in capsys.readouterr().err

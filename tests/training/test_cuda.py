@@ -43,9 +43,17 @@ def losses(given: Config) -> tuple[list[float], dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("network", ["backbone=resnet8", "backbone=wrn28_10_dropout"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_recorded_step_computes_what_a_launched_one_does(network: str, precision: str) -> None:
-    overrides = (network, "data=synthetic", "data.image_size=16", "data.train_images=640", f"compute.precision={precision}")
+    overrides = (
+        network,
+        "data=synthetic",
+        "data.image_size=16",
+        "data.train_images=640",
+        f"compute.precision={precision}",
+    )
     launched, weights = losses(config(*overrides, "compute.deterministic=true"))
-    recorded, others = losses(config(*overrides, "compute.deterministic=true", "compute.cuda_graphs=true"))
+    recorded, others = losses(
+        config(*overrides, "compute.deterministic=true", "compute.cuda_graphs=true")
+    )
     assert recorded == pytest.approx(launched, rel=1e-2 if precision != "fp32" else 1e-4)
     for name, value in weights.items():
         assert torch.allclose(value.float(), others[name].float(), rtol=0.05, atol=0.02), name
@@ -60,18 +68,28 @@ def test_a_step_is_recorded_where_it_is_asked_for() -> None:
     here = Batch(batch.images.to(device), batch.labels.to(device))
     before = copy.deepcopy(network.state_dict())
     outputs = step.forward(here)
-    assert step._graph is not None and step._graph.owns(outputs), "a warning in the log says why it was not"
+    assert step._graph is not None and step._graph.owns(outputs), (
+        "a warning in the log says why it was not"
+    )
     for name, value in network.named_parameters():
         assert torch.equal(value, before[name]), "only the update changes weights"
     # One pass, and not those of the warming up, has moved the statistics.
-    assert {int(value) for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")} == {1}
+    assert {
+        int(value)
+        for name, value in network.state_dict().items()
+        if name.endswith("num_batches_tracked")
+    } == {1}
 
 
-def test_a_deterministic_run_that_was_stopped_ends_bitwise_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deterministic_run_that_was_stopped_ends_bitwise_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dks.runs.terminal import RunView
 
     cell = ("compute=deterministic", "device=cuda", "data.train_images=320", "recipe.batch_size=64")
-    whole, stopped = (RunFolder(queued(tmp_path / name, *cell).path) for name in ("whole", "stopped"))
+    whole, stopped = (
+        RunFolder(queued(tmp_path / name, *cell).path) for name in ("whole", "stopped")
+    )
     assert run_cell(whole.path) is Outcome.done
     with monkeypatch.context() as patched:
         patched.setattr(RunView, "stepped", raise_at(7, Interrupted("SIGTERM")))

@@ -1,4 +1,7 @@
-"""Several processes under torchrun (gloo, on the CPU): the same loss, exact evaluation, one record."""
+"""Several processes under torchrun (gloo, on the CPU).
+
+The same loss, exact evaluation, one record.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,23 @@ CPU = torch.device("cpu")
 
 def torchrun(folder: Path, processes: int, *arguments: str) -> tuple[int, str, str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *arguments]
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        *arguments,
+    ]
+    ended = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     return ended.returncode, ended.stdout, ended.stderr
 
 
@@ -32,7 +50,9 @@ def test_the_weighted_mean_over_parts_is_the_mean_over_the_batch(count: int) -> 
     """In every process, for every size of a batch, an image less than processes included."""
     losses = torch.rand(count, dtype=torch.float64)
     parts = [World(rank, 3).shard(torch.arange(count)) for rank in range(3)]
-    assert sum(float(losses[part].mean()) * weight for part, weight in parts) / 3 == pytest.approx(float(losses.mean()))
+    assert sum(float(losses[part].mean()) * weight for part, weight in parts) / 3 == pytest.approx(
+        float(losses.mean())
+    )
     seen = torch.cat([part for part, weight in parts if weight]).tolist()
     assert sorted(seen) == list(range(count)), "each image once"
 
@@ -44,7 +64,9 @@ def test_all_parts_of_a_training_batch_make_up_the_batch_of_one_process() -> Non
     def epoch(world: World) -> list[object]:
         return list(TrainingBatches(images, 10, 0, 1, True, plain, CPU, world=world).epoch(1))
 
-    for whole, one, other in zip(epoch(World()), epoch(World(0, 2)), epoch(World(1, 2)), strict=True):
+    for whole, one, other in zip(
+        epoch(World()), epoch(World(0, 2)), epoch(World(1, 2)), strict=True
+    ):
         assert torch.equal(torch.cat([one.images, other.images]), whole.images)  # type: ignore[attr-defined]
         assert torch.equal(torch.cat([one.labels, other.labels]), whole.labels)  # type: ignore[attr-defined]
 
@@ -52,7 +74,11 @@ def test_all_parts_of_a_training_batch_make_up_the_batch_of_one_process() -> Non
 def test_every_test_image_is_counted_once_over_an_uneven_split() -> None:
     images = ImageSet(torch.randint(0, 256, (11, 3, 4, 4), dtype=torch.uint8), torch.arange(11))
     plain = Normalise([0.0] * 3, [1.0] * 3, CPU)
-    seen = [labels for rank in range(4) for _, labels in TestBatches(images, 2, plain, CPU, World(rank, 4))]
+    seen = [
+        labels
+        for rank in range(4)
+        for _, labels in TestBatches(images, 2, plain, CPU, World(rank, 4))
+    ]
     assert sorted(torch.cat(seen).tolist()) == list(range(11))
 
 
@@ -76,16 +102,21 @@ __main__.main()
 
 
 @pytest.mark.parametrize(("left", "status"), [("3", 3), ("None", 0)])
-def test_who_trained_with_others_is_gone_before_python_takes_itself_apart(left: str, status: int) -> None:
+def test_who_trained_with_others_is_gone_before_python_takes_itself_apart(
+    left: str, status: int
+) -> None:
     """Threads of collectives that are left would abort the process of a run that is done."""
     command = [sys.executable, "-c", ENDING.format(left=left)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    ended = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+    )
     assert (ended.returncode, ended.stderr) == (status, "")
     assert ended.stdout.splitlines() == ["the last words", "what was to be done at the end"]
 
 
-# What one process of two does: a step and an evaluation, with batch normalisation in evaluation mode, where it does not depend
-# on how a batch is divided. It prints the losses, the gradient and the metrics.
+# What one process of two does: a step and an evaluation, with batch normalisation in evaluation
+# mode, where it does not depend on how a batch is divided. It prints the losses, the gradient and
+# the metrics.
 STEP = """
 import json, sys, torch
 import dks
@@ -120,7 +151,7 @@ gradient = torch.cat([p.grad.flatten() for p in net.parameters()])
 if world.is_main:
     print(json.dumps({"losses": losses, "metrics": metrics, "norm": float(gradient.norm()), "some": gradient[::5000].tolist()}))
 world.leave()
-"""
+"""  # noqa: E501
 
 
 def test_two_processes_have_the_loss_the_gradient_and_the_errors_of_one(tmp_path: Path) -> None:
@@ -134,7 +165,8 @@ def test_two_processes_have_the_loss_the_gradient_and_the_errors_of_one(tmp_path
     assert len(one["losses"]) == 2
     for whole, parts in zip(one["losses"], two["losses"], strict=True):
         assert parts == pytest.approx(whole, rel=1e-9)
-    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-6)  # test losses are computed in float32
+    # test losses are computed in float32
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-6)
     assert two["norm"] == pytest.approx(one["norm"], rel=1e-9)
     assert two["some"] == pytest.approx(one["some"], rel=1e-6, abs=1e-12)
 
@@ -147,15 +179,27 @@ def test_a_sweep_under_torchrun_leaves_one_record_a_cell_and_one_table(tmp_path:
     assert status == 0, err
     assert out.count("shallow") == 1, "one process prints"
     records = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/record.json")]
-    assert [(record["status"], record["attempts"][0]["processes"]) for record in records] == [("done", 2)] * 2
+    assert [(record["status"], record["attempts"][0]["processes"]) for record in records] == [
+        ("done", 2)
+    ] * 2
     for path in tmp_path.glob("runs/*/metrics.jsonl"):
         assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2]
         errors = json.loads(path.read_text().splitlines()[-1])["metrics"]["test/top1_error"]
-        assert errors * 33 / 100 == pytest.approx(round(errors * 33 / 100)), "a whole number of 33 images"
-        _, *rows = [row.split(",") for row in (path.parent / "confusion.csv").read_text().splitlines()]
-        c1 = [(true, predicted, int(images)) for classifier, true, predicted, images in rows if classifier == "c1"]
+        assert errors * 33 / 100 == pytest.approx(round(errors * 33 / 100)), (
+            "a whole number of 33 images"
+        )
+        _, *rows = [
+            row.split(",") for row in (path.parent / "confusion.csv").read_text().splitlines()
+        ]
+        c1 = [
+            (true, predicted, int(images))
+            for classifier, true, predicted, images in rows
+            if classifier == "c1"
+        ]
         assert sum(images for _, _, images in c1) == 33, "those of both processes"
-        assert 100 * sum(images for true, predicted, images in c1 if true != predicted) / 33 == pytest.approx(errors)
+        assert 100 * sum(
+            images for true, predicted, images in c1 if true != predicted
+        ) / 33 == pytest.approx(errors)
     status, _, err = torchrun(tmp_path, 2, train, *arguments)
     assert status == 0
     assert "all 2 cells are done" in err

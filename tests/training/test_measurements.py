@@ -1,4 +1,7 @@
-"""What a run tells of itself beside its results: times, its machine, its network, what it takes for what."""
+"""What a run tells of itself beside its results.
+
+Times, its machine, its network, what it takes for what.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,9 @@ def test_phases_follow_one_another_without_a_gap(monkeypatch: pytest.MonkeyPatch
         phases.end(phase)
     assert phases.seconds() == {"data": 101.5, "forward": 2.0}
     phases.end("forward")
-    assert phases.seconds() == {"data": 101.5, "forward": 6.0}, "what was told before is not counted again"
+    assert phases.seconds() == {"data": 101.5, "forward": 6.0}, (
+        "what was told before is not counted again"
+    )
 
 
 class FakeEvent:
@@ -94,9 +99,14 @@ def test_on_cuda_nothing_waits_before_the_end_of_the_epoch(monkeypatch: pytest.M
     assert FakeEvent.waited == [6]
 
 
-def test_every_epoch_tells_where_its_time_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_epoch_tells_where_its_time_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Five steps an epoch, slowed down in each phase by another time."""
-    original, forward, step, tested = TrainingBatches.epoch, Objective.__call__, torch.optim.SGD.step, metrics.test_losses
+    original = TrainingBatches.epoch
+    forward = Objective.__call__
+    step = torch.optim.SGD.step
+    tested = metrics.test_losses
 
     def slow_epoch(self: TrainingBatches, epoch: int, first: int) -> Iterator[Batch]:
         for batch in original(self, epoch, first):
@@ -120,7 +130,12 @@ def test_every_epoch_tells_where_its_time_went(tmp_path: Path, monkeypatch: pyte
     assert len(entries) == 2
     for entry in entries:
         data, forwards, backward = (entry.metrics[name] for name in PHASES)
-        assert data >= 0.2 and forwards >= 0.1 and backward >= 0.05 and entry.metrics["time/evaluation"] >= 0.05
+        assert (
+            data >= 0.2
+            and forwards >= 0.1
+            and backward >= 0.05
+            and entry.metrics["time/evaluation"] >= 0.05
+        )
         whole = 320 / entry.metrics["train/images_per_second"]
         assert 0.9 * whole < data + forwards + backward <= whole + 1e-5
 
@@ -140,7 +155,9 @@ def test_the_times_of_a_resumed_epoch_count_all_its_parts(tmp_path: Path) -> Non
         with pytest.raises(Interrupted):
             run_cell(folder.path)
         kept = checkpoint.read(folder.checkpoints / checkpoint.NEWEST).phases
-        assert kept == {"data": 0, "forward": 6, "backward": 0}, "the second epoch was stopped before its fourth step"
+        assert kept == {"data": 0, "forward": 6, "backward": 0}, (
+            "the second epoch was stopped before its fourth step"
+        )
         clock[0] += 100
         assert run_cell(folder.path) is Outcome.done
     assert [entry.metrics["time/forward"] for entry in folder.journal.read()] == [10, 10]
@@ -148,7 +165,10 @@ def test_the_times_of_a_resumed_epoch_count_all_its_parts(tmp_path: Path) -> Non
 
 
 def asked_at(question: int) -> Any:
-    """A stand-in for `Trainer._asked` that says stop when it is asked for that time: steps and test batches ask once each."""
+    """A stand-in for `Trainer._asked` that says stop when it is asked for that time.
+
+    Steps and test batches ask once each.
+    """
     asked = 0
 
     def answer(self: Trainer) -> Interrupted | None:
@@ -227,7 +247,12 @@ def test_a_sampler_that_fails_stops_no_run_and_says_so_once(
     monkeypatch.setattr(system, "_family", broken)
     monkeypatch.setattr(SystemSampler, "_of_processes", lambda self: broken())
     folder = finished_run(tmp_path)
-    assert not [name for entry in folder.journal.read() for name in entry.metrics if name.startswith("system/")]
+    assert not [
+        name
+        for entry in folder.journal.read()
+        for name in entry.metrics
+        if name.startswith("system/")
+    ]
     assert caplog.text.count("could not be measured") == 1
 
 
@@ -252,7 +277,9 @@ def test_a_gpu_that_does_not_tell_its_load_still_tells_its_memory(
         assert sampler.means()["system/gpu_percent"] == 80
 
 
-def test_the_environment_of_the_newest_attempt_is_told_and_nothing_of_its_user(tmp_path: Path) -> None:
+def test_the_environment_of_the_newest_attempt_is_told_and_nothing_of_its_user(
+    tmp_path: Path,
+) -> None:
     folder = queued(tmp_path)
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("MLFLOW_TRACKING_TOKEN", "token-that-nobody-may-see")
@@ -270,10 +297,15 @@ def test_the_environment_of_the_newest_attempt_is_told_and_nothing_of_its_user(t
     assert json.loads(folder.environment_file.read_text()) == told
 
 
-def test_a_short_word_is_no_password_and_a_user_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_word_is_no_password_and_a_user_is_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in VARIABLES:
         monkeypatch.setenv(name, "mlflow")
-    text = "sqlite:///mlflow.db, postgresql://mlflow@host/mlflow, http://host:5000/a?b=c, git@host:a/b.git"
+    text = (
+        "sqlite:///mlflow.db, postgresql://mlflow@host/mlflow, http://host:5000/a?b=c, "
+        "git@host:a/b.git"
+    )
     assert without_password(text) == text
     monkeypatch.setenv("PGPASSWORD", "mlflow-database")
     assert not has_password("postgresql://me@host/mlflow-database")
@@ -285,8 +317,14 @@ def test_a_short_word_is_no_password_and_a_user_is_no_secret(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["/venv/bin/python", "train.py", "-m", "aux=ours,shallow"], "python train.py -m aux=ours,shallow"),
-        (["python", "-u", "-X", "dev", "/somewhere/dks/train.py", "backbone.note=a b"], "python train.py 'backbone.note=a b'"),
+        (
+            ["/venv/bin/python", "train.py", "-m", "aux=ours,shallow"],
+            "python train.py -m aux=ours,shallow",
+        ),
+        (
+            ["python", "-u", "-X", "dev", "/somewhere/dks/train.py", "backbone.note=a b"],
+            "python train.py 'backbone.note=a b'",
+        ),
         (["/venv/bin/python3", "/venv/bin/dks", "sweep", "run", "table1"], "dks sweep run table1"),
         (["python", "-m", "dks", "train", "seed=1"], "python -m dks train seed=1"),
         (["python"], "python"),
@@ -300,8 +338,14 @@ def test_a_command_is_told_as_it_can_be_typed_again(given: list[str], told: str)
     assert command_line(given) == told
 
 
-def test_a_record_holds_the_command_that_queued_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "orig_argv", ["python", "/venv/bin/dks", "sweep", "run", "mine", "tracking.uri=http://a:b@c"])
+def test_a_record_holds_the_command_that_queued_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sys,
+        "orig_argv",
+        ["python", "/venv/bin/dks", "sweep", "run", "mine", "tracking.uri=http://a:b@c"],
+    )
     record = queued(tmp_path).read_record()
     assert record is not None
     assert record.command == "dks sweep run mine tracking.uri=http://a@c"
@@ -322,12 +366,17 @@ def test_a_record_of_before_there_were_commands_is_read(tmp_path: Path) -> None:
 
 def test_confusion_counts_every_classifier_apart() -> None:
     counted = Confusion(3)
-    counted.add({"c1": torch.tensor([0, 1, 1]), "c2": torch.tensor([2, 2, 2])}, torch.tensor([0, 1, 2]))
+    counted.add(
+        {"c1": torch.tensor([0, 1, 1]), "c2": torch.tensor([2, 2, 2])}, torch.tensor([0, 1, 2])
+    )
     counted.add({"c1": torch.tensor([1]), "c2": torch.tensor([0])}, torch.tensor([2]))
     matrices = counted.read()
     assert matrices["c1"].tolist() == [[1, 0, 0], [0, 1, 0], [0, 2, 0]]
     assert matrices["c2"].tolist() == [[0, 0, 1], [0, 0, 1], [1, 0, 1]]
-    assert to_csv({"c1": matrices["c1"]}) == "classifier,true,predicted,images\nc1,0,0,1\nc1,1,1,1\nc1,2,1,2\n"
+    assert (
+        to_csv({"c1": matrices["c1"]})
+        == "classifier,true,predicted,images\nc1,0,0,1\nc1,1,1,1\nc1,2,1,2\n"
+    )
 
 
 def confusion_of(folder: RunFolder) -> list[dict[str, str]]:
@@ -340,8 +389,12 @@ def test_the_confusion_of_a_run_has_its_errors_and_costs_no_second_pass(
 ) -> None:
     passes, tested = [], metrics.test_losses
     monkeypatch.setattr(metrics, "test_losses", lambda *given: passes.append(1) or tested(*given))
-    folder = finished_run(tmp_path, "data.test_images=40", "eval_batch_size=16", "method=dks", "data.holdout=10")
-    assert len(passes) == 2 * (3 + 1), "three batches of test images and one of those held out, twice"
+    folder = finished_run(
+        tmp_path, "data.test_images=40", "eval_batch_size=16", "method=dks", "data.holdout=10"
+    )
+    assert len(passes) == 2 * (3 + 1), (
+        "three batches of test images and one of those held out, twice"
+    )
     record = folder.read_record()
     assert record is not None
     images, wrong = Counter[str](), Counter[str]()
@@ -369,9 +422,18 @@ def test_the_summary_tells_every_layer_and_its_parameters(tmp_path: Path) -> Non
     assert "16 x 8 x 8" in lines["backbone.stem.conv"]
     assert f"{parameters(network):,} with its branches" in lines["parameters:"]
     assert f" {parameters(network.strip()):,} of the plain network" in lines["parameters:"]
-    # 3x3 convolutions of 3 to 16 channels and so on, by hand; a 2x2 average is no multiplication of weights.
+    # 3x3 convolutions of 3 to 16 channels and so on, by hand; a 2x2 average is no multiplication of
+    # weights.
     first, second, third = 64, 16, 4  # pixels
-    plain = 9 * (first * (3 * 16 + 2 * 16 * 16) + second * (16 * 32 + 32 * 32) + third * (32 * 64 + 64 * 64)) + 64 * 10
+    plain = (
+        9
+        * (
+            first * (3 * 16 + 2 * 16 * 16)
+            + second * (16 * 32 + 32 * 32)
+            + third * (32 * 64 + 64 * 64)
+        )
+        + 64 * 10
+    )
     assert f"multiply-adds an image: {plain:,} of the plain network" in text
 
 
@@ -383,7 +445,11 @@ def test_a_network_of_a_thousand_layers_is_summed_up_on_a_page() -> None:
     assert time.perf_counter() - begun < 20
     assert torch.equal(torch.get_rng_state(), before)
     assert len(text.splitlines()) < 60
-    (row,) = [line for line in text.splitlines() if line.startswith("backbone.stage1.1 to backbone.stage1.199 ")]
+    (row,) = [
+        line
+        for line in text.splitlines()
+        if line.startswith("backbone.stage1.1 to backbone.stage1.199 ")
+    ]
     assert "199 x BasicBlock, as backbone.stage1.0" in row
     assert row.endswith(f"{199 * (2 * 16 * 16 * 9 + 2 * 32):,}")
 

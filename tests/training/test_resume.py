@@ -1,4 +1,6 @@
-"""A run that was stopped, at whatever moment and in whatever way, and goes on, ends bitwise as one that never was."""
+"""A run that was stopped, at whatever moment and in whatever way, and goes on, ends bitwise as one
+that never was.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,8 @@ from tests.conftest import ROOT, TINY, assert_same_result, queued, sampled, star
 
 CPU = torch.device("cpu")
 
-# A small network with dropout, whose random numbers a resumed run must go on drawing, and a branch: 3 epochs of 5 steps, 4
-# batches in each evaluation, held-out images included.
+# A small network with dropout, whose random numbers a resumed run must go on drawing, and a branch:
+# 3 epochs of 5 steps, 4 batches in each evaluation, held-out images included.
 SMALL = (
     "backbone=wrn28_4",
     "backbone.depth=10",
@@ -87,8 +89,12 @@ def broken(tmp_path: Path) -> RunFolder:
 
 
 @contextmanager
-def at_call(where: Any, name: str, number: int, what: Callable[[], None], after: bool = False) -> Iterator[list[int]]:
-    """Inside this context `what` happens right before, or after, the call of that number of a function; yields its calls."""
+def at_call(
+    where: Any, name: str, number: int, what: Callable[[], None], after: bool = False
+) -> Iterator[list[int]]:
+    """Inside this context `what` happens right before, or after, the call of that number of a
+    function; yields its calls.
+    """
     original, calls = getattr(where, name), [0]
 
     def counted(*arguments: Any, **named: Any) -> Any:
@@ -126,9 +132,14 @@ def kill() -> None:
 def test_a_run_goes_on_from_the_very_step_at_which_it_was_asked_to_stop(
     straight: RunFolder, broken: RunFolder, step: int
 ) -> None:
-    """In the middle of an epoch (1, 2, 4, 8, 14) and in its last step (5, 10, 15), when the evaluation is still to come."""
+    """In the middle of an epoch (1, 2, 4, 8, 14) and in its last step (5, 10, 15), when the
+    evaluation is still to come.
+    """
     number = SIGNALS[step % 5]
-    with at_call(Trainer, "_step", step, ask(number)) as before, pytest.raises(Interrupted, match=number.name) as stopped:
+    with (
+        at_call(Trainer, "_step", step, ask(number)) as before,
+        pytest.raises(Interrupted, match=number.name) as stopped,
+    ):
         run_cell(broken.path)
     assert before[0] == step, "the step in which the signal came is finished, and no other begun"
     assert stopped.value.signal is number
@@ -144,7 +155,9 @@ def test_a_run_goes_on_from_the_very_step_at_which_it_was_asked_to_stop(
     assert_same(straight, broken)
 
 
-def test_a_run_can_be_stopped_before_every_single_step(straight: RunFolder, broken: RunFolder) -> None:
+def test_a_run_can_be_stopped_before_every_single_step(
+    straight: RunFolder, broken: RunFolder
+) -> None:
     for _ in range(STEPS * EPOCHS):
         with at_call(Trainer, "_step", 1, ask(signal.SIGTERM)), pytest.raises(Interrupted):
             run_cell(broken.path)
@@ -153,8 +166,13 @@ def test_a_run_can_be_stopped_before_every_single_step(straight: RunFolder, brok
     assert_same(straight, broken)
 
 
-def test_a_run_that_is_asked_before_its_first_step_has_nothing_to_save(straight: RunFolder, broken: RunFolder) -> None:
-    with at_call(Trainer, "fit", 1, ask(signal.SIGUSR1)), pytest.raises(Interrupted, match="SIGUSR1"):
+def test_a_run_that_is_asked_before_its_first_step_has_nothing_to_save(
+    straight: RunFolder, broken: RunFolder
+) -> None:
+    with (
+        at_call(Trainer, "fit", 1, ask(signal.SIGUSR1)),
+        pytest.raises(Interrupted, match="SIGUSR1"),
+    ):
         run_cell(broken.path)
     assert not broken.checkpoints.exists()
     run_cell(broken.path)
@@ -166,7 +184,10 @@ def test_an_evaluation_that_was_asked_to_stop_is_done_again_and_its_epoch_is_not
     straight: RunFolder, broken: RunFolder, call: int
 ) -> None:
     """Each epoch has a batch of held-out images and three of test images."""
-    with at_call(metrics, "test_losses", call, ask(signal.SIGUSR2)) as evaluated, pytest.raises(Interrupted):
+    with (
+        at_call(metrics, "test_losses", call, ask(signal.SIGUSR2)) as evaluated,
+        pytest.raises(Interrupted),
+    ):
         run_cell(broken.path)
     assert evaluated[0] == call, "the evaluation is not finished first"
     epoch = (call - 1) // 4
@@ -192,8 +213,13 @@ def test_a_signal_while_something_is_written_waits_until_it_is(
     assert_same(straight, broken)
 
 
-def test_a_signal_in_the_last_evaluation_batch_still_ends_well(straight: RunFolder, broken: RunFolder) -> None:
-    """There is nothing left to be stopped: the run is done, and whoever called it learns of the signal."""
+def test_a_signal_in_the_last_evaluation_batch_still_ends_well(
+    straight: RunFolder, broken: RunFolder
+) -> None:
+    """There is nothing left to be stopped.
+
+    The run is done, and whoever called it learns of the signal.
+    """
     with at_call(metrics, "test_losses", 12, ask(signal.SIGTERM)), pytest.raises(Interrupted):
         run_cell(broken.path)
     assert record_of(broken).status is Status.done
@@ -215,11 +241,16 @@ def test_the_speed_of_a_resumed_epoch_counts_the_time_of_all_its_parts(broken: R
             run_cell(broken.path)
         clock[0] += 100
         run_cell(broken.path)
-    assert [entry.metrics["train/images_per_second"] for entry in broken.journal.read()] == [30] * EPOCHS
+    assert [entry.metrics["train/images_per_second"] for entry in broken.journal.read()] == [
+        30
+    ] * EPOCHS
 
 
 def test_a_milestone_forgets_the_momentum_once(tmp_path: Path) -> None:
-    """`recipe.reset_momentum`: not again where the epoch that begins with it is resumed in the middle."""
+    """`recipe.reset_momentum`.
+
+    Not again where the epoch that begins with it is resumed in the middle.
+    """
     overrides = (*SMALL, "recipe.reset_momentum=true", "recipe.milestones=[1]", "recipe.gamma=0.5")
     whole, parts = queued(tmp_path / "a", *overrides), queued(tmp_path / "b", *overrides)
     run_cell(whole.path)
@@ -230,8 +261,11 @@ def test_a_milestone_forgets_the_momentum_once(tmp_path: Path) -> None:
 
 
 def test_a_run_whose_first_steps_are_skipped_goes_on_exactly(tmp_path: Path) -> None:
-    """In float16 a loss this large overflows until its scaling has come down, which takes longer than the first epoch."""
-    fp16 = ("compute.precision=fp16", "compute.deterministic=true")  # without the latter, memory may be 0 by chance
+    """In float16 a loss this large overflows until its scaling has come down, which takes longer
+    than the first epoch.
+    """
+    # without the latter, memory may be 0 by chance
+    fp16 = ("compute.precision=fp16", "compute.deterministic=true")
     overrides = (*SMALL, *fp16, "loss.beta=30", "recipe.lr=0.001")
     whole, parts = queued(tmp_path / "a", *overrides), queued(tmp_path / "b", *overrides)
     try:
@@ -289,7 +323,10 @@ def test_a_run_that_was_killed_between_two_renames_goes_on_from_the_checkpoint_b
         patched.setattr(Path, "replace", replace)
         with pytest.raises(Killed):
             run_cell(broken.path)
-    assert sorted(path.name for path in broken.checkpoints.iterdir()) == [checkpoint.DRAFT, PREVIOUS]
+    assert sorted(path.name for path in broken.checkpoints.iterdir()) == [
+        checkpoint.DRAFT,
+        PREVIOUS,
+    ]
     run_cell(broken.path)
     assert f"checkpoint {broken.checkpoints / NEWEST} is missing" in caplog.text
     assert [attempt.first_epoch for attempt in record_of(broken).attempts] == [1, 2]
@@ -322,19 +359,29 @@ def stopped_at(folder: RunFolder, step: int) -> None:
 @pytest.mark.parametrize("damage", [cut, empty, flip])
 @pytest.mark.parametrize("step", [8, 13])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    straight: RunFolder, broken: RunFolder, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], step: int
+    straight: RunFolder,
+    broken: RunFolder,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], None],
+    step: int,
 ) -> None:
     stopped_at(broken, step)
     damage(broken.checkpoints / NEWEST)
     with at_call(Trainer, "_step", 0, kill) as after:
         assert run_cell(broken.path) is Outcome.done
     assert f"checkpoint {broken.checkpoints / NEWEST} is damaged" in caplog.text
-    assert after[0] == STEPS * EPOCHS - (step // STEPS) * STEPS, "the steps since the last whole epoch are taken again"
+    assert after[0] == STEPS * EPOCHS - (step // STEPS) * STEPS, (
+        "the steps since the last whole epoch are taken again"
+    )
     assert_same(straight, broken)
 
 
-def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(straight: RunFolder, broken: RunFolder) -> None:
-    """It is gone before the next one is written, so the one that was fallen back to is kept as the one before."""
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(
+    straight: RunFolder, broken: RunFolder
+) -> None:
+    """It is gone before the next one is written, so the one that was fallen back to is kept as the
+    one before.
+    """
     stopped_at(broken, 13)
     flip(broken.checkpoints / NEWEST)
     stopped_at(broken, 2)
@@ -363,7 +410,10 @@ def test_without_a_good_checkpoint_a_run_starts_again(
 def test_a_checkpoint_that_is_ahead_of_its_journal_is_not_gone_on_from(
     straight: RunFolder, broken: RunFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The journal has lost its second line: the epoch is trained again, for its metrics are in no other place."""
+    """The journal has lost its second line.
+
+    The epoch is trained again, for its metrics are in no other place.
+    """
     stopped_at(broken, 13)
     first, _ = broken.journal.path.read_bytes().splitlines(keepends=True)
     broken.journal.path.write_bytes(first + b'{"epoch": 2, "st')
@@ -390,15 +440,21 @@ def test_a_checkpoint_that_cannot_be_read_fails_the_run_and_is_kept(
     assert_same(straight, broken)
 
 
-def test_nothing_reads_a_file_with_a_wrong_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_reads_a_file_with_a_wrong_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / NEWEST
     torch.save({"progress": (1, 2, 3)}, path)  # as an older version wrote it, without a checksum
-    monkeypatch.setattr(checkpoint.torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
+    monkeypatch.setattr(
+        checkpoint.torch, "load", lambda *_, **__: pytest.fail("torch.load was called")
+    )
     with pytest.raises(checkpoint.Damaged, match="checksum"):
         checkpoint.read(path)
 
 
-def test_another_versions_checkpoint_is_not_gone_on_from(straight: RunFolder, broken: RunFolder) -> None:
+def test_another_versions_checkpoint_is_not_gone_on_from(
+    straight: RunFolder, broken: RunFolder
+) -> None:
     stopped_at(broken, 3)
     state: Any = SimpleNamespace(**vars(checkpoint.read(broken.checkpoints / NEWEST)), scaler={})
     checkpoint.save(broken.checkpoints, state)
@@ -441,7 +497,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def streamed(photos: Path, workers: int) -> StreamedTraining:
     paths = sorted(map(str, (photos / "train").rglob("*.png")))
     form = Data(augmentation=Augmentation.inception, resize=10, image_size=8, workers=workers)
-    return StreamedTraining(ImageFiles(tuple(paths), torch.arange(len(paths))), 6, 3, form, AS_STORED, CPU)
+    return StreamedTraining(
+        ImageFiles(tuple(paths), torch.arange(len(paths))), 6, 3, form, AS_STORED, CPU
+    )
 
 
 def test_the_first_batches_of_a_streamed_epoch_are_skipped_without_decoding_them(
@@ -450,7 +508,9 @@ def test_the_first_batches_of_a_streamed_epoch_are_skipped_without_decoding_them
     batches, opened = streamed(photos, 0), []
     whole = list(batches.epoch(2))
     original = Image.open
-    monkeypatch.setattr(Image, "open", lambda path, **how: opened.append(path) or original(path, **how))
+    monkeypatch.setattr(
+        Image, "open", lambda path, **how: opened.append(path) or original(path, **how)
+    )
     rest = list(batches.epoch(2, first=3))
     assert len(whole) == 4
     assert len(rest) == 1
@@ -466,7 +526,9 @@ def test_streamed_images_do_not_move_the_random_numbers_of_dropout(photos: Path)
         assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_run_on_image_files_goes_on_in_the_middle_of_an_epoch_and_of_an_evaluation(photos: Path, tmp_path: Path) -> None:
+def test_a_run_on_image_files_goes_on_in_the_middle_of_an_epoch_and_of_an_evaluation(
+    photos: Path, tmp_path: Path
+) -> None:
     overrides = (
         *SMALL,
         "data=imagefolder",
@@ -487,7 +549,11 @@ def test_a_run_on_image_files_goes_on_in_the_middle_of_an_epoch_and_of_an_evalua
     )
     whole, parts = queued(tmp_path / "a", *overrides), queued(tmp_path / "b", *overrides)
     assert run_cell(whole.path) is Outcome.done, record_of(whole)
-    for where, name, call in ((Trainer, "_step", 2), (metrics, "test_losses", 2), (Trainer, "_step", 3)):
+    for where, name, call in (
+        (Trainer, "_step", 2),
+        (metrics, "test_losses", 2),
+        (Trainer, "_step", 3),
+    ):
         with at_call(where, name, call, ask(signal.SIGTERM)), pytest.raises(Interrupted):
             run_cell(parts.path)
     assert [entry.step for entry in parts.journal.read()] == [4]
@@ -495,8 +561,13 @@ def test_a_run_on_image_files_goes_on_in_the_middle_of_an_epoch_and_of_an_evalua
     assert_same(whole, parts)
 
 
-def test_a_signal_to_all_processes_of_a_job_does_not_end_those_that_decode_images(photos: Path) -> None:
-    """A scheduler signals them all; without the decoders the main process could not finish its step."""
+def test_a_signal_to_all_processes_of_a_job_does_not_end_those_that_decode_images(
+    photos: Path,
+) -> None:
+    """A scheduler signals them all.
+
+    Without the decoders the main process could not finish its step.
+    """
     batches = streamed(photos, 2)
     expected = [batch.labels for batch in batches.epoch(1)]
     server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
@@ -534,8 +605,23 @@ train()
 
 def torchrun(folder: Path, *arguments: str, **variables: str) -> tuple[int, str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", *arguments]
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=3",
+        *arguments,
+    ]
+    ended = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     return ended.returncode, ended.stderr
 
 
@@ -545,8 +631,11 @@ def only_run(folder: Path) -> RunFolder:
 
 
 @pytest.mark.slow
-def test_three_processes_go_on_in_the_middle_of_an_epoch_each_with_its_own_dropout(tmp_path: Path) -> None:
-    """The second one is asked in the third step of the second epoch, and all stop before the next one.
+def test_three_processes_go_on_in_the_middle_of_an_epoch_each_with_its_own_dropout(
+    tmp_path: Path,
+) -> None:
+    """The second one is asked in the third step of the second epoch, and all stop before the next
+    one.
 
     Three, for the sum of two gradients has the same bits in either order.
     """
@@ -607,7 +696,10 @@ def test_a_real_signal_stops_the_command_and_the_same_command_goes_on(tmp_path: 
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     record = record_of(only_run(tmp_path))
-    assert (record.status, record.error) == (Status.killed, {"type": "Interrupted", "message": "SIGUSR2"}), err
+    assert (record.status, record.error) == (
+        Status.killed,
+        {"type": "Interrupted", "message": "SIGUSR2"},
+    ), err
     assert 1 <= len(only_run(tmp_path).journal.read()) < 40
     process = start(command, tmp_path)
     _, err = process.communicate(timeout=240)
@@ -616,10 +708,11 @@ def test_a_real_signal_stops_the_command_and_the_same_command_goes_on(tmp_path: 
     assert_same(whole, only_run(tmp_path))
 
 
-# A server that has imported everything once. On a line with a cell's folder it forks a process that runs the cell; on the next
-# line it waits for that process, which until then keeps its number. What the process is doing at a moment is in a piece of
-# memory that survives it: the kind now, the kind in which a signal's handler ran, whether it is over; from byte 4 on how often
-# it has begun each kind, and from byte 32 on the seconds that took.
+# A server that has imported everything once. On a line with a cell's folder it forks a process that
+# runs the cell; on the next line it waits for that process, which until then keeps its number. What
+# the process is doing at a moment is in a piece of memory that survives it: the kind now, the kind
+# in which a signal's handler ran, whether it is over; from byte 4 on how often it has begun each
+# kind, and from byte 32 on the seconds that took.
 SERVER = """
 import logging, mmap, os, struct, sys, time, traceback
 import torch
@@ -700,8 +793,12 @@ class Server:
         )
         assert self._line() == "ready"
 
-    def run(self, folder: RunFolder, stop: tuple[str, int, float, signal.Signals] | None = None) -> tuple[int, str | None]:
-        """Run a cell; once it has begun that kind of thing so often, wait those seconds and send the signal.
+    def run(
+        self, folder: RunFolder, stop: tuple[str, int, float, signal.Signals] | None = None
+    ) -> tuple[int, str | None]:
+        """Run a cell.
+
+        Once it has begun that kind of thing so often, wait those seconds and send the signal.
 
         Returns:
             The exit status, and if the signal came in time, what the run was doing then.
@@ -724,9 +821,13 @@ class Server:
 
     def lasts(self, kind: str) -> float:
         """The mean duration of that kind of thing in the last run, seconds."""
-        return float(struct.unpack_from("<d", self.shared, 32 + 8 * KINDS.index(kind))[0]) / self.often(kind)
+        return float(
+            struct.unpack_from("<d", self.shared, 32 + 8 * KINDS.index(kind))[0]
+        ) / self.often(kind)
 
-    def _send(self, child: int, kind: str, count: int, delay: float, number: signal.Signals) -> bool:
+    def _send(
+        self, child: int, kind: str, count: int, delay: float, number: signal.Signals
+    ) -> bool:
         while self.often(kind) < count:
             if self.shared[2]:
                 return False
@@ -751,12 +852,14 @@ RUNS = sampled(50, 15)
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_runs_that_were_killed_at_random_moments_end_as_one_that_was_not(tmp_path: Path) -> None:
-    """Runs of a network with dropout (4 epochs of 5 steps), every one killed one to three times and then run to its end.
+    """Runs of a network with dropout (4 epochs of 5 steps), every one killed one to three times and
+    then run to its end.
 
-    A moment is drawn as a kind of thing (a step, an evaluation, the writing of a checkpoint, or any of these with the same
-    probability), how often the run has begun it by then, and a delay of up to a little more than it takes, so that signals
-    come between two things as well. The signal is SIGKILL or SIGTERM, with the same probability. The seed of run i is i; what
-    each signal hit is printed. A server forks the processes, so that torch is imported once.
+    A moment is drawn as a kind of thing (a step, an evaluation, the writing of a checkpoint, or any
+    of these with the same probability), how often the run has begun it by then, and a delay of up
+    to a little more than it takes, so that signals come between two things as well. The signal is
+    SIGKILL or SIGTERM, with the same probability. The seed of run i is i; what each signal hit is
+    printed. A server forks the processes, so that torch is imported once.
     """
     overrides = (*SMALL, "recipe.epochs=4")
     server = Server(tmp_path)
@@ -773,15 +876,22 @@ def test_runs_that_were_killed_at_random_moments_end_as_one_that_was_not(tmp_pat
             for _ in range(draw.randint(1, 3)):
                 aim = draw.choice(["epoch", "evaluation", "checkpoint", "any"])
                 kind = draw.choice(list(often)) if aim == "any" else aim
-                # The first one always finds the run alive; later ones may come when there is less left to do.
-                count = draw.randint(1, often[kind] - 1) if not story else draw.randint(1, max(1, often[kind] // 3))
+                # The first one always finds the run alive; later ones may come when there is less
+                # left to do.
+                count = (
+                    draw.randint(1, often[kind] - 1)
+                    if not story
+                    else draw.randint(1, max(1, often[kind] // 3))
+                )
                 delay = draw.uniform(0, 1.1 * lasts[kind])
                 kill_by = draw.choice([signal.SIGKILL, signal.SIGTERM])
                 status, hit = server.run(folder, (kind, count, delay, kill_by))
                 if record_of(folder).status is Status.done:
                     story.append("done before")
                     break
-                assert hit is not None and status in (130, -signal.SIGKILL), (folder.path / "output.txt").read_text()
+                assert hit is not None and status in (130, -signal.SIGKILL), (
+                    folder.path / "output.txt"
+                ).read_text()
                 story.append(f"{kill_by.name} in {hit}")
                 hits[kill_by.name, hit] += 1
             print(f"run {number}: {', '.join(story)}")
@@ -793,4 +903,6 @@ def test_runs_that_were_killed_at_random_moments_end_as_one_that_was_not(tmp_pat
     print(dict(hits))
     for kind in often:
         came = [hits[name, kind] for name in ("SIGKILL", "SIGTERM")]
-        assert sampled(min(came) >= 3, sum(came) >= 1), f"signals hardly ever came in {kind}: {hits}"
+        assert sampled(min(came) >= 3, sum(came) >= 1), (
+            f"signals hardly ever came in {kind}: {hits}"
+        )

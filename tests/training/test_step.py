@@ -27,7 +27,9 @@ HALF = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class PlainLoop:
-    """Equation (4) term by term, torch's SGD with one update after another, tensors as torch lays them out."""
+    """Equation (4) term by term, torch's SGD with one update after another, tensors as torch lays
+    them out.
+    """
 
     def __init__(self, given: Config, network: nn.Module, half: torch.dtype | None = None) -> None:
         self.network, self.half, recipe = network, half, given.recipe
@@ -50,7 +52,12 @@ class PlainLoop:
         for m, teacher in logits.items():
             for n, student in logits.items():
                 if m != n and self.matched:
-                    loss = loss - (F.softmax(teacher.detach(), dim=1) * F.log_softmax(student, dim=1)).sum(dim=1).mean()
+                    loss = (
+                        loss
+                        - (F.softmax(teacher.detach(), dim=1) * F.log_softmax(student, dim=1))
+                        .sum(dim=1)
+                        .mean()
+                    )
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -85,8 +92,19 @@ def taken(step: Step, batch: Batch) -> float:
     ids=lambda given: given[0],
 )
 def test_fifty_steps_are_those_of_a_plain_loop(network: tuple[str, ...]) -> None:
-    """In float64: what rounding does to a loss grows tenfold every ten steps, in float32 too soon to tell it from an error."""
-    given = config("data=synthetic", "data.image_size=8", "data.pad=1", "data.train_images=64", "threads=1", *network)
+    """In float64.
+
+    What rounding does to a loss grows tenfold every ten steps, in float32 too soon to tell it from
+    an error.
+    """
+    given = config(
+        "data=synthetic",
+        "data.image_size=8",
+        "data.pad=1",
+        "data.train_images=64",
+        "threads=1",
+        *network,
+    )
     given.recipe.batch_size, given.recipe.lr = 8, 0.01
     plain, fast = both(given)
     for part in (plain.network, fast.network):
@@ -100,8 +118,13 @@ def test_fifty_steps_are_those_of_a_plain_loop(network: tuple[str, ...]) -> None
     ("precision", "tolerance", "steps"),
     [("fp32", 2e-5, STEPS), ("bf16", 3e-2, STEPS), ("fp16", 3e-3, 3)],  # float16 is slow on a CPU
 )
-def test_each_step_is_a_plain_one_from_the_same_weights(precision: str, tolerance: float, steps: int) -> None:
-    """In the precision itself: the plain loop goes on from where the fast path is, so that rounding does not add up."""
+def test_each_step_is_a_plain_one_from_the_same_weights(
+    precision: str, tolerance: float, steps: int
+) -> None:
+    """In the precision itself.
+
+    The plain loop goes on from where the fast path is, so that rounding does not add up.
+    """
     given = config("threads=1", f"compute.precision={precision}")
     plain, fast = both(given, precision)
     for _, batch in zip(range(steps), batches(given), strict=False):
@@ -117,15 +140,22 @@ def test_losses_and_weights_stay_in_float32_whatever_the_network_computes_in() -
         outputs = fast.forward(batch)
         fast.update(outputs, batch)
         assert {z.dtype for z in outputs.logits.values()} == {half or torch.float32}
-        assert {value.dtype for value in (outputs.loss.total, *outputs.loss.parts.values())} == {torch.float32}
-        assert {value.dtype for value in fast.network.state_dict().values()} <= {torch.float32, torch.int64}
+        assert {value.dtype for value in (outputs.loss.total, *outputs.loss.parts.values())} == {
+            torch.float32
+        }
+        assert {value.dtype for value in fast.network.state_dict().values()} <= {
+            torch.float32,
+            torch.int64,
+        }
 
 
-def test_a_float16_step_whose_gradients_overflow_is_left_out_and_the_scale_is_part_of_the_state() -> None:
+def test_a_float16_step_whose_gradients_overflow_is_left_out() -> None:
     given = config("compute.precision=fp16", "threads=1", "recipe.batch_size=4")
     _, fast = both(given)
     batch, before = next(batches(given)), copy.deepcopy(fast.network.state_dict())
-    fast.load_state_dict({**fast.state_dict(), "scaler": {**fast.state_dict()["scaler"], "scale": 2.0**30}})
+    fast.load_state_dict(
+        {**fast.state_dict(), "scaler": {**fast.state_dict()["scaler"], "scale": 2.0**30}}
+    )
     taken(fast, batch)
     parameters = dict(fast.network.named_parameters())
     assert all(torch.equal(before[name], value) for name, value in parameters.items())
@@ -137,7 +167,9 @@ def test_a_float16_step_whose_gradients_overflow_is_left_out_and_the_scale_is_pa
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="there is no C++ compiler")
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="there is no C++ compiler"
+)
 def test_a_compiled_step_is_the_plain_one() -> None:
     given = config("threads=1", "compute.compile=true", "method=ds")
     plain, fast = both(given)
@@ -147,7 +179,9 @@ def test_a_compiled_step_is_the_plain_one() -> None:
 
 
 @pytest.mark.slow
-def test_after_full_training_the_fast_way_errs_as_the_standard_one_within_the_noise_of_seeds(tmp_path: Path) -> None:
+def test_after_full_training_the_fast_way_errs_as_the_standard_one_within_the_noise_of_seeds(
+    tmp_path: Path,
+) -> None:
     folders = (f"runs_dir={tmp_path / 'runs'}", f"results_dir={tmp_path / 'results'}")
     seeds = sampled("1,2,3,4,5", "1,2,3")
     status, out, err = train(
@@ -184,11 +218,17 @@ def scaled_by(step: Step, scale: float) -> None:
 
 
 @pytest.mark.parametrize("form", ["recipe.nesterov=false", "recipe.nesterov=true"])
-def test_a_skipped_step_leaves_no_momentum_whenever_it_begins_anew(dirty_memory: None, form: str) -> None:
-    """The first step, and the first one behind a milestone that forgets the momentum: a gradient is infinite, nothing changes,
-    and the next step is that of an optimiser that has seen nothing.
+def test_a_skipped_step_leaves_no_momentum_whenever_it_begins_anew(
+    dirty_memory: None, form: str
+) -> None:
+    """The first step, and the first one behind a milestone that forgets the momentum.
+
+    A gradient is infinite, nothing changes, and the next step is that of an optimiser that has seen
+    nothing.
     """
-    given = config("data=synthetic", "data.image_size=8", "recipe.batch_size=8", "compute.precision=fp16", form)
+    given = config(
+        "data=synthetic", "data.image_size=8", "recipe.batch_size=8", "compute.precision=fp16", form
+    )
     source = batches(given)
     _, step = both(given, "fp16")
     for _ in range(2):

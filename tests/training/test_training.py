@@ -1,4 +1,7 @@
-"""The trainer: schedule, metrics, signals, the heartbeat, and what happens when something goes wrong."""
+"""The trainer.
+
+Schedule, metrics, signals, the heartbeat, and what happens when something goes wrong.
+"""
 
 from __future__ import annotations
 
@@ -51,22 +54,44 @@ def test_the_learning_rate_of_every_epoch_of_the_papers_cifar_resnets() -> None:
     rates = [learning_rate(recipe, finished) for finished in range(recipe.epochs)]
     expected = [0.1] * 60 + [0.01] * 60 + [0.001] * 60 + [0.0001] * 20
     assert rates == pytest.approx(expected)
-    assert (recipe.batch_size, recipe.momentum, recipe.nesterov, recipe.weight_decay) == (64, 0.9, False, 1e-4)
+    assert (recipe.batch_size, recipe.momentum, recipe.nesterov, recipe.weight_decay) == (
+        64,
+        0.9,
+        False,
+        1e-4,
+    )
 
 
 def test_milestones_can_be_fractions_of_all_epochs() -> None:
     recipe = Recipe(epochs=10, lr=1.0, gamma=0.5, milestones=[0.5, 0.75])
-    assert [learning_rate(recipe, finished) for finished in range(10)] == [1.0] * 5 + [0.5] * 3 + [0.25] * 2
+    assert [learning_rate(recipe, finished) for finished in range(10)] == [1.0] * 5 + [0.5] * 3 + [
+        0.25
+    ] * 2
 
 
 @pytest.mark.parametrize(
     ("epochs", "fraction", "first"),
-    [(25, 0.28, 7), (100, 0.07, 7), (100, 0.29, 29), (25, 0.56, 14), (15, 2 / 3, 10), (15, 0.85, 13), (40, 1e-9, 1)],
+    [
+        (25, 0.28, 7),
+        (100, 0.07, 7),
+        (100, 0.29, 29),
+        (25, 0.56, 14),
+        (15, 2 / 3, 10),
+        (15, 0.85, 13),
+        (40, 1e-9, 1),
+    ],
 )
-def test_a_fraction_is_that_of_exact_numbers_rounded_up(epochs: int, fraction: float, first: int) -> None:
-    """0.28 of 25 is 7, though floating-point numbers make a little more of it; 0.85 of 15 is 12.75."""
+def test_a_fraction_is_that_of_exact_numbers_rounded_up(
+    epochs: int, fraction: float, first: int
+) -> None:
+    """0.28 of 25 is 7, though floating-point numbers make a little more of it.
+
+    0.85 of 15 is 12.75.
+    """
     recipe = Recipe(epochs=epochs, lr=1.0, gamma=0.5, milestones=[fraction])
-    assert [learning_rate(recipe, finished) for finished in range(epochs)] == [1.0] * first + [0.5] * (epochs - first)
+    assert [learning_rate(recipe, finished) for finished in range(epochs)] == [1.0] * first + [
+        0.5
+    ] * (epochs - first)
     assert [finished for finished in range(epochs) if is_milestone(recipe, finished)] == [first]
 
 
@@ -75,7 +100,10 @@ def test_a_fraction_is_that_of_exact_numbers_rounded_up(epochs: int, fraction: f
 
 def test_errors_and_losses_are_means_over_images_in_percent() -> None:
     tally = Tally()
-    logits = {"c1": torch.tensor([[3.0, 2, 1, 0, -1, -2], [3, 2, 1, 0, -1, -2]]), "c2": torch.eye(6)[:2]}
+    logits = {
+        "c1": torch.tensor([[3.0, 2, 1, 0, -1, -2], [3, 2, 1, 0, -1, -2]]),
+        "c2": torch.eye(6)[:2],
+    }
     tally.add_errors(logits, torch.tensor([1, 5]), top=(1, 5))
     tally.add_losses({"loss": torch.tensor(2.0)}, 2)
     tally.add_errors({name: z[:1] for name, z in logits.items()}, torch.tensor([0]), top=(1, 5))
@@ -97,7 +125,9 @@ def test_with_five_classes_or_fewer_there_is_no_top5(classes: int, told: list[in
     tally = Tally()
     logits = torch.arange(float(classes), 0, -1).expand(2, -1)  # the last class comes last
     tally.add_errors({"c1": logits, "c2": logits}, torch.tensor([classes - 1, 0]), top=(1, 5))
-    expected = {f"test/top{k}_error{end}": 50.0 if classes > k else 0.0 for end in ("", "_c2") for k in told}
+    expected = {
+        f"test/top{k}_error{end}": 50.0 if classes > k else 0.0 for end in ("", "_c2") for k in told
+    }
     assert tally.read("test") == expected
 
 
@@ -112,12 +142,17 @@ def test_a_run_leaves_its_record_journal_and_weights(tmp_path: Path) -> None:
     assert [(entry.epoch, entry.step) for entry in entries] == [(1, 1), (2, 2)]
     names = set(entries[0].metrics)
     for classifier in ("", "_c2", "_c3"):
-        assert {f"{n}{classifier}" for n in ("train/top1_error", "test/loss", "test/top1_error", "test/top5_error")} <= names
+        assert {
+            f"{n}{classifier}"
+            for n in ("train/top1_error", "test/loss", "test/top1_error", "test/top5_error")
+        } <= names
     assert {"train/loss", "train/loss_ce", "train/loss_aux", "train/loss_synergy"} <= names
     parts = sum(entries[0].metrics[f"train/loss_{part}"] for part in ("ce", "aux", "synergy"))
     assert entries[0].metrics["train/loss"] == pytest.approx(parts, rel=1e-6)
     assert record.final == {"epoch": 2, **entries[1].metrics}
-    assert record.best["test/top1_error"] == min(entry.metrics["test/top1_error"] for entry in entries)
+    assert record.best["test/top1_error"] == min(
+        entry.metrics["test/top1_error"] for entry in entries
+    )
     attempt = record.attempts[0]
     assert (attempt.device, attempt.threads, attempt.first_epoch) == ("cpu", 1, 1)
     assert attempt.versions["torch"] == torch.__version__
@@ -135,7 +170,9 @@ def test_a_run_leaves_its_record_journal_and_weights(tmp_path: Path) -> None:
 
 
 def test_a_run_with_five_classes_tells_no_top5_error_anywhere(tmp_path: Path) -> None:
-    folder = finished_run(tmp_path, "data.num_classes=5", "data.holdout=10", "recipe.epochs=1", "positions=c2")
+    folder = finished_run(
+        tmp_path, "data.num_classes=5", "data.holdout=10", "recipe.epochs=1", "positions=c2"
+    )
     record = record_of(folder)
     assert [name for name in record.final if "top" in name] == [
         *("train/top1_error", "train/top1_error_c2", "val/top1_error", "val/top1_error_c2"),
@@ -167,7 +204,12 @@ def test_a_baseline_has_one_classifier_and_one_loss(tmp_path: Path) -> None:
 
 def test_the_network_learns(tmp_path: Path) -> None:
     folder = queued(
-        tmp_path, "data.train_images=640", "recipe.epochs=5", "data.num_classes=4", "recipe.lr=0.02", "data.flip=false"
+        tmp_path,
+        "data.train_images=640",
+        "recipe.epochs=5",
+        "data.num_classes=4",
+        "recipe.lr=0.02",
+        "data.flip=false",
     )
     run_cell(folder.path)
     final = record_of(folder).final
@@ -175,16 +217,25 @@ def test_the_network_learns(tmp_path: Path) -> None:
         assert final[name] < 30, final  # chance is 75
 
 
-def weights_and_metrics(folder: RunFolder) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    return load_file(folder.weights_file), [reproducible(entry.metrics) for entry in folder.journal.read()]
+def weights_and_metrics(
+    folder: RunFolder,
+) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    return load_file(folder.weights_file), [
+        reproducible(entry.metrics) for entry in folder.journal.read()
+    ]
 
 
 def same(one: RunFolder, other: RunFolder) -> bool:
-    (weights, entries), (others, other_entries) = weights_and_metrics(one), weights_and_metrics(other)
-    return entries == other_entries and all(torch.equal(weights[name], others[name]) for name in weights)
+    (weights, entries) = weights_and_metrics(one)
+    (others, other_entries) = weights_and_metrics(other)
+    return entries == other_entries and all(
+        torch.equal(weights[name], others[name]) for name in weights
+    )
 
 
-def test_a_run_goes_on_with_the_threads_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_with_the_threads_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = torch.get_num_threads()
     folder = queued(tmp_path, "threads=1")
     with monkeypatch.context() as patched:
@@ -200,7 +251,9 @@ def test_a_run_goes_on_with_the_threads_it_began_with(tmp_path: Path, monkeypatc
 
 
 def test_the_same_cell_gives_the_same_numbers_and_another_seed_others(tmp_path: Path) -> None:
-    one, twin, other = queued(tmp_path / "a"), queued(tmp_path / "b"), queued(tmp_path / "c", "seed=1")
+    one = queued(tmp_path / "a")
+    twin = queued(tmp_path / "b")
+    other = queued(tmp_path / "c", "seed=1")
     for folder in (one, twin, other):
         run_cell(folder.path)
     assert one.cell_id == twin.cell_id != other.cell_id
@@ -211,7 +264,9 @@ def test_the_same_cell_gives_the_same_numbers_and_another_seed_others(tmp_path: 
 # --- failures
 
 
-def test_an_exploding_loss_stops_the_run_at_that_step_with_the_last_good_values(tmp_path: Path) -> None:
+def test_an_exploding_loss_stops_the_run_at_that_step_with_the_last_good_values(
+    tmp_path: Path,
+) -> None:
     folder = queued(tmp_path, "recipe.lr=1e30", "data.train_images=320")
     assert run_cell(folder.path) is Outcome.failed
     record = record_of(folder)
@@ -224,13 +279,18 @@ def test_an_exploding_loss_stops_the_run_at_that_step_with_the_last_good_values(
     assert all(math.isfinite(value) for value in record.error["last_good"].values())
     assert "non-finite loss at epoch 1, step" in record.error["message"]
     assert folder.journal.read() == []
-    json.loads(folder.record_file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    json.loads(
+        folder.record_file.read_text(),
+        parse_constant=lambda name: pytest.fail(f"{name} is no JSON"),
+    )
 
 
 def test_the_guard_names_the_first_bad_step() -> None:
     guard = FiniteGuard()
     guard.check(2, 7, Loss(torch.tensor(1.5), {"loss_ce": torch.tensor(1.5)}))
-    with pytest.raises(NonFiniteLoss, match=r"epoch 2, step 8: loss=nan, loss_ce=nan; last good values: loss=1.5") as stopped:
+    with pytest.raises(
+        NonFiniteLoss, match=r"epoch 2, step 8: loss=nan, loss_ce=nan; last good values: loss=1.5"
+    ) as stopped:
         guard.check(2, 8, Loss(torch.tensor(math.nan), {"loss_ce": torch.tensor(math.nan)}))
     assert stopped.value.details["last_good"] == {"loss": 1.5, "loss_ce": 1.5}
 
@@ -240,7 +300,9 @@ def test_an_error_is_in_the_record_and_its_traceback_in_the_log(
 ) -> None:
     folder = queued(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr("dks.runs.terminal.RunView.stepped", raise_at(2, RuntimeError("out of memory")))
+        patched.setattr(
+            "dks.runs.terminal.RunView.stepped", raise_at(2, RuntimeError("out of memory"))
+        )
         assert run_cell(folder.path) is Outcome.failed
     assert record_of(folder).error == {"type": "RuntimeError", "message": "out of memory"}
     assert "Traceback" in caplog.text
@@ -249,7 +311,9 @@ def test_an_error_is_in_the_record_and_its_traceback_in_the_log(
     assert record_of(folder).error is None
 
 
-def test_a_queued_run_reads_nothing_but_its_frozen_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_queued_run_reads_nothing_but_its_frozen_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever becomes of conf/ while it waits."""
     folder = queued(tmp_path)
 
@@ -271,10 +335,13 @@ def test_a_cell_is_claimed_by_one_process_only(tmp_path: Path) -> None:
     assert run_cell(folder.path) is Outcome.done
 
 
-def test_who_only_looks_takes_no_cell_from_whoever_begins_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_only_looks_takes_no_cell_from_whoever_begins_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To look whether a lock is held means to hold it for a moment."""
     folder = queued(tmp_path)
-    monkeypatch.setattr("dks.runs.record.GLANCE", 20.0)  # a look takes microseconds, but the machine may be busy
+    # a look takes microseconds, but the machine may be busy
+    monkeypatch.setattr("dks.runs.record.GLANCE", 20.0)
     held = threading.Event()
 
     def look() -> None:
@@ -301,7 +368,9 @@ def test_signals_only_set_a_flag() -> None:
             with pytest.raises(Interrupted, match=number.name) as stopped:
                 interruption.check()
             assert stopped.value.signal is number
-            assert pickle.loads(pickle.dumps(stopped.value)).signal is number, "it can travel between processes"
+            assert pickle.loads(pickle.dumps(stopped.value)).signal is number, (
+                "it can travel between processes"
+            )
             os.kill(os.getpid(), signal.SIGTERM)
             assert interruption.signal is number, "the first one counts"
             with pytest.raises(KeyboardInterrupt) as insisted:
@@ -374,8 +443,13 @@ def test_the_job_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert heartbeat.slurm_job() == "14"
 
 
-def test_a_heartbeat_tells_epoch_speed_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """3 epochs of 100 images, the first done before: after 40 more images in 2 seconds 160 images are left, 8 seconds."""
+def test_a_heartbeat_tells_epoch_speed_and_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 epochs of 100 images, the first done before.
+
+    After 40 more images in 2 seconds 160 images are left, 8 seconds.
+    """
     clock = [1000.0]
     monkeypatch.setattr(heartbeat.time, "monotonic", lambda: clock[0])
     pulse = Pulse(tmp_path, "node1", 3)
@@ -400,7 +474,9 @@ def test_a_heartbeat_tells_epoch_speed_and_end(tmp_path: Path, monkeypatch: pyte
     assert later.epoch == 3
 
 
-def test_the_heart_beats_while_a_run_lives_and_not_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_heart_beats_while_a_run_lives_and_not_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(heartbeat, "EVERY", 0.01)
     seen = set()
     with Pulse(tmp_path, "node1", 3):

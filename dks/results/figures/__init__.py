@@ -1,4 +1,7 @@
-"""Figures of a sweep: learning curves, errors with intervals, error against cost. Only drawing imports matplotlib."""
+"""Figures of a sweep: learning curves, errors with intervals, error against cost.
+
+Only drawing imports matplotlib.
+"""
 
 from dks.results.figures.files import FORMATS, image, write
 from dks.results.figures.kinds import KINDS, draw

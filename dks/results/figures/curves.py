@@ -1,4 +1,7 @@
-"""Learning curves: Figure 3 of the paper, and the range over several runs as the paper's authors plot it."""
+"""Learning curves.
+
+Figure 3 of the paper, and the range over several runs as the paper's authors plot it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,17 @@ from typing import TYPE_CHECKING, Literal
 from dks.config.errors import RequestError
 from dks.results.figures.layout import Group, Series, panels
 from dks.results.figures.runs import Curve, Curves, standing
-from dks.results.figures.style import DOUBLE, GREY, SINGLE, Look, legends_below, looks, new_figure, settle, styled
+from dks.results.figures.style import (
+    DOUBLE,
+    GREY,
+    SINGLE,
+    Look,
+    legends_below,
+    looks,
+    new_figure,
+    settle,
+    styled,
+)
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -26,15 +39,19 @@ TRAIN, TEST = "train/top1_error", "test/top1_error"
 MOST = 4
 # Markers on a line, to tell lines apart in grey, and their size in points.
 MARKS, SIZE = 5, 3.2
-# How dense the bands are; one over another must not hide the lines, and in Figure 3 there are two a configuration.
+# How dense the bands are; one over another must not hide the lines, and in Figure 3 there are two a
+# configuration.
 BAND = {"mean": 0.2, "median": 0.3}
-# The error falls steeply at first: the axis begins at the highest error after this part of the training, unless that is short.
+# The error falls steeply at first: the axis begins at the highest error after this part of the
+#     training, unless that is short.
 STEEP, SHORT = 0.1, 10
 
 
 def curves(table: Table, source: Source) -> Figure:
-    """Top-1 error against epoch, training dashed and test solid, as in Figure 3: the mean over the finished runs of every
-    configuration, their range as a band, and runs that are not finished as thin lines.
+    """Top-1 error against epoch, training dashed and test solid, as in Figure 3.
+
+    The mean over the finished runs of every configuration, their range as a band, and runs that are
+    not finished as thin lines.
 
     Raises:
         RequestError: no run has a curve yet, or the table is too large for a figure.
@@ -43,8 +60,10 @@ def curves(table: Table, source: Source) -> Figure:
 
 
 def spread(table: Table, source: Source) -> Figure:
-    """Top-1 test error against epoch: the median of the finished runs of every configuration and their whole range as a band, a
-    panel a row of the table.
+    """Top-1 test error against epoch.
+
+    The median of the finished runs of every configuration and their whole range as a band, a panel
+    a row of the table.
 
     Raises:
         RequestError: no run has a curve yet, or the table is too large for a figure.
@@ -52,7 +71,9 @@ def spread(table: Table, source: Source) -> Figure:
     return _draw(table, source, panels(table, 1), (TEST,), "median")
 
 
-def _draw(table: Table, source: Source, groups: Sequence[Group], metrics: Sequence[str], middle: Middle) -> Figure:
+def _draw(
+    table: Table, source: Source, groups: Sequence[Group], metrics: Sequence[str], middle: Middle
+) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     read = Curves(source, [series for group in groups for series in group.series], metrics)
@@ -60,11 +81,15 @@ def _draw(table: Table, source: Source, groups: Sequence[Group], metrics: Sequen
         raise RequestError(f"{table.name}: no run has a learning curve yet")
     every = {series.label: series for group in groups for series in group.series}
     look_of, single = looks(every), len(groups) == 1
-    across = 1 if single else 2 if len(groups) in (2, 4) else 3 if len(groups) in (3, 5, 6, 9) else 4
+    across = (
+        1 if single else 2 if len(groups) in (2, 4) else 3 if len(groups) in (3, 5, 6, 9) else 4
+    )
     down = -(-len(groups) // across)
     with styled():
         narrow = single and len(every) <= MOST
-        figure = new_figure(table.title, SINGLE if narrow else DOUBLE, down * (2.4 if across < 3 else 1.8) + 0.1)
+        figure = new_figure(
+            table.title, SINGLE if narrow else DOUBLE, down * (2.4 if across < 3 else 1.8) + 0.1
+        )
         grid = figure.subplots(down, across, squeeze=False)
         meanings: dict[str, Artist] = {}
         for index, axes in enumerate(grid.flat):
@@ -73,7 +98,9 @@ def _draw(table: Table, source: Source, groups: Sequence[Group], metrics: Sequen
                 continue
             _panel(axes, groups[index], read, metrics, middle, look_of, meanings)
             ticks = 5 if across < 4 else 4
-            axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
+            axes.xaxis.set_major_locator(
+                MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1)
+            )
             if not single:
                 axes.set_title(groups[index].title)
                 _tell_missing(axes, groups[index])
@@ -81,7 +108,10 @@ def _draw(table: Table, source: Source, groups: Sequence[Group], metrics: Sequen
                 axes.set_ylabel("top-1 error (%)" if TRAIN in metrics else "top-1 test error (%)")
             if index + across >= len(groups):
                 axes.set_xlabel("epoch")
-        handles = [_sample(look_of[label], _with_standing(series) if single else label) for label, series in every.items()]
+        handles = [
+            _sample(look_of[label], _with_standing(series) if single else label)
+            for label, series in every.items()
+        ]
         legends_below(figure, handles, [meanings[name] for name in sorted(meanings)])
         settle(figure)
     return figure
@@ -96,7 +126,10 @@ def _panel(
     look_of: dict[str, Look],
     meanings: dict[str, Artist],
 ) -> None:
-    """Draw the curves of some configurations; `meanings` gets what there is to explain, in the order of its keys."""
+    """Draw the curves of some configurations.
+
+    `meanings` gets what there is to explain, in the order of its keys.
+    """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -128,10 +161,21 @@ def _panel(
                 words = [name] if TRAIN in metrics else []
                 words += [f"{middle} of the runs"] if curve.runs > 1 else []
                 if words and (curve.runs > 1 or key not in meanings):
-                    meanings[key] = Line2D([], [], color=GREY, linestyle=dash, label=", ".join(words))
+                    meanings[key] = Line2D(
+                        [], [], color=GREY, linestyle=dash, label=", ".join(words)
+                    )
                 if curve.runs > 1:
-                    axes.fill_between(curve.epochs, curve.low, curve.high, color=look.colour, alpha=BAND[middle], linewidth=0)
-                    meanings["2"] = Patch(color=GREY, alpha=BAND[middle], linewidth=0, label="their range")
+                    axes.fill_between(
+                        curve.epochs,
+                        curve.low,
+                        curve.high,
+                        color=look.colour,
+                        alpha=BAND[middle],
+                        linewidth=0,
+                    )
+                    meanings["2"] = Patch(
+                        color=GREY, alpha=BAND[middle], linewidth=0, label="their range"
+                    )
             for curve in read.others(series, metric):
                 drawn.append(curve)
                 axes.plot(curve.epochs, curve.middle, dash, color=look.colour, linewidth=0.5)
@@ -141,7 +185,10 @@ def _panel(
 
 
 def limit(axes: Axes, drawn: Sequence[Curve]) -> None:
-    """From the first epoch to the last; from the lowest error to the highest after the steep beginning."""
+    """From the first epoch to the last.
+
+    From the lowest error to the highest after the steep beginning.
+    """
     last = max((curve.epochs[-1] for curve in drawn), default=1)
     begin = STEEP * last if last > SHORT else 0
     shown = [
@@ -159,7 +206,9 @@ def limit(axes: Axes, drawn: Sequence[Curve]) -> None:
 
 def _tell_missing(axes: Axes, group: Group) -> None:
     """In the corner that learning curves leave free."""
-    lines = [f"{series.label}: {told}" for series in group.series if (told := standing(series.cell))]
+    lines = [
+        f"{series.label}: {told}" for series in group.series if (told := standing(series.cell))
+    ]
     axes.text(1, 1, "\n".join(lines), transform=axes.transAxes, ha="right", va="top", color=GREY)
 
 

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 from dks.config.errors import RequestError
 from dks.results.figures.layout import Layout, Series, layout
 from dks.results.figures.runs import standing
-from dks.results.figures.style import DOUBLE, GREY, SINGLE, Look, legends_below, looks, new_figure, settle, styled
+from dks.results.figures.style import (
+    DOUBLE,
+    GREY,
+    SINGLE,
+    Look,
+    legends_below,
+    looks,
+    new_figure,
+    settle,
+    styled,
+)
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -18,14 +28,21 @@ if TYPE_CHECKING:
     from dks.results.model import Number, Table, TableCell
     from dks.tracking.source import Source
 
-PAPER: dict[str, Any] = {"linestyle": "", "marker": "D", "color": GREY, "markerfacecolor": "none", "markersize": 4.8}
+PAPER: dict[str, Any] = {
+    "linestyle": "",
+    "marker": "D",
+    "color": GREY,
+    "markerfacecolor": "none",
+    "markersize": 4.8,
+}
 ENDS: dict[str, Any] = {"marker": "|", "markersize": 5}
 LINE = 0.165  # inches a configuration takes
 
 
 def dots(table: Table, source: Source | None = None) -> Figure:
-    """The mean error of every configuration with its t interval, grouped by the rows of the table; an open diamond is the
-    paper's figure. A configuration without runs is named, with the reason.
+    """The mean error of every configuration with its t interval, grouped by the rows of the table.
+
+    An open diamond is the paper's figure. A configuration without runs is named, with the reason.
 
     Args:
         source: not read, all of it is in the table.
@@ -39,13 +56,19 @@ def dots(table: Table, source: Source | None = None) -> Figure:
     lines = _lines(laid)
     look_of = looks(series.label for series in lines if isinstance(series, Series))
     with styled():
-        figure = new_figure(table.title, SINGLE if len(table.metrics) == 1 else DOUBLE, LINE * (len(lines) + 0.6) + 0.5)
+        figure = new_figure(
+            table.title,
+            SINGLE if len(table.metrics) == 1 else DOUBLE,
+            LINE * (len(lines) + 0.6) + 0.5,
+        )
         grid = figure.subplots(1, len(table.metrics), sharey=True, squeeze=False)
         for index, (axes, metric) in enumerate(zip(grid.flat, table.metrics, strict=True)):
             for place, line in enumerate(lines):
                 if isinstance(line, Series):
                     _dot(axes, place, line.cell.numbers[index], look_of[line.label])
-            optimistic = f", best epoch{table.whose} (optimistic)" if table.epoch.value == "best" else ""
+            optimistic = (
+                f", best epoch{table.whose} (optimistic)" if table.epoch.value == "best" else ""
+            )
             axes.set_xlabel(f"{metric.label} test error (%){optimistic}")
             low, high = axes.get_xlim()
             # The interval of two runs may be far wider than what an error can be.
@@ -85,7 +108,15 @@ def _meanings(cells: Sequence[TableCell]) -> list[Artist]:
 
     several = any(cell.n > 1 for cell in cells)
     made: list[Artist] = [
-        Line2D([], [], linestyle="", marker="o", markersize=3, color=GREY, label="mean of the runs" if several else "one run")
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker="o",
+            markersize=3,
+            color=GREY,
+            label="mean of the runs" if several else "one run",
+        )
     ]
     if several:
         made.append(Line2D([], [], color=GREY, label=f"{CONFIDENCE:.0%} t interval", **ENDS))
@@ -99,7 +130,10 @@ def _name(axes: Axes, lines: list[Series | str]) -> None:
     axes.set_ylim(len(lines) - 0.4, -0.6)
     told = [standing(line.cell) if isinstance(line, Series) else "" for line in lines]
     names = [line.label if isinstance(line, Series) else line for line in lines]
-    axes.set_yticks(range(len(lines)), [f"{name} ({word})" if word else name for name, word in zip(names, told, strict=True)])
+    axes.set_yticks(
+        range(len(lines)),
+        [f"{name} ({word})" if word else name for name, word in zip(names, told, strict=True)],
+    )
     for text, line in zip(axes.get_yticklabels(), lines, strict=True):
         if isinstance(line, str):
             text.set_fontweight("bold")
@@ -108,7 +142,10 @@ def _name(axes: Axes, lines: list[Series | str]) -> None:
 
 
 def _align_titles(axes: Axes, lines: list[Series | str]) -> None:
-    """Move the titles of groups to the left edge of the names: what stands under a title is then seen to belong to it."""
+    """Move the titles of groups to the left edge of the names.
+
+    What stands under a title is then seen to belong to it.
+    """
     texts = axes.get_yticklabels()
     frame, edge = axes.get_window_extent(), min(text.get_window_extent().x0 for text in texts)
     for text, line in zip(texts, lines, strict=True):

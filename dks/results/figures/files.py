@@ -34,7 +34,9 @@ def image(figure: Figure, form: str) -> bytes:
 
 
 def write(figure: Figure, folder: Path, stem: str, forms: Sequence[str] = FORMATS) -> list[Path]:
-    """Write `stem.svg`, `.pdf` and `.png`, or some of them; a reader sees the old file or the new one, never half of it.
+    """Write `stem.svg`, `.pdf` and `.png`, or some of them.
+
+    A reader sees the old file or the new one, never half of it.
 
     Raises:
         RequestError: the folder cannot be written to.

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from dks.results.model import Table
     from dks.tracking.source import Source
 
-KINDS: dict[str, Callable[[Table, Source], Figure]] = {"curves": curves, "spread": spread, "dots": dots, "cost": cost}
+KINDS: dict[str, Callable[[Table, Source], Figure]] = {
+    "curves": curves,
+    "spread": spread,
+    "dots": dots,
+    "cost": cost,
+}
 
 
 def draw(kind: str, table: Table, source: Source) -> Figure:

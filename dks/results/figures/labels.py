@@ -14,10 +14,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.transforms import Bbox
 
-# Where a name may stand, best first: points to the right and up of its point, and which way it grows from there.
+# Where a name may stand, best first: points to the right and up of its point, and which way it
+#     grows from there.
 _NEAR, _FAR = 5.0, 11.0
 _PLACES = [
-    (right * distance * (0.75 if right and up else 1), up * distance * (0.75 if right and up else 1), right, up)
+    (
+        right * distance * (0.75 if right and up else 1),
+        up * distance * (0.75 if right and up else 1),
+        right,
+        up,
+    )
     for distance in (_NEAR, _FAR)
     for right, up in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 ]
@@ -33,11 +39,16 @@ class Name:
 
 
 def place(axes: Axes, names: Sequence[Name]) -> None:
-    """Write every name where it hides least, in the order given; the places of the axes must be settled."""
+    """Write every name where it hides least, in the order given.
+
+    The places of the axes must be settled.
+    """
     from matplotlib.transforms import Bbox
 
     frame = axes.get_window_extent()
-    spots = [[(float(x), float(y)) for x, y in axes.transData.transform(name.points)] for name in names]
+    spots = [
+        [(float(x), float(y)) for x, y in axes.transData.transform(name.points)] for name in names
+    ]
     taken = [box for points in spots for box in _drawn(points)]
     for index, name in enumerate(names):
         others = [point for points in (*spots[:index], *spots[index + 1 :]) for point in points]
@@ -80,8 +91,13 @@ def _drawn(points: Sequence[tuple[float, float]]) -> list[Bbox]:
     spots = [(x, y, 2.6 * point) for x, y in points]
     for (x, y), (other_x, other_y) in itertools.pairwise(points):
         steps = int(math.hypot(other_x - x, other_y - y) / (2 * point))
-        spots += [(x + (other_x - x) * step / steps, y + (other_y - y) * step / steps, point) for step in range(1, steps)]
-    return [Bbox.from_bounds(x - radius, y - radius, 2 * radius, 2 * radius) for x, y, radius in spots]
+        spots += [
+            (x + (other_x - x) * step / steps, y + (other_y - y) * step / steps, point)
+            for step in range(1, steps)
+        ]
+    return [
+        Bbox.from_bounds(x - radius, y - radius, 2 * radius, 2 * radius) for x, y, radius in spots
+    ]
 
 
 def _distance(box: Bbox, point: tuple[float, float]) -> float:

@@ -1,4 +1,7 @@
-"""Which configurations stand together: the rows of a table as groups, its columns as the series in them."""
+"""Which configurations stand together.
+
+The rows of a table as groups, its columns as the series in them.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +43,16 @@ class Group:
 class Layout:
     """All cells of a table."""
 
-    beside: tuple[Series, ...]  # those that the table tells of beneath it, and that belong to none of its rows
+    # those that the table tells of beneath it, and that belong to none of its rows
+    beside: tuple[Series, ...]
     groups: tuple[Group, ...]
 
 
 def layout(table: Table) -> Layout:
-    """A row of the table is a group. In a table without columns the last axis makes the series, if every group then has two or
-    more (networks x methods), and otherwise all cells are one group.
+    """A row of the table is a group.
+
+    In a table without columns the last axis makes the series, if every group then has two or more
+    (networks x methods), and otherwise all cells are one group.
 
     Raises:
         RequestError: the table has no cells, or so many that no figure of them could be read.
@@ -55,11 +61,17 @@ def layout(table: Table) -> Layout:
         raise RequestError(f"{table.name} has no configurations to draw")
     if len(table.cells) > MOST_CELLS:
         raise RequestError(
-            f"{table.name} has {len(table.cells):,} configurations, and a figure of more than {MOST_CELLS} cannot be read: "
+            f"{table.name} has {len(table.cells):,} configurations, and a figure of more than "
+            f"{MOST_CELLS} cannot be read: "
             "draw a smaller sweep"
         )
     axes = (*table.row_axes, *table.column_axes)
-    inside = [(row, column) for row in table.rows for column in table.columns if (row, column) in table.cells]
+    inside = [
+        (row, column)
+        for row in table.rows
+        for column in table.columns
+        if (row, column) in table.cells
+    ]
     cut = len(table.row_axes) if table.column_axes else max(len(axes) - 1, 0)
     sizes = [len(places) for places in _by_row(inside, cut).values()]
     if max(sizes, default=0) < 2 or (not table.column_axes and min(sizes) < 2):
@@ -70,20 +82,28 @@ def layout(table: Table) -> Layout:
         if place not in apart:
             rows[_labels(place)[:cut]].insert(0, place)
     titles = names(axes[:cut], list(rows)) if cut else [""] * len(rows)
-    columns = list(dict.fromkeys(_labels(place)[cut:] for places in rows.values() for place in places))
+    columns = list(
+        dict.fromkeys(_labels(place)[cut:] for places in rows.values() for place in places)
+    )
     column_names = dict(zip(columns, names(axes[cut:], columns), strict=True))
     return Layout(
         _all(table, apart),
         tuple(
-            Group(title, tuple(_series(table, place, column_names[_labels(place)[cut:]]) for place in places))
+            Group(
+                title,
+                tuple(
+                    _series(table, place, column_names[_labels(place)[cut:]]) for place in places
+                ),
+            )
             for title, places in zip(titles, rows.values(), strict=True)
         ),
     )
 
 
 def panels(table: Table, together: int) -> list[Group]:
-    """Panels of learning curves: the groups, each with the cells beside the table to compare with; all configurations in one
-    panel if they are at most `together`.
+    """Panels of learning curves: the groups, each with the cells beside the table to compare with.
+
+    All configurations in one panel if they are at most `together`.
 
     Raises:
         RequestError: as `layout`, or there would be too many panels.
@@ -98,7 +118,8 @@ def panels(table: Table, together: int) -> list[Group]:
             made.append(Group(group.title, (*laid.beside, *group.series[first : first + most])))
     if len(made) > MOST_PANELS:
         raise RequestError(
-            f"{table.name} would give {len(made)} panels of curves, and a figure of more than {MOST_PANELS} cannot be read: "
+            f"{table.name} would give {len(made)} panels of curves, and a figure of more than "
+            f"{MOST_PANELS} cannot be read: "
             "draw a smaller sweep"
         )
     return made

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 
 from dks.config.names import long_name
 
-_METHODS = {"baseline": "baseline", "ds": "DS", "dks": "DKS", "single": "branch alone", "alone": "alone"}
+_METHODS = {
+    "baseline": "baseline",
+    "ds": "DS",
+    "dks": "DKS",
+    "single": "branch alone",
+    "alone": "alone",
+}
 _DESIGNS = {
     "ap_2fc": "AP+2FC",
     "ap_conv_2fc": "AP+1Conv+2FC",
@@ -18,7 +24,8 @@ _DESIGNS = {
 }
 _STRATEGIES = {"topdown": "top-down", "bottomup": "bottom-up", "bidir": "bi-directional"}
 _DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
-# Values that say that there is nothing, or nothing of its own: left out where something else is said.
+# Values that say that there is nothing, or nothing of its own: left out where something else is
+#     said.
 _NOTHING = ("none", "-")
 
 
@@ -65,7 +72,9 @@ def names(axes: Sequence[str], labels: Sequence[Sequence[str]]) -> list[str]:
     short = [_short(axes, each) for each in labels]
     seen = Counter(short)
     return [
-        name if seen[name] == 1 else ", ".join(f"{axis}={value}" for axis, value in zip(axes, each, strict=True))
+        name
+        if seen[name] == 1
+        else ", ".join(f"{axis}={value}" for axis, value in zip(axes, each, strict=True))
         for name, each in zip(short, labels, strict=True)
     ]
 

@@ -30,13 +30,18 @@ SCREEN = 150  # dots an inch: they are looked at in MLflow, and a figure for pri
 _TEST_ERROR, _TRAIN_ERROR, _TEST_LOSS = "test/top1_error", "train/top1_error", "test/loss"
 # What is minimised, and its part that is the cross-entropy of c1, as a test loss is.
 _WHOLE_LOSS, _OWN_LOSS = "train/loss", "train/loss_ce"
-_STYLES: dict[str, Literal["-", "--", ":"]] = {"test": "-", "training": "--", "training, whole loss": ":"}
+_STYLES: dict[str, Literal["-", "--", ":"]] = {
+    "test": "-",
+    "training": "--",
+    "training, whole loss": ":",
+}
 
 
 def draw(folder: RunFolder, into: Path) -> list[Path]:
     """Write what there is to show of a run, and return the paths.
 
-    They are `curves.png` once it has an epoch, and `confusion.png` of c1 once it is trained, for at most MOST_CLASSES classes.
+    They are `curves.png` once it has an epoch, and `confusion.png` of c1 once it is trained, for at
+    most MOST_CLASSES classes.
 
     Raises:
         RequestError: a file of the run is damaged, or nothing can be written into that folder.
@@ -56,12 +61,15 @@ def curves(entries: Sequence[Entry], title: str) -> Figure:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     known = dict.fromkeys(chain.from_iterable(entry.metrics for entry in entries))
-    suffixes = sorted(name.removeprefix(_TEST_ERROR) for name in known if name.startswith(_TEST_ERROR))
+    suffixes = sorted(
+        name.removeprefix(_TEST_ERROR) for name in known if name.startswith(_TEST_ERROR)
+    )
     look_of = looks(suffixes)
     with styled():
         figure = new_figure(title, DOUBLE, 2.95, fitted=False, dpi=SCREEN)
         error, loss = figure.subplots(1, 2)
-        # The places are the same for every run. To look for the best ones takes four times as long as the drawing.
+        # The places are the same for every run. To look for the best ones takes four times as long
+        # as the drawing.
         figure.subplots_adjust(left=0.075, right=0.99, bottom=0.29, top=0.98, wspace=0.2)
         drawn = []
         for suffix, look in look_of.items():
@@ -69,7 +77,9 @@ def curves(entries: Sequence[Entry], title: str) -> Figure:
                 drawn += _line(error, entries, name + suffix, look.colour, meaning)
             _line(loss, entries, _TEST_LOSS + suffix, look.colour, "test")
         _line(loss, entries, _OWN_LOSS, look_of[""].colour, "training")
-        whole = len(look_of) > 1 and bool(_line(loss, entries, _WHOLE_LOSS, GREY, "training, whole loss"))
+        whole = len(look_of) > 1 and bool(
+            _line(loss, entries, _WHOLE_LOSS, GREY, "training, whole loss")
+        )
         limit(error, drawn)
         loss.set_xlim(error.get_xlim())
         loss.set_yscale("log")
@@ -80,23 +90,38 @@ def curves(entries: Sequence[Entry], title: str) -> Figure:
         loss.set_ylabel("loss")
         for axes in (error, loss):
             axes.set_xlabel("epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
+            axes.xaxis.set_major_locator(
+                MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1)
+            )
             axes.grid(axis="y")
         of_classifiers = [
-            Line2D([], [], color=look.colour, label=suffix.removeprefix("_") or "c1") for suffix, look in look_of.items()
+            Line2D([], [], color=look.colour, label=suffix.removeprefix("_") or "c1")
+            for suffix, look in look_of.items()
         ]
         meanings = [name for name in _STYLES if whole or "whole" not in name]
-        of_styles = [Line2D([], [], color=GREY, linestyle=_STYLES[name], label=name) for name in meanings]
+        of_styles = [
+            Line2D([], [], color=GREY, linestyle=_STYLES[name], label=name) for name in meanings
+        ]
         for handles, height in ((of_classifiers, 0.14), (of_styles, 0.07)):
             figure.legend(
-                handles=handles, loc="upper center", ncols=len(handles), bbox_to_anchor=(0.5, height), borderaxespad=0
+                handles=handles,
+                loc="upper center",
+                ncols=len(handles),
+                bbox_to_anchor=(0.5, height),
+                borderaxespad=0,
             )
     return figure
 
 
-def _line(axes: Axes, entries: Iterable[Entry], metric: str, colour: str, meaning: str) -> list[Curve]:
+def _line(
+    axes: Axes, entries: Iterable[Entry], metric: str, colour: str, meaning: str
+) -> list[Curve]:
     """Draw a metric where it is finite, one epoch alone as a point; returns what was drawn."""
-    points = [(entry.epoch, value) for entry in entries if abs(value := entry.metrics.get(metric, float("nan"))) < float("inf")]
+    points = [
+        (entry.epoch, value)
+        for entry in entries
+        if abs(value := entry.metrics.get(metric, float("nan"))) < float("inf")
+    ]
     if not points:
         return []
     epochs, values = zip(*points, strict=True)
@@ -105,7 +130,9 @@ def _line(axes: Axes, entries: Iterable[Entry], metric: str, colour: str, meanin
 
 
 def confusion(matrix: Sequence[Sequence[int]], title: str, names: Sequence[str] = ()) -> Figure:
-    """What the images of each class (a row) are taken for, in percent of the class, by the colour; the numbers are images.
+    """What the images of each class (a row) are taken for, in percent of the class, by the colour.
+
+    The numbers are images.
 
     Args:
         matrix: (K, K), a row a true class.
@@ -117,20 +144,32 @@ def confusion(matrix: Sequence[Sequence[int]], title: str, names: Sequence[str] 
     share = [[100 * images / max(sum(row), 1) for images in row] for row in matrix]
     with styled():
         size = SINGLE if few else DOUBLE
-        figure = new_figure(title, size, 0.87 * size, fitted=False, dpi=2 * SCREEN if few else SCREEN)
+        figure = new_figure(
+            title, size, 0.87 * size, fitted=False, dpi=2 * SCREEN if few else SCREEN
+        )
         axes = figure.subplots()
         named = few and len(names) >= len(matrix)
         left, bottom = (0.29, 0.29) if named else (0.13, 0.13) if few else (0.075, 0.07)
         figure.subplots_adjust(left=left, right=0.86 if few else 0.93, bottom=bottom, top=0.98)
         # By the square root, so that rare mistakes are seen beside what is right.
-        image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
-        figure.colorbar(image, label="images of the class (%)", ticks=[0, 1, 5, 20, 50, 100], fraction=0.045, pad=0.02)
+        image = axes.imshow(
+            share, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest"
+        )
+        figure.colorbar(
+            image,
+            label="images of the class (%)",
+            ticks=[0, 1, 5, 20, 50, 100],
+            fraction=0.045,
+            pad=0.02,
+        )
         for spine in axes.spines.values():
             spine.set_visible(True)
         axes.set_xlabel("predicted class of c1")
         axes.set_ylabel("true class")
         if few:
-            texts = [one_line(name)[:LONGEST_NAME] for name in names[: len(matrix)]] if named else None
+            texts = (
+                [one_line(name)[:LONGEST_NAME] for name in names[: len(matrix)]] if named else None
+            )
             axes.set_xticks(range(len(matrix)), texts)
             axes.set_yticks(range(len(matrix)), texts)
             if named:
@@ -141,14 +180,27 @@ def confusion(matrix: Sequence[Sequence[int]], title: str, names: Sequence[str] 
                     if images:
                         colour = "white" if share[true][predicted] > 30 else "black"
                         size = 7 if len(matrix) <= 10 and images < 1000 else 4
-                        axes.text(predicted, true, str(images), color=colour, ha="center", va="center", fontsize=size)
+                        axes.text(
+                            predicted,
+                            true,
+                            str(images),
+                            color=colour,
+                            ha="center",
+                            va="center",
+                            fontsize=size,
+                        )
     return figure
 
 
 def _matrix(file: Path) -> list[list[int]]:
-    """The confusion matrix of c1 from `confusion.csv`; empty where there is none, or none that a picture can show."""
+    """The confusion matrix of c1 from `confusion.csv`.
+
+    Empty where there is none, or none that a picture can show.
+    """
     try:
-        rows = [row for row in csv.DictReader(io.StringIO(read_text(file))) if row["classifier"] == "c1"]
+        rows = [
+            row for row in csv.DictReader(io.StringIO(read_text(file))) if row["classifier"] == "c1"
+        ]
         counts = {(int(row["true"]), int(row["predicted"])): int(row["images"]) for row in rows}
     except FileNotFoundError:
         return []
@@ -157,11 +209,17 @@ def _matrix(file: Path) -> list[list[int]]:
     classes = 1 + max((max(place) for place in counts), default=-1)
     if classes > MOST_CLASSES:  # or so it says
         return []
-    return [[counts.get((true, predicted), 0) for predicted in range(classes)] for true in range(classes)]
+    return [
+        [counts.get((true, predicted), 0) for predicted in range(classes)]
+        for true in range(classes)
+    ]
 
 
 def _names(file: Path) -> list[str]:
-    """The names of the classes from `classes.json`; empty where there are none, or the file is damaged."""
+    """The names of the classes from `classes.json`.
+
+    Empty where there are none, or the file is damaged.
+    """
     try:
         names = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,6 @@
-"""The learning curves of the runs of a table, read once, and what becomes of them over several runs."""
+"""The learning curves of the runs of a table, read once, and what becomes of them over several
+runs.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,8 @@ class Curve:
 class Curves:
     """The curves of all runs that some configurations have, finished or not.
 
-    Those of finished runs are summed up at every epoch. The others stay single: in a mean, a run that ends early would look
-    like a change of the error.
+    Those of finished runs are summed up at every epoch. The others stay single: in a mean, a run
+    that ends early would look like a change of the error.
     """
 
     def __init__(self, source: Source, series: Sequence[Series], metrics: Iterable[str]) -> None:
@@ -41,15 +43,22 @@ class Curves:
         wanted = {metric + each.suffix for metric in metrics for each in series}
         self._finished = finished(source.runs(cell_ids))
         history = source.histories(cell_ids, sorted(wanted))
-        history = history[history["value"].abs() < math.inf]  # a run that diverges has no place on an axis
+        # a run that diverges has no place on an axis
+        history = history[history["value"].abs() < math.inf]
         self._values = dict(iter(history.groupby("metric")))
 
     def __bool__(self) -> bool:
         return any(len(part) for part in self._values.values())
 
-    def summary(self, series: Series, metric: str, middle: Literal["mean", "median"]) -> Curve | None:
+    def summary(
+        self, series: Series, metric: str, middle: Literal["mean", "median"]
+    ) -> Curve | None:
         """Over the finished runs; None where there is none."""
-        wide = self._wide(series, metric, [cell_id for cell_id in series.cell.cell_ids if cell_id in self._finished])
+        wide = self._wide(
+            series,
+            metric,
+            [cell_id for cell_id in series.cell.cell_ids if cell_id in self._finished],
+        )
         if wide is None:
             return None
         low, high = wide.min(axis=1), wide.max(axis=1)
@@ -60,7 +69,10 @@ class Curves:
         """One a run that is not finished, as far as it got."""
         curves = []
         for cell_id in series.cell.cell_ids:
-            if cell_id not in self._finished and (wide := self._wide(series, metric, [cell_id])) is not None:
+            if (
+                cell_id not in self._finished
+                and (wide := self._wide(series, metric, [cell_id])) is not None
+            ):
                 values = tuple(wide[cell_id])
                 curves.append(Curve(tuple(wide.index), values, values, values, 1))
         return curves
@@ -75,13 +87,17 @@ class Curves:
 
 def finished(runs: pd.DataFrame) -> set[str]:
     """The cells whose run is done, with all of its epochs."""
-    whole = (runs["state"] == State.done.value) & ~((runs["epoch"] > 0) & (runs["epoch"] < runs["epochs"]))
+    whole = (runs["state"] == State.done.value) & ~(
+        (runs["epoch"] > 0) & (runs["epoch"] < runs["epochs"])
+    )
     return set(runs.loc[whole, "cell_id"])
 
 
 def standing(cell: TableCell) -> str:
-    """How far a configuration is: "" if all runs asked for count, "3 of 5", and where none counts what they are: "missing"; and
-    "2 codes" where its runs are of several.
+    """How far a configuration is.
+
+    "" if all runs asked for count, "3 of 5", and where none counts what they are: "missing"; and "2
+    codes" where its runs are of several.
     """
     codes = [f"{len(cell.codes)} codes"] if len(cell.codes) > 1 else []
     if cell.n:

@@ -1,4 +1,7 @@
-"""How every figure looks: the widths of a printed page, one size of letters, colours that the colour-blind tell apart."""
+"""How every figure looks.
+
+The widths of a printed page, one size of letters, colours that the colour-blind tell apart.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ DPI = 300
 POINTS = 8  # size of all letters
 
 GREY, PALE = "#595959", "#e6e6e6"
-# Okabe and Ito (2008), "Color Universal Design"; the first three differ most in grey as well, and yellow is pale on paper.
+# Okabe and Ito (2008), "Color Universal Design"; the first three differ most in grey as well, and
+# yellow is pale on paper.
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442")
 # Nine for eight colours: a pair comes again after 72 series only. The open diamond is the paper's.
 MARKERS = ("o", "s", "^", "v", "X", "P", "<", ">", "p")
@@ -82,7 +86,10 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Inside this context matplotlib draws in our way, whatever a person's own settings are; they come back afterwards."""
+    """Inside this context matplotlib draws in our way, whatever a person's own settings are.
+
+    They come back afterwards.
+    """
     import matplotlib
 
     with matplotlib.rc_context():
@@ -91,7 +98,9 @@ def styled() -> Iterator[None]:
         yield
 
 
-def new_figure(title: str, width: float, height: float, fitted: bool = True, dpi: int = DPI) -> Figure:
+def new_figure(
+    title: str, width: float, height: float, fitted: bool = True, dpi: int = DPI
+) -> Figure:
     """An empty figure of so many inches, known to no window and no notebook; inside of `styled`.
 
     Args:
@@ -107,18 +116,24 @@ def new_figure(title: str, width: float, height: float, fitted: bool = True, dpi
 
 
 def settle(figure: Figure) -> None:
-    """Find the places of all axes, and keep them however often and at whatever resolution the figure is drawn."""
+    """Find the places of all axes, and keep them however often and at whatever resolution the
+    figure is drawn.
+    """
     for _ in range(2):  # ticks may change once the axes have their size
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in figure.axes:
-        # The solver of the layout varies in last digits, which would be seen in the names inside of an SVG.
+        # The solver of the layout varies in last digits, which would be seen in the names inside of
+        # an SVG.
         left, bottom, width, height = (round(float(edge), 5) for edge in axes.get_position().bounds)
         axes.set_position((left, bottom, width, height))
 
 
 def legends_below(figure: Figure, *groups: Sequence[Artist]) -> None:
-    """Legends below the axes, one under another, each in as many columns as there is room for; the figure grows by them."""
+    """Legends below the axes, one under another, each in as many columns as there is room for.
+
+    The figure grows by them.
+    """
     made = [_legend(figure, group) for group in groups if group]
     heights = [legend.get_window_extent().height / DPI for legend in made]
     width, height = (float(size) for size in figure.get_size_inches())
@@ -135,7 +150,8 @@ def _legend(figure: Figure, handles: Sequence[Artist]) -> Legend:
     limit = figure.get_size_inches()[0] * DPI
     for columns in range(len(handles), 0, -1):
         # matplotlib fills columns; a person reads lines.
-        across = -(-len(handles) // -(-len(handles) // columns))  # no line with a single one left over
+        # no line with a single one left over
+        across = -(-len(handles) // -(-len(handles) // columns))
         by_column = [handle for first in range(across) for handle in handles[first::across]]
         legend = figure.legend(
             handles=by_column,

@@ -1,4 +1,7 @@
-"""A sweep as one HTML file that needs no network: tables, runs, curves, cost, and what is missing."""
+"""A sweep as one HTML file that needs no network.
+
+Tables, runs, curves, cost, and what is missing.
+"""
 
 from __future__ import annotations
 

@@ -44,7 +44,11 @@ def contents(tables: Sequence[Table], runs: Runs, curves: Curves, source: Source
     return {
         "runs": _columns(frame),
         "configs": [
-            {"id": config_id, "own": own.get(config_id), "curves": curves.configs.get(config_id, {})}
+            {
+                "id": config_id,
+                "own": own.get(config_id),
+                "curves": curves.configs.get(config_id, {}),
+            }
             for config_id in config_ids
         ],
         "common": common,
@@ -52,7 +56,9 @@ def contents(tables: Sequence[Table], runs: Runs, curves: Curves, source: Source
             "grids": curves.grids,
             "metrics": curves.metrics,
             "step": curves.step,
-            "runs": {run_at[cell_id]: lines for cell_id, lines in curves.runs.items()} if curves.has_runs else None,
+            "runs": {run_at[cell_id]: lines for cell_id, lines in curves.runs.items()}
+            if curves.has_runs
+            else None,
         },
         "tables": [_table(table, run_at, config_at) for table in tables],
     }
@@ -65,12 +71,20 @@ def _columns(frame: pd.DataFrame) -> dict[str, Any]:
         values = [value if isinstance(value, str) else "" for value in frame[name]]
         pool = list(dict.fromkeys(values))
         at = {value: index for index, value in enumerate(pool)}
-        columns[name] = {"pool": pool, "at": [at[value] for value in values]} if 2 * len(pool) < len(values) else values
+        columns[name] = (
+            {"pool": pool, "at": [at[value] for value in values]}
+            if 2 * len(pool) < len(values)
+            else values
+        )
     for name in _COUNTS:
         columns[name] = [0 if math.isnan(value) else int(value) for value in frame[name]]
     for name in sorted(frame.columns):
         kind, _, metric = name.partition("/")
-        if kind == "cost" or name.startswith("best/epoch") or (kind in ("final", "best") and metric.startswith(_SHOWN)):
+        if (
+            kind == "cost"
+            or name.startswith("best/epoch")
+            or (kind in ("final", "best") and metric.startswith(_SHOWN))
+        ):
             numbers = [_number(value) for value in frame[name]]
             if any(number is not None for number in numbers):
                 columns[name] = numbers
@@ -84,8 +98,12 @@ def _number(value: float) -> float | str | None:
     return rounded(value)
 
 
-def _configurations(source: Source, runs: Runs, config_ids: Sequence[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What all configurations have in common, and what each has besides; only those that some run has begun.
+def _configurations(
+    source: Source, runs: Runs, config_ids: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What all configurations have in common, and what each has besides.
+
+    Only those that some run has begun.
 
     Runs of one configuration differ in their seed alone, so the first one speaks for all.
     """
@@ -93,11 +111,17 @@ def _configurations(source: Source, runs: Runs, config_ids: Sequence[str]) -> tu
     known: dict[str, dict[str, Any]] = {}
     for config_id in config_ids:
         if config_id in first.index and (values := source.config(first[config_id])):
-            known[config_id] = {key: _plain(value) for key, value in values.items() if key != "seed"}
+            known[config_id] = {
+                key: _plain(value) for key, value in values.items() if key != "seed"
+            }
     if not known:
         return {}, {}
     one, *others = known.values()
-    common = {key: value for key, value in one.items() if all(key in each and each[key] == value for each in others)}
+    common = {
+        key: value
+        for key, value in one.items()
+        if all(key in each and each[key] == value for each in others)
+    }
     return common, {
         config_id: {key: value for key, value in sorted(values.items()) if key not in common}
         for config_id, values in known.items()
@@ -111,11 +135,15 @@ def _plain(value: Any) -> str:
 
 def _table(table: Table, run_at: Mapping[str, int], config_at: Mapping[str, int]) -> dict[str, Any]:
     shown = (*table.row_axes, *table.column_axes)
-    places = sorted(table.cells, key=lambda place: place not in table.aside)  # what all others are compared with comes first
+    # what all others are compared with comes first
+    places = sorted(table.cells, key=lambda place: place not in table.aside)
     return {
         "title": table.title,
         "classifiers": CLASSIFIER in shown,
-        "cells": [_cell(table.cells[place], place, shown, run_at, config_at, table.epoch) for place in cells(table)],
+        "cells": [
+            _cell(table.cells[place], place, shown, run_at, config_at, table.epoch)
+            for place in cells(table)
+        ],
         "first": [cells(table).index(place) for place in places],
     }
 
@@ -126,7 +154,12 @@ def cells(table: Table) -> list[Place]:
 
 
 def _cell(
-    cell: TableCell, place: Place, shown: Sequence[str], run_at: Mapping[str, int], config_at: Mapping[str, int], epoch: Epoch
+    cell: TableCell,
+    place: Place,
+    shown: Sequence[str],
+    run_at: Mapping[str, int],
+    config_at: Mapping[str, int],
+    epoch: Epoch,
 ) -> dict[str, Any]:
     labels = dict(zip(shown, (*place[0], *place[1]), strict=True))
     classifier = labels.get(CLASSIFIER, "c1") if labels.get(TRAINING) != _ALONE else "c1"
@@ -162,12 +195,19 @@ def _facts(cell: TableCell, epoch: Epoch) -> list[tuple[str, str]]:
             facts.append((f"{what}, 95 % interval of the mean", f"{fixed(low)} to {fixed(high)} %"))
         if number.paper is not None:
             spread = f" ± {number.paper.sd}" if number.paper.sd else ""
-            facts.append((f"{what} in the paper", f"{number.paper.mean}{spread} %, {number.paper.where}"))
+            facts.append(
+                (f"{what} in the paper", f"{number.paper.mean}{spread} %, {number.paper.where}")
+            )
         if number.difference is not None:
             facts.append((f"{what}, ours less the paper's", fixed(number.difference, signed=True)))
-        facts += [(f"{what}, gain over {OVER[over]}", fixed(gain, signed=True)) for over, gain in number.gains.items()]
+        facts += [
+            (f"{what}, gain over {OVER[over]}", fixed(gain, signed=True))
+            for over, gain in number.gains.items()
+        ]
     computed = [("computed with", cell.computed)] if cell.computed else []
     computed += [
-        (f"code {short(code)}", f"{count} of {cell.n} runs") for code, count in cell.codes.items() if len(cell.codes) > 1
+        (f"code {short(code)}", f"{count} of {cell.n} runs")
+        for code, count in cell.codes.items()
+        if len(cell.codes) > 1
     ]
     return [*facts, *computed, ("runs that count", f"{cell.n} of {cell.wanted}")]

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from dks.tracking.source import Source
 
 CLASSIFIERS = ("", "_c2", "_c3", "_c4")  # behind the name of a metric; the network's own has none
-# With more runs than these, a page holds the curves of configurations alone, and those of their own classifier.
+# With more runs than these, a page holds the curves of configurations alone, and those of their own
+# classifier.
 MANY_RUNS = 500
 _OWN = ("train/top1_error", "test/top1_error")
 _ALL = tuple(f"{metric}{classifier}" for classifier in CLASSIFIERS for metric in _OWN)
@@ -26,8 +27,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass
 class Curves:
-    """`configs[config_id][metric]` is `[grid, mean, lowest, highest]` over runs, the last two for tests of several runs alone;
-    `runs[cell_id][metric]` is `[grid, values]`. `grids[grid]` are the epochs. None stands for what is not finite.
+    """`configs[config_id][metric]` is `[grid, mean, lowest, highest]` over runs, the last two for
+    tests of several runs alone; `runs[cell_id][metric]` is `[grid, values]`. `grids[grid]` are the
+    epochs. None stands for what is not finite.
     """
 
     grids: list[list[int]] = field(default_factory=list)
@@ -48,7 +50,8 @@ def read(source: Source, configs: Mapping[str, Sequence[str]], done: set[str]) -
 
     Args:
         configs: config_id -> its runs that were begun.
-        done: the finished runs; a mean is over those of a configuration, or over what there is where none is finished.
+        done: the finished runs; a mean is over those of a configuration, or over what there is
+            where none is finished.
     """
     count = sum(map(len, configs.values()))
     several = {config_id for config_id, runs in configs.items() if len(runs) > 1}
@@ -60,7 +63,9 @@ def read(source: Source, configs: Mapping[str, Sequence[str]], done: set[str]) -
     points = max(_FEWEST, min(_POINTS, _PAGE_POINTS // max(1, lines)))
     numbers: dict[bytes, int] = {}
 
-    def add(named: dict[str, list[Any]], metric: str, epochs: npt.NDArray[np.int64], values: Floats) -> None:
+    def add(
+        named: dict[str, list[Any]], metric: str, epochs: npt.NDArray[np.int64], values: Floats
+    ) -> None:
         """One curve, or the mean and range of several, one a column."""
         there = ~np.isnan(values).all(axis=1)
         if there.any():
@@ -69,13 +74,19 @@ def read(source: Source, configs: Mapping[str, Sequence[str]], done: set[str]) -
             grid = numbers.setdefault(epochs[kept].tobytes(), len(result.grids))
             if grid == len(result.grids):
                 result.grids.append(epochs[kept].tolist())
-            named[metric] = [grid, *map(_rounded, _summary(values[kept], with_range=_is_test(metric)))]
+            named[metric] = [
+                grid,
+                *map(_rounded, _summary(values[kept], with_range=_is_test(metric))),
+            ]
 
     for part in _parts(configs):
-        histories = source.histories([cell_id for runs in part.values() for cell_id in runs], metrics)
+        histories = source.histories(
+            [cell_id for runs in part.values() for cell_id in runs], metrics
+        )
         for metric, frame in histories.groupby("metric", sort=False):
             wide = frame.pivot(index="epoch", columns="cell_id", values="value").sort_index()
-            epochs, values = wide.index.to_numpy(dtype=np.int64), wide.to_numpy(dtype=float, copy=True)
+            epochs = wide.index.to_numpy(dtype=np.int64)
+            values = wide.to_numpy(dtype=float, copy=True)
             values[~np.isfinite(values)] = np.nan
             at = {cell_id: index for index, cell_id in enumerate(wide.columns)}
             for config_id, runs in part.items():
@@ -83,9 +94,19 @@ def read(source: Source, configs: Mapping[str, Sequence[str]], done: set[str]) -
                 if not begun:
                     continue
                 counted = [cell_id for cell_id in begun if cell_id in done] or begun
-                add(result.configs.setdefault(config_id, {}), str(metric), epochs, values[:, [at[each] for each in counted]])
+                add(
+                    result.configs.setdefault(config_id, {}),
+                    str(metric),
+                    epochs,
+                    values[:, [at[each] for each in counted]],
+                )
                 for cell_id in begun if result.has_runs and config_id in several else ():
-                    add(result.runs.setdefault(cell_id, {}), str(metric), epochs, values[:, [at[cell_id]]])
+                    add(
+                        result.runs.setdefault(cell_id, {}),
+                        str(metric),
+                        epochs,
+                        values[:, [at[cell_id]]],
+                    )
     return result
 
 
@@ -105,12 +126,17 @@ def _thinned(indices: npt.NDArray[np.intp], points: int) -> npt.NDArray[np.intp]
     """At most so many, evenly spread, the first and the last among them."""
     if len(indices) <= points:
         return indices
-    chosen: npt.NDArray[np.intp] = indices[np.linspace(0, len(indices) - 1, points).round().astype(int)]
+    chosen: npt.NDArray[np.intp] = indices[
+        np.linspace(0, len(indices) - 1, points).round().astype(int)
+    ]
     return chosen
 
 
 def _summary(values: Floats, with_range: bool) -> tuple[Floats, ...]:
-    """Mean, lowest and highest of the columns in each row, a single column as it is. Every row has a value."""
+    """Mean, lowest and highest of the columns in each row, a single column as it is.
+
+    Every row has a value.
+    """
     if values.shape[1] == 1:
         return (values[:, 0],)
     mean = np.nanmean(values, axis=1)

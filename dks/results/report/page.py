@@ -1,4 +1,7 @@
-"""The page: a template filled with the tables of a study, its style, its script, and its data, all in one file."""
+"""The page.
+
+A template filled with the tables of a study, its style, its script, and its data, all in one file.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,10 @@ _GRAVE = (State.failed, State.lost, State.killed, State.running, State.queued, S
 
 
 def write_report(study: Study, path: Path | str, epoch: Epoch = Epoch.last) -> Path:
-    """Write the page, as a whole or not at all; the same runs give the same bytes. Returns its path."""
+    """Write the page, as a whole or not at all; the same runs give the same bytes.
+
+    Returns its path.
+    """
     target = Path(path)
     write_atomically(target, page(study, epoch))
     return target
@@ -46,21 +52,32 @@ def page(study: Study, epoch: Epoch = Epoch.last) -> str:
     """The HTML of the report."""
     tables = study.tables(epoch=epoch)
     runs = collect(study.parts, study.runs, study.source.name)
-    by_config = {str(config_id): list(group["cell_id"]) for config_id, group in runs.begun.groupby("config_id", sort=False)}
+    by_config = {
+        str(config_id): list(group["cell_id"])
+        for config_id, group in runs.begun.groupby("config_id", sort=False)
+    }
     finished = runs.frame.loc[runs.frame["state"] == State.done.value, "cell_id"]
     found = curves.read(study.source, by_config, set(finished))
     script = "\n".join(["'use strict';", *map(_text, _SCRIPTS)])
     style = _text("page.css")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters.update(
-        flops=_flops, hours=_hours, join_states=_joined, runs=_runs, short=_short, thousands=lambda count: f"{count:,}"
+        flops=_flops,
+        hours=_hours,
+        join_states=_joined,
+        runs=_runs,
+        short=_short,
+        thousands=lambda count: f"{count:,}",
     )
     states, done = runs.states, len(finished)
     made = runs.frame[runs.frame["cell_id"].isin(finished)].to_dict("records")
     total = sum(states.values())
     under_way = sum(states.get(state, 0) for state in _UNDER_WAY)
     return environment.from_string(_text("page.html")).render(
-        policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'",
+        policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; "
+        f"base-uri 'none'; form-action 'none'",
         version=dks.__version__,
         style=Markup(style),
         script=Markup(script),
@@ -72,7 +89,8 @@ def page(study: Study, epoch: Epoch = Epoch.last) -> str:
         epoch="of the last epoch" if epoch is Epoch.last else "of the best epochs: optimistic",
         states=states,
         shares=[
-            (state, count, end - count) for (state, count), end in zip(states.items(), accumulate(states.values()), strict=True)
+            (state, count, end - count)
+            for (state, count), end in zip(states.items(), accumulate(states.values()), strict=True)
         ],
         total=total,
         done=done,
@@ -83,7 +101,9 @@ def page(study: Study, epoch: Epoch = Epoch.last) -> str:
         flops=sum(each.flops for each in runs.spent),
         period=_period(runs),
         commits=_counted(runs.begun["git_commit"]),
-        codes=[(" and ".join(names), count) for names, count in counted(map(computed_by, made)).items()],
+        codes=[
+            (" and ".join(names), count) for names, count in counted(map(computed_by, made)).items()
+        ],
         versions=runs.versions,
         devices=_counted(runs.begun["device"].dropna().map(kind)),
         fingerprints=_counted(runs.begun["data_fingerprint"]),
@@ -102,7 +122,10 @@ def _hash(text: str) -> str:
 
 
 def _json(values: Any) -> Markup:
-    """JSON that no text in it can end: a browser looks for `</script` and `<!--` before anything else."""
+    """JSON that no text in it can end.
+
+    A browser looks for `</script` and `<!--` before anything else.
+    """
     text = json.dumps(values, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
@@ -116,9 +139,16 @@ def _table(table: Table, at: int) -> dict[str, Any]:
         "optimistic": table.epoch is Epoch.best,
         "whose": table.whose or " of each run",
         "count": len(table.cells),
-        "sheets": [_sheet(sheet, table, numbers, f"caption-{at}-{number}") for number, sheet in enumerate(sheets(table))],
+        "sheets": [
+            _sheet(sheet, table, numbers, f"caption-{at}-{number}")
+            for number, sheet in enumerate(sheets(table))
+        ],
         "lacking": [
-            {"cell": numbers[place], "label": label(place) or cell.method, "states": {**cell.states, **cell.left_out}}
+            {
+                "cell": numbers[place],
+                "label": label(place) or cell.method,
+                "states": {**cell.states, **cell.left_out},
+            }
             for place, cell in lacking
         ],
     }
@@ -133,7 +163,10 @@ def _sheet(sheet: Sheet, table: Table, numbers: dict[Place, int], name: str) -> 
         "head": sheet.head,
         "kinds": _kinds(sheet),
         "notes": [_note(note, table, numbers) for note in sheet.notes],
-        "rows": [{"labels": row.labels, "cells": [_cell(cell, table, numbers) for cell in row.cells]} for row in sheet.rows],
+        "rows": [
+            {"labels": row.labels, "cells": [_cell(cell, table, numbers) for cell in row.cells]}
+            for row in sheet.rows
+        ],
     }
 
 
@@ -157,7 +190,11 @@ def _note(note: str, table: Table, numbers: dict[Place, int]) -> dict[str, Any]:
     """A note on a cell that stands beside the table opens its runs."""
     for place in table.aside:
         if note.startswith(f"{label(place)}:"):
-            return {"cell": numbers[place], "label": label(place), "text": note[len(label(place)) :]}
+            return {
+                "cell": numbers[place],
+                "label": label(place),
+                "text": note[len(label(place)) :],
+            }
     return {"cell": None, "label": "", "text": note}
 
 
@@ -165,7 +202,11 @@ def _cell(cell: SheetCell, table: Table, numbers: dict[Place, int]) -> dict[str,
     behind = table.cells.get(cell.place) if cell.place is not None else None
     # The figure, and beside it in small letters what is to be said of it.
     figure = error_text(behind) if behind is not None and cell.tone else ""
-    text, rest = (figure, cell.text[len(figure) :].strip()) if figure and cell.text.startswith(figure) else (cell.text, "")
+    text, rest = (
+        (figure, cell.text[len(figure) :].strip())
+        if figure and cell.text.startswith(figure)
+        else (cell.text, "")
+    )
     return {
         "text": text,
         "rest": rest,

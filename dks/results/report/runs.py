@@ -31,12 +31,15 @@ class Spent:
 
 @dataclass(frozen=True)
 class Runs:
-    """One row a run asked for, in the order of the sweep: the source's columns, and `error` (why it failed, else ""),
-    `mlflow_uri` and `mlflow_link` ("": unknown, or no page).
+    """One row a run asked for, in the order of the sweep.
+
+    The source's columns, and `error` (why it failed, else ""), `mlflow_uri` and `mlflow_link` ("":
+    unknown, or no page).
     """
 
     frame: pd.DataFrame
-    pending: int  # runs of the tables that wait until something is chosen, and have no identity before
+    # runs of the tables that wait until something is chosen, and have no identity before
+    pending: int
     spent: tuple[Spent, ...]  # the longest first
     versions: dict[str, int]  # "torch 2.11.0" -> runs computed with it
 
@@ -44,7 +47,15 @@ class Runs:
     def states(self) -> dict[str, int]:
         """State -> runs; finished ones first, those never begun last."""
         counts = Counter(self.frame["state"]) + Counter({State.missing.value: self.pending})
-        order = (State.done, State.running, State.queued, State.failed, State.killed, State.lost, State.missing)
+        order = (
+            State.done,
+            State.running,
+            State.queued,
+            State.failed,
+            State.killed,
+            State.lost,
+            State.missing,
+        )
         return {state.value: counts[state.value] for state in order if counts[state.value]}
 
     @property
@@ -63,16 +74,27 @@ def collect(parts: Sequence[Manifest], found: pd.DataFrame, source: str) -> Runs
     cells = {cell.cell_id: cell for part in parts for cell in (*part.cells, *part.selection)}
     rows = [(cell.cell_id, cell.config_id, cell.seed, cell.method) for cell in cells.values()]
     wanted = pd.DataFrame(rows, columns=["cell_id", "config_id", "seed", "method"])
-    frame = wanted.merge(found.drop(columns=["config_id", "seed", "method"]), on="cell_id", how="left")
+    frame = wanted.merge(
+        found.drop(columns=["config_id", "seed", "method"]), on="cell_id", how="left"
+    )
     frame["state"] = frame["state"].fillna(State.missing.value)
     runs = frame.to_dict("records")
     records = [_record(run["place"]) for run in runs]
-    frame["error"] = [_error(run["state"], record) for run, record in zip(runs, records, strict=True)]
+    frame["error"] = [
+        _error(run["state"], record) for run, record in zip(runs, records, strict=True)
+    ]
     frame["mlflow_uri"] = uris = [_mlflow_uri(run, source) for run in runs]
     frame["mlflow_link"] = [_mlflow_link(run, uri) for run, uri in zip(runs, uris, strict=True)]
     last = [record.attempts[-1] for record in records if record is not None and record.attempts]
-    versions = Counter(f"{name} {version}" for attempt in last for name, version in attempt.versions.items())
-    return Runs(frame, sum(len(part.pending) for part in parts), _spent(runs, records), dict(sorted(versions.items())))
+    versions = Counter(
+        f"{name} {version}" for attempt in last for name, version in attempt.versions.items()
+    )
+    return Runs(
+        frame,
+        sum(len(part.pending) for part in parts),
+        _spent(runs, records),
+        dict(sorted(versions.items())),
+    )
 
 
 def _record(place: Any) -> Record | None:
@@ -90,7 +112,9 @@ def _error(state: str, record: Record | None) -> str:
     return f"{record.error['type']}: {record.error['message']}"
 
 
-def _spent(runs: Sequence[Mapping[Any, Any]], records: Sequence[Record | None]) -> tuple[Spent, ...]:
+def _spent(
+    runs: Sequence[Mapping[Any, Any]], records: Sequence[Record | None]
+) -> tuple[Spent, ...]:
     hours: defaultdict[str, float] = defaultdict(float)
     flops: defaultdict[str, float] = defaultdict(float)
     worked: Counter[str] = Counter()
@@ -106,10 +130,20 @@ def _spent(runs: Sequence[Mapping[Any, Any]], records: Sequence[Record | None]) 
 
 
 def _shares(run: Mapping[Any, Any], record: Record | None) -> list[tuple[str, float]]:
-    """Kind of device and seconds, for every attempt; several processes that train together count each."""
+    """Kind of device and seconds, for every attempt.
+
+    Several processes that train together count each.
+    """
     if record is not None:
-        return [(kind(attempt.device), attempt.seconds * attempt.processes) for attempt in record.attempts]
-    return [(kind(run["device"]), _number(run.get("cost/seconds")))] if isinstance(run["device"], str) else []
+        return [
+            (kind(attempt.device), attempt.seconds * attempt.processes)
+            for attempt in record.attempts
+        ]
+    return (
+        [(kind(run["device"]), _number(run.get("cost/seconds")))]
+        if isinstance(run["device"], str)
+        else []
+    )
 
 
 def _number(value: Any) -> float:
@@ -118,7 +152,9 @@ def _number(value: Any) -> float:
 
 def kind(device: str) -> str:
     """CPU for `cpu`, NVIDIA H100 for `cuda:0 (NVIDIA H100)`."""
-    return device.partition("(")[2].removesuffix(")").strip() or ("CPU" if device == "cpu" else device)
+    return device.partition("(")[2].removesuffix(")").strip() or (
+        "CPU" if device == "cpu" else device
+    )
 
 
 def _mlflow_uri(run: Mapping[Any, Any], source: str) -> str:
@@ -138,4 +174,5 @@ def _mlflow_link(run: Mapping[Any, Any], uri: str) -> str:
     experiment, run_id = run["mlflow_experiment_id"], run["mlflow_run_id"]
     if not uri.startswith(("http://", "https://")) or not isinstance(experiment, str):
         return ""
-    return f"{uri.rstrip('/')}/#/experiments/{quote(experiment, safe='')}/runs/{quote(run_id, safe='')}"
+    place = f"experiments/{quote(experiment, safe='')}/runs/{quote(run_id, safe='')}"
+    return f"{uri.rstrip('/')}/#/{place}"

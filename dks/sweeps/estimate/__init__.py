@@ -1,1 +1,4 @@
-"""How long runs will take and what they need, told before they are launched: seen, probed or counted."""
+"""How long runs will take and what they need, told before they are launched.
+
+Seen, probed or counted.
+"""

@@ -1,4 +1,7 @@
-"""What forecasts remember from one command to the next: probes of this user's machines, and counted operations."""
+"""What forecasts remember from one command to the next.
+
+Probes of this user's machines, and counted operations.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,16 @@ T = TypeVar("T")
 
 
 class Cache(Generic[T]):
-    """Values under names in one JSON file of this user's folder for caches; without a readable or writable file it is empty."""
+    """Values under names in one JSON file of this user's folder for caches.
+
+    Without a readable or writable file it is empty.
+    """
 
     def __init__(self, file: str, parse: Callable[[dict[str, Any]], T]) -> None:
-        """`parse` makes a value of an entry; it raises TypeError, KeyError or ValueError for what is none."""
+        """`parse` makes a value of an entry.
+
+        It raises TypeError, KeyError or ValueError for what is none.
+        """
         self.path = cache_folder() / file
         self._parse = parse
         self._entries = self._read()
@@ -45,7 +54,11 @@ class Cache(Generic[T]):
 
     def where(self, key: str, value: str) -> list[T]:
         """All values whose entry has this value under that key."""
-        entries = [entry for entry in self._entries.values() if isinstance(entry, dict) and entry.get(key) == value]
+        entries = [
+            entry
+            for entry in self._entries.values()
+            if isinstance(entry, dict) and entry.get(key) == value
+        ]
         return [found for entry in entries if (found := self._valid(entry)) is not None]
 
     def put(self, name: str, **entry: Any) -> None:
@@ -56,7 +69,9 @@ class Cache(Generic[T]):
         """Add what is new to the file, as a whole or not at all."""
         if not self._new:
             return
-        entries = {name: entry for name, entry in self._read().items() if self._valid(entry) is not None} | self._new
+        entries = {
+            name: entry for name, entry in self._read().items() if self._valid(entry) is not None
+        } | self._new
         newest = sorted(entries.items(), key=lambda item: item[1]["time"])[-ENTRIES_KEPT:]
         with suppress(OSError):
             write_atomically(self.path, json.dumps(dict(newest), indent=1) + "\n")
@@ -99,21 +114,30 @@ class ProbeCache:
 
 def _probe_in(entry: dict[str, Any]) -> Probe:
     measured = Probe(**entry["probe"])
-    for number in (measured.seconds_per_step, measured.seconds_per_test_image, measured.flops_per_second):
+    for number in (
+        measured.seconds_per_step,
+        measured.seconds_per_test_image,
+        measured.flops_per_second,
+    ):
         if not (math.isfinite(number) and number > 0):
             raise ValueError(number)
     return measured
 
 
 class FlopsCache:
-    """Counted operations, in `dks/flops.json`: a sweep over dozens of networks is then counted once and not at every look."""
+    """Counted operations, in `dks/flops.json`.
+
+    A sweep over dozens of networks is then counted once and not at every look.
+    """
 
     def __init__(self) -> None:
         self._cache = Cache("flops.json", _flops_in)
 
     def of(self, config: Config) -> Flops:
         """Raises what `flops` raises."""
-        name = hashlib.sha256(canonical_json([network_key(config), _code()]).encode()).hexdigest()[:16]
+        name = hashlib.sha256(canonical_json([network_key(config), _code()]).encode()).hexdigest()[
+            :16
+        ]
         counted = self._cache.get(name)
         if counted is None:
             counted = flops(config)
@@ -133,7 +157,10 @@ def _flops_in(entry: dict[str, Any]) -> Flops:
 
 @lru_cache(maxsize=1)
 def _code() -> str:
-    """What the operations of a network depend on beside its configuration: the code that builds and counts it."""
+    """What the operations of a network depend on beside its configuration.
+
+    The code that builds and counts it.
+    """
     package = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256(torch.__version__.encode())
     for path in (*sorted((package / "models").glob("*.py")), package / "training" / "flops.py"):

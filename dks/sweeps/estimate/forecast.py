@@ -1,7 +1,8 @@
 """How long the cells of a sweep will take, and how much memory a run needs, before any is launched.
 
-Cells with the same network, batch and image size cost the same a step, so each such network is looked at once: the speed of
-earlier runs on this machine if there are some, else a short probe, else its operations over the rate of the others.
+Cells with the same network, batch and image size cost the same a step, so each such network is
+looked at once: the speed of earlier runs on this machine if there are some, else a short probe,
+else its operations over the rate of the others.
 """
 
 from __future__ import annotations
@@ -44,9 +45,14 @@ class Range:
 
 
 def total(ranges: Iterable[Range]) -> Range:
-    """The sum. Errors are taken to be the same for all: what makes one network slow here makes all of them slow."""
+    """The sum. Errors are taken to be the same for all.
+
+    What makes one network slow here makes all of them slow.
+    """
     listed = list(ranges)
-    return Range(*(math.fsum(getattr(each, name) for each in listed) for name in ("low", "estimate", "high")))
+    return Range(
+        *(math.fsum(getattr(each, name) for each in listed) for name in ("low", "estimate", "high"))
+    )
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,8 @@ class Line:
     flops: Flops | None = None
     seconds_per_step: Range | None = None
     seconds: Range | None = None  # of all these cells, one after another
-    memory_mib: float | None = None  # a run's peak: on CUDA of tensors, on the CPU beside the program itself; None: not known
+    # a run's peak: on CUDA of tensors, on the CPU beside the program itself; None: not known
+    memory_mib: float | None = None
     source: Source | None = None
     problem: str | None = None  # why there is no forecast
 
@@ -95,7 +102,8 @@ class Forecast:
     slots: int  # cells at a time
     processes: int  # that train one cell together
     machine: str  # device and threads of the runs
-    busy: bool  # other programs used much of the machine while it was measured: runs may be much faster
+    # other programs used much of the machine while it was measured: runs may be much faster
+    busy: bool
 
     @property
     def cells(self) -> int:
@@ -161,20 +169,35 @@ def forecast(
     devices = torch.cuda.device_count() if any(is_cuda(work.machine) for work in alike) else slots
     measured = any(speed.source is not Source.earlier for speed in speeds.values())
     wall = _wall(single, slots, devices)
-    return Forecast(_lines(alike, speeds), wall, slots, processes, _machines(alike), measured and busy)
+    return Forecast(
+        _lines(alike, speeds), wall, slots, processes, _machines(alike), measured and busy
+    )
 
 
-def works(cells: Sequence[Config], done_epochs: Sequence[int], slots: int, processes: int) -> list[Work]:
-    """These cells, those together that take the same; slots, processes and done_epochs as in `forecast`, none left out."""
+def works(
+    cells: Sequence[Config], done_epochs: Sequence[int], slots: int, processes: int
+) -> list[Work]:
+    """These cells, those together that take the same.
+
+    Slots, processes and done_epochs as in `forecast`, none left out.
+    """
     found: dict[str, Work] = {}
     cache = FlopsCache()
     for index, (config, done) in enumerate(zip(cells, done_epochs, strict=True)):
         kd, recipe = config.kd_teacher, config.recipe
-        # Thousands of cells differ in a seed or in a weight: this text is made for each of them, all else once.
+        # Thousands of cells differ in a seed or in a weight: this text is made for each of them,
+        #     all else once.
         alike = repr(
             (
                 *(config.backbone, config.aux_design, config.aux_positions, config.data),
-                *(config.compute, config.device, config.threads, recipe.batch_size, recipe.epochs, done),
+                *(
+                    config.compute,
+                    config.device,
+                    config.threads,
+                    recipe.batch_size,
+                    recipe.epochs,
+                    done,
+                ),
                 *(kd.kind, kd.backbone, kd.fingerprint, kd.cell),
             )
         )
@@ -191,7 +214,10 @@ def _work(config: Config, done: int, slots: int, processes: int, cache: FlopsCac
     work = Work(config, machine, done, image_size(config.data))
     counts = images(config.data)
     if counts is None or work.size is None:
-        work.problem = f"the images of data.source={config.data.source} data.root={config.data.root} cannot be counted here"
+        work.problem = (
+            f"the images of data.source={config.data.source} "
+            f"data.root={config.data.root} cannot be counted here"
+        )
         return work
     work.trained, work.tested = counts
     try:
@@ -238,8 +264,12 @@ def _lines(works: Sequence[Work], speeds: dict[Key, Speed]) -> tuple[Line, ...]:
     together: dict[tuple[Any, ...], list[Work]] = {}
     for work in works:
         label = network_label(work.config)
-        together.setdefault((work.key, None if work.key else (label, work.problem)), []).append(work)
-    return tuple(_line(group, speeds[group[0].key] if group[0].key else None) for group in together.values())
+        together.setdefault((work.key, None if work.key else (label, work.problem)), []).append(
+            work
+        )
+    return tuple(
+        _line(group, speeds[group[0].key] if group[0].key else None) for group in together.values()
+    )
 
 
 def _line(group: Sequence[Work], speed: Speed | None) -> Line:

@@ -1,6 +1,8 @@
-"""How many cells side by side train the most images a second here, tried with processes that take real steps side by side.
+"""How many cells side by side train the most images a second here, tried with processes that take
+real steps side by side.
 
-What is tried is the network that most of the time goes into; how many fit into the memory is judged by the largest one.
+What is tried is the network that most of the time goes into; how many fit into the memory is judged
+by the largest one.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ class Choice:
         return f"slots=auto: {self.why}"
 
 
-def choose(cells: Sequence[Config], done_epochs: Sequence[int], division: Division, measure: bool = True) -> Choice:
+def choose(
+    cells: Sequence[Config], done_epochs: Sequence[int], division: Division, measure: bool = True
+) -> Choice:
     """How many of these cells are to run at a time.
 
     Args:
@@ -76,7 +80,11 @@ def choose(cells: Sequence[Config], done_epochs: Sequence[int], division: Divisi
         return Choice(None, f"not decided: {alike[0].problem}")
     heaviest = max(known, key=lambda work: work.operations * len(work.cells))
     if division.numbers(heaviest.config) == [1]:
-        return Choice(1, f"1 cell: it has {_threads(division.threads(1, heaviest.config))}, and there are no more")
+        return Choice(
+            1,
+            f"1 cell: it has {_threads(division.threads(1, heaviest.config))}, and there are "
+            f"no more",
+        )
     try:
         packing = _packing(heaviest, division, measure)
         if packing is None:
@@ -85,7 +93,9 @@ def choose(cells: Sequence[Config], done_epochs: Sequence[int], division: Divisi
     except TrialError as error:
         return Choice(1, f"1 cell: {network_label(heaviest.config)} could not be tried ({error})")
     need = max(_need(work, heaviest, packing, division) for work in known)
-    fitting = [trial for trial in packing.trials if trial.cells * need <= PART * free] or [packing.trials[0]]
+    fitting = [trial for trial in packing.trials if trial.cells * need <= PART * free] or [
+        packing.trials[0]
+    ]
     costs = [math.nan] * len(cells)
     for work in known:
         for index in work.cells:
@@ -94,14 +104,29 @@ def choose(cells: Sequence[Config], done_epochs: Sequence[int], division: Divisi
     costs = [cost if cost == cost else mean for cost in costs]
 
     def takes(trial: Trial) -> float:
-        return makespan(costs, trial.cells * max(1, division.gpus)) * trial.cells / trial.images_per_second
+        return (
+            makespan(costs, trial.cells * max(1, division.gpus))
+            * trial.cells
+            / trial.images_per_second
+        )
 
     best = min(fitting, key=takes)
-    others = [f"{_cells(trial)} {trial.images_per_second:,.0f}" for trial in packing.trials if trial is not best]
-    told = f"{_cells(best)}{' on a GPU' if division.gpus else ''}, {best.images_per_second:,.0f} images/s"
-    seen = f"tried with {network_label(heaviest.config)}{' on a busy machine' if packing.busy else ''}"
+    others = [
+        f"{_cells(trial)} {trial.images_per_second:,.0f}"
+        for trial in packing.trials
+        if trial is not best
+    ]
+    told = (
+        f"{_cells(best)}{' on a GPU' if division.gpus else ''}, {best.images_per_second:,.0f} "
+        f"images/s"
+    )
+    seen = (
+        f"tried with {network_label(heaviest.config)}{' on a busy machine' if packing.busy else ''}"
+    )
     room = f"a cell takes {memory(need)}{f' of {memory(free)}' if math.isfinite(free) else ''}"
-    return Choice(best.cells, "; ".join([f"{told} ({', '.join(others)})" if others else told, seen, room]))
+    return Choice(
+        best.cells, "; ".join([f"{told} ({', '.join(others)})" if others else told, seen, room])
+    )
 
 
 def _cells(trial: Trial) -> str:
@@ -157,10 +182,16 @@ def _packing_in(entry: dict[str, Any]) -> Packing:
 def _tried(work: Work, division: Division) -> Packing:
     busy, numbers = is_busy(), division.numbers(work.config)
     listed = f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]} cells"
-    Display.current().say(f"slots=auto: trying {listed} of {escape(network_label(work.config))} side by side")
+    Display.current().say(
+        f"slots=auto: trying {listed} of {escape(network_label(work.config))} side by side"
+    )
     free = _free(work, division)
-    with Trials(_task(work, _images_a_step(work, division)), division.environment, division.gpus > 0) as trials:
-        found, need = trials.run(numbers, lambda number: division.threads(number, work.config), free)
+    with Trials(
+        _task(work, _images_a_step(work, division)), division.environment, division.gpus > 0
+    ) as trials:
+        found, need = trials.run(
+            numbers, lambda number: division.threads(number, work.config), free
+        )
     return Packing(tuple(found), need, busy)
 
 
@@ -172,7 +203,10 @@ def _task(work: Work, count: int) -> Task:
 
 
 def _images_a_step(work: Work, division: Division) -> int:
-    """A whole batch, or as much of it as takes no longer than LONGEST_STEP; a TrialError if that is next to nothing."""
+    """A whole batch, or as much of it as takes no longer than LONGEST_STEP.
+
+    A TrialError if that is next to nothing.
+    """
     assert work.flops is not None
     batch = work.config.recipe.batch_size
     if division.gpus:
@@ -197,8 +231,14 @@ def _free(work: Work, division: Division) -> float:
 
 
 def _need(work: Work, tried: Work, packing: Packing, division: Division) -> float:
-    """MiB that a cell takes: what was seen of the one that was tried, in proportion to what is counted, and its images."""
-    return packing.memory_mib * max(1.0, _counted(work) / _counted(tried)) + _own_images(work, division) / MIB
+    """MiB that a cell takes.
+
+    What was seen of the one that was tried, in proportion to what is counted, and its images.
+    """
+    return (
+        packing.memory_mib * max(1.0, _counted(work) / _counted(tried))
+        + _own_images(work, division) / MIB
+    )
 
 
 def _counted(work: Work) -> float:
@@ -217,6 +257,8 @@ def _own_images(work: Work, division: Division) -> float:
     if data.augmentation is not Augmentation.pad_crop:
         return 0
     if division.gpus:
-        return 3 * (work.trained * (height + around) * (width + around) + work.tested * height * width)
+        return 3 * (
+            work.trained * (height + around) * (width + around) + work.tested * height * width
+        )
     shared = data.cache_gib and hasattr(source(data.source), "files")
     return 0 if shared else 3 * (work.trained + work.tested) * height * width

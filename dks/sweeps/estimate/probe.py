@@ -1,4 +1,7 @@
-"""What a step of training takes on this machine, in seconds and memory: a few real steps on random images."""
+"""What a step of training takes on this machine, in seconds and memory.
+
+A few real steps on random images.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ from dks.training.step import Step
 FLOAT = 4  # bytes of a float32
 FEWEST = 4  # images in a step from which a larger step can be judged
 STEP_SHARE = 0.15  # of a probe's time: the longest step, for it is taken several times
-RATE_REACHED = 0.3  # of the rate of plain convolutions: what a network reaches in training, about, on a CPU
+# of the rate of plain convolutions: what a network reaches in training, about, on a CPU
+RATE_REACHED = 0.3
 
 
 @dataclass(frozen=True)
@@ -38,22 +42,30 @@ class Probe:
 
     seconds_per_step: float  # median, a whole batch
     seconds_per_test_image: float  # median, evaluation
-    spread: float  # half the range between the 10th and the 90th percentile of the steps' seconds, over the median
+    # half the range between the 10th and the 90th percentile of the steps' seconds, over the median
+    spread: float
     steps: int  # that were measured
     batch_size: int  # images a step that was measured
-    scaled: bool  # whole batches would have taken too long: the seconds are those of smaller ones, brought to the batch's size
+    # whole batches would have taken too long: the seconds are those of smaller ones, brought to the
+    #     batch's size
+    scaled: bool
     peak_memory_mib: float | None  # of training, as PeakMemory, for whole batches; None: not known
     flops_per_second: float  # reached in training
     busy: bool  # other programs used much of the machine meanwhile, so that a run may be faster
 
 
 def probe(
-    config: Config, seconds: float, threads: int | None = None, processes: int = 1, counted: Flops | None = None
+    config: Config,
+    seconds: float,
+    threads: int | None = None,
+    processes: int = 1,
+    counted: Flops | None = None,
 ) -> Probe | None:
-    """Train and evaluate the network of a resolved configuration on random images for about so many seconds.
+    """Train and evaluate the network of a resolved configuration on random images for about so many
+    seconds.
 
-    What is built is what a run builds, but for the weights. torch's random state and number of threads are what they were
-    before, nothing is written, nothing stays in memory.
+    What is built is what a run builds, but for the weights. torch's random state and number of
+    threads are what they were before, nothing is written, nothing stays in memory.
 
     Args:
         threads: CPU threads of torch; None: as a run here would choose.
@@ -61,8 +73,8 @@ def probe(
         counted: what `flops` says of it, where that is known already.
 
     Returns:
-        None if even small batches take too long to say anything about whole ones, or if the network may not fit into what is
-        free of the memory.
+        None if even small batches take too long to say anything about whole ones, or if the network
+        may not fit into what is free of the memory.
     """
     size, device = image_size(config.data), pick_device(config.device)
     if size is None:
@@ -93,12 +105,21 @@ def probe(
 class Prober:
     """The parts of a run, and how long they take."""
 
-    def __init__(self, config: Config, size: tuple[int, int], device: torch.device, batch_size: int, counted: Flops) -> None:
+    def __init__(
+        self,
+        config: Config,
+        size: tuple[int, int],
+        device: torch.device,
+        batch_size: int,
+        counted: Flops,
+    ) -> None:
         self.config, self.size, self.device = config, size, device
         self.batch_size, self.flops = batch_size, counted
         self.busy = is_busy()
         self.memory = PeakMemory(device)
-        self.network = build_network(config, initialise=False).to(device).to(memory_format=torch.channels_last)
+        self.network = (
+            build_network(config, initialise=False).to(device).to(memory_format=torch.channels_last)
+        )
         teacher = untrained_teacher(config)
         if teacher is not None:
             teacher = teacher.to(device).to(memory_format=torch.channels_last)
@@ -114,7 +135,9 @@ class Prober:
         count = _at_most(self.batch_size, 0.1 * budget * rate / self.flops.step)
         took = self.train(count)  # the first step wakes everything up
         if count < self.batch_size and took < 0.5 * budget:
-            count = _at_most(self.batch_size, count * STEP_SHARE * (end - time.perf_counter()) / took)
+            count = _at_most(
+                self.batch_size, count * STEP_SHARE * (end - time.perf_counter()) / took
+            )
             took = self.train(count)
         if count < min(self.batch_size, FEWEST):
             return None
@@ -136,7 +159,10 @@ class Prober:
         )
 
     def whole_memory(self, mib: float | None, count: int) -> float | None:
-        """MiB that training with whole batches takes if steps of `count` images take `mib`; None if these tell too little."""
+        """MiB that training with whole batches takes if steps of `count` images take `mib`.
+
+        None if these tell too little.
+        """
         if mib is None or count == self.batch_size:
             return mib
         if count < self.batch_size / 2:
@@ -153,9 +179,13 @@ class Prober:
         return steps
 
     def train(self, count: int, steps: int = 1) -> float:
-        """Mean seconds of steps of `count` images as the trainer takes them, the making of their batches included."""
+        """Mean seconds of steps of `count` images as the trainer takes them, the making of their
+        batches included.
+        """
         data = self._images(min(steps, 4) * count)
-        batches = training_batches(_with_batch(self.config, count), data, self._normalise, self.device)
+        batches = training_batches(
+            _with_batch(self.config, count), data, self._normalise, self.device
+        )
         guard, tally = FiniteGuard(), Tally()
         self.network.train()
         self._wait()
@@ -190,7 +220,10 @@ class Prober:
     def _images(self, count: int) -> ImageSet:
         classes = self.config.data.num_classes
         assert classes is not None
-        return ImageSet(torch.randint(256, (count, 3, *self.size), dtype=torch.uint8), torch.randint(classes, (count,)))
+        return ImageSet(
+            torch.randint(256, (count, 3, *self.size), dtype=torch.uint8),
+            torch.randint(classes, (count,)),
+        )
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -198,7 +231,9 @@ class Prober:
 
 
 def whole_batch(batch_size: int, seconds: float, count: int, smaller: float) -> float:
-    """Seconds of a step of `batch_size` images by a straight line from those of `count` images and of half as many."""
+    """Seconds of a step of `batch_size` images by a straight line from those of `count` images and
+    of half as many.
+    """
     if count == batch_size:
         return seconds
     slope = (seconds - smaller) / (count - count // 2)
@@ -208,7 +243,9 @@ def whole_batch(batch_size: int, seconds: float, count: int, smaller: float) -> 
 
 
 def is_busy() -> bool:
-    """Did programs use more than half of this machine's cores over the last minute? False where the system does not say."""
+    """Did programs use more than half of this machine's cores over the last minute? False where the
+    system does not say.
+    """
     return hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1)
 
 
@@ -222,7 +259,10 @@ def _endless(epoch: Callable[[int], Iterable[Batch]]) -> Iterator[Batch]:
 
 
 def _at_most(limit: int, wanted: float) -> int:
-    """A whole number of images; two at least where there are so many, for batch normalisation may fail on one."""
+    """A whole number of images.
+
+    Two at least where there are so many, for batch normalisation may fail on one.
+    """
     return min(limit, max(2, int(wanted)))
 
 
@@ -237,11 +277,16 @@ _rates: dict[tuple[str, int], float] = {}
 
 
 def convolution_rate(device: torch.device, threads: int, seconds: float = 0.2) -> float:
-    """Floating-point operations a second that 3x3 convolutions of 64 channels reach here, measured once in a process."""
+    """Floating-point operations a second that 3x3 convolutions of 64 channels reach here, measured
+    once in a process.
+    """
     key = str(device), threads
     if key not in _rates:
         before = torch.get_num_threads()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode():
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.inference_mode(),
+        ):
             torch.set_num_threads(threads)
             try:
                 _rates[key] = _rate(device, seconds)
@@ -251,7 +296,9 @@ def convolution_rate(device: torch.device, threads: int, seconds: float = 0.2) -
 
 
 def _rate(device: torch.device, seconds: float) -> float:
-    layer = nn.Conv2d(64, 64, 3, padding=1, bias=False).to(device).to(memory_format=torch.channels_last)
+    layer = (
+        nn.Conv2d(64, 64, 3, padding=1, bias=False).to(device).to(memory_format=torch.channels_last)
+    )
     given = torch.randn(16, 64, 32, 32, device=device).to(memory_format=torch.channels_last)
     operations = 2 * layer.weight.numel() * 16 * 32 * 32
     best, end = 0.0, time.perf_counter() + seconds

@@ -1,4 +1,7 @@
-"""How fast networks train on this machine: seen in earlier runs, probed, or told from their operations."""
+"""How fast networks train on this machine.
+
+Seen in earlier runs, probed, or told from their operations.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,11 @@ NEWEST = 2000  # records of earlier runs that are read at most, the newest first
 READING_SECONDS = 0.5  # that this may take
 ENOUGH = 5  # earlier runs of a network
 LEAST_PROBE = 0.4  # seconds, below which a probe says nothing
-# What lies between an estimate and the truth, as a factor either way. Our own choice; the spread that was seen may be larger.
+# What lies between an estimate and the truth, as a factor either way. Our own choice; the spread
+# that was seen may be larger.
 EARLIER, PROBED, ESTIMATED, GUESSED = 1.15, 1.25, 2.5, 3.0
-# Further factors: a step or two are few, a smaller batch is no whole one, a busy machine says little of a quiet one.
+# Further factors: a step or two are few, a smaller batch is no whole one, a busy machine says
+#     little of a quiet one.
 FEW_STEPS, SMALLER_BATCH, BUSY = 1.2, 1.4, 2.0
 
 
@@ -42,7 +47,8 @@ class Source(str, Enum):
 
     earlier = "earlier"  # finished runs of the same network on this machine
     probe = "probe"  # a few steps, measured on this machine now or some days ago
-    flops = "flops"  # operations, over the rate that other networks or plain convolutions reach here
+    # operations, over the rate that other networks or plain convolutions reach here
+    flops = "flops"
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,10 @@ class Machine:
 
     def __str__(self) -> str:
         together = f"{self.processes} processes of " if self.processes > 1 else ""
-        return f"{self.device}, {together}{self.threads} {'thread' if self.threads == 1 else 'threads'}"
+        return (
+            f"{self.device}, {together}{self.threads} "
+            f"{'thread' if self.threads == 1 else 'threads'}"
+        )
 
 
 def is_cuda(machine: Machine) -> bool:
@@ -74,7 +83,9 @@ class Key:
 
     @classmethod
     def of(cls, config: Config, machine: Machine) -> Key:
-        return cls(network_key(config), config.recipe.batch_size, canonical_json(config.compute), machine)
+        return cls(
+            network_key(config), config.recipe.batch_size, canonical_json(config.compute), machine
+        )
 
 
 @dataclass
@@ -121,7 +132,10 @@ class Speed:
 
 
 def speeds_of(works: list[Work], runs_dir: Path, budget: float) -> dict[Key, Speed]:
-    """How fast each of these networks is; probes of all of them together take about `budget` seconds."""
+    """How fast each of these networks is.
+
+    Probes of all of them together take about `budget` seconds.
+    """
     speeds = {key: _from_runs(seen) for key, seen in _earlier(runs_dir, works).items()}
     cache = ProbeCache()
     rates: dict[Machine, list[float]] = {}  # operations a second that networks reach
@@ -131,7 +145,10 @@ def speeds_of(works: list[Work], runs_dir: Path, budget: float) -> dict[Key, Spe
         if work.key in speeds:
             rates[work.machine].append(_rate(work, speeds[work.key]))
     # The most expensive networks first: they decide the total.
-    left = sorted((work for work in works if work.key not in speeds), key=lambda work: -work.operations * len(work.cells))
+    left = sorted(
+        (work for work in works if work.key not in speeds),
+        key=lambda work: -work.operations * len(work.cells),
+    )
     end = time.perf_counter() + budget
     for number, work in enumerate(left):
         assert work.key is not None
@@ -139,7 +156,8 @@ def speeds_of(works: list[Work], runs_dir: Path, budget: float) -> dict[Key, Spe
         measured = cache.get(name)
         remaining = end - time.perf_counter()
         if measured is None and remaining >= LEAST_PROBE:
-            # Those that are far too large for a probe say so at once, and leave their share to the others.
+            # Those that are far too large for a probe say so at once, and leave their share to the
+            # others.
             measured = _probe(work, max(LEAST_PROBE, remaining / (len(left) - number)))
             if measured is not None and not measured.busy:
                 cache.put(name, place(work.machine), measured)
@@ -156,13 +174,15 @@ def speeds_of(works: list[Work], runs_dir: Path, budget: float) -> dict[Key, Spe
 
 def place(machine: Machine) -> str:
     """This machine and what runs on it, for the cache."""
-    return canonical_json([host() if machine.device == "cpu" else "", torch.__version__, asdict(machine)])
+    return canonical_json(
+        [host() if machine.device == "cpu" else "", torch.__version__, asdict(machine)]
+    )
 
 
 def _digest(key: Key) -> str:
-    return hashlib.sha256(canonical_json([key.network, key.batch_size, key.compute, place(key.machine)]).encode()).hexdigest()[
-        :16
-    ]
+    return hashlib.sha256(
+        canonical_json([key.network, key.batch_size, key.compute, place(key.machine)]).encode()
+    ).hexdigest()[:16]
 
 
 def _probe(work: Work, seconds: float) -> Probe | None:
@@ -177,7 +197,13 @@ def _from_probe(measured: Probe) -> Speed:
     factor *= FEW_STEPS if measured.steps < 3 else 1
     factor *= SMALLER_BATCH if measured.scaled else 1
     factor *= BUSY if measured.busy else 1
-    return Speed(measured.seconds_per_step, measured.seconds_per_test_image, factor, Source.probe, measured.peak_memory_mib)
+    return Speed(
+        measured.seconds_per_step,
+        measured.seconds_per_test_image,
+        factor,
+        Source.probe,
+        measured.peak_memory_mib,
+    )
 
 
 def _from_flops(work: Work, rates: Sequence[float]) -> Speed:
@@ -186,7 +212,8 @@ def _from_flops(work: Work, rates: Sequence[float]) -> Speed:
     if rates:
         rate, factor = statistics.median(rates), ESTIMATED
     else:
-        rate, factor = RATE_REACHED * convolution_rate(pick_device(work.config.device), machine.threads), GUESSED
+        rate = RATE_REACHED * convolution_rate(pick_device(work.config.device), machine.threads)
+        factor = GUESSED
     batch = math.ceil(work.config.recipe.batch_size / machine.processes)
     return Speed(work.flops.step * batch / rate, work.flops.forward / rate, factor, Source.flops)
 
@@ -194,7 +221,12 @@ def _from_flops(work: Work, rates: Sequence[float]) -> Speed:
 def _rate(work: Work, speed: Speed) -> float:
     """Operations a second of one process in training."""
     assert work.flops is not None
-    return work.flops.step * work.config.recipe.batch_size / work.machine.processes / speed.seconds_per_step
+    return (
+        work.flops.step
+        * work.config.recipe.batch_size
+        / work.machine.processes
+        / speed.seconds_per_step
+    )
 
 
 @dataclass(frozen=True)
@@ -225,7 +257,8 @@ def _earlier(runs_dir: Path, works: Sequence[Work]) -> dict[Key, list[_Seen]]:
     parameters = {work.flops.training_parameters for work in works if work.flops is not None}
     machines = {work.machine for work in works}
     found: dict[Key, list[_Seen]] = {}
-    configs: dict[str, Config | None] = {}  # config_id -> any configuration of it: they differ in the seed alone
+    # config_id -> any configuration of it: they differ in the seed alone
+    configs: dict[str, Config | None] = {}
     end = time.perf_counter() + READING_SECONDS
     for folder in _newest(runs_dir):
         if time.perf_counter() > end or all(len(found.get(key, ())) >= ENOUGH for key in wanted):
@@ -261,10 +294,15 @@ def _machine_of(record: Record) -> Machine:
 
 def _may_match(record: Record, machines: set[Machine], parameters: set[int]) -> bool:
     """What the record alone can say, for a configuration takes longer to read."""
-    if record.status is not Status.done or not record.attempts or not record.cost.get("images_per_second"):
+    if (
+        record.status is not Status.done
+        or not record.attempts
+        or not record.cost.get("images_per_second")
+    ):
         return False
     machine = _machine_of(record)
-    here = is_cuda(machine) or record.attempts[-1].host == host()  # a GPU's model says how fast it is, "cpu" does not
+    # a GPU's model says how fast it is, "cpu" does not
+    here = is_cuda(machine) or record.attempts[-1].host == host()
     return here and machine in machines and record.cost.get("parameters", 0) in parameters
 
 
@@ -278,4 +316,8 @@ def _seen(record: Record, config: Config) -> _Seen | None:
     whole = cost.get("seconds_per_epoch") or cost.get("seconds", 0.0) / config.recipe.epochs
     # Whatever else an epoch takes is counted with its evaluation: checkpoints, the journal.
     testing = max(whole - training, 0.0) / tested * machine.processes
-    return _Seen(training / math.ceil(trained / config.recipe.batch_size), testing, cost.get("peak_memory_mib"))
+    return _Seen(
+        training / math.ceil(trained / config.recipe.batch_size),
+        testing,
+        cost.get("peak_memory_mib"),
+    )

@@ -23,9 +23,16 @@ def text(forecast: Forecast) -> str:
     if known:
         lines += _table([_HEAD, *map(_row, known)])
         sources = {line.source for line in known}
-        lines += [f"  {source.value}: {meaning}" for source, meaning in _MEANINGS.items() if source in sources]
+        lines += [
+            f"  {source.value}: {meaning}"
+            for source, meaning in _MEANINGS.items()
+            if source in sources
+        ]
     if forecast.busy:
-        lines.append("  other programs use much of this machine now: without them runs may be several times as fast")
+        lines.append(
+            "  other programs use much of this machine now: without them runs may be several "
+            "times as fast"
+        )
     for line in forecast.lines:
         if line.seconds is None:
             cells = "1 cell" if line.cells == 1 else f"{line.cells} cells"
@@ -33,11 +40,26 @@ def text(forecast: Forecast) -> str:
     return "\n".join(lines)
 
 
-_HEAD = (*("network", "cells", "time", "steps", "batch", "time of a step", "memory", "parameters", "forward", "step", "from"),)
+_HEAD = (
+    *(
+        "network",
+        "cells",
+        "time",
+        "steps",
+        "batch",
+        "time of a step",
+        "memory",
+        "parameters",
+        "forward",
+        "step",
+        "from",
+    ),
+)
 _MEANINGS = {
     Source.earlier: "from finished runs of the network on this machine",
     Source.probe: "from some steps on random images on this machine",
-    Source.flops: "from operations a step, and how many a second are reached here; right within a factor of 2 to 3",
+    Source.flops: "from operations a step, and how many a second are reached here; right within "
+    "a factor of 2 to 3",
 }
 
 
@@ -73,7 +95,11 @@ def _row(line: Line) -> tuple[str, ...]:
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  "
+        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def _span(seconds: Range) -> str:
@@ -107,7 +133,10 @@ def _number(value: float) -> str:
 
 
 def network_label(config: Config) -> str:
-    """The network, what it carries in training and how it computes, for people: "resnet32 ours c2 c3, 100 classes"."""
+    """The network, what it carries in training and how it computes, for people.
+
+    "resnet32 ours c2 c3, 100 classes".
+    """
     design, positions = config.aux_design, config.aux_positions
     words = [_backbone_name(config.backbone)]
     if design.kind != DesignKind.none:
@@ -117,21 +146,27 @@ def network_label(config: Config) -> str:
             *(["alone"] if positions.alone else []),
         ]
     words += ["+ teacher"] if config.kd_teacher.kind is not TeacherKind.none else []
-    return ", ".join(filter(None, [" ".join(words), f"{config.data.num_classes} classes", computed_with(config)]))
+    return ", ".join(
+        filter(None, [" ".join(words), f"{config.data.num_classes} classes", computed_with(config)])
+    )
 
 
 def _backbone_name(backbone: Backbone) -> str:
     """As the group `backbone` calls it: resnet32, wrn28_10, densenet40_12, mobilenet."""
     if "@" in backbone.family:  # an extension
         return backbone.family.partition("@")[0]
-    family, known = backbone.family.removeprefix("cifar_").removeprefix("imagenet_"), own_choices("backbone")
+    family = backbone.family.removeprefix("cifar_").removeprefix("imagenet_")
+    known = own_choices("backbone")
     extra = backbone.width or backbone.growth
-    name = f"{family}{backbone.depth}{f'_{extra}' if extra else ''}{'_dropout' if backbone.dropout else ''}"
+    ending = (f"_{extra}" if extra else "") + ("_dropout" if backbone.dropout else "")
+    name = f"{family}{backbone.depth}{ending}"
     return family if family in known else name
 
 
 @lru_cache(maxsize=64)
 def _design_name(design: str) -> str | None:
     """The choice of the group `aux_design` with these fields."""
-    named = {repr(load_choice("aux_design", name, AuxDesign)): name for name in own_choices("aux_design")}
+    named = {
+        repr(load_choice("aux_design", name, AuxDesign)): name for name in own_choices("aux_design")
+    }
     return named.get(design)

@@ -1,10 +1,13 @@
-"""One of several processes that take training steps side by side; `dks/sweeps/estimate/packing.py` starts them and says when.
+"""One of several processes that take training steps side by side.
 
-On standard input come a pickled `Task` and then orders, one JSON object a line; each is answered by a line on standard output:
+`dks/sweeps/estimate/packing.py` starts them and says when.
+
+On standard input come a pickled `Task` and then orders, one JSON object a line; each is answered by
+a line on standard output:
 
 {"do": "look"}                         {"free_mib": 78000}                     of the device
-{"do": "prepare", "threads": 2}        {"memory_mib": 900, "free_mib": 77000}  the cell's own memory on the CPU; what is left
-{"do": "train", "seconds": 1.5}        {"images_per_second": 240}
+{"do": "prepare", "threads": 2}        {"memory_mib": 900, "free_mib": 77000}  the cell's own memory
+on the CPU; what is left {"do": "train", "seconds": 1.5}        {"images_per_second": 240}
 """
 
 from __future__ import annotations
@@ -62,12 +65,17 @@ class _Cell:
         if self.prober is None:
             choose_operations(self.task.config.compute)
             batch = self.task.config.recipe.batch_size
-            self.prober = Prober(self.task.config, self.task.size, self.device, batch, self.task.flops)
+            self.prober = Prober(
+                self.task.config, self.task.size, self.device, batch, self.task.flops
+            )
         self.seconds = self.prober.train(count)  # wakes everything up
         if self.seconds < LONG:
             self.seconds = self.prober.train(count)
         taken = self.prober.memory.mib() if self.device.type == "cpu" else None
-        whole = self.prober.whole_memory(taken, count) or (taken or 0.0) * self.task.config.recipe.batch_size / count
+        whole = (
+            self.prober.whole_memory(taken, count)
+            or (taken or 0.0) * self.task.config.recipe.batch_size / count
+        )
         return {"memory_mib": before + whole, **self._look()}
 
     def _train(self, seconds: float) -> dict[str, float]:

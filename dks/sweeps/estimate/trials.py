@@ -1,4 +1,6 @@
-"""Processes that train one network side by side for some seconds (`dks/sweeps/estimate/trial.py`), and what they reach together."""
+"""Processes that train one network side by side for some seconds (`dks/sweeps/estimate/trial.py`),
+and what they reach together.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,12 @@ class Trials:
     def __enter__(self) -> Trials:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for process in self._processes:
             process.end()
         self._logs.cleanup()
@@ -65,7 +72,9 @@ class Trials:
         (process,) = self._started(1)
         return process.ask(do="look")["free_mib"]
 
-    def run(self, numbers: Sequence[int], threads: Callable[[int], int], free: float) -> tuple[list[Trial], float]:
+    def run(
+        self, numbers: Sequence[int], threads: Callable[[int], int], free: float
+    ) -> tuple[list[Trial], float]:
         """Try these numbers of processes side by side, as far as they fit into the memory.
 
         Args:
@@ -103,7 +112,9 @@ class Trials:
         need, left = free - found["free_mib"], found["free_mib"]
         if not more:
             return need, 1
-        try:  # what the second one takes is all its own: of the first one, libraries may have loaded before
+        # what the second one takes is all its own: of the first one, libraries may have loaded
+        #     before
+        try:
             need = left - self._started(2)[1].ask(do="prepare", threads=threads)["free_mib"]
         except TrialError:
             return need, 1
@@ -178,4 +189,8 @@ class _Process:
     def _last_words(self) -> str:
         self._process.wait()
         printed = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return printed[-1] if printed else f"its process left with exit status {self._process.returncode}"
+        return (
+            printed[-1]
+            if printed
+            else f"its process left with exit status {self._process.returncode}"
+        )

@@ -1,18 +1,18 @@
 """The process that workers are forked from: torch is imported once, however many of them there are.
 
-`python -m dks.sweeps.launchers.nursery FD` imports what every run needs and then takes orders on the Unix socket FD, one JSON object a
-line:
+`python -m dks.sweeps.launchers.nursery FD` imports what every run needs and then takes orders on
+the Unix socket FD, one JSON object a line:
 
 {"variables": {"OMP_NUM_THREADS": "2"}}    fork a worker, with these in its environment
 
-Three open files come with each: its standard input, its output, and the pipe that it talks through (`dks/sweeps/launchers/worker.py`). It
-answers, one JSON object a line:
+Three open files come with each: its standard input, its output, and the pipe that it talks through
+(`dks/sweeps/launchers/worker.py`). It answers, one JSON object a line:
 
 {"born": 4711}                             the process of the oldest order without an answer
 {"died": 4711, "status": -9}               as `subprocess` tells it
 
-Before it forks it starts no thread and leaves GPUs alone. It leaves when the socket is closed, and its workers see for
-themselves that nobody has orders any more.
+Before it forks it starts no thread and leaves GPUs alone. It leaves when the socket is closed, and
+its workers see for themselves that nobody has orders any more.
 """
 
 from __future__ import annotations
@@ -57,7 +57,11 @@ class Nursery:
         self._socket, theirs = socket.socketpair()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end)
         # Its libraries start their threads as they are loaded. Each run sets how many it has.
-        self._environment = {**os.environ, "PYTHONPATH": python_path(os.environ.get("PYTHONPATH", "")), "OMP_NUM_THREADS": "1"}
+        self._environment = {
+            **os.environ,
+            "PYTHONPATH": python_path(os.environ.get("PYTHONPATH", "")),
+            "OMP_NUM_THREADS": "1",
+        }
         with theirs:
             self._process = subprocess.Popen(
                 # -P: a module in the current folder must not take the place of one of Python's own.
@@ -83,13 +87,20 @@ class Nursery:
 
         Args:
             environment: of the worker.
-            files: its standard input, its output, and the pipe it talks through; they may be closed afterwards.
+            files: its standard input, its output, and the pipe it talks through; they may be closed
+                afterwards.
         """
-        variables = {name: value for name, value in environment.items() if self._environment.get(name) != value}
+        variables = {
+            name: value
+            for name, value in environment.items()
+            if self._environment.get(name) != value
+        }
         child = Child()
         self._unborn.append(child)
         with suppress(BrokenPipeError):  # it is gone, and the child with it
-            socket.send_fds(self._socket, [(json.dumps({"variables": variables}) + "\n").encode()], list(files))
+            socket.send_fds(
+                self._socket, [(json.dumps({"variables": variables}) + "\n").encode()], list(files)
+            )
         return child
 
     def listen(self) -> None:
@@ -113,7 +124,10 @@ class Nursery:
             self._process.kill()
 
     def kill(self, child: Child, patience: float) -> None:
-        """End it at once, and the processes that it started; returns when it is gone, or after that many seconds."""
+        """End it at once, and the processes that it started.
+
+        Returns when it is gone, or after that many seconds.
+        """
         if child.pid is None:
             self.dismiss(child)
         else:
@@ -207,7 +221,8 @@ def _exists(pid: int) -> bool:
 
 def main() -> None:
     """Until the socket is closed."""
-    for number in heard():  # a scheduler sends them to all processes of a job; workers decide for themselves
+    # a scheduler sends them to all processes of a job; workers decide for themselves
+    for number in heard():
         signal.signal(number, lambda number, frame: None)
     _import()
     gc.collect()
@@ -219,7 +234,8 @@ def main() -> None:
 
 def _import() -> None:
     """What every run needs before its first step."""
-    for name in ("dks.training.run", "dks.training.flops", "torch._dynamo"):  # the last one by torch's optimisers
+    # the last one by torch's optimisers
+    for name in ("dks.training.run", "dks.training.flops", "torch._dynamo"):
         import_module(name)
     code.current()  # as it is imported: whoever changes it meanwhile changes no worker
 
@@ -245,7 +261,11 @@ def _serve(orders: socket.socket) -> None:
                 files += more
                 *lines, unread = (unread + got).split(b"\n")
                 for line in lines:
-                    pid = _fork(json.loads(line)["variables"], files[:FILES], [orders.fileno(), ended, note, *files[FILES:]])
+                    pid = _fork(
+                        json.loads(line)["variables"],
+                        files[:FILES],
+                        [orders.fileno(), ended, note, *files[FILES:]],
+                    )
                     for file in files[:FILES]:
                         os.close(file)
                     del files[:FILES]
@@ -270,7 +290,8 @@ def _fork(variables: Mapping[str, str], files: Sequence[int], others: Sequence[i
         files: standard input, output, and the pipe that it talks through.
         others: that it is not to have.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # what comes before the worker can obey is kept for it
+    # what comes before the worker can obey is kept for it
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     pid = os.fork()
     if pid:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -1,7 +1,9 @@
-"""Several cells at a time on this machine, in persistent worker processes (`dks/sweeps/launchers/worker.py`).
+"""Several cells at a time on this machine, in persistent worker processes
+(`dks/sweeps/launchers/worker.py`).
 
-Torch is imported once, by the process that the workers are forked from (`dks/sweeps/launchers/nursery.py`), and a worker runs cell after
-cell. The pool hands the cells out, shows what the workers say, and cleans up after a worker that dies.
+Torch is imported once, by the process that the workers are forked from
+(`dks/sweeps/launchers/nursery.py`), and a worker runs cell after cell. The pool hands the cells
+out, shows what the workers say, and cleans up after a worker that dies.
 """
 
 from __future__ import annotations
@@ -41,11 +43,15 @@ class Layout:
     slots: int  # workers
     threads: int  # CPU threads of each, unless a cell says otherwise
     cores: int  # threads that all running cells may have together; a single cell may have more
-    gpus: tuple[str, ...] = ()  # given to the slots in turn, as CUDA_VISIBLE_DEVICES; none: the variable stays as it is
+    # given to the slots in turn, as CUDA_VISIBLE_DEVICES; none: the variable stays as it is
+    gpus: tuple[str, ...] = ()
 
 
-def lay_out(cells: int, cores: int, gpus: Sequence[str], slots: int | None = None, slots_per_gpu: int = 1) -> Layout:
-    """Divide a machine among that many cells, by default so that they never have more threads than there are cores.
+def lay_out(
+    cells: int, cores: int, gpus: Sequence[str], slots: int | None = None, slots_per_gpu: int = 1
+) -> Layout:
+    """Divide a machine among that many cells, by default so that they never have more threads than
+    there are cores.
 
     Args:
         cores: CPU threads to divide.
@@ -66,7 +72,10 @@ def lay_out(cells: int, cores: int, gpus: Sequence[str], slots: int | None = Non
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. CUDA is not initialised."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    CUDA is not initialised.
+    """
     if not _has_driver():  # there is no need for torch, whose import takes seconds
         return ()
     import torch
@@ -77,17 +86,20 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def _has_driver() -> bool:
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()  # the latter under WSL
+    # the latter under WSL
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
-def run_in_slots(folders: Sequence[Path], layout: Layout, display: Display) -> dict[Path, Exception]:
+def run_in_slots(
+    folders: Sequence[Path], layout: Layout, display: Display
+) -> dict[Path, Exception]:
     """Run queued cells of one launch, `layout.slots` at a time, beginning them in the given order.
 
     Returns the errors of cells that could not begin; a run that fails says so in its record.
 
     Raises:
-        Interrupted: one of `dks.machine.interruption.SIGNALS` came. The running cells have saved and stopped, the others stay
-            queued.
+        Interrupted: one of `dks.machine.interruption.SIGNALS` came. The running cells have saved
+            and stopped, the others stay queued.
         KeyboardInterrupt: Ctrl-C came a second time. The workers were killed at once.
         RuntimeError: no worker process could be started.
     """
@@ -104,7 +116,9 @@ class _Worker:
         (receive, self._orders), (self.events, tell) = os.pipe(), os.pipe()
         try:
             with open_log(output) as file:
-                self._child = nursery.bear(environment(os.environ, layout, slot), (receive, file.fileno(), tell))
+                self._child = nursery.bear(
+                    environment(os.environ, layout, slot), (receive, file.fileno(), tell)
+                )
         finally:
             os.close(receive)
             os.close(tell)
@@ -165,7 +179,9 @@ class _Worker:
 class _Pool:
     """The cells that wait, and the workers."""
 
-    def __init__(self, folders: Sequence[Path], layout: Layout, display: Display, nursery: Nursery) -> None:
+    def __init__(
+        self, folders: Sequence[Path], layout: Layout, display: Display, nursery: Nursery
+    ) -> None:
         self.layout, self.display, self.nursery = layout, display, nursery
         self.waiting = deque(folders)
         self.workers: dict[int, _Worker] = {}  # by slot
@@ -197,7 +213,9 @@ class _Pool:
                 self._stop(interruption.signal)
             if not self.stopping:
                 self._hand_out()
-            if not any(worker.cell for worker in self.workers.values()) and (self.stopping or not self.waiting):
+            if not any(worker.cell for worker in self.workers.values()) and (
+                self.stopping or not self.waiting
+            ):
                 return
             for key, _ in self.selector.select(LOOK_EVERY):
                 self._hear(key.data)
@@ -206,10 +224,19 @@ class _Pool:
                     self._bury(worker, how)
 
     def _hand_out(self) -> None:
-        """Give cells to free workers, and start workers for others, as long as there are slots and cores."""
+        """Give cells to free workers, and start workers for others, as long as there are slots and
+        cores.
+        """
         while self.waiting:
             worker = next((each for each in self.workers.values() if each.free), None)
-            slot = next((each for each in range(self.layout.slots) if each not in self.workers.keys() | self.closed), None)
+            slot = next(
+                (
+                    each
+                    for each in range(self.layout.slots)
+                    if each not in self.workers.keys() | self.closed
+                ),
+                None,
+            )
             if worker is None and slot is None:
                 return
             path = self.waiting[0]
@@ -224,14 +251,19 @@ class _Pool:
                 return
             if worker is None:
                 assert slot is not None
-                worker = self.workers[slot] = _Worker(self.nursery, self.layout, slot, folder.log_file)
+                worker = self.workers[slot] = _Worker(
+                    self.nursery, self.layout, slot, folder.log_file
+                )
                 self.selector.register(worker.events, selectors.EVENT_READ, worker)
             worker.begin(folder, threads)
             self.waiting.popleft()
             del self.asked[path]
 
     def _threads(self, folder: RunFolder) -> int:
-        """How many CPU threads a cell will have: those it began with, those it asks for, or a slot's."""
+        """How many CPU threads a cell will have.
+
+        Those it began with, those it asks for, or a slot's.
+        """
         record = folder.read_record()
         if record is not None and record.attempts:
             return record.attempts[0].threads
@@ -268,7 +300,8 @@ class _Pool:
                 assert worker.cell is not None
                 record = worker.cell.read_record()
                 if record is not None:
-                    record.status, record.error = Status(status), error  # also where the record could not be written
+                    # also where the record could not be written
+                    record.status, record.error = Status(status), error
                 self._finish(worker, worker.cell, record)
             case {"event": "track", "what": what, "done": done, "total": total}:
                 worker.counted = worker.counted or self.display.count(what)
@@ -341,16 +374,25 @@ class _Pool:
         what = f"a worker process {how} while it started" + (f": {words}" if words else "")
         if len(self.closed) == self.layout.slots:
             raise RuntimeError(what)
-        self.display.say(f"[yellow]{self.layout.slots - len(self.closed)} slots are left[/]: {what}", urgent=True)
+        self.display.say(
+            f"[yellow]{self.layout.slots - len(self.closed)} slots are left[/]: {what}", urgent=True
+        )
 
     def _stop(self, number: signal.Signals) -> None:
         self.stopping = True
         running = sum(worker.cell is not None for worker in self.workers.values())
-        what = "the run under way saves what it has" if running == 1 else f"{running} runs save what they have"
+        what = (
+            "the run under way saves what it has"
+            if running == 1
+            else f"{running} runs save what they have"
+        )
         them = "it" if running == 1 else "them"
-        self.display.say(f"[yellow]stopping[/]: {what}; Ctrl-C again ends {them} at once", urgent=True)
+        self.display.say(
+            f"[yellow]stopping[/]: {what}; Ctrl-C again ends {them} at once", urgent=True
+        )
         for worker in self.workers.values():
-            worker.stop(signal.SIGTERM if number == signal.SIGINT else number)  # an idle one would tell a story of SIGINT
+            # an idle one would tell a story of SIGINT
+            worker.stop(signal.SIGTERM if number == signal.SIGINT else number)
 
     def _dismiss(self) -> None:
         """Let all workers go and wait until they have left."""
@@ -369,13 +411,17 @@ class _Pool:
             worker.kill()
         for worker in self.workers.values():
             if worker.cell is not None:
-                note_death(worker.cell, Status.killed, {"type": "Interrupted", "message": "SIGKILL"})
+                note_death(
+                    worker.cell, Status.killed, {"type": "Interrupted", "message": "SIGKILL"}
+                )
                 self._finish(worker, worker.cell, worker.cell.read_record())
         self.workers.clear()
 
 
 def note_death(folder: RunFolder, status: Status, error: dict[str, str]) -> bool:
-    """Write down that the process of a cell died in the middle of it; returns whether there was need to.
+    """Write down that the process of a cell died in the middle of it.
+
+    Returns whether there was need to.
 
     A cell that was still to begin stays queued when all are stopped.
     """
@@ -384,7 +430,10 @@ def note_death(folder: RunFolder, status: Status, error: dict[str, str]) -> bool
 
 
 def environment(given: Mapping[str, str], layout: Layout, slot: int) -> dict[str, str]:
-    """The environment of a worker: its threads, its GPU, and where this package is, which may be a bare checkout."""
+    """The environment of a worker.
+
+    Its threads, its GPU, and where this package is, which may be a bare checkout.
+    """
     path = python_path(given.get("PYTHONPATH", ""))
     variables = {**given, "OMP_NUM_THREADS": str(layout.threads), "PYTHONPATH": path}
     if layout.gpus:

@@ -1,14 +1,16 @@
 """Cells as SLURM jobs: submitted through submitit, and what runs in such a job.
 
-Before anything is submitted, `launch.json` says which task of which array runs which cells. Arrays are submitted held. When
-SLURM has given the ids of all, these are written there, the jobs find what they are to run, and only then are they let go. A
-process that dies in between leaves held jobs; their names hold the launch's id, and `recover` does the rest. Where one array is
-refused, the others are taken back.
+Before anything is submitted, `launch.json` says which task of which array runs which cells. Arrays
+are submitted held. When SLURM has given the ids of all, these are written there, the jobs find what
+they are to run, and only then are they let go. A process that dies in between leaves held jobs;
+their names hold the launch's id, and `recover` does the rest. Where one array is refused, the
+others are taken back.
 
-A job goes on until its cells are done. On submitit's signal (USR2: preemption where the cluster is told to send it, or the time
-limit is near) the run saves, and submitit requeues the job. On SIGTERM alone the run saves and leaves; SLURM would count such a
-job as completed, so the batch script requeues it, unless SLURM itself has ended it: the state of a cancelled job is no longer
-RUNNING by then.
+A job goes on until its cells are done. On submitit's signal (USR2: preemption where the cluster is
+told to send it, or the time limit is near) the run saves, and submitit requeues the job. On SIGTERM
+alone the run saves and leaves; SLURM would count such a job as completed, so the batch script
+requeues it, unless SLURM itself has ended it: the state of a cancelled job is no longer RUNNING by
+then.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from dks.runs.launches import Array, LaunchFolder
 from dks.runs.scheduler import Scheduler, SchedulerSilentError
 from dks.tracking import addresses
 
-# Seconds that a job waits for a cell whose former process, on a node that was lost, is still ending.
+# Seconds that a job waits for a cell whose former process, on a node that was lost, is still
+# ending.
 STILL_ENDING = 120.0
 
 
@@ -56,7 +59,8 @@ class Resources:
     cells_per_job: int = 1  # run one after another
     max_num_timeout: int = 100  # how often a job that hits its time limit is requeued
     signal_delay_s: int = 120  # seconds before the time limit at which a run is told to save
-    setup: list[str] = field(default_factory=list)  # shell lines before the job, for example "module load cuda"
+    # shell lines before the job, for example "module load cuda"
+    setup: list[str] = field(default_factory=list)
     additional_parameters: dict[str, Any] = field(default_factory=dict)  # further options of sbatch
     python: str | None = None  # interpreter on the nodes, as a shell command; None: this one
 
@@ -85,18 +89,25 @@ def submit(folders: Sequence[Path], launch: LaunchFolder, resources: Resources) 
     try:
         most = scheduler.max_array_size()
     except SchedulerSilentError as error:
-        raise RequestError(f"no job can be submitted: {error}; log in where SLURM is, or choose --launcher local") from error
+        raise RequestError(
+            f"no job can be submitted: {error}; log in where SLURM is, or choose --launcher local"
+        ) from error
     content = launch.read()
-    content.arrays = arrays_of([str(folder.absolute()) for folder in folders], resources.cells_per_job, most)
+    content.arrays = arrays_of(
+        [str(folder.absolute()) for folder in folders], resources.cells_per_job, most
+    )
     launch.write(content)
     lanes = min(resources.parallel, len(content.arrays))
     try:
         for number, array in enumerate(content.arrays):
             _stage(array, number, launch, resources)
-            # Limits are SLURM's for each array, ours for all: arrays share it, and more arrays than that wait for one another.
+            # Limits are SLURM's for each array, ours for all: arrays share it, and more arrays than
+            # that wait for one another.
             limit = resources.parallel // lanes + (number % lanes < resources.parallel % lanes)
             before = content.arrays[number - lanes].job if number >= lanes else None
-            array.job = _submit_held(array, array_name(content.id, number), launch, resources, limit, before)
+            array.job = _submit_held(
+                array, array_name(content.id, number), launch, resources, limit, before
+            )
             launch.write(content)
         let_go(content.arrays, launch, scheduler)
     except (RequestError, SchedulerSilentError) as error:
@@ -104,18 +115,28 @@ def submit(folders: Sequence[Path], launch: LaunchFolder, resources: Resources) 
             scheduler.cancel([array.job for array in content.arrays if array.job is not None])
         content.arrays = []
         launch.write(content)
-        raise error if isinstance(error, RequestError) else RequestError(f"no job was submitted: {error}") from error
+        raise (
+            error
+            if isinstance(error, RequestError)
+            else RequestError(f"no job was submitted: {error}")
+        ) from error
     return [array.job for array in content.arrays if array.job is not None]
 
 
 def arrays_of(cells: Sequence[str], cells_per_job: int, most: int) -> list[Array]:
-    """Cells as tasks of `cells_per_job` cells each, and these as arrays of at most `most` tasks each."""
-    tasks = [list(cells[begin : begin + cells_per_job]) for begin in range(0, len(cells), cells_per_job)]
+    """Cells as tasks of `cells_per_job` cells each, and these as arrays of at most `most` tasks
+    each.
+    """
+    tasks = [
+        list(cells[begin : begin + cells_per_job]) for begin in range(0, len(cells), cells_per_job)
+    ]
     return [Array(tasks[begin : begin + most]) for begin in range(0, len(tasks), most)]
 
 
 def log_file(launch: LaunchFolder, job: str) -> Path:
-    """What a job ("12", or "12_3" of an array) printed, and why it ended, as far as it could say so."""
+    """What a job ("12", or "12_3" of an array) printed, and why it ended, as far as it could say
+    so.
+    """
     return launch.jobs_folder / f"{job}_0_log.out"
 
 
@@ -130,7 +151,8 @@ def check(resources: Resources) -> None:
         problems.append(f"hydra.launcher.mem_gb={resources.mem_gb} must be above 0")
     if resources.signal_delay_s >= 60 * resources.timeout_min:
         problems.append(
-            f"hydra.launcher.signal_delay_s={resources.signal_delay_s} must be below the time limit of a job, "
+            f"hydra.launcher.signal_delay_s={resources.signal_delay_s} must be below the time "
+            f"limit of a job, "
             f"which is {resources.timeout_min} min (hydra.launcher.timeout_min)"
         )
     if problems:
@@ -148,8 +170,17 @@ def _stage(array: Array, number: int, launch: LaunchFolder, resources: Resources
         submission.dump(folder / f"{task}.pkl")
 
 
-def _submit_held(array: Array, name: str, launch: LaunchFolder, resources: Resources, limit: int, before: str | None) -> str:
-    """Submit an array that does not start before it is let go, nor before array `before` has ended; returns its id."""
+def _submit_held(
+    array: Array,
+    name: str,
+    launch: LaunchFolder,
+    resources: Resources,
+    limit: int,
+    before: str | None,
+) -> str:
+    """Submit an array that does not start before it is let go, nor before array `before` has ended;
+    returns its id.
+    """
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -188,43 +219,67 @@ def _submit_held(array: Array, name: str, launch: LaunchFolder, resources: Resou
             return str(executor._submit_command(command).job_id)
     except (FailedJobError, FailedSubmissionError, OSError, SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
-        lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in said.splitlines()]
-        raise RequestError(f"SLURM refuses the jobs: {'; '.join(filter(None, lines)) or type(error).__name__}") from error
+        lines = [
+            line.removeprefix("sbatch: ").removeprefix("error: ").strip()
+            for line in said.splitlines()
+        ]
+        raise RequestError(
+            f"SLURM refuses the jobs: {'; '.join(filter(None, lines)) or type(error).__name__}"
+        ) from error
 
 
 def _try_out(script: str, partition: str | None) -> None:
-    """Have SLURM look whether a job could ever run: of one that is submitted held it says so only when that is let go."""
-    tried = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=60, check=False)
-    # While all nodes are drained, for maintenance for example, it finds none for any job; later it will.
-    if "node configuration is not available" not in tried.stderr or Scheduler().has_nodes(partition):
+    """Have SLURM look whether a job could ever run.
+
+    Of one that is submitted held it says so only when that is let go.
+    """
+    tried = subprocess.run(
+        ["sbatch", "--test-only"],
+        input=script,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    # While all nodes are drained, for maintenance for example, it finds none for any job; later it
+    # will.
+    if "node configuration is not available" not in tried.stderr or Scheduler().has_nodes(
+        partition
+    ):
         tried.check_returncode()
 
 
 def _importable() -> list[str]:
-    """The shell lines that let the job import this package, find the files of extensions, if it needs them, and know the server
-    that this user named.
+    """The shell lines that let the job import this package, find the files of extensions, if it
+    needs them, and know the server that this user named.
     """
     path, files = python_path(), origins_named(os.environ.get(VARIABLE, ""))
     lines = [f"export PYTHONPATH={shlex.quote(path)}${{PYTHONPATH:+:$PYTHONPATH}}"] if path else []
     lines += [f"export {VARIABLE}={shlex.quote(os.pathsep.join(map(str, files)))}"] if files else []
-    return lines + [f"export MLFLOW_TRACKING_URI={shlex.quote(uri)}" for uri in addresses.named()[:1]]
+    return lines + [
+        f"export MLFLOW_TRACKING_URI={shlex.quote(uri)}" for uri in addresses.named()[:1]
+    ]
 
 
 def _srun_options(resources: Resources) -> list[str]:
-    # Since SLURM 22.05 srun does not take the number of CPUs from the job. Where jobs inherit no environment, steps would have
-    # nothing of what the setup lines export either.
+    # Since SLURM 22.05 srun does not take the number of CPUs from the job. Where jobs inherit no
+    # environment, steps would have nothing of what the setup lines export either.
     options = [f"--cpus-per-task={resources.cpus_per_task}", "--export=ALL"]
     if resources.nodes * resources.tasks_per_node > 1:
-        # A process that failed leaves others that wait for it; they get a minute to write down what happened.
+        # A process that failed leaves others that wait for it; they get a minute to write down what
+        # happened.
         options.append("--wait=60")
     return options
 
 
 def _requeue_if_stopped(max_num_timeout: int) -> list[str]:
-    """The end of the batch script: a step that ended by a signal meaning "go on elsewhere" has its job requeued.
+    """The end of the batch script.
 
-    138, 140 and 143 are USR1, USR2 and TERM. USR2 itself ends only a process that was still starting; should the time limit be
-    so short that it always does, the job does not begin again for ever.
+    A step that ended by a signal meaning "go on elsewhere" has its job requeued.
+
+    138, 140 and 143 are USR1, USR2 and TERM. USR2 itself ends only a process that was still
+    starting; should the time limit be so short that it always does, the job does not begin again
+    for ever.
     """
     return [
         "status=$?",
@@ -234,7 +289,8 @@ def _requeue_if_stopped(max_num_timeout: int) -> list[str]:
         f'140) [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_num_timeout} ] ;;',
         "138 | 143) true ;;",
         "*) false ;;",
-        'esac && [ "$(squeue --noheader --format=%T --jobs="$job")" = RUNNING ] && scontrol requeue "$job"',
+        'esac && [ "$(squeue --noheader --format=%T --jobs="$job")" = RUNNING ] && scontrol '
+        'requeue "$job"',
         'exit "$status"',
     ]
 
@@ -279,7 +335,10 @@ class Cells:
                 raise SystemExit(128 + stopped.signal) from stopped
 
     def checkpoint(self) -> Any:
-        """What submitit puts into the requeued job: the same cells; those that are done are passed over."""
+        """What submitit puts into the requeued job: the same cells.
+
+        Those that are done are passed over.
+        """
         from submitit.core.utils import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -293,15 +352,24 @@ class Cells:
         with leading():
             run_cells([cell.path for cell in cells])
             deadline = time.monotonic() + STILL_ENDING
-            while (busy := [cell for cell in cells if cell.is_claimed()]) and time.monotonic() < deadline:
+            while (
+                busy := [cell for cell in cells if cell.is_claimed()]
+            ) and time.monotonic() < deadline:
                 time.sleep(1)
                 run_cells([cell.path for cell in busy if not cell.is_claimed()])
         if busy:
-            raise CellsFailedError(f"another process is working on {', '.join(cell.cell_id for cell in busy)}")
-        records = [cell.read_record() for cell in cells]
-        if failed := [record.cell_id for record in records if record is not None and record.status is Status.failed]:
             raise CellsFailedError(
-                f"{len(failed)} of {len(cells)} cells failed, see run.log in the folder of {', '.join(failed)}"
+                f"another process is working on {', '.join(cell.cell_id for cell in busy)}"
+            )
+        records = [cell.read_record() for cell in cells]
+        if failed := [
+            record.cell_id
+            for record in records
+            if record is not None and record.status is Status.failed
+        ]:
+            raise CellsFailedError(
+                f"{len(failed)} of {len(cells)} cells failed, see run.log in the folder of "
+                f"{', '.join(failed)}"
             )
 
 
@@ -313,6 +381,8 @@ def _describe_world(job: Any) -> None:
     """The processes of the job, in the words of torch.distributed."""
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(job.global_rank), str(job.num_tasks)
     os.environ["LOCAL_RANK"] = str(job.local_rank)
-    # Where srun was called, which is where rank 0 runs; the names of nodes need not be known to the resolver.
+    # Where srun was called, which is where rank 0 runs; the names of nodes need not be known to the
+    # resolver.
     os.environ["MASTER_ADDR"] = os.environ.get("SLURM_LAUNCH_NODE_IPADDR") or job.hostnames[0]
-    os.environ["MASTER_PORT"] = str(10_001 + int(job.raw_job_id) % 20_000)  # below the ports that systems give out themselves
+    # below the ports that systems give out themselves
+    os.environ["MASTER_PORT"] = str(10_001 + int(job.raw_job_id) % 20_000)

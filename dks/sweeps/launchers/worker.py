@@ -1,19 +1,22 @@
-"""Runs cells: in this process for whoever calls `run_cells`, or in a worker process of the pool in `dks/sweeps/launchers/slots.py`.
+"""Runs cells.
 
-A worker process is forked by `dks/sweeps/launchers/nursery.py`. It takes commands on standard input, one JSON object a line:
-{"run": "<cell folder>"}. Everything it says goes through a pipe, one JSON object a line, and never through its output, where
-anybody may print:
+In this process for whoever calls `run_cells`, or in a worker process of the pool in
+`dks/sweeps/launchers/slots.py`.
+
+A worker process is forked by `dks/sweeps/launchers/nursery.py`. It takes commands on standard
+input, one JSON object a line: {"run": "<cell folder>"}. Everything it says goes through a pipe, one
+JSON object a line, and never through its output, where anybody may print:
 
 {"event": "ready"}                                           cells can come
 {"event": "run"}                                             the run of the cell begins
 {"event": "started", "epochs": 3, "images": 640, "finished": 0}
-{"event": "stepped", "images": 128}                          since the last one, some five times a second
-{"event": "recorded", "entry": "<a line of the journal>"}
-{"event": "finished", "status": "done", "error": null}       as in the record, which says more
-{"event": "track", "what": "decoding images", "done": 3, "total": 10}
-{"event": "say", "line": "...", "urgent": false}
-{"event": "over", "error": null}                             the worker has no cell any more; error: of a run that never began
-{"event": "interrupted"}                                     a signal came; the run is saved, and the worker leaves
+{"event": "stepped", "images": 128}                          since the last one, some five times a
+second {"event": "recorded", "entry": "<a line of the journal>"} {"event": "finished", "status":
+"done", "error": null}       as in the record, which says more {"event": "track", "what": "decoding
+images", "done": 3, "total": 10} {"event": "say", "line": "...", "urgent": false} {"event": "over",
+"error": null}                             the worker has no cell any more; error: of a run that
+never began {"event": "interrupted"}                                     a signal came; the run is
+saved, and the worker leaves
 """
 
 from __future__ import annotations
@@ -54,12 +57,14 @@ MESSAGE_EVERY = 0.2
 def run_cells(folders: Sequence[Path]) -> None:
     """Run queued cells, one after another, by the rules of the launch that queued them.
 
-    A cell that fails does not stop the others; it is tried again as often as its launch says. Cells that are not begun because
-    too many have failed stay queued. Log records go into `run.log` in the cell's folder.
+    A cell that fails does not stop the others; it is tried again as often as its launch says. Cells
+    that are not begun because too many have failed stay queued. Log records go into `run.log` in
+    the cell's folder.
 
     Raises:
-        Interrupted: a signal came. The record of the run under way says killed, the other cells stay queued.
-        Exception: some cell could not even begin. It is the first such error, raised when all other cells are over.
+        Interrupted: a signal came. The record of the run under way says killed, the other cells
+        stay queued. Exception: some cell could not even begin. It is the first such error, raised
+        when all other cells are over.
     """
     errors = []
     with sending(_tracking(folders), partial(say, urgent=True)):
@@ -91,7 +96,9 @@ def _run_cell(folder: RunFolder) -> None:
             for retry in range(1, retries + 1):
                 if run_cell(folder.path) is not Outcome.failed:
                     return
-                Display.current().say(f"cell {folder.cell_id} is tried again ({retry} of {retries})")
+                Display.current().say(
+                    f"cell {folder.cell_id} is tried again ({retry} of {retries})"
+                )
             failed = run_cell(folder.path) is Outcome.failed
         except Exception:
             log.exception("the run could not begin")
@@ -110,7 +117,10 @@ def launch_of(folder: RunFolder) -> LaunchFolder | None:
 
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    """Log records of level INFO and above go into this file; the terminal belongs to the display."""
+    """Log records of level INFO and above go into this file.
+
+    The terminal belongs to the display.
+    """
     damage.make_way(path)
     root = logging.getLogger()
     handler, level = _LogFile(path, encoding="utf-8", delay=True), root.level
@@ -154,7 +164,10 @@ class RemoteDisplay:
         self._pipe: int | None = pipe
 
     def send(self, event: str, **values: Any) -> None:
-        """One message. When nobody listens any more it is dropped: a run does not end because nobody looks."""
+        """One message. When nobody listens any more it is dropped.
+
+        A run does not end because nobody looks.
+        """
         rest = (json.dumps({"event": event, **values}) + "\n").encode()
         try:
             while rest and self._pipe is not None:
@@ -187,7 +200,8 @@ class RemoteView:
 
     def __init__(self, display: RemoteDisplay) -> None:
         self._display = display
-        self._images, self._sent = 0, time.monotonic()  # seen since the last message, and when that was
+        # seen since the last message, and when that was
+        self._images, self._sent = 0, time.monotonic()
 
     def started(self, epochs: int, images: int, finished: int) -> None:
         """Training begins."""
@@ -214,7 +228,10 @@ class RemoteView:
 
 
 class Commands:
-    """The commands on standard input. Where they end, the run under way is asked to stop: who gave them has gone."""
+    """The commands on standard input. Where they end, the run under way is asked to stop.
+
+    Who gave them has gone.
+    """
 
     def __init__(self) -> None:
         self._folders: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
@@ -230,7 +247,8 @@ class Commands:
             self._busy = False
 
     def _listen(self) -> None:
-        with open(0, closefd=False, encoding="utf-8") as lines:  # a file of its own: at the end sys.stdin must not be in use
+        # a file of its own: at the end sys.stdin must not be in use
+        with open(0, closefd=False, encoding="utf-8") as lines:
             for line in lines:
                 self._folders.put(Path(json.loads(line)["run"]))
         self._ended = True

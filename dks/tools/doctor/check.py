@@ -1,4 +1,7 @@
-"""What a check is and finds, and how checks are run: an error inside one is a finding, and so is one that takes too long."""
+"""What a check is and finds, and how checks are run.
+
+An error inside one is a finding, and so is one that takes too long.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,8 @@ class Check:
 def examine(check: Check) -> Iterator[Finding]:
     """What a check finds, one by one as it finds it. It raises nothing and ends in time.
 
-    A check that takes too long is left alone, in a thread that does not keep the program from ending.
+    A check that takes too long is left alone, in a thread that does not keep the program from
+    ending.
     """
     found: queue.SimpleQueue[Finding | None] = queue.SimpleQueue()  # None: that was all
     context = copy_context()  # it may show how far it is
@@ -78,10 +82,18 @@ def examine(check: Check) -> Iterator[Finding]:
             found.put(grey(check.name, f"not checked: {_words(error)}"))
         except Exception as error:
             said = f"{type(error).__name__}: {_words(error)}"
-            found.put(red(check.name, f"the check itself failed: {said}", "see what this error says about this machine"))
+            found.put(
+                red(
+                    check.name,
+                    f"the check itself failed: {said}",
+                    "see what this error says about this machine",
+                )
+            )
         found.put(None)
 
-    threading.Thread(target=context.run, args=(look,), name=f"doctor-{check.name}", daemon=True).start()
+    threading.Thread(
+        target=context.run, args=(look,), name=f"doctor-{check.name}", daemon=True
+    ).start()
     until = time.monotonic() + check.seconds
     while True:
         try:
@@ -102,5 +114,6 @@ def _late(check: Check) -> Finding:
     return red(
         check.name,
         f"no answer within {check.seconds:g} s",
-        "something it looks at hangs: a disk, a network file system, a server, or this machine is very busy; try again",
+        "something it looks at hangs: a disk, a network file system, a server, or this machine "
+        "is very busy; try again",
     )

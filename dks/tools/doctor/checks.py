@@ -31,7 +31,9 @@ def groups(overrides: Sequence[str]) -> list[tuple[str, list[Check]]]:
 
         composed = compose_here(checked(overrides))
     except ImportError as error:  # a package is missing, and that is what is to be said
-        missing = red("configuration", f"cannot be read: {one_line(str(error))}", "install the dependencies")
+        missing = red(
+            "configuration", f"cannot be read: {one_line(str(error))}", "install the dependencies"
+        )
         return [*_installed(), ("Configuration", [Check("configuration", lambda: [missing])])]
     config = composed.config
     return [*_installed(config.device, config.threads), *_of_configuration(composed)]
@@ -71,13 +73,25 @@ def _of_configuration(composed: Composed) -> list[tuple[str, list[Check]]]:
         Check("runs", lambda: storage.folder("runs", Path(config.runs_dir)), 60),
         Check("versions", lambda: _versions(config.runs_dir), 60),
         Check("results", lambda: storage.folder("results", Path(config.results_dir)), 60),
-        *([] if store is None else [Check("store", lambda: storage.folder("store", store, store=True), 60)]),
+        *(
+            []
+            if store is None
+            else [Check("store", lambda: storage.folder("store", store, store=True), 60)]
+        ),
         Check("cache", lambda: storage.folder("cache", cache_folder(), needed=False), 60),
-        Check("temporary", lambda: storage.folder("temporary", Path(tempfile.gettempdir()), needed=False), 60),
+        Check(
+            "temporary",
+            lambda: storage.folder("temporary", Path(tempfile.gettempdir()), needed=False),
+            60,
+        ),
     ]
     track = [
         Check("client", lambda: tracking.client(config.tracking), IMPORTS),
-        Check("tracking", lambda: tracking.tracking(config.tracking), 14 if uri.startswith("http") else IMPORTS),
+        Check(
+            "tracking",
+            lambda: tracking.tracking(config.tracking),
+            14 if uri.startswith("http") else IMPORTS,
+        ),
     ]
     return [
         ("Configuration", [Check("configuration", lambda: _configuration(composed), IMPORTS)]),
@@ -85,7 +99,13 @@ def _of_configuration(composed: Composed) -> list[tuple[str, list[Check]]]:
         ("Disks", disks),
         ("Tracking", track),
         ("SLURM", [Check("SLURM", slurm.slurm, 40)]),
-        ("Clock and code", [Check("clock", lambda: machine.clock(Path(config.runs_dir)), 60), Check("code", machine.code)]),
+        (
+            "Clock and code",
+            [
+                Check("clock", lambda: machine.clock(Path(config.runs_dir)), 60),
+                Check("code", machine.code),
+            ],
+        ),
     ]
 
 
@@ -119,4 +139,7 @@ def _configuration(composed: Composed) -> Iterator[Finding]:
         if set(error.problems) <= set(of_data):
             yield grey("configuration", "not checked without the data")
         return
-    yield green("configuration", f"{composed.choices['backbone']} on {config.data.name}: accepted, cell {cell_id(config)}")
+    yield green(
+        "configuration",
+        f"{composed.choices['backbone']} on {config.data.name}: accepted, cell {cell_id(config)}",
+    )

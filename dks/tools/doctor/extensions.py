@@ -14,7 +14,11 @@ def extensions() -> Iterator[Finding]:
     """Every entry point, and every extension in a file that is named."""
     listed = catalogue()
     for problem in listed.problems:
-        yield red("extensions", one_line(problem), f"mend it, or take it out of {VARIABLE} or of what is installed")
+        yield red(
+            "extensions",
+            one_line(problem),
+            f"mend it, or take it out of {VARIABLE} or of what is installed",
+        )
     for kind, _, found in tried():
         if isinstance(found, RequestError):
             for problem in found.problems:
@@ -22,4 +26,6 @@ def extensions() -> Iterator[Finding]:
         else:
             yield green(kind, f"{found.reference}, {found.offer.origin}")
     if not listed.offers and not listed.problems:
-        yield grey("extensions", f"none: no installed package has any, and {VARIABLE} names no file")
+        yield grey(
+            "extensions", f"none: no installed package has any, and {VARIABLE} names no file"
+        )

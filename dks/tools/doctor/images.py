@@ -32,7 +32,9 @@ def images(data: Data) -> Iterator[Finding]:
         return
     text = f"{described.name}, {described.num_classes} classes"
     for note in notes:
-        yield yellow("images", one_line(note), "nothing, if that is meant; docs/guide.md says what is taken")
+        yield yellow(
+            "images", one_line(note), "nothing, if that is meant; docs/guide.md says what is taken"
+        )
     if data.source == "parquet":
         yield from _parquet(data, text)
     elif data.source in ("imagefolder", "imagenet"):
@@ -41,7 +43,10 @@ def images(data: Data) -> Iterator[Finding]:
         from dks.data import load
 
         train, test = load(described)
-        yield green(data.source, f"{text}, {len(train):,} training and {len(test):,} test images, without files")
+        yield green(
+            data.source,
+            f"{text}, {len(train):,} training and {len(test):,} test images, without files",
+        )
 
 
 def _where(data: Data) -> str:
@@ -59,11 +64,17 @@ def _cifar(data: Data) -> Iterator[Finding]:
     again = f"data={data.source} data.root={data.root or 'FOLDER'} data.download=true"
     if data.root is None:
         yield red(
-            data.source, "data.root has no value", f"data.root=FOLDER, and data.download=true to fetch the files: {again}"
+            data.source,
+            "data.root has no value",
+            f"data.root=FOLDER, and data.download=true to fetch the files: {again}",
         )
         return
     folder = Path(data.root) / published.base_folder
-    files = [*published.train_list, *published.test_list, (published.meta["filename"], published.meta["md5"])]
+    files = [
+        *published.train_list,
+        *published.test_list,
+        (published.meta["filename"], published.meta["md5"]),
+    ]
     missing, damaged = list[str](), list[str]()
     for name, checksum in Display.current().track(files, len(files), f"checksums of {data.source}"):
         try:
@@ -75,17 +86,23 @@ def _cifar(data: Data) -> Iterator[Finding]:
             damaged.append(f"{name} ({error.strerror})")
     if damaged:
         text = f"{folder}: not the published checksum: {', '.join(damaged)}"
-        yield (yellow if data.download else red)(data.source, text, f"fetch the files again: {again}", damaged)
+        yield (yellow if data.download else red)(
+            data.source, text, f"fetch the files again: {again}", damaged
+        )
     if missing and data.download:
         yield yellow(
             data.source,
             f"{folder}: {len(missing)} of {len(files)} files are missing and will be downloaded",
-            f"the machine that trains must reach {published.url.split('/')[2]}; or put the files there",
+            f"the machine that trains must reach {published.url.split('/')[2]}; or put the "
+            f"files there",
             missing,
         )
     elif missing:
         yield red(
-            data.source, f"{folder}: missing: {', '.join(missing)}", f"name the folder that has them, or: {again}", missing
+            data.source,
+            f"{folder}: missing: {', '.join(missing)}",
+            f"name the folder that has them, or: {again}",
+            missing,
         )
     if not missing and not damaged:
         yield green(data.source, f"{folder}: {len(files)} files, all with the published checksums")
@@ -105,7 +122,9 @@ def _parquet(data: Data, text: str) -> Iterator[Finding]:
                 except ValueError as error:
                     yield red(split, one_line(str(error)), "fetch that file again")
                     return
-        yield from _sampled(split, f"{text}, {parquet.rows(paths):,} images in {len(paths)} file(s)", sizes, data)
+        yield from _sampled(
+            split, f"{text}, {parquet.rows(paths):,} images in {len(paths)} file(s)", sizes, data
+        )
 
 
 def _folders(data: Data, text: str) -> Iterator[Finding]:
@@ -122,7 +141,9 @@ def _folders(data: Data, text: str) -> Iterator[Finding]:
             except ValueError as error:
                 yield red(folder.name, one_line(str(error)), "fetch that image again, or remove it")
                 return
-        yield from _sampled(folder.name, f"{text}, {sum(map(len, images.values())):,} images", sizes, data)
+        yield from _sampled(
+            folder.name, f"{text}, {sum(map(len, images.values())):,} images", sizes, data
+        )
 
 
 def _sampled(split: str, text: str, sizes: set[tuple[int, int]], data: Data) -> Iterator[Finding]:
@@ -131,7 +152,11 @@ def _sampled(split: str, text: str, sizes: set[tuple[int, int]], data: Data) -> 
 
     if len(sizes) > 1 and data.image_size is None and data.augmentation is Augmentation.pad_crop:
         shown = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)[:3])
-        yield red(split, f"{text}, of several sizes ({shown}, ...)", "data.image_size=SIDE brings all to one size")
+        yield red(
+            split,
+            f"{text}, of several sizes ({shown}, ...)",
+            "data.image_size=SIDE brings all to one size",
+        )
     else:
         (shown,) = [f"{w}x{h} pixels" for w, h in sizes] if len(sizes) == 1 else ["several sizes"]
         yield green(split, f"{text}, {shown}; those tried decode")

@@ -1,4 +1,7 @@
-"""The machine and what computes on it: Python, torch and its devices, threads, the clock, the code's commit."""
+"""The machine and what computes on it.
+
+Python, torch and its devices, threads, the clock, the code's commit.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ from dks.tools.doctor.check import Finding, green, grey, red, yellow
 if TYPE_CHECKING:
     import torch
 
-SKEW, WRONG = 2.0, 60.0  # seconds that a clock may be off before it is worth a word, and before it is wrong
+# seconds that a clock may be off before it is worth a word, and before it is wrong
+SKEW, WRONG = 2.0, 60.0
 _NEW_VENV = "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt -e ."
 
 
@@ -35,14 +39,24 @@ def interpreter() -> Iterator[Finding]:
     except metadata.PackageNotFoundError:
         needed = ""
     if needed and not SpecifierSet(needed).contains(version, prereleases=True):
-        yield red("Python", f"{version}, dks needs {needed}", f"with another interpreter: {_NEW_VENV}")
+        yield red(
+            "Python", f"{version}, dks needs {needed}", f"with another interpreter: {_NEW_VENV}"
+        )
     else:
         yield green("Python", f"{version} {sys.executable}")
-    kind = "virtual environment" if sys.prefix != sys.base_prefix else "Conda environment" if _conda() else ""
+    kind = (
+        "virtual environment"
+        if sys.prefix != sys.base_prefix
+        else "Conda environment"
+        if _conda()
+        else ""
+    )
     if kind:
         yield green("environment", f"{kind} {sys.prefix}")
     elif Path(_stdlib(), "EXTERNALLY-MANAGED").exists():
-        yield yellow("environment", "none of its own: packages belong to the operating system", _NEW_VENV)
+        yield yellow(
+            "environment", "none of its own: packages belong to the operating system", _NEW_VENV
+        )
     else:
         yield green("environment", f"no virtual environment; packages are in {sys.prefix}")
 
@@ -66,11 +80,16 @@ def torch_works() -> Iterator[Finding]:
         yield red(
             "torch",
             f"cannot be imported: {one_line(str(error)) or type(error).__name__}",
-            f"{sys.executable} -m pip install --force-reinstall -c constraints.txt torch torchvision",
+            f"{sys.executable} -m pip install --force-reinstall -c constraints.txt torch "
+            f"torchvision",
         )
         return
     yield green("torch", f"{torch.__version__}, imported in {time.monotonic() - began:.1f} s")
-    yield _computes(torch.device("cpu"), "CPU", "reinstall torch; if that does not help, the processor or its memory is faulty")
+    yield _computes(
+        torch.device("cpu"),
+        "CPU",
+        "reinstall torch; if that does not help, the processor or its memory is faulty",
+    )
 
 
 def cuda(device: str) -> Iterator[Finding]:
@@ -78,7 +97,8 @@ def cuda(device: str) -> Iterator[Finding]:
     import torch
 
     wanted = device.startswith("cuda")
-    with warnings.catch_warnings(record=True) as said:  # torch says why it cannot use a driver in a warning
+    # torch says why it cannot use a driver in a warning
+    with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         reason = _why_not() if count == 0 else ""
@@ -89,15 +109,23 @@ def cuda(device: str) -> Iterator[Finding]:
             text = f"NVIDIA driver {driver} is there, but torch cannot use it: {one_line(reason)}"
             yield (red if wanted else yellow)("CUDA", text, _cuda_advice())
         elif wanted:
-            yield red("CUDA", f"device={device}, but there is no NVIDIA driver here", "device=auto, or a machine with a GPU")
+            yield red(
+                "CUDA",
+                f"device={device}, but there is no NVIDIA driver here",
+                "device=auto, or a machine with a GPU",
+            )
         else:
             yield grey("CUDA", "no NVIDIA driver here: the CPU computes")
         return
-    yield green("CUDA", f"{torch.version.cuda}, driver {driver or 'of unknown version'}, {count} device(s)")
+    yield green(
+        "CUDA", f"{torch.version.cuda}, driver {driver or 'of unknown version'}, {count} device(s)"
+    )
     for number in range(count):
         yield from _cuda_device(number)
     if device.partition(":")[2].isdecimal() and int(device.partition(":")[2]) >= count:
-        yield red("device", f"device={device}, but there are {count}, counted from 0", "device=auto")
+        yield red(
+            "device", f"device={device}, but there are {count}, counted from 0", "device=auto"
+        )
 
 
 def _why_not() -> str:
@@ -115,10 +143,16 @@ def _cuda_advice() -> str:
     import torch
 
     if torch.version.cuda is None:
-        return "this torch is built without CUDA: install a build for CUDA, see https://pytorch.org/get-started/locally"
+        return (
+            "this torch is built without CUDA: install a build for CUDA, see "
+            "https://pytorch.org/get-started/locally"
+        )
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return "CUDA_VISIBLE_DEVICES hides all devices; unset it"
-    return f"nvidia-smi must list a GPU; torch is built for CUDA {torch.version.cuda}: update the driver, or take another torch"
+    return (
+        f"nvidia-smi must list a GPU; torch is built for CUDA {torch.version.cuda}: update "
+        f"the driver, or take another torch"
+    )
 
 
 def _cuda_device(number: int) -> Iterator[Finding]:
@@ -131,7 +165,11 @@ def _cuda_device(number: int) -> Iterator[Finding]:
         with torch.cuda.device(number):
             bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
     except RuntimeError as error:
-        yield red(name, one_line(str(error)), "see with nvidia-smi who uses it and in which mode; or choose another device")
+        yield red(
+            name,
+            one_line(str(error)),
+            "see with nvidia-smi who uses it and in which mode; or choose another device",
+        )
         return
     text = f"{properties.name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, {bf16}"
     if free < total / 10:
@@ -139,15 +177,21 @@ def _cuda_device(number: int) -> Iterator[Finding]:
     else:
         yield green(name, text)
     yield _computes(
-        torch.device("cuda", number), name, f"nvidia-smi -i {number} -q shows errors of its memory; or use another device"
+        torch.device("cuda", number),
+        name,
+        f"nvidia-smi -i {number} -q shows errors of its memory; or use another device",
     )
 
 
 def _computes(device: torch.device, name: str, advice: str) -> Finding:
-    """A small convolution, forward and backward. All its numbers are small integers, so they are exact everywhere."""
+    """A small convolution, forward and backward.
+
+    All its numbers are small integers, so they are exact everywhere.
+    """
     import torch
 
-    image, kernel = [[(3 * y + 5 * x) % 7 for x in range(5)] for y in range(5)], [[1, -2, 0], [3, 1, -1], [0, 2, 1]]
+    image = [[(3 * y + 5 * x) % 7 for x in range(5)] for y in range(5)]
+    kernel = [[1, -2, 0], [3, 1, -1], [0, 2, 1]]
     try:
         x = torch.tensor([[image]], dtype=torch.float32, device=device, requires_grad=True)
         w = torch.tensor([[kernel]], dtype=torch.float32, device=device, requires_grad=True)
@@ -163,11 +207,19 @@ def _computes(device: torch.device, name: str, advice: str) -> Finding:
 
 
 def _by_hand(image: list[list[int]], kernel: list[list[int]]) -> list[list[list[int]]]:
-    """y = image * kernel, and the gradients of the sum of y squared, to the kernel and to the image."""
+    """y = image * kernel, and the gradients of the sum of y squared, to the kernel and to the
+    image.
+    """
     side, places = len(image), range(len(kernel))
     outputs = range(side - len(kernel) + 1)
-    y = [[sum(kernel[i][j] * image[r + i][c + j] for i in places for j in places) for c in outputs] for r in outputs]
-    to_kernel = [[sum(2 * y[r][c] * image[r + i][c + j] for r in outputs for c in outputs) for j in places] for i in places]
+    y = [
+        [sum(kernel[i][j] * image[r + i][c + j] for i in places for j in places) for c in outputs]
+        for r in outputs
+    ]
+    to_kernel = [
+        [sum(2 * y[r][c] * image[r + i][c + j] for r in outputs for c in outputs) for j in places]
+        for i in places
+    ]
     to_image = [[0] * side for _ in range(side)]
     for r in outputs:
         for c in outputs:
@@ -189,12 +241,18 @@ def _driver() -> str:
             pass
     loaded = Path("/proc/driver/nvidia/version")
     words = loaded.read_text(encoding="utf-8").splitlines()[0].split() if loaded.is_file() else []
-    return next((word for word in words if word[0].isdigit() and "." in word), "of unknown version" if words else "")
+    return next(
+        (word for word in words if word[0].isdigit() and "." in word),
+        "of unknown version" if words else "",
+    )
 
 
 def threads(configured: int | None) -> Iterator[Finding]:
     """Threads asked for against cores that may be used."""
-    cores, quota = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, cpu_quota()
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    quota = cpu_quota()
     usable = cores if quota is None else min(cores, max(1, round(quota)))
     text = f"{usable} of {os.cpu_count()} cores"
     if quota is not None and quota < cores:
@@ -203,13 +261,22 @@ def threads(configured: int | None) -> Iterator[Finding]:
     text += f", OMP_NUM_THREADS={asked}" if asked else ", OMP_NUM_THREADS is not set"
     if configured is not None and configured > usable:
         yield yellow(
-            "threads", f"{text}, threads={configured}", f"threads={usable}: more threads than cores wait for each other"
+            "threads",
+            f"{text}, threads={configured}",
+            f"threads={usable}: more threads than cores wait for each other",
         )
     elif asked.isdecimal() and int(asked) > usable:
-        yield yellow("threads", text, f"export OMP_NUM_THREADS={usable}: more threads than cores wait for each other")
+        yield yellow(
+            "threads",
+            text,
+            f"export OMP_NUM_THREADS={usable}: more threads than cores wait for each other",
+        )
     elif not asked and configured is None and usable < cores:
         yield yellow(
-            "threads", text, f"export OMP_NUM_THREADS={usable}: torch would start {cores} threads, which wait for each other"
+            "threads",
+            text,
+            f"export OMP_NUM_THREADS={usable}: torch would start {cores} threads, which wait for "
+            f"each other",
         )
     else:
         yield green("threads", text)
@@ -221,12 +288,17 @@ def clock(runs_dir: Path) -> Iterator[Finding]:
     newest, what = max((path.stat().st_mtime, str(path)) for path in package.rglob("*.py"))
     if runs_dir.is_dir():
         with os.scandir(runs_dir) as entries:
-            newest, what = max([(entry.stat().st_mtime, entry.path) for entry in entries], default=(newest, what))[:2]
+            newest, what = max(
+                [(entry.stat().st_mtime, entry.path) for entry in entries], default=(newest, what)
+            )[:2]
     behind = newest - time.time()
     shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     if behind > SKEW:
         text = f"{shown} is {behind:,.0f} s before {what} was written"
-        advice = "set the clock, on this machine or on the server of that file system: timedatectl set-ntp true"
+        advice = (
+            "set the clock, on this machine or on the server of that file system: "
+            "timedatectl set-ntp true"
+        )
         yield (red if behind > WRONG else yellow)("clock", text, advice)
     else:
         yield green("clock", f"{shown}; not before anything that dks wrote")
@@ -240,7 +312,9 @@ def code() -> Iterator[Finding]:
 
     commit, code = git_commit(), f"code {current()}"
     if commit is None:
-        yield green("code", f"dks {__version__}, {code}; not in a Git repository, so records name no commit")
+        yield green(
+            "code", f"dks {__version__}, {code}; not in a Git repository, so records name no commit"
+        )
     elif commit.endswith("-dirty"):
         text = f"commit {commit[:12]} with changes that are not committed, {code}"
         yield yellow("code", text, "git commit, so that records name what ran")

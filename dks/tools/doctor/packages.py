@@ -1,4 +1,7 @@
-"""The installed packages: against what dks needs, and against the versions that it was tested with."""
+"""The installed packages.
+
+Against what dks needs, and against the versions that it was tested with.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,11 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 # Extra -> what it is for.
-EXTRAS = {"export": "dks export --format onnx", "notebooks": "the notebooks in analysis/", "postgres": "MLflow in PostgreSQL"}
+EXTRAS = {
+    "export": "dks export --format onnx",
+    "notebooks": "the notebooks in analysis/",
+    "postgres": "MLflow in PostgreSQL",
+}
 NAMED = 4  # packages named in a line; all of them are in the details
 
 
@@ -29,14 +36,25 @@ def dependencies() -> Iterator[Finding]:
     wanted = [each for each in required if each.marker is None or each.marker.evaluate(here)]
     problems = [problem for each in wanted if (problem := _problem(each))]
     if problems:
-        advice = f'{sys.executable} -m pip install --upgrade -c constraints.txt "dks", or the same with "." in a checkout'
-        yield red("dependencies", f"{len(problems)} of {len(wanted)} missing or too old: {_few(problems)}", advice, problems)
+        advice = (
+            f'{sys.executable} -m pip install --upgrade -c constraints.txt "dks", or the '
+            f'same with "." in a checkout'
+        )
+        yield red(
+            "dependencies",
+            f"{len(problems)} of {len(wanted)} missing or too old: {_few(problems)}",
+            advice,
+            problems,
+        )
     else:
         yield green("dependencies", f"all {len(wanted)} are installed and new enough")
 
 
 def tested_versions() -> Iterator[Finding]:
-    """Whether the versions are those of constraints.txt; what it names and nobody installed does not count."""
+    """Whether the versions are those of constraints.txt.
+
+    What it names and nobody installed does not count.
+    """
     from packaging.utils import canonicalize_name
     from packaging.version import InvalidVersion, Version
 
@@ -44,7 +62,11 @@ def tested_versions() -> Iterator[Finding]:
     if not file.is_file():
         yield grey("tested versions", "not checked: this copy of dks has no constraints.txt")
         return
-    pins = dict(line.split("==", 1) for line in file.read_text(encoding="utf-8").splitlines() if "==" in line)
+    pins = dict(
+        line.split("==", 1)
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if "==" in line
+    )
     installed = _installed()
     others: list[str] = []
     there = 0
@@ -54,7 +76,8 @@ def tested_versions() -> Iterator[Finding]:
             continue
         there += 1
         try:
-            same = Version(version).public == Version(tested).public  # 2.11.0+cpu is 2.11.0, built otherwise
+            # 2.11.0+cpu is 2.11.0, built otherwise
+            same = Version(version).public == Version(tested).public
         except InvalidVersion:
             same = version == tested
         if not same:
@@ -62,7 +85,8 @@ def tested_versions() -> Iterator[Finding]:
     if others:
         yield yellow(
             "tested versions",
-            f"{len(others)} of {there} packages have another version than the tested one: {_few(others)}",
+            f"{len(others)} of {there} packages have another version than the tested one: "
+            f"{_few(others)}",
             f"nothing, unless something fails; then: {sys.executable} -m pip install -c {file} dks",
             others,
         )
@@ -77,12 +101,21 @@ def extras() -> Iterator[Finding]:
         return
     for extra, purpose in EXTRAS.items():
         plain, here = _environment(), _environment(extra)
-        wanted = [each for each in required if each.marker and each.marker.evaluate(here) and not each.marker.evaluate(plain)]
+        wanted = [
+            each
+            for each in required
+            if each.marker and each.marker.evaluate(here) and not each.marker.evaluate(plain)
+        ]
         missing = [each.name for each in wanted if _version(each.name) is None]
-        old = [problem for each in wanted if each.name not in missing and (problem := _problem(each))]
+        old = [
+            problem for each in wanted if each.name not in missing and (problem := _problem(each))
+        ]
         install = f'{sys.executable} -m pip install --upgrade "dks[{extra}]"'
         if missing:
-            yield grey(f"extra {extra}", f'not installed, for {purpose}; pip install "dks[{extra}]" adds it')
+            yield grey(
+                f"extra {extra}",
+                f'not installed, for {purpose}; pip install "dks[{extra}]" adds it',
+            )
         elif old:
             yield yellow(f"extra {extra}", f"for {purpose}; too old: {_few(old)}", install, old)
         else:
@@ -91,15 +124,25 @@ def extras() -> Iterator[Finding]:
 
 def torchvision() -> Iterator[Finding]:
     """It holds compiled code that fits one version of torch only."""
-    advice = f"install the two together: {sys.executable} -m pip install --force-reinstall -c constraints.txt torch torchvision"
+    advice = (
+        f"install the two together: {sys.executable} -m pip install --force-reinstall -c "
+        f"constraints.txt torch torchvision"
+    )
     try:
         import torch
         import torchvision
         from torchvision.ops import nms
 
-        kept = nms(torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2], [4, 4, 5, 5]]), torch.tensor([0.5, 0.9, 0.1]), 0.5).tolist()
-    except Exception as error:  # ImportError, OSError of a library, RuntimeError: operator torchvision::nms does not exist
-        yield red("torchvision", f"does not work: {one_line(str(error)) or type(error).__name__}", advice)
+        kept = nms(
+            torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2], [4, 4, 5, 5]]),
+            torch.tensor([0.5, 0.9, 0.1]),
+            0.5,
+        ).tolist()
+    except Exception as error:
+        # ImportError, OSError of a library, RuntimeError: operator torchvision::nms does not exist
+        yield red(
+            "torchvision", f"does not work: {one_line(str(error)) or type(error).__name__}", advice
+        )
         return
     if kept != [1, 2]:
         yield red("torchvision", f"{torchvision.__version__} gives wrong results", advice)

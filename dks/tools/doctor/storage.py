@@ -1,4 +1,7 @@
-"""The folders that are written to: free space, whether writing, renaming and locking work there, and how long a disk takes."""
+"""The folders that are written to.
+
+Free space, whether writing, renaming and locking work there, and how long a disk takes.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,16 @@ NETWORK = {
         "panfs",
         "9p",
     ),
-    *("wekafs", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.beegfs", "fuse.juicefs", "fuse.s3fs", "fuse.gcsfuse"),
+    *(
+        "wekafs",
+        "fuse.sshfs",
+        "fuse.glusterfs",
+        "fuse.ceph",
+        "fuse.beegfs",
+        "fuse.juicefs",
+        "fuse.s3fs",
+        "fuse.gcsfuse",
+    ),
 }
 MIB, GIB = 2**20, 2**30
 # Free space and inodes below which there is a warning, and below which the next run will not fit.
@@ -65,7 +77,11 @@ def folder(name: str, path: Path, store: bool = False, needed: bool = True) -> I
     place = path.absolute()
     while not place.exists():
         place = place.parent
-    shown = f"{path} (not there yet)" if place != path.absolute() else str(place if path == Path() else path)
+    shown = (
+        f"{path} (not there yet)"
+        if place != path.absolute()
+        else str(place if path == Path() else path)
+    )
     bad = red if needed else yellow
     try:
         if not place.is_dir():
@@ -74,10 +90,17 @@ def folder(name: str, path: Path, store: bool = False, needed: bool = True) -> I
         disk, counts = shutil.disk_usage(place), os.statvfs(place)
     except OSError as error:
         reason = error.strerror or str(error)
-        yield bad(name, f"{shown} cannot be written: {reason}", _advice(name, "get the right to write there"))
+        yield bad(
+            name,
+            f"{shown} cannot be written: {reason}",
+            _advice(name, "get the right to write there"),
+        )
         return
     kind = filesystem(place)
-    text = f"{shown}: {disk.free / GIB:,.1f} GiB free, {kind or 'unknown file system'}, {1000 * latency:,.1f} ms to disk"
+    text = (
+        f"{shown}: {disk.free / GIB:,.1f} GiB free, {kind or 'unknown file system'}, "
+        f"{1000 * latency:,.1f} ms to disk"
+    )
     inodes = counts.f_favail if counts.f_files else None  # some file systems do not count them
     if disk.free < LEAST_SPACE or (inodes is not None and inodes < LEAST_INODES):
         yield bad(name, text + _inodes(inodes), _advice(name, "make room"))
@@ -89,7 +112,8 @@ def folder(name: str, path: Path, store: bool = False, needed: bool = True) -> I
         yield yellow(
             name,
             f"{text}; SQLite is not safe on a network file system",
-            "tracking=server tracking.uri=http://..., or tracking.uri=sqlite:////FOLDER/ON/A/LOCAL/DISK/mlflow.db",
+            "tracking=server tracking.uri=http://..., or "
+            "tracking.uri=sqlite:////FOLDER/ON/A/LOCAL/DISK/mlflow.db",
         )
     else:
         yield green(name, text)
@@ -98,7 +122,10 @@ def folder(name: str, path: Path, store: bool = False, needed: bool = True) -> I
 
 
 def filesystem(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
-    """The type of the file system that holds a path: ext4, nfs4, ...; empty where it cannot be told."""
+    """The type of the file system that holds a path: ext4, nfs4, ....
+
+    Empty where it cannot be told.
+    """
     try:
         lines = mounts.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -107,13 +134,17 @@ def filesystem(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
     for line in lines:
         before, _, after = line.partition(" - ")
         point = Path(before.split()[4].encode().decode("unicode_escape"))  # a blank is \\040
-        if (point == path or point in path.parents) and len(point.parts) >= best:  # of several, the last mounted lies on top
+        # of several, the last mounted lies on top
+        if (point == path or point in path.parents) and len(point.parts) >= best:
             best, kind = len(point.parts), after.split()[0]
     return kind
 
 
 def _try_out(place: Path) -> float:
-    """Write, bring to disk and rename as records are written; the median of the seconds it takes."""
+    """Write, bring to disk and rename as records are written.
+
+    The median of the seconds it takes.
+    """
     took = []
     with tempfile.TemporaryDirectory(prefix=".dks-doctor-", dir=place) as own:
         draft, target = Path(own, "draft"), Path(own, "record.json")
@@ -131,13 +162,20 @@ def _try_out(place: Path) -> float:
 
 
 def _lock(name: str, place: Path, kind: str) -> Iterator[Finding]:
-    """Another process must see the lock that this one holds: by it a cell is run by one process only."""
+    """Another process must see the lock that this one holds.
+
+    By it a cell is run by one process only.
+    """
     with tempfile.TemporaryDirectory(prefix=".dks-doctor-", dir=place) as own:
         lock = FileLock(Path(own, "lock"))
         command = [sys.executable, "-c", _TRY_LOCK, str(Path(own, "lock"))]
         try:
             with subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
             ) as other:
                 assert other.stdin and other.stdout
                 killer = threading.Timer(PATIENCE, other.kill)
@@ -157,7 +195,8 @@ def _lock(name: str, place: Path, kind: str) -> Iterator[Finding]:
     if (held, free) != ("held", "free"):
         yield red(
             name,
-            f"file locks do not work there ({kind or 'unknown file system'}): two processes would run the same cell"
+            f"file locks do not work there ({kind or 'unknown file system'}): two processes "
+            f"would run the same cell"
             if held == "free"
             else f"file locks do not work there: {held or 'no answer'}",
             _advice(name, "mount it with locks (NFS: without nolock; Lustre: with -o flock)"),
@@ -175,4 +214,7 @@ def _advice(name: str, what: str) -> str:
         "cache": "XDG_CACHE_HOME=FOLDER",
         "temporary": "TMPDIR=FOLDER",
     }
-    return f"{what}; or choose another place: {variable.get(name, 'tracking.uri=sqlite:////FOLDER/mlflow.db')}"
+    return (
+        f"{what}; or choose another place: "
+        f"{variable.get(name, 'tracking.uri=sqlite:////FOLDER/mlflow.db')}"
+    )

@@ -45,10 +45,20 @@ class Page:
             start = 2 + len(mark) + 1 + NAME + 2
             words = self._folded(finding.found, start)
             quiet = "bright_black" if finding.level is Level.grey else ""
-            self._line([("  ", ""), (mark, colour), (" ", ""), (f"{finding.name:<{NAME}}  ", quiet), (words[0], quiet)])
+            self._line(
+                [
+                    ("  ", ""),
+                    (mark, colour),
+                    (" ", ""),
+                    (f"{finding.name:<{NAME}}  ", quiet),
+                    (words[0], quiet),
+                ]
+            )
             for more in words[1:]:
                 self._line([(" " * start + more, quiet)])
-            for number, line in enumerate(self._folded(finding.advice, start + 3) if finding.advice else ()):
+            for number, line in enumerate(
+                self._folded(finding.advice, start + 3) if finding.advice else ()
+            ):
                 self._line([(" " * start + ("   " if number else "-> ") + line, colour)])
         self._line([])
 
@@ -78,4 +88,6 @@ class Page:
 
 def as_json(findings: Iterable[tuple[str, Finding]]) -> str:
     """A list of objects, one for each (group, finding)."""
-    return json.dumps([{"group": group, **asdict(finding)} for group, finding in findings], indent=1)
+    return json.dumps(
+        [{"group": group, **asdict(finding)} for group, finding in findings], indent=1
+    )

@@ -1,4 +1,7 @@
-"""Where runs are tracked: an MLflow store in a database, or an MLflow server. Nothing is written there."""
+"""Where runs are tracked: an MLflow store in a database, or an MLflow server.
+
+Nothing is written there.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,9 @@ def tracking(choice: Tracking) -> Iterator[Finding]:
 
 
 def client(choice: Tracking) -> Iterator[Finding]:
-    """MLflow's client is imported, which takes seconds on a slow disk and says nothing about a server."""
+    """MLflow's client is imported, which takes seconds on a slow disk and says nothing about a
+    server.
+    """
     if not (choice.uri or "").startswith(("http://", "https://")):
         return
     began = time.monotonic()
@@ -51,7 +56,9 @@ def client(choice: Tracking) -> Iterator[Finding]:
     import mlflow.utils.credentials
     import mlflow.utils.rest_utils
 
-    yield green("client", f"MLflow {mlflow.__version__}, imported in {time.monotonic() - began:.1f} s")
+    yield green(
+        "client", f"MLflow {mlflow.__version__}, imported in {time.monotonic() - began:.1f} s"
+    )
 
 
 def _store(uri: str, experiment: str) -> Iterator[Finding]:
@@ -61,7 +68,11 @@ def _store(uri: str, experiment: str) -> Iterator[Finding]:
     if uri.startswith(SQLITE):
         file = Path(uri.removeprefix(SQLITE))
         if not file.parent.is_dir():
-            yield red("store", f"there is no folder {file.parent}", f"mkdir -p {file.parent}; or {elsewhere}")
+            yield red(
+                "store",
+                f"there is no folder {file.parent}",
+                f"mkdir -p {file.parent}; or {elsewhere}",
+            )
             return
         if not file.exists() or (file.is_file() and not file.stat().st_size):
             yield green("store", f"{name} is not there yet; the first run makes it")
@@ -69,28 +80,52 @@ def _store(uri: str, experiment: str) -> Iterator[Finding]:
     try:
         found = schema(uri)
     except ModuleNotFoundError as error:
-        yield red("store", f"no driver for {name}: {one_line(str(error))}", 'pip install "dks[postgres]"')
+        yield red(
+            "store", f"no driver for {name}: {one_line(str(error))}", 'pip install "dks[postgres]"'
+        )
         return
     except Exception as error:  # of sqlite3 and of SQLAlchemy, all of them about this store
         why = reason(error)
         if "locked" in why:
-            yield yellow("store", f"{name}: {why}", "another program is writing for long; see who: fuser -v FILE")
+            yield yellow(
+                "store",
+                f"{name}: {why}",
+                "another program is writing for long; see who: fuser -v FILE",
+            )
         else:
-            yield red("store", f"{name} cannot be read: {why}", f"put back a back-up of it; or {elsewhere}")
+            yield red(
+                "store",
+                f"{name} cannot be read: {why}",
+                f"put back a back-up of it; or {elsewhere}",
+            )
         return
     if found is None:
-        yield green("store", f"{name} is a database without MLflow's tables; the first run makes them")
+        yield green(
+            "store", f"{name} is a database without MLflow's tables; the first run makes them"
+        )
         return
     if not found.fits:
-        back_up = f"cp {file} {file}.backup" if uri.startswith(SQLITE) else "make a back-up of the database"
+        back_up = (
+            f"cp {file} {file}.backup"
+            if uri.startswith(SQLITE)
+            else "make a back-up of the database"
+        )
         problem = found.problem(uri)
-        yield red("schema", problem, f"{back_up}; then: mlflow db upgrade {name}" if found.known else elsewhere)
+        yield red(
+            "schema",
+            problem,
+            f"{back_up}; then: mlflow db upgrade {name}" if found.known else elsewhere,
+        )
         return
     yield green("schema", f"{found.found}, the one of MLflow {metadata.version('mlflow')}")
     try:
         yield from _content(uri, name, experiment)
     except Exception as error:
-        yield red("store", f"{name} cannot be read: {reason(error)}", f"put back a back-up of it; or {elsewhere}")
+        yield red(
+            "store",
+            f"{name} cannot be read: {reason(error)}",
+            f"put back a back-up of it; or {elsewhere}",
+        )
 
 
 def _content(uri: str, name: str, experiment: str) -> Iterator[Finding]:
@@ -101,7 +136,9 @@ def _content(uri: str, name: str, experiment: str) -> Iterator[Finding]:
         if uri.startswith(SQLITE):
             found = [str(row[0]) for row in connection.execute(text("PRAGMA quick_check(3)"))]
             if found != ["ok"]:
-                advice = "put back a back-up; or save what is left: sqlite3 FILE .recover | sqlite3 NEW"
+                advice = (
+                    "put back a back-up; or save what is left: sqlite3 FILE .recover | sqlite3 NEW"
+                )
                 yield red("integrity", f"{name} is damaged: {one_line('; '.join(found))}", advice)
                 return
             size = Path(uri.removeprefix(SQLITE)).stat().st_size
@@ -118,10 +155,16 @@ def _content(uri: str, name: str, experiment: str) -> Iterator[Finding]:
             yield red("experiment", f"{experiment} was deleted in MLflow", advice)
             return
         query = text(
-            "SELECT status, count(*) FROM runs WHERE experiment_id = :id AND lifecycle_stage = 'active' GROUP BY status"
+            "SELECT status, count(*) FROM runs WHERE experiment_id = :id AND lifecycle_stage = "
+            "'active' GROUP BY status"
         )
-        counts = {str(status): int(count) for status, count in connection.execute(query, {"id": row[0]})}
-        shown = ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items())) or "no runs yet"
+        counts = {
+            str(status): int(count) for status, count in connection.execute(query, {"id": row[0]})
+        }
+        shown = (
+            ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items()))
+            or "no runs yet"
+        )
         yield green("experiment", f"{experiment}: {shown}")
 
 
@@ -130,13 +173,18 @@ def _connection(uri: str) -> Any:
     from sqlalchemy.pool import NullPool
 
     if uri.startswith(SQLITE):
-        return create_engine("sqlite://", creator=partial(read_sqlite, uri, CONNECT), poolclass=NullPool).connect()
+        return create_engine(
+            "sqlite://", creator=partial(read_sqlite, uri, CONNECT), poolclass=NullPool
+        ).connect()
     waits = {"connect_timeout": round(ANSWER)} if uri.startswith(("postgresql", "mysql")) else {}
     return create_engine(uri, poolclass=NullPool, connect_args=waits).connect()
 
 
 def _server(uri: str, experiment: str) -> Iterator[Finding]:
-    """From the bottom up, for each layer needs the one below: name, connection, certificate, answers, account."""
+    """From the bottom up, for each layer needs the one below.
+
+    Name, connection, certificate, answers, account.
+    """
     name = without_password(uri)
     try:
         parts = urlsplit(uri)
@@ -146,7 +194,10 @@ def _server(uri: str, experiment: str) -> Iterator[Finding]:
     if not host:
         raise RequestError(f"tracking.uri={name} names no host; write http://HOST:PORT")
     if _proxied(uri):
-        yield grey("connection", f"through the proxy that the environment names (NO_PROXY={host} goes without)")
+        yield grey(
+            "connection",
+            f"through the proxy that the environment names (NO_PROXY={host} goes without)",
+        )
     else:
         reached = False
         for finding in _connect(host, port, parts.scheme == "https"):
@@ -166,7 +217,12 @@ def _proxied(uri: str) -> bool:
 def _connect(host: str, port: int, encrypted: bool) -> Iterator[Finding]:
     """DNS, TCP, TLS; the last finding is red if it fails."""
     try:
-        addresses = list(dict.fromkeys(str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+        addresses = list(
+            dict.fromkeys(
+                str(found[4][0])
+                for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            )
+        )
     except OSError as error:
         yield red(
             "name",
@@ -180,7 +236,10 @@ def _connect(host: str, port: int, encrypted: bool) -> Iterator[Finding]:
     try:
         plain = socket.create_connection((host, port), timeout=CONNECT)
     except OSError as error:
-        advice = f"start it, open port {port} in the firewall, or correct tracking.uri; `dks sync` sends later what runs keep"
+        advice = (
+            f"start it, open port {port} in the firewall, or correct tracking.uri; `dks "
+            f"sync` sends later what runs keep"
+        )
         yield red("connection", f"{host}:{port}: {error.strerror or error}", advice)
         return
     with closing(plain):
@@ -190,20 +249,29 @@ def _connect(host: str, port: int, encrypted: bool) -> Iterator[Finding]:
 
 
 def _certificate(plain: socket.socket, host: str) -> Finding:
-    authority = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or os.environ.get("REQUESTS_CA_BUNDLE")
+    authority = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or os.environ.get(
+        "REQUESTS_CA_BUNDLE"
+    )
     try:
         import certifi
 
-        with ssl.create_default_context(cafile=authority or certifi.where()).wrap_socket(plain, server_hostname=host) as secure:
+        with ssl.create_default_context(cafile=authority or certifi.where()).wrap_socket(
+            plain, server_hostname=host
+        ) as secure:
             ends = ssl.cert_time_to_seconds(str((secure.getpeercert() or {})["notAfter"]))
             version = secure.version()
     except ssl.SSLCertVerificationError as error:
         advice = (
-            "MLFLOW_TRACKING_SERVER_CERT_PATH=FILE names the certificate of your own authority; an expired one must be renewed"
+            "MLFLOW_TRACKING_SERVER_CERT_PATH=FILE names the certificate of your own "
+            "authority; an expired one must be renewed"
         )
         return red("certificate", f"not accepted: {error.verify_message}", advice)
     except OSError as error:  # SSLError is one
-        return red("certificate", f"no TLS: {one_line(str(error))}", "is it http:// rather than https:// at this port?")
+        return red(
+            "certificate",
+            f"no TLS: {one_line(str(error))}",
+            "is it http:// rather than https:// at this port?",
+        )
     days = (ends - time.time()) / 86400
     text = f"valid for {days:,.0f} days, {version}"
     if days < EXPIRES:
@@ -235,9 +303,16 @@ def _answers(uri: str, name: str, experiment: str) -> Iterator[Finding]:
         return
     if health.status_code != 200 or health.text.strip() != "OK":
         text = f"{name}/health: {health.status_code} {said(health.text, 100)!r}, not OK"
-        yield red("answer", text, "that is no MLflow server, or a proxy before it that cannot reach it; correct tracking.uri")
+        yield red(
+            "answer",
+            text,
+            "that is no MLflow server, or a proxy before it that cannot reach it; correct "
+            "tracking.uri",
+        )
         return
-    yield green("answer", f"/health says OK, {1000 * statistics.median(took):.1f} ms there and back")
+    yield green(
+        "answer", f"/health says OK, {1000 * statistics.median(took):.1f} ms there and back"
+    )
     if told := exposed(uri):
         yield yellow("encryption", told, "let a server that speaks TLS stand before it")
     yield _clock(offsets)
@@ -250,8 +325,14 @@ def _clock(offsets: list[float]) -> Finding:
     if not offsets:
         return grey("clock", "the server tells no time")
     offset = min(offsets, key=abs)
-    text = f"the server's is {abs(offset):,.0f} s {'ahead of' if offset > 0 else 'behind'} this machine's"
-    advice = "one of the two is wrong: timedatectl set-ntp true on both; times of runs and of the store will not agree"
+    text = (
+        f"the server's is {abs(offset):,.0f} s {'ahead of' if offset > 0 else 'behind'} this "
+        f"machine's"
+    )
+    advice = (
+        "one of the two is wrong: timedatectl set-ntp true on both; times of runs and of "
+        "the store will not agree"
+    )
     if abs(offset) > WRONG:
         return red("clock", text, advice)
     if abs(offset) > SKEW:
@@ -268,9 +349,17 @@ def _version(uri: str) -> Iterator[Finding]:
         return
     there = said(answer.text, 40)
     if answer.status_code != 200:
-        yield yellow("version", f"not told: {answer.status_code}", "an MLflow server from 1.28 on tells it; is it one?")
+        yield yellow(
+            "version",
+            f"not told: {answer.status_code}",
+            "an MLflow server from 1.28 on tells it; is it one?",
+        )
     elif there.split(".")[:1] != here.split(".")[:1]:
-        yield red("version", f"the server has MLflow {there}, this machine {here}", f"pip install mlflow=={there}")
+        yield red(
+            "version",
+            f"the server has MLflow {there}, this machine {here}",
+            f"pip install mlflow=={there}",
+        )
     elif there.split(".")[:2] != here.split(".")[:2]:
         advice = f"nothing, unless something fails; then pip install mlflow=={there}"
         yield yellow("version", f"the server has MLflow {there}, this machine {here}", advice)
@@ -281,20 +370,29 @@ def _version(uri: str) -> Iterator[Finding]:
 def _account(uri: str, experiment: str) -> Finding:
     """Whether the API takes us, and what it says of the experiment."""
     try:
-        answer = _get(uri, f"/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(experiment)}")
+        answer = _get(
+            uri, f"/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(experiment)}"
+        )
         if answer.status_code in (401, 403):
             return _refused(answer, uri)
         content = answer.json()
     except Exception as error:
         return red(
-            "account", f"the API does not answer as MLflow's: {_why(error)}", "correct tracking.uri, or see the server's log"
+            "account",
+            f"the API does not answer as MLflow's: {_why(error)}",
+            "correct tracking.uri, or see the server's log",
         )
     if content.get("error_code") == "RESOURCE_DOES_NOT_EXIST":
-        return green("account", f"accepted; the experiment {experiment} is not there yet, the first run makes it")
+        return green(
+            "account",
+            f"accepted; the experiment {experiment} is not there yet, the first run makes it",
+        )
     found = content.get("experiment")
     if answer.status_code != 200 or not isinstance(found, dict):
         message = said(str(content.get("message", content)))
-        return red("account", f"the API says {answer.status_code}: {message}", "see the server's log")
+        return red(
+            "account", f"the API says {answer.status_code}: {message}", "see the server's log"
+        )
     if found.get("lifecycle_stage") != "active":
         number = found.get("experiment_id")
         return red(
@@ -309,18 +407,32 @@ def _refused(answer: Any, uri: str) -> Finding:
     told = said(answer.text, 100)
     given = [
         name
-        for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+        for name in (
+            "MLFLOW_TRACKING_USERNAME",
+            "MLFLOW_TRACKING_PASSWORD",
+            "MLFLOW_TRACKING_TOKEN",
+        )
         if os.environ.get(name)
     ]
-    if answer.status_code == 403 and "host header" in told.lower():  # it answers /health under any name, and nothing else
+    # it answers /health under any name, and nothing else
+    if answer.status_code == 403 and "host header" in told.lower():
         host = urlsplit(uri).netloc.rpartition("@")[2]
-        return red("host", f"403: {told}", f"start the server with: mlflow server --allowed-hosts {host}")
+        return red(
+            "host", f"403: {told}", f"start the server with: mlflow server --allowed-hosts {host}"
+        )
     if answer.status_code == 403:
         text = f"403, the account may not: {told}"
-        return red("account", text, "ask for the permission to edit this experiment, or set another account's variables")
+        return red(
+            "account",
+            text,
+            "ask for the permission to edit this experiment, or set another account's variables",
+        )
     text = "401, not accepted" + (f" ({', '.join(given)} set)" if given else ", for none is given")
     return red(
-        "account", text, "export MLFLOW_TRACKING_USERNAME=... MLFLOW_TRACKING_PASSWORD=..., or MLFLOW_TRACKING_TOKEN=..."
+        "account",
+        text,
+        "export MLFLOW_TRACKING_USERNAME=... MLFLOW_TRACKING_PASSWORD=..., or "
+        "MLFLOW_TRACKING_TOKEN=...",
     )
 
 

@@ -11,8 +11,13 @@ CLASSES = 8
 
 
 @extend.data("stripes", classes=CLASSES, version="1", recipe="digits", pad=1, flip=False)
-def stripes(*, images: int = 512, side: int = 12, noise: float = 40.0) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """`images` to train on, half as many to test, of `side` pixels; `noise` is a standard deviation, of 255."""
+def stripes(
+    *, images: int = 512, side: int = 12, noise: float = 40.0
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """`images` to train on, half as many to test, of `side` pixels.
+
+    `noise` is a standard deviation, of 255.
+    """
     draw = torch.Generator().manual_seed(2022)
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
 

@@ -7,4 +7,6 @@ from dks import extend
 def neighbours(classifiers: list[str], *, distance: int = 1) -> list[tuple[str, str]]:
     """Pairs (m, n), m teaches n, of classifiers that are at most `distance` apart in depth."""
     depth = {name: number for number, name in enumerate(classifiers)}
-    return [(m, n) for m in classifiers for n in classifiers if 0 < abs(depth[m] - depth[n]) <= distance]
+    return [
+        (m, n) for m in classifiers for n in classifiers if 0 < abs(depth[m] - depth[n]) <= distance
+    ]

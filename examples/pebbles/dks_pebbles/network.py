@@ -21,7 +21,10 @@ def stage(in_channels: int, channels: int, stride: int) -> nn.Module:
 
 @extend.backbone("pebble", version="1", taps={"c2": "stage2", "c3": "stage1"})
 def pebble(num_classes: int, *, width: int = 8) -> nn.Module:
-    """Images (N, 3, H, W) -> logits (N, num_classes); `width` is the channels of the first stage."""
+    """Images (N, 3, H, W) -> logits (N, num_classes).
+
+    `width` is the channels of the first stage.
+    """
     return nn.Sequential(
         OrderedDict(
             stage1=stage(3, width, 1),

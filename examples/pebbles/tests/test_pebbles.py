@@ -9,7 +9,12 @@ import dks
 
 
 def test_neighbours_are_next_to_each_other() -> None:
-    assert neighbours(["c1", "c2", "c3"]) == [("c1", "c2"), ("c2", "c1"), ("c2", "c3"), ("c3", "c2")]
+    assert neighbours(["c1", "c2", "c3"]) == [
+        ("c1", "c2"),
+        ("c2", "c1"),
+        ("c2", "c3"),
+        ("c3", "c2"),
+    ]
     assert len(neighbours(["c1", "c2", "c3"], distance=2)) == 6
 
 
@@ -25,7 +30,11 @@ def test_every_direction_is_as_frequent_as_the_others() -> None:
 
 def test_dks_knows_it_by_its_names() -> None:
     """Where the package is installed."""
-    net = dks.build("pebble_wide", num_classes=CLASSES, aux_design="linear_probe", aux_positions=("c2", "c3"))
+    net = dks.build(
+        "pebble_wide", num_classes=CLASSES, aux_design="linear_probe", aux_positions=("c2", "c3")
+    )
     assert net(torch.zeros(2, 3, 12, 12))["c3"].shape == (2, CLASSES)
-    loss = dks.SynergyLoss("neighbours", options={"distance": 2})(net(torch.zeros(2, 3, 12, 12)), torch.tensor([0, 1]))
+    loss = dks.SynergyLoss("neighbours", options={"distance": 2})(
+        net(torch.zeros(2, 3, 12, 12)), torch.tensor([0, 1])
+    )
     assert loss.parts.keys() == {"loss_ce", "loss_aux", "loss_synergy"}
