@@ -39,9 +39,11 @@ def add_command(
 
     Args:
         what: it does, as the list of commands has it; a sentence begins with it in the help of the
-        command itself. examples: whole lines, as they are typed; behind two spaces what is to be
-        said of one. run: what does it; returns the exit status. None: its subcommands do. more:
-        sentences behind that one. usage: where argparse's own does not tell.
+            command itself.
+        examples: whole lines, as they are typed; behind two spaces what is to be said of one.
+        run: what does it; returns the exit status. None: its subcommands do.
+        more: sentences behind that one.
+        usage: where argparse's own does not tell.
     """
     description = f"{what[0].upper()}{what[1:]}.{more and f' {more}'}"
     added = commands.add_parser(

@@ -290,7 +290,8 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False, same_code: bool 
 
     Args:
         absent_ok: go on where data is not on this machine but its facts are known; `Plan.absent`
-        says what is missing. same_code: train again what another code than today's has computed.
+            says what is missing.
+        same_code: train again what another code than today's has computed.
 
     Raises:
         RequestError: with every problem of every cell; nothing was launched or written.

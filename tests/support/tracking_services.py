@@ -331,7 +331,8 @@ class FaultyProxy:
     Args:
         upstream: the port of the server.
         authorization: requests with another header of that name, or none, are denied (401), as by a
-        reverse proxy. tls: clients must speak TLS; this is its side of it.
+            reverse proxy.
+        tls: clients must speak TLS; this is its side of it.
     """
 
     KINDS = ("pass", "refuse", "drop", "delay", "cut", "lose")

@@ -670,9 +670,9 @@ def says(
     version: str = "",
     api: tuple[int, str] = (200, ""),
 ) -> Callable[[BaseHTTPRequestHandler], None]:
-    """Answers as MLflow's server, with a clock that is so many seconds ahead (None.
+    """Answers as MLflow's server, with a clock that is so many seconds ahead.
 
-    It tells no time).
+    None: it tells no time.
     """
 
     def answer(request: BaseHTTPRequestHandler) -> None:

@@ -63,8 +63,9 @@ def run_cells(folders: Sequence[Path]) -> None:
 
     Raises:
         Interrupted: a signal came. The record of the run under way says killed, the other cells
-        stay queued. Exception: some cell could not even begin. It is the first such error, raised
-        when all other cells are over.
+            stay queued.
+        Exception: some cell could not even begin. It is the first such error, raised when all other
+            cells are over.
     """
     errors = []
     with sending(_tracking(folders), partial(say, urgent=True)):
