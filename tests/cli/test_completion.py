@@ -174,7 +174,7 @@ def test_completion_reads_nothing_heavy_and_prints_no_error(tmp_path: Path) -> N
 # --- real shells
 
 ECHO = """#!/bin/sh
-[ "$1" = completion ] && exec "{python}" -c 'from dks.cli import main; main()' "$@"
+[ "$1" = completion ] && exec "{python}" -c 'from dks.cli.main import main; main()' "$@"
 printf '<%s>' "$@"; echo
 """
 

@@ -67,7 +67,7 @@ def test_the_installed_wheel_works_in_any_folder(wheel: Path, tmp_path: Path) ->
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     zipfile.ZipFile(wheel).extractall(site)
     elsewhere.mkdir()
-    code = f"import sys; sys.path.insert(0, {str(site)!r}); from dks.cli import main; main()"
+    code = f"import sys; sys.path.insert(0, {str(site)!r}); from dks.cli.main import main; main()"
 
     def run(arguments: str) -> str:
         command = [sys.executable, "-P", "-c", code, *arguments.split()]
