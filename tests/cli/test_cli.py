@@ -227,7 +227,7 @@ def test_every_command_lists_for_programs_or_is_known_to_list_nothing() -> None:
 
 SEVERAL = """
 import sys
-from dks.cli import main
+from dks.cli.main import main
 for line in sys.argv[1:]:
     try:
         main(line.split())

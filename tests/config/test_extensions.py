@@ -244,7 +244,7 @@ def test_an_extension_that_is_not_asked_for_is_not_imported(
     """Nor is torch; its name is known all the same."""
     path = make_package(tmp_path / "site", "trap", "raise SystemExit('imported')", "backbone.trap")
     program = (
-        "import sys\nfrom dks.cli import main\ntry: main(sys.argv[1:])\n"
+        "import sys\nfrom dks.cli.main import main\ntry: main(sys.argv[1:])\n"
         "finally: print('imported:', *({'torch', 'trap'} & set(sys.modules)), file=sys.stderr)"
     )
     process = start(

@@ -18,7 +18,7 @@ HEAVY = ("torch", "torchvision", "mlflow", "pandas", "scipy", "sklearn", "matplo
 # Runs a command and says on standard error which of the modules it has imported.
 PROGRAM = """
 import sys
-from dks.cli import main
+from dks.cli.main import main
 names = sys.argv[1].split(",")
 try:
     main(sys.argv[2:])
@@ -63,7 +63,7 @@ def test_help_imports_nothing_that_takes_long(tmp_path: Path) -> None:
     every = [path for path in commands() if path != ("train",)]  # that one is Hydra's
     assert {("table",), ("sweep", "run"), ("bench",), ("doctor",)} <= set(every)
     code = (
-        "import json, sys\nfrom dks.cli import main\n"
+        "import json, sys\nfrom dks.cli.main import main\n"
         "for path in json.loads(sys.argv[1]):\n"
         "    try: main([*path, '--help'])\n"
         "    except SystemExit as left: assert left.code == 0, path\n"

@@ -996,7 +996,7 @@ def test_a_wrong_request_is_one_line_and_status_2(tmp_path: Path) -> None:
 
 
 def test_help_has_examples_and_needs_nothing_heavy(tmp_path: Path) -> None:
-    code = "import sys; from dks.cli import main\ntry: main(['doctor', '--help'])\n"
+    code = "import sys; from dks.cli.main import main\ntry: main(['doctor', '--help'])\n"
     code += "finally: assert not {'torch', 'mlflow', 'rich'} & set(sys.modules)"
     process = start(["-c", code], tmp_path)
     out, err = process.communicate(timeout=60)
