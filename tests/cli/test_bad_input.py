@@ -417,6 +417,7 @@ def try_all(folder: Path, kind: str, examples: int) -> set[Line]:
     return tried
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("kind", LINES)
 def test_what_is_wrong_is_one_line_that_names_it_and_leaves_nothing(empty: Path, kind: str) -> None:
     assert try_all(empty, kind, 2)
@@ -491,11 +492,13 @@ FOUND: dict[tuple[str, ...], tuple[str, ...]] = {
 }
 
 
+@pytest.mark.rest_slow(5)
 @pytest.mark.parametrize("arguments", FOUND)
 def test_what_was_found_once_stays_refused(empty: Path, arguments: tuple[str, ...]) -> None:
     refused(empty, arguments, FOUND[arguments])
 
 
+@pytest.mark.slow
 def test_a_traceback_is_shown_to_whoever_asks_and_the_line_stays_the_same(
     empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -567,6 +570,7 @@ def sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.rest_slow(4)
 @pytest.mark.parametrize(
     ("content", "named"),
     [

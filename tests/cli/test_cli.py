@@ -146,6 +146,7 @@ LOUD = {
 }
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("line", LOUD)
 def test_quiet_leaves_the_result_and_verbose_tells_what_was_read_and_how_long_it_took(
     line: str, workplace: Path, capsys: pytest.CaptureFixture[str]
@@ -192,6 +193,7 @@ LISTINGS: dict[str, Callable[[Any], list[str]]] = {
 }
 
 
+@pytest.mark.rest_slow(3)
 @pytest.mark.parametrize("line", LISTINGS)
 def test_what_is_listed_is_there_for_programs(
     line: str, workplace: Path, capsys: pytest.CaptureFixture[str]
@@ -284,6 +286,7 @@ def test_on_a_terminal_there_are_colours_and_bars(workplace: Path, tmp_path: Pat
     assert "\x1b[31mfailed" in text and "━" in text and "\x1b[1mshown: 2 cells" in text
 
 
+@pytest.mark.slow
 def test_with_no_color_a_terminal_gets_bars_and_no_style_at_all(
     workplace: Path, tmp_path: Path
 ) -> None:

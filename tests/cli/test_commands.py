@@ -33,6 +33,7 @@ def records(folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_the_main_job_from_nothing_to_its_table_and_into_mlflow(in_folder: Path) -> None:
     """The verbatim command, only with fewer epochs: nine runs, the table, the store.
 
@@ -137,6 +138,7 @@ def test_a_single_run_prints_the_errors_of_every_classifier(run_here: Run, in_fo
     assert not (in_folder / "results").exists()
 
 
+@pytest.mark.slow
 def test_seeds_are_averaged_and_gains_are_over_the_baseline(run_here: Run, in_folder: Path) -> None:
     status, out, _ = run_here("-m", "method=baseline,dks", "seed=1,2", *TINY)
     assert status == 0
@@ -155,6 +157,7 @@ def test_seeds_are_averaged_and_gains_are_over_the_baseline(run_here: Run, in_fo
     assert "n = 2 seeds" in out
 
 
+@pytest.mark.slow
 def test_a_failed_run_does_not_stop_the_others_and_is_not_averaged_away(
     run_here: Run, in_folder: Path
 ) -> None:
@@ -200,6 +203,7 @@ def sent_epochs(folder: Path) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_killed_run_and_the_next_call_goes_on(in_folder: Path) -> None:
     arguments = [
         *TINY,
@@ -280,6 +284,7 @@ def test_two_processes_that_want_the_same_cell_run_it_once(in_folder: Path) -> N
     ] == list(range(1, 26))
 
 
+@pytest.mark.slow
 def test_dks_table_prints_a_sweep_again_in_every_format(
     run_here: Run, in_folder: Path, capsys: Any
 ) -> None:
@@ -341,6 +346,7 @@ def test_a_run_is_not_stopped_by_a_store_that_breaks(
     assert "the journal is complete, and dks sync sends the rest" in log
 
 
+@pytest.mark.slow
 def test_help_shows_groups_and_examples(in_folder: Path) -> None:
     status, out, _ = train(in_folder, "--help")
     assert status == 0
@@ -358,6 +364,7 @@ def test_the_version_is_told(capsys: Any) -> None:
     assert (left.value.code, capsys.readouterr().out) == (0, f"dks {__version__}\n")
 
 
+@pytest.mark.slow
 def test_quiet_leaves_the_result_and_verbose_says_what_is_decided(
     run_here: Run, in_folder: Path
 ) -> None:
@@ -382,6 +389,7 @@ def test_quiet_leaves_the_result_and_verbose_says_what_is_decided(
     assert "failed  NonFiniteLoss" in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("buffered", [True, False])
 @pytest.mark.parametrize(
     "arguments",

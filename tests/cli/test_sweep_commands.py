@@ -62,6 +62,7 @@ def plan(dks: Dks, name: str, *overrides: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_plan_says_how_many_cells_run_at_a_time_and_why(
     sweeps: Path, dks: Dks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_plan_says_how_many_cells_run_at_a_time_and_why(
     assert (status, "hydra.launcher.slots=some: it must be a whole number" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_value_is_chosen_on_held_out_images_and_then_trained_on_all(
     sweeps: Path, dks: Dks, in_folder: Path
 ) -> None:
@@ -133,6 +135,7 @@ def test_a_value_is_chosen_on_held_out_images_and_then_trained_on_all(
     assert records(in_folder) == made
 
 
+@pytest.mark.slow
 def test_a_union_runs_shared_cells_once_and_shows_every_table(
     sweeps: Path, dks: Dks, in_folder: Path
 ) -> None:
@@ -162,6 +165,7 @@ def test_a_union_runs_shared_cells_once_and_shows_every_table(
     assert "3 cells: 3 done" in listed
 
 
+@pytest.mark.slow
 def test_a_part_of_a_union_is_retried_by_its_own_name(
     sweeps: Path, dks: Dks, in_folder: Path
 ) -> None:
@@ -211,6 +215,7 @@ def test_a_union_of_one_sweep_is_found_by_its_own_name(sweeps: Path, dks: Dks) -
         assert "2 cells: 2 done" in out
 
 
+@pytest.mark.slow
 def test_a_retry_uses_the_overrides_that_change_no_result_as_well(
     sweeps: Path, dks: Dks, in_folder: Path
 ) -> None:
@@ -255,6 +260,7 @@ def test_a_cell_that_a_file_has_in_two_spellings_runs_once_and_fills_both_rows(
     assert "the same configuration, trained once: positions=c2 and positions=none" in out
 
 
+@pytest.mark.slow
 def test_failures_are_retried_limited_and_run_again_on_request(
     sweeps: Path, dks: Dks, in_folder: Path
 ) -> None:
@@ -288,6 +294,7 @@ def test_failures_are_retried_limited_and_run_again_on_request(
     assert "failed" in out
 
 
+@pytest.mark.slow
 def test_overrides_that_change_results_make_a_sweep_of_its_own(dks: Dks, in_folder: Path) -> None:
     status, out, _ = dks("sweep", "run", "quickstart", "aux=ours", "strategy=none,bidir", *SMALL)
     assert status == 0
@@ -309,6 +316,7 @@ def test_overrides_that_change_results_make_a_sweep_of_its_own(dks: Dks, in_fold
     assert "all 2 cells are done" in err
 
 
+@pytest.mark.slow
 def test_wrong_requests_are_one_line(
     dks: Dks, in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,6 +352,7 @@ def test_wrong_requests_are_one_line(
     assert not (in_folder / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_of_the_papers_sweeps_needs_no_data(dks: Dks) -> None:
     found = plan(dks, "table3")
     assert len(found["cells"]) == 55
@@ -363,6 +372,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
     return found
 
 
+@pytest.mark.slow
 def test_another_process_sees_and_cancels_a_running_sweep(dks: Dks, in_folder: Path) -> None:
     arguments = [
         "-m",
@@ -456,6 +466,7 @@ def test_a_plan_of_ten_thousand_cells_takes_seconds(in_folder: Path) -> None:
     assert len(json.loads(done.stdout)["cells"]) == 9 * 1111
 
 
+@pytest.mark.slow
 def test_the_signal_that_stops_a_sweep_does_not_matter(in_folder: Path) -> None:
     process = start(
         [

@@ -452,6 +452,7 @@ def check_failure(
     assert run_cell(folder.path) is Outcome.done, folder.read_record()
 
 
+@pytest.mark.rest_slow(2)
 @pytest.mark.parametrize("what", DAMAGED_FOLDERS)
 def test_a_run_on_a_damaged_folder_says_where_and_goes_on_when_it_is_mended(
     tmp_path: Path, what: str
@@ -468,6 +469,7 @@ def test_a_run_on_a_damaged_folder_says_where_and_goes_on_when_it_is_mended(
     check_failure(tmp_path, root, root / place, harm, message, *plain)
 
 
+@pytest.mark.rest_slow(2)
 @pytest.mark.parametrize("what", DAMAGED_PARQUET)
 def test_a_run_on_damaged_parquet_says_where_and_goes_on_when_it_is_mended(
     tmp_path: Path, what: str

@@ -192,6 +192,7 @@ ODD += [
 ]
 
 
+@pytest.mark.rest_slow(3)
 @pytest.mark.parametrize("line", [*CHOICES, *WRONG_CHOICES, *VALUES, *WRONG_VALUES, *ODD])
 def test_every_override_means_what_it_means_to_hydra(line: str) -> None:
     """Alone, and between a choice and a value.
@@ -205,6 +206,7 @@ def test_every_override_means_what_it_means_to_hydra(line: str) -> None:
     assert outcome(composer, overrides) == expected
 
 
+@pytest.mark.rest_slow(4)
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -239,6 +241,7 @@ LINES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(overrides=st.lists(LINES, max_size=6))
 @settings(max_examples=60, deadline=None)
 def test_any_overrides_in_any_order_come_out_as_from_hydra(

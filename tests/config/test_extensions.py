@@ -198,6 +198,7 @@ def test_the_examples_own_tests_pass(site: str, tmp_path: Path) -> None:
     assert "4 passed" in out
 
 
+@pytest.mark.slow
 def test_what_is_installed_is_listed(site: str, tmp_path: Path) -> None:
     status, out, _ = run_dks(tmp_path, "extensions", "--json", PYTHONPATH=site)
     assert status == 0
@@ -235,6 +236,7 @@ SPIES = [
 ]
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize(
     ("arguments", "shown"), SPIES, ids=[" ".join(arguments) for arguments, _ in SPIES]
 )
@@ -259,6 +261,7 @@ def test_an_extension_that_is_not_asked_for_is_not_imported(
     assert shown in out
 
 
+@pytest.mark.slow
 def test_a_broken_package_disturbs_only_who_asks_for_it(tmp_path: Path) -> None:
     path = make_package(
         tmp_path / "site", "trap", "import nowhere", "backbone.trap", "network.other"
@@ -286,6 +289,7 @@ def test_a_broken_package_disturbs_only_who_asks_for_it(tmp_path: Path) -> None:
     assert wanted in err.splitlines()
 
 
+@pytest.mark.slow
 def test_a_package_without_a_version_of_its_extension_gives_its_own(tmp_path: Path) -> None:
     path = make_package(
         tmp_path / "site",
@@ -307,6 +311,7 @@ def test_a_package_without_a_version_of_its_extension_gives_its_own(tmp_path: Pa
 # --- a file
 
 
+@pytest.mark.slow
 def test_a_named_sweep_runs_on_a_file_alone(tmp_path: Path, extend: Extend) -> None:
     """In worker processes, named by a path that is relative to the current folder."""
     file = extend(NET, PARTS)
@@ -353,6 +358,7 @@ def test_a_named_sweep_runs_on_a_file_alone(tmp_path: Path, extend: Extend) -> N
     assert f"; the run had it from {VARIABLE}={file} (sha256 {backbone['sha256'][:12]})" in err
 
 
+@pytest.mark.slow
 def test_the_extensions_of_all_attempts_are_told_by_folders_and_by_a_store(
     extend: Extend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -488,6 +494,7 @@ def test_for_one_seed_the_backbone_starts_the_same_whatever_it_carries(extend: E
 # --- identity
 
 
+@pytest.mark.slow
 def test_version_and_options_of_an_extension_make_a_cell(
     extend: Extend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -542,6 +549,7 @@ def test_the_frozen_configuration_of_an_extension_is_read_as_it_was_written(
     ]
 
 
+@pytest.mark.slow
 def test_options_are_swept_like_any_key(
     extend: Extend, run_here: Callable[..., tuple[int, str, str]]
 ) -> None:

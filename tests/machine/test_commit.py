@@ -217,6 +217,7 @@ def test_new_files_of_the_code_are_kept_and_make_it_dirty(module: Path) -> None:
     assert "# left out: 'dks/large.py' of 1,800,000 bytes\n" in diff()
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_run_can_be_rebuilt_from_its_commit_and_its_diff(inside: bool, tmp_path: Path) -> None:
     """With a changed module, new ones, an empty one, and an extension that lies in the repository

@@ -94,6 +94,7 @@ def test_parameter_counts_of_the_specification(
     assert parameters(net.strip()) == bare
 
 
+@pytest.mark.rest_slow(6)
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("name", BACKBONES)
@@ -176,6 +177,7 @@ def test_networks_that_do_not_exist_are_refused_in_one_line(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.rest_slow(3)
 @pytest.mark.parametrize(
     ("name", "classifier", "feeds"),
     [
@@ -435,6 +437,7 @@ def synergy_by_hand(logits: dict[str, Tensor], targets: Tensor) -> Tensor:
     return torch.as_tensor(supervised + matched)
 
 
+@pytest.mark.rest_slow(4)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize(
     ("spec", "formula"),

@@ -210,6 +210,7 @@ def dks(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return int(left.value.code or 0), captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_a_mean_over_two_versions_of_the_code_is_marked_wherever_it_is_shown(
     run_here: Callable[..., tuple[int, str, str]],
     in_folder: Path,

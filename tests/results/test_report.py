@@ -456,6 +456,7 @@ def test_hostile_labels_titles_and_errors_stay_text(tmp_path: Path) -> None:
     assert "{{ 7 * 7 }}" in visible(text)
 
 
+@pytest.mark.slow
 def test_making_it_needs_neither_torch_nor_mlflow_nor_matplotlib() -> None:
     code = (
         "import sys, dks.results.report; print(sorted({'torch', 'mlflow', 'matplotlib'} & "
@@ -664,6 +665,7 @@ def test_with_many_runs_only_means_are_drawn_and_the_page_stays_small(
     assert len(told["configs"][1]["curves"]["train/top1_error"]) == 2
 
 
+@pytest.mark.slow
 def test_250_runs_of_200_epochs_stay_below_10_megabytes() -> None:
     large = study(designs=[f"design{number}" for number in range(25)], epochs=200)
     assert len(large.source.runs_by_id) == 255

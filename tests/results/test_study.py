@@ -104,6 +104,7 @@ def dks(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return int(left.value.code or 0), captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_a_table_is_written_with_where_its_numbers_come_from(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +176,7 @@ def test_a_notebook_shows_a_wrong_request_without_the_way_there(in_folder: Path)
     assert line.startswith("error: no sweep 'tabel3'")
 
 
+@pytest.mark.slow
 def test_figures_and_the_report_come_from_one_command_each(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -273,6 +273,7 @@ def results_of_runs(folder: Path) -> dict[int, str]:
     }
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("tracking", ["local", "off"])
 def test_without_slurm_nothing_stays_of_a_submission(
     in_folder: Path,

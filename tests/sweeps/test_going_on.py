@@ -56,6 +56,7 @@ def open_cell(folder: Path) -> Cell:
     return plan(Grid((), (point,), ""), lambda given: composed(*given)).cells[0]
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize(
     ("begun", "reason", "command"),
     [

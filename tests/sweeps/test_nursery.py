@@ -47,6 +47,7 @@ def status(cell: RunFolder) -> Status:
     return record.status
 
 
+@pytest.mark.slow
 def test_what_it_imports_starts_no_thread_and_leaves_gpus_alone() -> None:
     """Else it would not be safe to fork."""
     code = (
@@ -62,6 +63,7 @@ def test_what_it_imports_starts_no_thread_and_leaves_gpus_alone() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_of_a_forked_worker_is_that_of_any_other_process(
     tmp_path: Path, kept: Nursery
 ) -> None:
@@ -74,6 +76,7 @@ def test_a_run_of_a_forked_worker_is_that_of_any_other_process(
     assert not kept.is_gone, "it waits for the next ones"
 
 
+@pytest.mark.slow
 def test_workers_outlive_it(tmp_path: Path, kept: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [queued(tmp_path, f"seed={seed}", "recipe.epochs=1") for seed in range(3)]
     hear = Nursery._hear
@@ -118,6 +121,7 @@ def test_a_worker_that_is_not_there_yet_can_be_dismissed(kept: Nursery) -> None:
     assert wait(kept, child) == -signal.SIGKILL and kept.is_gone, "nobody waits for what it imports"
 
 
+@pytest.mark.slow
 def test_the_others_stay_when_one_is_dismissed_before_it_is_there(kept: Nursery) -> None:
     """However early it is asked to leave, it hears it."""
     first = bear(kept)

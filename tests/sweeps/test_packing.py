@@ -290,6 +290,7 @@ def variables(threads: int = 1) -> dict[str, str]:
     return environment(os.environ, Layout(1, threads, threads), 0)
 
 
+@pytest.mark.slow
 def test_processes_take_steps_side_by_side_and_say_what_memory_they_take(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -305,6 +306,7 @@ def test_processes_take_steps_side_by_side_and_say_what_memory_they_take(
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()], "they have ended"
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why() -> None:
     """A device that is not there is noticed where the network is built."""
     if torch.cuda.is_available():

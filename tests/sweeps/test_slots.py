@@ -295,6 +295,7 @@ def test_items_are_counted_for_the_other_side() -> None:
 # --- worker processes
 
 
+@pytest.mark.slow
 def test_two_workers_share_the_cells_and_the_cores(tmp_path: Path) -> None:
     good = launched(tmp_path, *[(f"seed={seed}", "threads=null") for seed in range(4)])
     bad = launched(tmp_path / "bad", EXPLODES, retries=1)
@@ -329,6 +330,7 @@ def test_a_cell_with_all_the_cores_runs_alone(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_cell_that_goes_on_keeps_its_threads_however_the_machine_is_divided(
     tmp_path: Path,
 ) -> None:
@@ -378,6 +380,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_cell_with_it(tmp_path: Path)
     assert pids[2] == pids[3]
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.usefixtures("hangs_up")
 @pytest.mark.parametrize(
     ("number", "told"), [(signal.SIGINT, "SIGTERM"), (signal.SIGHUP, "SIGHUP")]
@@ -404,6 +407,7 @@ def test_a_signal_stops_the_runs_under_way_and_begins_no_other(
     assert f"[1/2] {record_of(one).label}  killed" in said(display)
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_ends_a_worker_that_does_not_answer(tmp_path: Path) -> None:
     (cell,) = launched(tmp_path, LONG)
     display = log_display(1)

@@ -415,6 +415,7 @@ grids:
 """
 
 
+@pytest.mark.slow
 def test_the_teacher_of_an_override_reaches_only_cells_that_have_one(sweeps: Path) -> None:
     write(sweeps, TAUGHT)
     found = mine("teacher=resnet50", "kd_teacher.temperature=5")
@@ -504,6 +505,7 @@ def test_every_combination_but_the_seed_makes_its_own_choice(sweeps: Path) -> No
     )
 
 
+@pytest.mark.slow
 def test_overrides_settle_a_choice_replace_its_candidates_and_set_its_holdout(sweeps: Path) -> None:
     write(sweeps, CHOSEN)
     settled = mine("kd_teacher.temperature=5")
@@ -549,6 +551,7 @@ def test_a_choice_stays_where_an_override_makes_other_cells_equal_to_its_own(swe
 # --- unions of sweeps
 
 
+@pytest.mark.slow
 def test_a_union_has_the_tables_of_its_parts(sweeps: Path) -> None:
     write(sweeps, "title: A\ngrids: [{aux: [ours, narrow]}]", "a")
     write(sweeps, CHOSEN, "b")
@@ -626,6 +629,7 @@ PAPER = {
 }
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize(("name", "count"), {**PAPER, "methods": 15, "quickstart": 9}.items())
 def test_every_cell_of_a_sweep_is_another_one_and_has_its_own_place(name: str, count: int) -> None:
     grid = grid_of(name)
@@ -635,6 +639,7 @@ def test_every_cell_of_a_sweep_is_another_one_and_has_its_own_place(name: str, c
     assert grid.name == name and (grid.rows is not None or read(name).shape.classifier_rows)
 
 
+@pytest.mark.slow
 def test_the_paper_shares_27_runs() -> None:
     paper = grid_of("paper")
     assert [part.name for part in paper.parts] == list(PAPER)

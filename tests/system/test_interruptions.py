@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import ROOT, TINY, sampled, train
 
-COUNT = sampled(200, 20)
+COUNT = sampled(200, 14)
 SOON = 5.0  # seconds that a command has to end in
 MARK = "DKS_INTERRUPTED"  # in the environment of a command and of all that it starts
 

@@ -59,6 +59,7 @@ def commands() -> list[tuple[str, ...]]:
     return below(_parser(), ())
 
 
+@pytest.mark.slow
 def test_help_imports_nothing_that_takes_long(tmp_path: Path) -> None:
     every = [path for path in commands() if path != ("train",)]  # that one is Hydra's
     assert {("table",), ("sweep", "run"), ("bench",), ("doctor",)} <= set(every)
@@ -78,6 +79,7 @@ def test_help_imports_nothing_that_takes_long(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "imported:"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [("train", "--help"), ("train", "--cfg", "job"), ("train", "-sc", "install=bash")]
 )
@@ -90,6 +92,7 @@ def test_what_hydra_shows_needs_nothing_that_takes_long(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -108,6 +111,7 @@ def test_completion_needs_nothing_that_takes_long(
     assert expected <= set(out.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -124,6 +128,7 @@ def test_a_wrong_request_is_refused_before_anything_that_takes_long(
     assert imported(tmp_path, "train", *arguments, status=2) == (set(), "")
 
 
+@pytest.mark.slow
 def test_a_run_imports_neither_mlflow_nor_what_its_data_and_network_do_not_need(
     tmp_path: Path,
 ) -> None:
@@ -141,6 +146,7 @@ def test_a_run_imports_neither_mlflow_nor_what_its_data_and_network_do_not_need(
     assert found == {"torch"}
 
 
+@pytest.mark.slow
 def test_a_small_sweep_imports_neither_mlflow_nor_scipys_statistics(tmp_path: Path) -> None:
     cells = [
         "-m",

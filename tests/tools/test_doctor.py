@@ -551,6 +551,7 @@ def test_no_tracking_is_grey_and_no_store_yet_is_green(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_whole_store_is_green_and_its_runs_are_counted(store: Path) -> None:
     found = by_name(tracking.tracking(local(f"sqlite:///{store}")))
     assert {each.level for each in found.values()} == {Level.green}
@@ -968,6 +969,7 @@ def test_findings_are_aligned_and_readable_without_colour_and_without_unicode() 
     assert "\x1b[31m" in coloured
 
 
+@pytest.mark.slow
 def test_the_command_tells_everything_in_json_and_by_its_exit_status(tmp_path: Path) -> None:
     store = tmp_path / "mlflow.db"
     store.write_bytes(b"garbage" * 1000)

@@ -348,6 +348,7 @@ def test_a_run_on_image_files_gives_again_what_it_recorded(tmp_path: Path, photo
 # --- checkpoints
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["paper", "torchvision"])
 def test_a_released_checkpoint_gives_what_an_independent_computation_gives(
     protocol: str,
@@ -381,6 +382,7 @@ def test_a_released_checkpoint_gives_what_an_independent_computation_gives(
     assert values["metrics"] == pytest.approx(hand, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_protocol_matters_for_images_that_are_not_square(
     expected: dict[str, dict[str, float]],
 ) -> None:
@@ -560,6 +562,7 @@ def test_a_file_that_is_no_image_is_named_in_one_line(
     assert "Traceback" not in err
 
 
+@pytest.mark.rest_slow(13)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -85,6 +85,7 @@ def test_a_password_that_can_be_read_on_the_way_is_said(
 # --- runs of somebody else
 
 
+@pytest.mark.slow
 def test_an_address_from_the_folder_of_a_run_is_asked_without_credentials(
     foreign: Any,
     refusing: Remembering,
@@ -211,6 +212,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, *command: str) -> list[bool]:
     return told
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_asked_for_again_names_no_server_of_this_user(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -297,6 +297,7 @@ def check_curves(curves: pd.DataFrame, cells: dict[str, str]) -> None:
 # --- what they tell
 
 
+@pytest.mark.slow
 def test_both_sources_tell_the_same_of_the_same_runs(
     filled: tuple[Path, str, dict[str, str]],
 ) -> None:
@@ -313,6 +314,7 @@ def test_both_sources_tell_the_same_of_the_same_runs(
     assert math.isnan(records.runs()["cost/peak_memory_mib"].min()) is False
 
 
+@pytest.mark.slow
 def test_a_store_of_an_earlier_version_tells_the_best_epoch_by_its_history(
     copied: tuple[Path, str, dict[str, str]],
 ) -> None:
@@ -502,6 +504,7 @@ def kept_file(folder: Path) -> Path:
     return file
 
 
+@pytest.mark.rest_slow(2)
 @pytest.mark.parametrize(
     "harm", ["damaged", "truncated", "other version", "other tables", "no JSON", "unwritable"]
 )
@@ -659,6 +662,7 @@ def test_a_password_is_not_shown_where_a_run_is_to_be_tracked() -> None:
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_reading_imports_neither_torch_nor_mlflow(filled: tuple[Path, str, dict[str, str]]) -> None:
     code = (
         "import sys\nfrom dks.tracking.records import RecordSource\n"

@@ -513,6 +513,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize(("change", "problem"), SPOILT.items())
 def test_a_store_that_cannot_be_used_is_refused_before_anything_runs(
     here: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch, change: str | None, problem: str
@@ -533,9 +534,10 @@ def test_a_store_that_cannot_be_used_is_refused_before_anything_runs(
 # --- the process that sends
 
 
+@pytest.mark.slow
 def test_a_fresh_store_is_made_by_the_process_that_sends(in_folder: Path) -> None:
     code = (
-        "import atexit, sys; from pathlib import Path; from dks.cli import train\n"
+        "import atexit, sys; from pathlib import Path; from dks.cli.main import train\n"
         "atexit.register(lambda: Path('imported').write_text(' '.join({'torch', 'mlflow', "
         "'sklearn'} & set(sys.modules))))\n"
         f"train({[*TINY]!r})"
@@ -552,6 +554,7 @@ def test_a_fresh_store_is_made_by_the_process_that_sends(in_folder: Path) -> Non
     assert status(RunFolder(path)) == "FINISHED"
 
 
+@pytest.mark.slow
 def test_what_a_server_says_is_heard_before_anything_runs() -> None:
     (port,) = free_ports(1)
     tracking = Tracking(TrackingKind.server, f"http://127.0.0.1:{port}")
@@ -559,6 +562,7 @@ def test_what_a_server_says_is_heard_before_anything_runs() -> None:
         assert process.open(tracking) == "it does not answer (Connection refused)"
 
 
+@pytest.mark.slow
 def test_a_run_is_sent_by_a_process_of_its_own(here: Path) -> None:
     run = queued(here, *tracked())
     assert run_cell(run.path).value == "done"
