@@ -15,16 +15,19 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from golden import ids  # noqa: E402
+from golden import ids, statuses  # noqa: E402
 
 # The file -> what collects its text, given an empty folder to work in.
 FAST: dict[str, Callable[[Path], str]] = {
     "ids.txt": lambda folder: ids.ids(ids.FAST, folder),
     "plans.txt": lambda folder: ids.plans(ids.SHIPPED_FAST, folder),
+    "statuses.txt": statuses.wrong_and_help,
 }
 SLOW: dict[str, Callable[[Path], str]] = {
     "more_ids.txt": lambda folder: ids.ids(ids.SLOW, folder),
     "more_plans.txt": lambda folder: ids.plans(ids.SHIPPED_SLOW, folder),
+    "statuses_of_done.txt": statuses.done,
+    "statuses_of_runs.txt": statuses.runs,
 }
 FACTS = FAST | SLOW
 
