@@ -1,6 +1,7 @@
 """Today's code trains what commit c624696 trained, to the last bit, and goes on with what it began.
 
-Both train in the same test, by the same command lines: the bits depend on the machine, so none can be kept in a file.
+Both train in the same test, by the same command lines: the bits depend on the machine, so no file
+can hold them.
 """
 
 from __future__ import annotations
@@ -24,17 +25,20 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 OLD_COMMIT = "c624696"
 SMALL = (
-    "data=synthetic data.image_size=8 data.train_images=96 data.test_images=32 data.pad=1 recipe.batch_size=32 recipe.epochs=2 "
-    "seed=1 threads=1 device=cpu tracking=off"
+    "data=synthetic data.image_size=8 data.train_images=96 data.test_images=32 data.pad=1 "
+    "recipe.batch_size=32 recipe.epochs=2 seed=1 threads=1 device=cpu tracking=off"
 )
 # A plain network, which is the teacher of the next, and one with branches that teach each other.
 BRANCHES = f"train -m {SMALL} method=baseline,dks hydra/launcher=basic"
-DISTILLED = f"train {SMALL} method=kd_c1_ds backbone=densenet40_12 backbone.depth=10 teacher=checkpoint kd_teacher.cell="
+DISTILLED = (
+    f"train {SMALL} method=kd_c1_ds backbone=densenet40_12 backbone.depth=10 "
+    "teacher=checkpoint kd_teacher.cell="
+)
 EPOCHS = 20
 NOISE = (
-    f"train {SMALL} backbone=wrn28_4 backbone.depth=10 backbone.width=1 backbone.dropout=0.3 positions=c2 "
-    "backbone.branches.c2.stages=[{blocks:1,width:64}] noise=uniform label_noise.ratio=0.5 data.holdout=10 "
-    f"recipe.epochs={EPOCHS}"
+    f"train {SMALL} recipe.epochs={EPOCHS} data.holdout=10 noise=uniform label_noise.ratio=0.5 "
+    "backbone=wrn28_4 backbone.depth=10 backbone.width=1 backbone.dropout=0.3 positions=c2 "
+    "backbone.branches.c2.stages=[{blocks:1,width:64}]"
 )
 
 
@@ -60,7 +64,11 @@ def trained(old: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     for tree in (old, ROOT):
         folder = tmp_path_factory.mktemp("trained")
         run(tree, folder, BRANCHES)
-        (teacher,) = (path.parent.name for path in folder.glob("runs/*/record.json") if read(path)["method"] == "baseline")
+        (teacher,) = (
+            path.parent.name
+            for path in folder.glob("runs/*/record.json")
+            if read(path)["method"] == "baseline"
+        )
         run(tree, folder, f"{DISTILLED}{teacher}")
         run(tree, folder, NOISE)
         folders.append(folder / "runs")
@@ -68,14 +76,19 @@ def trained(old: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 
 def start(tree: Path, folder: Path, line: str) -> subprocess.Popen[str]:
-    """`dks LINE` in a folder, by the code of a tree and by no other: `-S` leaves out what is installed as editable."""
-    others = [path for path in sys.path if path and ROOT not in (Path(path).resolve(), Path(path).resolve().parent)]
-    code = f"import runpy, sys; sys.path[:] = {[str(tree), *others]}; runpy.run_module('dks', run_name='__main__')"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    """`dks LINE` in a folder, by the code of a tree and by no other.
+
+    `-S` leaves out what is installed as editable.
+    """
+    checkout = (ROOT, ROOT / "tests")
+    others = [path for path in sys.path if path and Path(path).resolve() not in checkout]
+    paths = [str(tree), *others]
+    code = f"import runpy, sys; sys.path[:] = {paths}; runpy.run_module('dks', run_name='__main__')"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.Popen(
         [sys.executable, "-S", "-c", code, *line.split()],
         cwd=folder,
-        env=environment,
+        env={**environment, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -112,7 +125,10 @@ def journal(folder: Path) -> list[tuple[int, int, dict[str, float]]]:
 
 def assert_same_bits(one: Path, other: Path) -> None:
     """Two runs have the same weights and the same journal."""
-    weights, others = load_file(one / "weights.safetensors"), load_file(other / "weights.safetensors")
+    weights, others = (
+        load_file(one / "weights.safetensors"),
+        load_file(other / "weights.safetensors"),
+    )
     assert list(weights) == list(others)
     assert [name for name in weights if weights[name].tobytes() != others[name].tobytes()] == []
     assert journal(one) == journal(other)
@@ -126,9 +142,13 @@ def test_the_same_command_trains_the_same_bits(trained: tuple[Path, Path]) -> No
         assert_same_bits(folder, today[name])
 
 
-def test_a_run_that_the_old_code_began_goes_on_to_the_same_bits(old: Path, trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_run_that_the_old_code_began_goes_on_to_the_same_bits(
+    old: Path, trained: tuple[Path, Path], tmp_path: Path
+) -> None:
     process = start(old, tmp_path, NOISE)
-    while process.poll() is None and not any(path.stat().st_size for path in tmp_path.glob("runs/*/metrics.jsonl")):
+    while process.poll() is None and not any(
+        path.stat().st_size for path in tmp_path.glob("runs/*/metrics.jsonl")
+    ):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=60)
