@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.program import dks
 
 HERE = Path(__file__).resolve().parent
@@ -38,6 +40,15 @@ def ids(text: str, folder: Path) -> str:
                 facts = [cell["cell_id"], cell["config_id"], str(cell["seed"]), *cell["overrides"]]
                 written.append(" ".join(facts))
     return _lines(written)
+
+
+def ids_of_files(text: str, folder: Path) -> str:
+    """As `ids`, of cells whose data, teachers and components are files of one's own."""
+    with tarfile.open(HERE / "files.tar.gz") as files:
+        files.extractall(folder, filter="data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DKS_EXTENSIONS", str(folder / "mine.py"))
+        return ids(text, folder)
 
 
 def plans(text: str, folder: Path) -> str:
@@ -172,12 +183,13 @@ FAST: dict[str, Callable[[str, Path], str]] = {
     "ids.txt": ids,
     "plans.txt": plans,
     "statuses.txt": statuses,
+    "outputs.txt": outputs,
 }
 SLOW: dict[str, Callable[[str, Path], str]] = {
     "more_ids.txt": ids,
     "more_plans.txt": plans,
     "json_keys.txt": keys,
-    "outputs.txt": outputs,
+    "ids_of_files.txt": ids_of_files,
     "statuses_of_done.txt": statuses,
     "statuses_of_runs.txt": statuses,
 }
