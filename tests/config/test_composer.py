@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from conftest import sampled
 from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -243,7 +244,7 @@ LINES = st.one_of(
 
 @pytest.mark.slow
 @given(overrides=st.lists(LINES, max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=sampled(60, 30), deadline=None)
 def test_any_overrides_in_any_order_come_out_as_from_hydra(
     lasting: Composer, overrides: list[str]
 ) -> None:

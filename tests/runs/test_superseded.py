@@ -124,6 +124,7 @@ def test_the_codes_that_are_not_todays(monkeypatch: pytest.MonkeyPatch, tmp_path
 # --- told
 
 
+@pytest.mark.slow
 def test_a_done_cell_of_another_code_is_told_with_the_command_that_trains_it_again(
     run_here: Run, in_folder: Path, today: Callable[[str], None]
 ) -> None:

@@ -380,6 +380,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_cell_with_it(tmp_path: Path)
     assert pids[2] == pids[3]
 
 
+@pytest.mark.slow
 @pytest.mark.rest_slow(1)
 @pytest.mark.usefixtures("hangs_up")
 @pytest.mark.parametrize(

@@ -119,6 +119,7 @@ def test_an_address_from_the_folder_of_a_run_is_asked_without_credentials(
     assert refusing.credentials == {f"Bearer {TOKEN}"}
 
 
+@pytest.mark.slow
 def test_a_status_tells_no_foreign_server_more(
     foreign: Any, refusing: Remembering, monkeypatch: pytest.MonkeyPatch
 ) -> None:

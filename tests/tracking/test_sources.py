@@ -337,6 +337,7 @@ def test_a_store_of_an_earlier_version_tells_the_best_epoch_by_its_history(
     pd.testing.assert_frame_equal(runs[shared], theirs[shared])
 
 
+@pytest.mark.slow
 def test_a_store_that_has_all_classifiers_in_the_best_epoch_of_c1_is_read_by_its_history(
     copied: tuple[Path, str, dict[str, str]],
 ) -> None:

@@ -649,6 +649,7 @@ def pictures(run: RunFolder) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_pictures_wait_until_all_else_is_sent_and_have_little_time_at_the_end(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
