@@ -155,7 +155,7 @@ SEND = """
 import dataclasses, gc, os, sys
 from pathlib import Path
 from dks.tracking.dispatch import Dispatch
-from dks.tracking.record import RunFolder
+from dks.runs.record import RunFolder
 
 def memory():
     gc.collect()
