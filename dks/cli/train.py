@@ -1,4 +1,4 @@
-"""What starts Hydra: for `train.py`, `dks train` and the sweeps that go through its door."""
+"""`dks train`, which is `train.py`, and what starts Hydra for it and for `dks sweep`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,61 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import click
+from click.shell_completion import CompletionItem
+
+from dks.cli import completion
+from dks.cli.command import Command
 from dks.cli.exit_status import DONE, FAILED, WRONG_REQUEST
+from dks.cli.options import verbosity
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+# Hydra's options that have a use here, for the Tab key; Hydra itself takes too long to import.
+FLAGS = ("--multirun", "-m", "--cfg", "-c", "--package", "-p", "--help", "-h", "--hydra-help")
+VALUES = {"--cfg": ("job", "hydra", "all"), "--package": ()}
 
-def hydra_main() -> int:
-    """Hydra's command line, as `sys.argv` has it. Returns the exit status.
+
+class TrainCommand(Command):
+    """A command whose options are Hydra's, beside its own."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Its own options, and Hydra's."""
+        hydras = [CompletionItem(flag) for flag in FLAGS if flag.startswith(incomplete)]
+        return [*super().shell_complete(ctx, incomplete), *hydras]
+
+
+def _complete(
+    context: click.Context, parameter: click.Parameter, word: str
+) -> list[CompletionItem]:
+    """Complete an override, or the value of an option of Hydra's."""
+    before = context.params.get("words") or ("",)
+    if before[-1] in VALUES:
+        return [CompletionItem(each) for each in VALUES[before[-1]] if each.startswith(word)]
+    return completion.overrides(context, parameter, word)
+
+
+@click.command(
+    cls=TrainCommand,
+    add_help_option=False,  # Hydra's help is shown
+    context_settings={"ignore_unknown_options": True},
+)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete)
+@verbosity
+@click.pass_context
+def train(context: click.Context, words: Sequence[str]) -> int:
+    """One run, or with -m a sweep and its table (as python train.py)."""
+    if context.parent is not None:
+        sys.argv = ["dks train"]
+    return hydra_main(words)
+
+
+def hydra_main(arguments: Sequence[str]) -> int:
+    """Hydra's command line. In `sys.argv`, which Hydra reads, it leaves what it made of it.
+
+    Returns:
+        The exit status.
 
     Raises:
         RequestError: an option or an override is wrong.
@@ -36,7 +83,7 @@ def hydra_main() -> int:
 
         follow()
         return DONE
-    known, overrides = _parsed(sys.argv[1:])
+    known, overrides = _parsed(arguments)
     if not known.shell_completion:
         for problem in catalogue().problems:
             print(f"warning: {problem}", file=sys.stderr)
@@ -81,7 +128,7 @@ def _multirun(overrides: list[str]) -> None:
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Hydra's options and the overrides. In `sys.argv` the options come last from now on.
+    """Hydra's options and the overrides, and `sys.argv` with the overrides first.
 
     Hydra takes no more overrides once an option stood between them.
 
@@ -118,7 +165,7 @@ def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     _refuse_other_files(known, typed)
     # What is being typed, for its completion, is not whole yet.
     overrides = typed if known.shell_completion else checked(typed, several=known.multirun)
-    sys.argv[1:] = [*overrides, *options]
+    sys.argv = [sys.argv[0], *overrides, *options]
     return known, overrides
 
 
