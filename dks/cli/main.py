@@ -129,7 +129,7 @@ def _reported(command: Callable[[], int], debug: bool = False) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if debug or asked == "1":
+        if (debug or asked == "1") and not isinstance(error, click.UsageError):
             told = "".join(traceback.format_exception(error))
             print(without_password(told), end="", file=sys.stderr)
         status, lines = _lines(error)

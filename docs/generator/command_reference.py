@@ -20,7 +20,9 @@ def contexts(
     command: click.Command = dks, parent: click.Context | None = None
 ) -> Iterator[click.Context]:
     """A command and those below it, in the order in which they are listed."""
-    context = click.Context(command, parent, command.name, terminal_width=WIDTH, **command.context_settings)
+    context = click.Context(
+        command, parent, command.name, terminal_width=WIDTH, **command.context_settings
+    )
     yield context
     for each in getattr(command, "commands", {}).values():
         yield from contexts(each, context)
