@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from dks.cli import completion
 from dks.cli.command import Command, option
 from dks.cli.exit_status import DONE, FAILED
 from dks.cli.options import device, json_output, verbosity
@@ -34,9 +35,7 @@ class BenchmarkFailed(Exception):
     "names",
     nargs=-1,
     metavar="[NAME]...",
-    shell_complete=lambda context, parameter, word: [
-        name for name in benchmarks() if name.startswith(word)
-    ],
+    shell_complete=completion.names(lambda context: benchmarks()),
     help="those that --list shows (default: all)",
 )
 @option("--list", "the names, and what each measures", name="as_list")

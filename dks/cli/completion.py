@@ -10,13 +10,16 @@ printed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, get_origin
 
 import click
 from click.shell_completion import CompletionItem, ShellComplete, split_arg_string
 
 from dks.cli.exit_status import DONE
+from dks.config.files import choices, declarations
 
 SCRIPTS = {
     "bash": r"""
@@ -96,46 +99,40 @@ def completion(context: click.Context, shell: str) -> int:
     if not context.args:
         print(SCRIPTS[shell].strip())
         return DONE
-    # bash takes `key=` for a word of its own, and wants what is behind it alone
-    part, line = context.args if shell == "bash" else ("", "")
-    words = _split(line) if shell == "bash" else context.args
-    for item in candidates(context.find_root().command, words):
-        about = " ".join((item.help or "").split())
-        if item.value == FILES:
+    words, done = context.args, 0
+    if shell == "bash":  # takes `key=` for a word of its own, and wants what is behind it alone
+        part, line = words
+        words = split_arg_string(line)[1:]
+        if not words or (line[-1].isspace() and not words[-1][-1:].isspace()):
+            words.append("")
+        done = len(words[-1]) - len(part)
+    for value, about in candidates(context.find_root().command, words).items():
+        if value == FILES:
             print(FILES)
         elif shell == "bash":
-            space = "" if item.value.endswith(("=", ".", ",")) else " "
-            print(item.value[len(words[-1]) - len(part) :] + space)
+            print(value[done:] + ("" if value.endswith(("=", ".", ",")) else " "))
         elif shell == "zsh":
-            print(item.value.replace(":", "\\:") + f":{about}")
+            print(value.replace(":", "\\:") + f":{about}")
         else:
-            print(f"{item.value}\t{about}".rstrip("\t"))
+            print(f"{value}\t{about}".rstrip("\t"))
     return DONE
 
 
-def _split(line: str) -> list[str]:
-    """The words behind the command's name, the last of them the one that is typed."""
-    words = split_arg_string(line)
-    if line[-1:].isspace() and not words[-1][-1:].isspace():  # which a quote or `\\` would keep
-        words.append("")
-    return words[1:] or [""]
-
-
-def candidates(command: click.Command, words: Sequence[str]) -> list[CompletionItem]:
-    """What the last of the words could be: whole words, or FILES.
+def candidates(command: click.Command, words: Sequence[str]) -> dict[str, str]:
+    """What the last of the words could be: whole words, or FILES, and what each means.
 
     Args:
         command: that of all the words.
         words: without the command's own name.
     """
     *before, word = words
-    click_asks = ShellComplete(command, {}, "dks", "").get_completions
-    found = click_asks(before, word) or (click_asks(before, "-") if not word else [])
+    completions = ShellComplete(command, {}, "dks", "").get_completions
+    found = completions(before, word) or (completions(before, "-") if not word else [])
     option = word[: word.find("=") + 1] if word.startswith("-") else ""
-    unique = {
-        FILES if item.type in ("file", "dir") else option + item.value: item for item in found
+    return {
+        FILES if item.type == "file" else option + item.value: " ".join((item.help or "").split())
+        for item in found
     }
-    return [CompletionItem(value, help=item.help) for value, item in unique.items()]
 
 
 # --- what click does not know, for `shell_complete` of options and arguments
@@ -145,29 +142,13 @@ Complete: TypeAlias = Callable[[click.Context, click.Parameter, str], list[Compl
 
 def names(known: Callable[[click.Context], Iterable[str]]) -> Complete:
     """Complete one of the names that are known."""
-
-    def complete(
-        context: click.Context, parameter: click.Parameter, word: str
-    ) -> list[CompletionItem]:
-        return [CompletionItem(each) for each in known(context) if each.startswith(word)]
-
-    return complete
+    return lambda context, parameter, word: [
+        CompletionItem(each) for each in known(context) if each.startswith(word)
+    ]
 
 
-def _choices(group: str) -> list[str]:
-    from dks.config.files import choices
-
-    return choices(group)
-
-
-def _declared(folder: str) -> Path:
-    from dks.config.files import declarations
-
-    return declarations(folder)
-
-
-def _named(context: click.Context) -> set[str]:
-    return {path.stem for path in _declared("sweeps").glob("*.yaml")}
+def _named(context: click.Context) -> list[str]:
+    return [path.stem for path in declarations("sweeps").glob("*.yaml")]
 
 
 def _begun(context: click.Context) -> list[str]:
@@ -180,18 +161,10 @@ def _runs(context: click.Context) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("*/record.json"))
 
 
-backbones = names(lambda context: _choices("backbone"))
+backbones = names(lambda context: choices("backbone"))
 runs = names(_runs)
 sweeps = names(lambda context: sorted({*_named(context), *_begun(context)}))
 runs_and_sweeps = names(lambda context: [*_begun(context), *_runs(context)])
-
-
-def run_or_overrides(
-    context: click.Context, parameter: click.Parameter, word: str
-) -> list[CompletionItem]:
-    """What `dks evaluate` tests: a run, or with --weights what overrides say."""
-    complete = overrides if context.params.get("weights") else runs
-    return complete(context, parameter, word)
 
 
 def overrides(
@@ -208,9 +181,10 @@ def overrides(
         return [CompletionItem(word, type="file")]
     if equals:
         done, comma, begun = values.rpartition(",")
+        known = LAUNCHERS if key == LAUNCHER else _keys().get(key) or choices(key)
         return [
             CompletionItem(f"{plus}{key}={done}{comma}{value}")
-            for value in _values_of(key)
+            for value in known
             if value.startswith(begun) and value not in done.split(",")
         ]
     found = []
@@ -222,42 +196,28 @@ def overrides(
 
 def _names(begun: str) -> list[str]:
     """Groups and keys; of the launchers' keys no more than one until they are asked for."""
-    groups = sorted(path.name for path in _declared("conf").iterdir() if path.is_dir())
-    options: Sequence[str] = LOCAL_OPTIONS[:1]
+    groups = sorted(path.name for path in declarations("conf").iterdir() if path.is_dir())
+    options = list(LOCAL_OPTIONS[:1])
     if begun.startswith("hydra."):
-        from dataclasses import fields
-
-        from dks.sweeps.launchers.slurm import Resources
+        from dks.sweeps.launchers.slurm import Resources  # imports Hydra
 
         options = [*LOCAL_OPTIONS, *(field.name for field in fields(Resources))]
     return [*groups, LAUNCHER, *_keys(), *(f"hydra.launcher.{name}" for name in options)]
 
 
-def _values_of(key: str) -> Sequence[str]:
-    if key == LAUNCHER:
-        return LAUNCHERS
-    return _keys().get(key) or _choices(key)
-
-
 def _keys() -> dict[str, tuple[str, ...]]:
     """Every key of the configuration, with its values where they can be listed."""
-    from dks.config.schema import Config
+    from dks.config.schema import Config  # imports OmegaConf
 
     return dict(_keys_below(Config, ""))
 
 
 def _keys_below(part: type, prefix: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    from dataclasses import fields, is_dataclass
-    from enum import Enum
-    from typing import get_origin
-
     for field in fields(part):
-        key: str = f"{prefix}{field.name}"
-        if isinstance(field.type, type) and is_dataclass(field.type):
-            yield from _keys_below(field.type, f"{key}.")
-        elif field.type is bool:
-            yield key, ("true", "false")
-        elif isinstance(field.type, type) and issubclass(field.type, Enum):
-            yield key, tuple(str(each.value) for each in field.type)
-        elif get_origin(field.type) is not dict:  # whose keys are named nowhere
-            yield key, ()
+        key, kind = f"{prefix}{field.name}", field.type
+        if isinstance(kind, type) and is_dataclass(kind):
+            yield from _keys_below(kind, f"{key}.")
+        elif isinstance(kind, type) and issubclass(kind, Enum):
+            yield key, tuple(str(each.value) for each in kind)
+        elif get_origin(kind) is not dict:  # whose keys are named nowhere
+            yield key, ("true", "false") if kind is bool else ()

@@ -56,22 +56,11 @@ def dks() -> None:
     """
 
 
-for _each in (
-    train_command,
-    sweep,
-    table,
-    figure,
-    report,
-    evaluate,
-    export,
-    sync,
-    runs,
-    extensions,
-    doctor,
-    bench,
-    completion,
+for _command in (
+    *(train_command, sweep, table, figure, report, evaluate, export),
+    *(sync, runs, extensions, doctor, bench, completion),
 ):
-    dks.add_command(_each)
+    dks.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -137,10 +126,7 @@ def _reported(command: Callable[[], int], debug: bool = False) -> int:
             print(f"error: {one_line(without_password(line))}", file=sys.stderr)
         return status
     finally:
-        if asked is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = asked
+        os.environ["HYDRA_FULL_ERROR"] = asked or "0"
 
 
 def _lines(error: Exception) -> tuple[int, Sequence[str]]:

@@ -21,7 +21,6 @@ from dks.cli.options import (
     sweep_name,
     verbosity,
 )
-from dks.cli.train import hydra_main
 from dks.config.errors import RequestError, visible
 from dks.machine import output
 
@@ -277,6 +276,8 @@ def _through_hydra(name: str | None, overrides: Sequence[str], settings: Sequenc
         overrides: as typed.
         settings: of the sweeper, and the launcher.
     """
+    from dks.cli.hydra_main import hydra_main  # imports Hydra
+
     named = [] if name is None else [f"named={name}"]
     whole = [
         each if each.startswith("hydra/") else f"hydra.sweeper.{each}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import CompletionItem
 
 from dks.cli import completion
 from dks.cli.command import Command, option
@@ -17,12 +18,20 @@ if TYPE_CHECKING:
     from dks.runs.record import Record
 
 
+def _complete(
+    context: click.Context, parameter: click.Parameter, word: str
+) -> list[CompletionItem]:
+    """Complete a run, or with --weights an override."""
+    complete = completion.overrides if context.params.get("weights") else completion.runs
+    return complete(context, parameter, word)
+
+
 @click.command(cls=Command)
 @click.argument(
     "words",
     nargs=-1,
     metavar="[CELL_ID | KEY=VALUE...]",
-    shell_complete=completion.run_or_overrides,
+    shell_complete=_complete,
     help="a finished run, tested on its own test set; or, with --weights, network, data and "
     "normalisation of the checkpoint, as for dks train: backbone, data, recipe and compute",
 )

@@ -28,7 +28,7 @@ from tests.system.test_startup import HEAVY, imported
 
 def offered(line: str) -> list[str]:
     """What can stand in place of the last word of `dks LINE`."""
-    return [item.value for item in candidates(dks, line.split(" "))]
+    return list(candidates(dks, line.split(" ")))
 
 
 @pytest.mark.parametrize(
