@@ -24,8 +24,8 @@ from dks.tracking.mlflow_store import (
     no_experiment,
     restored,
 )
-from dks.tracking.shipment import SUPERSEDED
 from dks.tracking.store import said
+from dks.tracking.upload import SUPERSEDED
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine

@@ -10,8 +10,8 @@ from dks.config.errors import RequestError
 from dks.config.secrets import without_password
 from dks.tracking.addresses import point_at, warn_if_exposed
 from dks.tracking.mlflow_store import Point, StoredData, StoredRun, chunks, no_experiment, restored
-from dks.tracking.shipment import SUPERSEDED
 from dks.tracking.store import all_cells, load_mlflow, reason, said
+from dks.tracking.upload import SUPERSEDED
 
 # seconds that a server has for a word, and for an answer that may be long
 GREETING, PATIENCE = 15, 60

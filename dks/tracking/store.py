@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
 LONGEST = 300  # characters of what is told of a store's words
 LOOK = 1.0  # seconds that a look at an SQLite store waits for whoever makes it
-# runs that a store tells of at once; those that nobody deleted, as MLflow's ViewType counts
-PAGE, ACTIVE = 1000, 1
+PAGE = 1000  # runs that a store tells of at once
 LISTING = 300.0  # seconds that a list of all runs may take
 # the advisory lock under which a database gets MLflow's tables: "dks" in ASCII
 _CREATION = 0x646B73
@@ -211,12 +210,15 @@ def load_mlflow(timeout: int = TIMEOUT) -> None:
     install()
 
 
-def all_cells(client: MlflowClient, experiment: str, view: int = ACTIVE) -> Iterator[Any]:
-    """All runs of an experiment that are a cell, deleted ones among them where the view says so.
+def all_cells(client: MlflowClient, experiment: str, deleted: bool = False) -> Iterator[Any]:
+    """All runs of an experiment that are a cell, if need be deleted ones among them.
 
     Raises:
         Unavailable: the store comes to no end.
     """
+    from mlflow.entities import ViewType
+
+    view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
     token, until = None, time.monotonic() + LISTING
     while True:
         page = client.search_runs(

@@ -14,18 +14,18 @@ import pytest
 from dks.cli import main as cli
 from dks.config.errors import RequestError
 from dks.config.schema import TrackingKind
-from dks.runs.record import RunFolder, Status
+from dks.runs.record import Status
 from dks.runs.states import survey
 from dks.sweeps import manifest
 from dks.sweeps.manifest import Manifest
 from dks.tracking import addresses, database, store
 from dks.tracking.addresses import exposed, is_pointed_at, point_at
-from dks.tracking.dispatch import Dispatch
-from dks.tracking.note import Note
+from dks.tracking.destination import Destination
 from dks.tracking.sender import Sender
-from dks.tracking.shipment import Shipment
 from dks.tracking.store import Unavailable
 from dks.tracking.sync import close_dead, sync, tell_dead
+from dks.tracking.upload_loop import UploadLoop
+from dks.tracking.upload_state import UploadState
 from tests.conftest import TINY
 from tests.support.small_server import Remembering
 
@@ -128,7 +128,7 @@ def test_a_status_tells_no_foreign_server_more(
     whole = run.record_file.read_text()
     record.status = Status.killed
     run.write_record(record)
-    Note(refusing.uri, "1", "1").write(run)
+    UploadState(refusing.uri, "1", "1").write(run)
     try:
         (problem,) = tell_dead(close_dead(survey(str(run.path.parent), [run.cell_id])))
     finally:
@@ -160,21 +160,21 @@ def test_no_password_goes_to_a_database_that_a_folder_names(
     )
 
 
-def test_a_foreign_server_says_not_where_files_go_on_this_machine(tmp_path: Path) -> None:
+def test_a_foreign_server_says_not_where_files_go_on_this_machine() -> None:
     info = SimpleNamespace(artifact_uri="")
     client: Any = SimpleNamespace(get_run=lambda run_id: SimpleNamespace(info=info))
-    shipment = Shipment(RunFolder(tmp_path), client, "https://evil.org", "1")
+    destination = Destination(client, "https://evil.org", "1")
     for info.artifact_uri in ("/etc/somewhere", "file:///etc", "s3://evil/x", "sftp://evil/x"):
         with pytest.raises(
             Unavailable,
             match=f"^it wants the files of runs at {info.artifact_uri}; MLFLOW_TRACKING_URI=",
         ):
-            shipment._check_place("1")
+            destination.check_artifacts("1")
     for info.artifact_uri in ("mlflow-artifacts:/1/a", "https://evil.org/files"):
-        shipment._check_place("1")
+        destination.check_artifacts("1")
     point_at("https://evil.org")
     info.artifact_uri = "/shared/mlruns"
-    shipment._check_place("1")
+    destination.check_artifacts("1")
 
 
 def test_runs_that_this_user_begins_are_sent_with_credentials(
@@ -182,14 +182,17 @@ def test_runs_that_this_user_begins_are_sent_with_credentials(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
     values = {"kind": "server", "uri": refusing.uri, "experiment": "dks", "drain_seconds": 1.0}
-    sender = Dispatch()
-    sender.obey({"sweep": "mine", "status": "RUNNING", "tracking": values})
-    sender.work()
-    assert "no account was sent" in sender.open(values, own=False)["silent"]
+    loop = UploadLoop()
+    loop.handle({"sweep": "mine", "status": "RUNNING", "tracking": values})
+    loop.work()
+    assert "no account was sent" in loop.handle({"open": values, "own": False})["opened"]["silent"]
     assert refusing.asked and refusing.credentials == set(), (
         "`dks sweep wait` has the address from a folder"
     )
-    assert "set MLFLOW_TRACKING_USERNAME" in sender.open(values, own=True)["silent"]
+    assert (
+        "set MLFLOW_TRACKING_USERNAME"
+        in loop.handle({"open": values, "own": True})["opened"]["silent"]
+    )
     assert refusing.credentials == {f"Bearer {TOKEN}"}
 
 
@@ -205,7 +208,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, *command: str) -> list[bool]:
 
     monkeypatch.setattr(addresses, "_pointed", {})
     monkeypatch.setattr(addresses, "_replays", False)
-    monkeypatch.setattr(Sender, "_tell", stop)
+    monkeypatch.setattr(Sender, "_command", stop)
     with pytest.raises(SystemExit):
         cli.main(list(command))
     return told

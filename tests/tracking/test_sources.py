@@ -31,15 +31,16 @@ from dks.runs.journal import Journal
 from dks.runs.record import RunFolder, Status
 from dks.tracking import cache
 from dks.tracking.addresses import point_at
+from dks.tracking.destination import Destination
 from dks.tracking.mlflow_database import Database
 from dks.tracking.mlflow_server import Server
 from dks.tracking.mlflow_source import MlflowSource
 from dks.tracking.records import RecordSource
 from dks.tracking.rows import COLUMNS, TOP1
 from dks.tracking.sender import sent_elsewhere
-from dks.tracking.shipment import Shipment
 from dks.tracking.store import open_client, prepare
 from dks.tracking.sync import sync
+from dks.tracking.upload import upload
 from dks.training.run import run_cell
 from tests.conftest import finished_run, queued, raise_at
 from tests.support.tracking_services import MlflowServer, mlflow_client
@@ -370,7 +371,7 @@ def test_sending_a_run_again_changes_nothing(copied: tuple[Path, str, dict[str, 
     assert record is not None
     run.mlflow_file.write_text(json.dumps({**state, "uri": uri, "epoch": 0}))
     with inside(folder):
-        assert Shipment(run, open_client(uri), uri, state["experiment_id"]).send(live=False) > 0
+        assert upload(run, Destination(open_client(uri), uri, state["experiment_id"])) > 0
         assert content() == before
         (sent,) = sync(str(folder / "runs"), [run.cell_id], Tracking(uri=uri)).runs
     assert sent.points == 0 and not sent.told, "the store has been asked what it has"

@@ -30,11 +30,11 @@ from dks.machine.interruption import Interrupted
 from dks.runs.journal import now
 from dks.runs.record import Attempt, RunFolder, Status
 from dks.runs.states import survey
-from dks.tracking import database, dispatch, sender, shipment, store
-from dks.tracking.dispatch import Dispatch
-from dks.tracking.note import Note
+from dks.tracking import database, sender, store, upload, upload_loop
 from dks.tracking.sender import Sender, sending, sent_elsewhere
-from dks.tracking.sync import Sent, close_dead, sync, tell_dead
+from dks.tracking.sync import close_dead, sync, tell_dead
+from dks.tracking.upload_loop import Store, Uploaded, UploadLoop
+from dks.tracking.upload_state import UploadState
 from dks.training.run import run_cell
 from tests.conftest import ROOT, TINY, config, queued, raise_at
 from tests.support.slurm_cluster import free_ports
@@ -87,7 +87,7 @@ def execute(run: RunFolder, error: BaseException | None = None, step: int = 2) -
     return run
 
 
-def sent(run: RunFolder, **options: Any) -> Sent:
+def sent(run: RunFolder, **options: Any) -> Uploaded:
     (found,) = sync(str(run.path.parent), [run.cell_id], **options).runs
     return found
 
@@ -114,7 +114,7 @@ def check(run: RunFolder, database: str = "mlflow.db") -> None:
 
     Every point once, and nothing else but what is told at the end.
     """
-    note = Note.read(run)
+    note = UploadState.read(run)
     assert note is not None
     found = [
         point
@@ -125,7 +125,7 @@ def check(run: RunFolder, database: str = "mlflow.db") -> None:
         (
             name,
             entry.epoch,
-            shipment.milliseconds(entry.time),
+            upload.milliseconds(entry.time),
             math.copysign(sys.float_info.max, value) if math.isinf(value) else value,
         )
         for entry in run.journal.read()
@@ -136,7 +136,7 @@ def check(run: RunFolder, database: str = "mlflow.db") -> None:
 
 
 def status(run: RunFolder) -> str:
-    note = Note.read(run)
+    note = UploadState.read(run)
     assert note is not None
     return str(client().get_run(note.run_id).info.status)
 
@@ -155,7 +155,7 @@ def test_a_run_that_goes_on_has_every_epoch_once(here: Path) -> None:
     assert second.points > 0
     assert status(run) == "FINISHED"
     check(run)
-    assert sent(run) == Sent(run.cell_id, uri(), 0, "FINISHED", told=False)
+    assert sent(run) == Uploaded(run.cell_id, uri(), 0, "FINISHED", told=False)
     assert len(client().search_runs(["1"])) == 1
     tags = client().search_runs(["1"])[0].data.tags
     assert (tags["dks.attempts"], tags["dks.uid"]) == ("2", run.read_record().uid)  # type: ignore[union-attr]
@@ -196,12 +196,12 @@ def test_what_is_measured_again_takes_the_place_of_what_was_sent(here: Path) -> 
     """All checkpoints are lost, so the run begins again: MLflow holds its new journal alone."""
     run = execute(queued(here, *tracked(), "recipe.epochs=4"), Interrupted("SIGTERM"), step=3)
     sent(run)
-    before = Note.read(run)
+    before = UploadState.read(run)
     shutil.rmtree(run.checkpoints)
     execute(run)
     sent(run)
     check(run)
-    note = Note.read(run)
+    note = UploadState.read(run)
     assert note is not None and before is not None and note.run_id != before.run_id
     assert [found.info.run_id for found in client().search_runs(["1"])] == [note.run_id]
     assert client().get_run(before.run_id).info.lifecycle_stage == "deleted"
@@ -210,7 +210,7 @@ def test_what_is_measured_again_takes_the_place_of_what_was_sent(here: Path) -> 
 def test_a_damaged_journal_takes_nothing_away_from_the_store(here: Path) -> None:
     run = execute(queued(here, *tracked()))
     sent(run)
-    note = Note.read(run)
+    note = UploadState.read(run)
     assert note is not None
     before = points(note.run_id)
     with run.journal.path.open("r+b") as file:
@@ -226,10 +226,10 @@ def test_what_mlflow_cannot_hold_is_kept_all_the_same(
     values = {"test/loss": math.inf, "train/loss": -math.inf, "test/top1_error": math.nan}
     run.journal.append(2, 2, values)
     long = "x" * 7000
-    monkeypatch.setattr(shipment, "flatten", lambda tree: {**flatten(tree), "data.name": long})
+    monkeypatch.setattr(upload, "flatten", lambda tree: {**flatten(tree), "data.name": long})
     assert sent(run).points > len(values)
     check(run)
-    note = Note.read(run)
+    note = UploadState.read(run)
     assert note is not None
     told = client().get_run(note.run_id)
     assert told.data.params["data.name"].startswith("xxx")
@@ -248,7 +248,7 @@ def test_what_is_worth_keeping_is_kept_beside_the_metrics(here: Path) -> None:
 
     run = execute(queued(here, *tracked()))
     sent(run, draw=draw)
-    note = Note.read(run)
+    note = UploadState.read(run)
     assert note is not None
     kept = {file.path for file in client().list_artifacts(note.run_id)}
     assert {
@@ -274,7 +274,7 @@ def test_a_run_under_way_is_sent_without_its_end(here: Path) -> None:
     run.journal.append(1, 1, {"test/top1_error": 50.0})
     assert run.claim()
     try:
-        assert sent(run) == Sent(run.cell_id, uri(), 1, "RUNNING", told=True)
+        assert sent(run) == Uploaded(run.cell_id, uri(), 1, "RUNNING", told=True)
     finally:
         run.release()
 
@@ -282,7 +282,7 @@ def test_a_run_under_way_is_sent_without_its_end(here: Path) -> None:
 def test_a_run_that_was_deleted_stays_deleted(here: Path) -> None:
     run = execute(queued(here, *tracked()))
     sent(run)
-    note = Note.read(run)
+    note = UploadState.read(run)
     assert note is not None
     client().delete_run(note.run_id)
     problem = sent(run).problem
@@ -535,7 +535,7 @@ def test_a_store_that_cannot_be_used_is_refused_before_anything_runs(
 
 def test_a_fresh_store_is_made_by_the_process_that_sends(in_folder: Path) -> None:
     code = (
-        "import atexit, sys; from pathlib import Path; from dks.cli import train\n"
+        "import atexit, sys; from pathlib import Path; from dks.cli.main import train\n"
         "atexit.register(lambda: Path('imported').write_text(' '.join({'torch', 'mlflow', "
         "'sklearn'} & set(sys.modules))))\n"
         f"train({[*TINY]!r})"
@@ -604,7 +604,7 @@ def test_nothing_is_started_where_nothing_is_tracked(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(upload_loop, "FIRST_PAUSE", 0.05)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -616,11 +616,11 @@ def test_a_store_that_fails_is_asked_again_and_keeps_no_other_waiting(
     assert good.cell_id == bad.cell_id, "where it is tracked is no part of a cell"
     bad = execute(queued(here / "more", "tracking=local", f"tracking.uri=sqlite:///{here}/bad.db"))
     Path("bad.db").write_text("no database")
-    work = Dispatch()
-    work.obey({"begin": str(bad.path)})
-    work.obey({"begin": str(good.path)})
-    work.obey({"end": str(bad.path)})
-    work.obey({"end": str(good.path)})
+    work = UploadLoop()
+    work.handle({"begin": str(bad.path)})
+    work.handle({"begin": str(good.path)})
+    work.handle({"end": str(bad.path)})
+    work.handle({"end": str(good.path)})
     work.work()
     (left,) = work.runs.values()
     assert left.folder.path == bad.path
@@ -629,15 +629,15 @@ def test_a_store_that_fails_is_asked_again_and_keeps_no_other_waiting(
     assert work.finish(20)[0].endswith("1 run to be completed by: dks sync")
     assert time.monotonic() - begun < 10, "it was silent before, so it is asked once more only"
     shutil.copy("mlflow.db", "bad.db")
-    again = Dispatch()
-    again.obey({"begin": str(bad.path)})
-    again.obey({"end": str(bad.path)})
+    again = UploadLoop()
+    again.handle({"begin": str(bad.path)})
+    again.handle({"end": str(bad.path)})
     assert again.finish(20) == []
     check(bad, "bad.db")
 
 
 def pictures(run: RunFolder) -> set[str]:
-    note = Note.read(run)
+    note = UploadState.read(run)
     assert note is not None
     return {file.path for file in client().list_artifacts(note.run_id)} & {
         "curves.png",
@@ -651,16 +651,16 @@ def test_pictures_wait_until_all_else_is_sent_and_have_little_time_at_the_end(
     from dks.cli.sender import draw
 
     runs = [execute(queued(here, *tracked(), f"seed={seed}")) for seed in (1, 2)]
-    work = Dispatch(draw)
+    work = UploadLoop(draw)
     for run in runs:
-        work.obey({"begin": str(run.path)})
-        work.obey({"end": str(run.path)})
+        work.handle({"begin": str(run.path)})
+        work.handle({"end": str(run.path)})
     work.work()
     assert [status(run) for run in runs] == ["FINISHED", "FINISHED"]
     assert not work.runs and sum(bool(pictures(run)) for run in runs) == 1, (
         "one at a time, when nothing else is to be sent"
     )
-    monkeypatch.setattr(dispatch, "PICTURES", 0.0)
+    monkeypatch.setattr(upload_loop, "PICTURES", 0.0)
     assert work.finish(30) == ["the pictures of 1 run are left to: dks sync"]
     assert sum(bool(pictures(run)) for run in runs) == 1
     for run in runs:
@@ -683,19 +683,19 @@ def test_what_fails_at_the_end_is_tried_again_until_time_is_up(
         return log_batch(self, *arguments, **options)
 
     monkeypatch.setattr(type(client()), "log_batch", shaky)
-    work = Dispatch()
-    work.obey({"begin": str(run.path)})
-    work.obey({"end": str(run.path)})
+    work = UploadLoop()
+    work.handle({"begin": str(run.path)})
+    work.handle({"end": str(run.path)})
     assert work.finish(30) == []
     check(run)
     assert status(run) == "FINISHED"
 
 
 def test_a_store_may_be_gone_for_days() -> None:
-    gone = dispatch.Store(Tracking(uri="sqlite:///mlflow.db"))
+    gone = Store(Tracking(uri="sqlite:///mlflow.db"))
     for _ in range(5000):
-        gone.failed(ConnectionError("nobody is there"))
-    assert gone.quiet_until - time.monotonic() <= dispatch.LONGEST_PAUSE
+        gone.fail(ConnectionError("nobody is there"))
+    assert gone.quiet_until - time.monotonic() <= upload_loop.LONGEST_PAUSE
 
 
 def test_a_store_is_that_of_the_current_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -778,12 +778,12 @@ def test_a_store_that_fails_twice_running_is_not_asked_for_every_run(
     runs = [died(here, f"seed={seed}") for seed in range(4)]
     asked = []
 
-    def silent(self: shipment.Shipment, **options: Any) -> int:
-        asked.append(self.folder.cell_id)
+    def silent(folder: RunFolder, *arguments: Any, **options: Any) -> int:
+        asked.append(folder.cell_id)
         raise ConnectionError("nobody is there")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shipment.Shipment, "send", silent)
+        patch.setattr(upload_loop, "upload", silent)
         report = sync("runs")
     assert len(asked) == 2
     assert [run.problem for run in report.runs] == ["nobody is there"] * len(runs)

@@ -19,9 +19,9 @@ from dks.runs.terminal import Display
 from dks.tools.doctor import tracking as doctors_tracking
 from dks.tracking import mlflow_server, store, transport
 from dks.tracking.addresses import point_at
-from dks.tracking.dispatch import Dispatch
 from dks.tracking.sender import Sender, sending
 from dks.tracking.store import Unavailable
+from dks.tracking.upload_loop import UploadLoop
 from tests.conftest import ROOT, finished_run
 from tests.support.small_server import Remembering, remembering, trickling
 from tests.tools.test_doctor import asked as examined
@@ -189,8 +189,8 @@ def test_a_server_that_trickles_is_one_line_for_every_command(
         with pytest.raises(RequestError, match=f"^{uri} cannot be read: no whole answer in 1 s$"):
             mlflow_server.Server(uri, "dks").runs()
         assert examined(uri)["answer"].found == f"{uri}: no whole answer in 1 s"
-        assert Dispatch().open({"kind": "server", "uri": uri}, True) == {
-            "silent": "it does not answer (no whole answer in 1 s)"
+        assert UploadLoop().handle({"open": {"kind": "server", "uri": uri}, "own": True}) == {
+            "opened": {"silent": "it does not answer (no whole answer in 1 s)"}
         }
         assert time.monotonic() - began < 20
 
@@ -289,7 +289,7 @@ def test_what_a_server_says_does_nothing_to_a_terminal(
     told = capsys.readouterr()
     assert "\x1b" not in told.out + told.err
     display = Display()
-    monkeypatch.setattr(Sender, "_tell", lambda self, command: None)
+    monkeypatch.setattr(Sender, "_command", lambda self, command: None)
     monkeypatch.setattr(
         Sender,
         "finish",
