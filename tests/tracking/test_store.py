@@ -17,7 +17,7 @@ import pytest
 
 from dks.config.errors import RequestError
 from dks.config.schema import Tracking
-from dks.tracking import database, store
+from dks.tracking import database, mlflow_internals, store
 from dks.tracking.cache import RowCache
 from tests.conftest import ROOT
 
@@ -89,7 +89,9 @@ def test_a_database_of_something_else_is_no_store_that_was_left_half_made(in_fol
 def test_a_store_is_used_after_whoever_wrote_to_it_has_died(in_folder: Path) -> None:
     half_made(Path("mlflow.db"))
     with closing(sqlite3.connect("mlflow.db")) as made, made:
-        made.execute("UPDATE alembic_version SET version_num = ?", (database._migrations()[1],))
+        made.execute(
+            "UPDATE alembic_version SET version_num = ?", (mlflow_internals.migrations()[1],)
+        )
         made.execute("INSERT INTO experiments VALUES (7, 'dks', 'active')")
     with_hot_journal(Path("mlflow.db"), "UPDATE alembic_version SET version_num = 'fff'")
     assert store.look(LOCAL) == store.prepare(LOCAL) == "7"
@@ -99,10 +101,12 @@ def test_a_store_is_used_after_whoever_wrote_to_it_has_died(in_folder: Path) -> 
 def test_a_database_elsewhere_that_was_left_half_made_is_made_anew(in_folder: Path) -> None:
     """Asked through SQLAlchemy, as PostgreSQL is."""
     half_made(Path("elsewhere.db"))
-    assert database._versions("sqlite:///elsewhere.db") is None
+    elsewhere = "sqlite+pysqlite:///elsewhere.db"
+    assert mlflow_internals.schema(elsewhere) is None
     with closing(sqlite3.connect("elsewhere.db")) as made, made:
         made.execute("INSERT INTO experiments VALUES (0, 'Default', 'active')")
-    assert database._versions("sqlite:///elsewhere.db") == ["89d4b8295536"]
+    found = mlflow_internals.schema(elsewhere)
+    assert found is not None and (found.found, found.known) == ("89d4b8295536", True)
 
 
 def test_what_was_kept_of_runs_is_read_after_whoever_wrote_it_has_died(in_folder: Path) -> None:

@@ -30,7 +30,7 @@ from dks.machine.interruption import Interrupted
 from dks.runs.journal import now
 from dks.runs.record import Attempt, RunFolder, Status
 from dks.runs.states import survey
-from dks.tracking import database, sender, store, upload, upload_loop
+from dks.tracking import mlflow_internals, sender, store, upload, upload_loop
 from dks.tracking.sender import Sender, sending, sent_elsewhere
 from dks.tracking.sync import close_dead, sync, tell_dead
 from dks.tracking.upload_loop import Store, Uploaded, UploadLoop
@@ -468,9 +468,9 @@ def test_a_store_of_another_version_is_refused_and_left_as_it_is(
 
 
 def test_the_newest_schema_is_the_one_that_mlflow_makes(here: Path) -> None:
-    found = database.schema(uri())
+    found = mlflow_internals.schema(uri())
     assert found is not None and found.fits
-    assert database.schema("sqlite:///none.db") is None
+    assert mlflow_internals.schema("sqlite:///none.db") is None
 
 
 def test_a_store_that_is_there_is_looked_at_and_prepared_without_mlflow(here: Path) -> None:

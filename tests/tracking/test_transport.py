@@ -17,7 +17,7 @@ from dks.config.errors import RequestError
 from dks.config.schema import Tracking, TrackingKind
 from dks.runs.terminal import Display
 from dks.tools.doctor import tracking as doctors_tracking
-from dks.tracking import mlflow_server, store, transport
+from dks.tracking import mlflow_stores, store, transport
 from dks.tracking.addresses import point_at
 from dks.tracking.sender import Sender, sending
 from dks.tracking.store import Unavailable
@@ -173,7 +173,7 @@ def test_a_server_that_trickles_is_one_line_for_every_command(
     foreign: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.setattr(mlflow_server, "GREETING", 1)
+    monkeypatch.setattr(mlflow_stores, "GREETING", 1)
     monkeypatch.setattr(doctors_tracking, "ANSWER", 1)
     with trickling(ANSWERS["a body"]) as server:
         uri, run = server.uri, foreign(server.uri)
@@ -187,7 +187,7 @@ def test_a_server_that_trickles_is_one_line_for_every_command(
             f"  1 run not sent ({run.cell_id}): it does not answer (no whole answer in 1 s)",
         ]
         with pytest.raises(RequestError, match=f"^{uri} cannot be read: no whole answer in 1 s$"):
-            mlflow_server.Server(uri, "dks").runs()
+            mlflow_stores.StoreServer(uri, "dks").runs()
         assert examined(uri)["answer"].found == f"{uri}: no whole answer in 1 s"
         assert UploadLoop().handle({"open": {"kind": "server", "uri": uri}, "own": True}) == {
             "opened": {"silent": "it does not answer (no whole answer in 1 s)"}
@@ -281,7 +281,7 @@ def test_what_a_server_says_does_nothing_to_a_terminal(
     said = capsys.readouterr().out
     assert shown in said and "\x1b" not in said and "\r" not in said
     with pytest.raises(RequestError) as refused:
-        mlflow_server.Server(refusing.uri, "dks").runs()
+        mlflow_stores.StoreServer(refusing.uri, "dks").runs()
     assert shown in str(refused.value)
     refusing.answer = lambda *_: (200, words, {})
     with pytest.raises(SystemExit):
