@@ -49,8 +49,6 @@ def test_only_what_this_user_names_is_pointed_at(monkeypatch: pytest.MonkeyPatch
         "https://mlflow.example.org:8443",
         "https://mlflow.example.org.evil.org",
         "http://127.0.0.1",
-    ]
-    others += [
         "https://mlflow.example.org@evil.org",
         "https://evil.org\\@mlflow.example.org",
         "http://127.0.0.1:99999",
@@ -75,10 +73,7 @@ def test_a_password_that_can_be_read_on_the_way_is_said(
     (no_account / ".mlflow" / "credentials").touch()
     assert str(no_account / ".mlflow" / "credentials") in str(exposed(plain))
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
-    assert exposed(plain) == (
-        f"{plain} is not encrypted: whoever is on the way can read MLFLOW_TRACKING_TOKEN; "
-        f"https:// protects it"
-    )
+    assert plain in str(exposed(plain)) and "MLFLOW_TRACKING_TOKEN" in str(exposed(plain))
     assert [uri for uri in (hidden, *nearby, "http://elsewhere.example.org") if exposed(uri)] == []
 
 
@@ -98,16 +93,14 @@ def test_an_address_from_the_folder_of_a_run_is_asked_without_credentials(
     def said(*more: str) -> str:
         with pytest.raises(SystemExit) as left:
             cli.main([*command, *more])
-        told = capsys.readouterr()
+        captured = capsys.readouterr()
         assert left.value.code == 1
-        return told.out + told.err
+        return captured.out + captured.err
 
-    assert (
-        f"it refuses (UNAUTHENTICATED: who are you?): no account was sent to what stands only in "
-        f"the files of runs; "
-        f"MLFLOW_TRACKING_URI={refusing.uri} in your environment, or dks sync --store "
-        f"{refusing.uri}, says that it is yours"
-    ) in said()
+    told = said()
+    assert "UNAUTHENTICATED: who are you?" in told
+    assert f"MLFLOW_TRACKING_URI={refusing.uri} " in told
+    assert f"dks sync --store {refusing.uri}" in told
     assert refusing.asked and refusing.credentials == set()
     assert "set MLFLOW_TRACKING_USERNAME" in said("--store", refusing.uri)
     assert refusing.credentials == {f"Bearer {TOKEN}"}
@@ -153,11 +146,7 @@ def test_no_password_goes_to_a_database_that_a_folder_names(
     monkeypatch.setenv("PGPASSWORD", TOKEN)
     run = foreign(uri, TrackingKind.server if "databricks" in uri else TrackingKind.local)
     (sent,) = sync(str(run.path.parent)).runs
-    assert sent.problem == (
-        f"no password goes to a database that stands only in the files of runs; "
-        f"MLFLOW_TRACKING_URI={uri} in your "
-        f"environment, or dks sync --store {uri}, says that it is yours"
-    )
+    assert f"dks sync --store {uri}" in str(sent.problem)
 
 
 def test_a_foreign_server_says_not_where_files_go_on_this_machine() -> None:
