@@ -36,7 +36,7 @@ from dks.sweeps.manifest import Manifest
 from dks.sweeps.plan import Cell, Plan
 from dks.sweeps.plan_text import single, summary
 from dks.sweeps.undo import Undo
-from dks.tracking.parents import status_of
+from dks.tracking.destination import status_of
 from dks.tracking.sender import sending
 
 

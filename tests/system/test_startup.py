@@ -114,7 +114,7 @@ def test_a_run_imports_neither_mlflow_nor_what_its_data_and_network_do_not_need(
 ) -> None:
     """The process that trains.
 
-    One of its own sends to MLflow, in tests/tracking/test_tracking.py.
+    One of its own sends to MLflow, in tests/tracking/test_sender.py.
     """
     digits = [
         *(each for each in TINY if not each.startswith("data")),
