@@ -40,11 +40,14 @@ def add(commands: Commands) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from dks.tools.doctor.check import Level
+    from dks.tools.doctor.check import as_json, show, show_total
     from dks.tools.doctor.checks import groups
-    from dks.tools.doctor.text import Page, as_json
 
-    page = None if options.json else Page(sys.stdout)
+    console = None
+    if not options.json:
+        from dks.runs.terminal import console as console_of
+
+        console = console_of(sys.stdout)
     found: list[tuple[str, Finding]] = []
     for title, checks in groups(options.overrides):
         findings = _examined(title, checks)
@@ -52,15 +55,15 @@ def _doctor(options: argparse.Namespace) -> int:
         shown = [
             finding
             for finding in findings
-            if not options.quiet or finding.level in (Level.yellow, Level.red)
+            if not options.quiet or finding.level in ("yellow", "red")
         ]
-        if page is not None and shown:
-            page.group(title, shown)
-    if page is None:
+        if console is not None and shown:
+            show(console, title, shown)
+    if console is None:
         print(as_json(found))
     else:
-        page.total([finding for _, finding in found])
-    return FAILED if any(finding.level is Level.red for _, finding in found) else DONE
+        show_total(console, [finding for _, finding in found])
+    return FAILED if any(finding.level == "red" for _, finding in found) else DONE
 
 
 def _examined(title: str, checks: Sequence[Check]) -> list[Finding]:
