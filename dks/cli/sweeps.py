@@ -258,7 +258,7 @@ def _begun(options: argparse.Namespace) -> Manifest:
 
     from dks.sweeps import manifest
     from dks.sweeps.files import names, read
-    from dks.sweeps.request import grid_of
+    from dks.sweeps.spec import grid_of
 
     name = options.name
     if options.overrides:
