@@ -30,7 +30,7 @@ from dks.sweeps.manifest import Manifest
 from dks.sweeps.plan import Cell, Plan
 from dks.sweeps.refusals import other_ways, unwritable
 from dks.sweeps.summary import plan_json, plan_text, single, summary
-from dks.tracking.parents import status_of
+from dks.tracking.destination import status_of
 from dks.tracking.sender import sending
 
 

@@ -421,13 +421,3 @@ def test_a_reader_that_has_gone_ends_a_command_silently(
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_a_list_of_benchmarks_is_there_for_programs(capsys: Any) -> None:
-    from dks.cli.main import main
-
-    with pytest.raises(SystemExit):
-        main(["bench", "--list", "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert {"startup", "step"} <= {each["name"] for each in found}
-    assert all(each["what"] for each in found)

@@ -135,6 +135,7 @@ def test_a_table_is_written_with_where_its_numbers_come_from(
     assert Path("results", name, "table.md").read_text() == Path("t.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_read_from_the_records(small: Path) -> None:
     (name,) = (path.name for path in Path("results").iterdir())
     study = Study.open(name)

@@ -26,11 +26,12 @@ from dks.sweeps.launch import queue
 from dks.sweeps.plan import Cell, Plan, _chosen, plan
 from dks.sweeps.spec import Grid, Point
 from dks.sweeps.summary import single, summary
+from dks.tracking.destination import Destination
 from dks.tracking.mlflow_source import MlflowSource
 from dks.tracking.records import RecordSource
 from dks.tracking.sender import sent_elsewhere
-from dks.tracking.shipment import Shipment
 from dks.tracking.sync import sync
+from dks.tracking.upload import upload, upload_pictures
 from dks.training.run import Outcome, run_cell
 from hydra_plugins.dks_sweeper import sweeper
 from tests.conftest import TINY, composed, queued, raise_at
@@ -124,6 +125,7 @@ def test_the_codes_that_are_not_todays(monkeypatch: pytest.MonkeyPatch, tmp_path
 # --- told
 
 
+@pytest.mark.slow
 def test_a_done_cell_of_another_code_is_told_with_the_command_that_trains_it_again(
     run_here: Run, in_folder: Path, today: Callable[[str], None]
 ) -> None:
@@ -415,8 +417,9 @@ def test_nobody_sends_what_is_being_moved(tmp_path: Path) -> None:
     """
     run = once_more(tmp_path)
     superseded.supersede(run)
-    sender = Shipment(run, None, "sqlite:///x.db", "1")  # type: ignore[arg-type]
-    assert sender.send(live=False) == 0 and sender.picture(lambda folder, into: []) is False
+    store = Destination(None, "sqlite:///x.db", "1")  # type: ignore[arg-type]
+    assert upload(run, store) == 0
+    assert upload_pictures(run, store, lambda folder, into: []) is False
     assert not run.mlflow_file.exists()
 
 

@@ -72,6 +72,7 @@ def typed(*overrides: str) -> Table:
     return Study.open(asked.name).table()
 
 
+@pytest.mark.slow
 def test_an_edited_file_of_a_table_has_none_of_its_numbers_and_says_why(declared: Path) -> None:
     edit(
         declared / "sweeps" / "table3.yaml",

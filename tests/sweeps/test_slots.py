@@ -380,6 +380,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_cell_with_it(tmp_path: Path)
     assert pids[2] == pids[3]
 
 
+@pytest.mark.slow
 @pytest.mark.rest_slow(1)
 @pytest.mark.usefixtures("hangs_up")
 @pytest.mark.parametrize(
@@ -436,7 +437,7 @@ def test_ctrl_c_twice_ends_a_worker_that_does_not_answer(tmp_path: Path) -> None
 PARENT = """
 import sys
 from pathlib import Path
-from dks.sweeps.slots import Layout, run_in_slots
+from dks.sweeps.launchers.slots import Layout, run_in_slots
 from dks.runs.terminal import Display
 run_in_slots([Path(sys.argv[1])], Layout(slots=1, threads=1, cores=1), Display())
 """

@@ -658,6 +658,7 @@ def test_the_paper_shares_27_runs() -> None:
     assert not set(selection) & set(cells)
 
 
+@pytest.mark.slow
 def test_tables_share_the_cells_that_the_paper_has_in_several_places() -> None:
     def one(name: str, **labels: str) -> set[str]:
         points = [point for point in grid_of(name).points if labels.items() <= point.labels.items()]
@@ -688,6 +689,7 @@ def test_tables_share_the_cells_that_the_paper_has_in_several_places() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_paper_trains_what_it_says() -> None:
     def configs(name: str) -> list[Config]:
         return [config_of(point) for point in grid_of(name).points]

@@ -195,6 +195,7 @@ WHERE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", WHERE, ids=lambda where: f"{where[0]}.{where[2]}")
 def test_ctrl_c_that_a_library_swallows_runs_nothing(
     where: tuple[str, str | None, str, bool], tmp_path: Path

@@ -154,8 +154,8 @@ def test_hundreds_of_cells_leave_nothing_behind_in_any_process(tmp_path: Path) -
 SEND = """
 import dataclasses, gc, os, sys
 from pathlib import Path
-from dks.tracking.dispatch import Dispatch
-from dks.tracking.record import RunFolder
+from dks.tracking.upload_loop import UploadLoop
+from dks.runs.record import RunFolder
 
 def memory():
     gc.collect()
@@ -163,15 +163,15 @@ def memory():
     return int(line.split()[1])
 
 folders = sorted(Path("runs").absolute().iterdir())
-dispatch = Dispatch()
-dispatch.open(dataclasses.asdict(RunFolder(folders[0]).read_config().tracking), own=True)
+loop = UploadLoop()
+loop.handle({"open": dataclasses.asdict(RunFolder(folders[0]).read_config().tracking), "own": True})
 for number, folder in enumerate(folders):
     if number == len(folders) // 2:
         before = memory()
-    dispatch.obey({"begin": str(folder)})
-    dispatch.obey({"end": str(folder)})
-    dispatch.work()
-assert not dispatch.runs and not dispatch.unpictured and not dispatch.problems
+    loop.handle({"begin": str(folder)})
+    loop.handle({"end": str(folder)})
+    loop.work()
+assert not loop.runs and not loop.unpictured and not loop.problems
 print((memory() - before) / (len(folders) - len(folders) // 2))
 """
 

@@ -301,7 +301,7 @@ def test_cancelled_jobs_stop_between_two_steps_and_do_not_come_back(
 DIES = """
 import os, sys
 from pathlib import Path
-from dks.sweeps import slurm
+from dks.sweeps.launchers import slurm
 from dks.runs.launches import LaunchFolder
 
 def dies(*arguments, submit=slurm._submit_held):

@@ -569,6 +569,7 @@ def changed(store: Path, folder: Path, *statements: str) -> str:
     return f"sqlite:///{copy}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("version", "advice"), [("181f10493468", "mlflow db upgrade"), ("ffffffffffff", "tracking.uri")]
 )
