@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -93,54 +93,40 @@ class LocalLauncher(Launcher):
         """How many of that many cells would run at a time."""
         return self._layout(cells, {self.device}).slots if cells > 1 else 1
 
-    def launch(
-        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-    ) -> Sequence[JobReturn]:
-        """Run the cells.
+    def launch_cells(
+        self, folders: "Sequence[Path]", configs: "Sequence[Config]"
+    ) -> list[Exception]:
+        """Run the cells of these folders.
 
-        Their folders are in `hydra.sweep.dir` and `hydra.sweep.subdir` of each job.
+        Returns the errors of those that could not even begin.
 
         Raises:
             RequestError: an option is wrong.
             KeyboardInterrupt: a signal came; the runs under way have saved, the other cells stay
                 queued.
         """
-        from dks.runs.launches import cell_folders
-
-        folders = cell_folders(job_overrides)
-        given = {
-            each.removeprefix("device=")
-            for job in job_overrides
-            for each in job
-            if each.startswith("device=")
-        }
-        errors = self._run(folders, given or {self.device})
-        return [
-            JobReturn(
-                overrides=list(overrides),
-                status=JobStatus.FAILED if folder in errors else JobStatus.COMPLETED,
-                _return_value=errors.get(folder),
-            )
-            for overrides, folder in zip(job_overrides, folders, strict=True)
-        ]
-
-    def _run(self, folders: list[Path], devices: set[str]) -> dict[Path, Exception]:
         from dks.runs.terminal import Display
         from dks.sweeps.launchers.local import run_in_slots
         from dks.sweeps.launchers.worker import run_cells
 
-        layout = self._layout(len(folders), devices)
+        layout = self._layout(len(folders), {config.device for config in configs})
         if not _together() and (len(folders) > 1 or self.slots not in (None, "auto", 1)):
             display = Display.current()
             assert isinstance(display, Display), "a worker launches nothing"
-            return run_in_slots(folders, layout, display)
-        errors: dict[Path, Exception] = {}
+            return list(run_in_slots(list(folders), layout, display).values())
+        errors: list[Exception] = []
         for folder in folders:
             try:
                 run_cells([folder])
             except Exception as error:
-                errors[folder] = error
+                errors.append(error)
         return errors
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """What other sweepers would call; ours hands cells over, to `launch_cells`."""
+        raise NotImplementedError
 
     def _layout(self, cells: int, devices: set[str]) -> "Layout":
         from dks.machine.environment import available_threads

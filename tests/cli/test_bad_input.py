@@ -20,9 +20,9 @@ from dks.config.checks import RANGES
 from dks.config.errors import LONGEST_VALUE, one_line, short
 from dks.config.files import choices, groups
 from dks.config.names import SHORT_NAMES
+from dks.config.ranges import MOST_CELLS
 from dks.config.schema import Config
 from dks.sweeps import files
-from dks.sweeps.grid import MOST_CELLS
 from tests.conftest import ROOT, sampled, start
 from tests.support.program import dks
 

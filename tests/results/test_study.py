@@ -16,7 +16,7 @@ from dks.config.errors import RequestError
 from dks.config.methods import computed_with
 from dks.results.model import Epoch
 from dks.results.study import Study
-from dks.sweeps.differences import differences
+from dks.sweeps.paper import differences
 from dks.training.resolver import Resolver
 from tests.conftest import TINY, composed, config, train
 
