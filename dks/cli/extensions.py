@@ -23,9 +23,8 @@ def add(commands: Commands) -> None:
 
 
 def _extensions(options: argparse.Namespace) -> int:
-    from dks.config.catalogue import VARIABLE, catalogue
     from dks.config.errors import RequestError
-    from dks.config.extensions import tried
+    from dks.config.registry import VARIABLE, catalogue, tried
 
     rows, problems = list[dict[str, Any]](), list(catalogue().problems)
     for _, _, found in tried():

@@ -25,9 +25,9 @@ def hydra_main() -> int:
     """
     import hydra
 
-    from dks.config.catalogue import catalogue
     from dks.config.compose import register_schema
     from dks.config.files import declarations
+    from dks.config.registry import catalogue
 
     register_schema()
     # under torchrun rank 0 plans and records, the others train along

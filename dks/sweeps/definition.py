@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 
-from dks.config.catalogue import catalogue
 from dks.config.files import declarations
+from dks.config.registry import catalogue
 from dks.sweeps.files import NamedSweep, path_of, read
 from dks.sweeps.grid import Grid
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from dks.config.extensions import cited
+from dks.config.registry import cited
 from dks.config.secrets import without_password
 from dks.runs.attempts import ComputedBy, device_model
 from dks.runs.best import TOP1, best_epoch, classifier_ending

@@ -15,9 +15,9 @@ import pandas as pd
 import yaml
 
 from dks.config.errors import RequestError
-from dks.config.extensions import cited
 from dks.config.identity import flatten
 from dks.config.reading import read_text
+from dks.config.registry import cited
 from dks.runs.attempts import computed_by
 from dks.runs.best import best_of
 from dks.runs.record import CONFIG, Record, RunFolder, Status
