@@ -292,7 +292,7 @@ def _begun(name: str, overrides: Sequence[str], results_dir: str) -> Manifest:
 
     from dks.sweeps import manifest
     from dks.sweeps.files import names, read
-    from dks.sweeps.request import grid_of
+    from dks.sweeps.spec import grid_of
 
     if overrides:
         if name not in names():

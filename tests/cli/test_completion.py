@@ -241,6 +241,7 @@ class Terminal:
         os.close(self.side)
 
 
+@pytest.mark.slow
 @pytest.mark.rest_slow(1)
 @pytest.mark.parametrize(
     "command", [["bash", "--norc", "--noprofile", "-i"], ["zsh", "-f", "-i"]], ids=["bash", "zsh"]

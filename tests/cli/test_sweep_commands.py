@@ -225,6 +225,7 @@ def test_a_retry_uses_the_overrides_that_change_no_result_as_well(
     assert [len(record["attempts"]) for record in made] == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_cell_that_a_file_has_in_two_spellings_runs_once_and_fills_both_rows(
     sweeps: Path, dks: Dks, in_folder: Path
 ) -> None:

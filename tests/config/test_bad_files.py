@@ -495,6 +495,7 @@ def test_links_to_nowhere_are_refused_before_anything_runs(tmp_path: Path, what:
         data.describe(Data(source="imagefolder", root=str(root), image_size=8))
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_parquet_is_no_traceback(tmp_path: Path) -> None:
     """Wherever it is: the file is refused with its name, or the bit does not matter to a reader."""
     write_parquet(tmp_path, "train", [8] * 3, [0, 1, 2])

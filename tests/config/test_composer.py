@@ -17,6 +17,7 @@ from dks.config.compose import HYDRA_ERRORS, Composed, explain, from_hydra, regi
 from dks.config.composer import Composer
 from dks.config.errors import RequestError
 from dks.config.files import declarations
+from tests.conftest import sampled
 
 
 def through_hydra(overrides: Sequence[str]) -> Composed:
@@ -243,7 +244,7 @@ LINES = st.one_of(
 
 @pytest.mark.slow
 @given(overrides=st.lists(LINES, max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=sampled(60, 30), deadline=None)
 def test_any_overrides_in_any_order_come_out_as_from_hydra(
     lasting: Composer, overrides: list[str]
 ) -> None:

@@ -207,7 +207,7 @@ UNREADABLE = {
 }
 
 
-@pytest.mark.rest_slow(4)
+@pytest.mark.rest_slow(2)
 @pytest.mark.parametrize("arguments", UNREADABLE)
 def test_what_cannot_be_read_is_one_line_and_exit_status_2(
     run_here, in_folder: Path, arguments: str

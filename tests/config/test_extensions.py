@@ -236,6 +236,7 @@ SPIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.rest_slow(1)
 @pytest.mark.parametrize(
     ("arguments", "shown"), SPIES, ids=[" ".join(arguments) for arguments, _ in SPIES]
@@ -472,6 +473,7 @@ def test_python_has_the_same_names(extend: Extend) -> None:
         dks.SynergyLoss("nothing")
 
 
+@pytest.mark.slow
 def test_every_design_and_the_path_alone_work_on_a_backbone_from_a_file(extend: Extend) -> None:
     extend(NET)
     for design in ("ours", "narrow", "shallow", "ap_2fc", "ap_conv_2fc"):

@@ -193,7 +193,7 @@ def test_the_order_of_overrides_does_not_matter(overrides: list[str]) -> None:
 SPELLINGS = [(short, choice) for short, long in SHORT_NAMES.items() for choice in choices(long)]
 
 
-@pytest.mark.rest_slow(7)
+@pytest.mark.rest_slow(4)
 @pytest.mark.parametrize(("short", "choice"), SPELLINGS)
 def test_short_and_long_spelling_give_the_same_cell(short: str, choice: str) -> None:
     long = SHORT_NAMES[short]

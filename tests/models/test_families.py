@@ -109,6 +109,7 @@ def test_every_design_at_every_position_trains_every_parameter(
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("name", BACKBONES)
 def test_odd_sizes_work(name: str) -> None:
     net = dks.build(name, 7, "ours", ("c2", "c3"))
@@ -437,7 +438,7 @@ def synergy_by_hand(logits: dict[str, Tensor], targets: Tensor) -> Tensor:
     return torch.as_tensor(supervised + matched)
 
 
-@pytest.mark.rest_slow(4)
+@pytest.mark.rest_slow(2)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize(
     ("spec", "formula"),

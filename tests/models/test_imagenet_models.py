@@ -132,6 +132,7 @@ def test_branches_of_resnet50_are_its_own_bottlenecks() -> None:
     assert convolutions(net.branches["c2"]) == [*first, *again, *again]
 
 
+@pytest.mark.rest_slow(2)
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
 def test_a_stripped_network_is_torchvisions_own(depth: int) -> None:
     with torch.device("meta"):
@@ -148,6 +149,7 @@ def test_a_stripped_network_is_torchvisions_own(depth: int) -> None:
     assert shapes[0] == shapes[1]
 
 
+@pytest.mark.slow
 @pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_weights_load_strictly_both_ways_and_give_torchvisions_logits_bit_for_bit(
@@ -307,6 +309,7 @@ def test_batch_normalisation_that_is_frozen_stays_so_under_checkpointing() -> No
     assert forgetful[2].bn.num_batches_tracked == 0
 
 
+@pytest.mark.slow
 @pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet8"])
 def test_a_backbone_asks_for_checkpointing_of_its_blocks_and_those_of_its_branches(

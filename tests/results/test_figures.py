@@ -628,6 +628,7 @@ def test_all_letters_are_large_enough_and_inside_the_figure(kind: str) -> None:
         assert box.y0 >= -edge and box.y1 <= height * DPI + edge, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_legends_stand_outside_of_the_data_and_no_letters_overlap(kind: str) -> None:
     figure = drawn(kind)
@@ -684,8 +685,7 @@ def elsewhere() -> dict[str, Any]:
     """
     code = (
         "import sys; import dks.results.figures; early = list(sys.modules)\n"
-        "sys.path.insert(0, 'tests')\n"
-        "from test_figures import *\n"
+        "from tests.results.test_figures import *\n"
         "digests = {kind: digest(drawn(kind)) for kind in reversed(list(KINDS))}\n"
         "print(json.dumps({'early': early, 'late': list(sys.modules), 'digests': digests}))\n"
     )

@@ -23,8 +23,8 @@ from dks.results.report.page import page
 from dks.results.sheet import sheets
 from dks.results.study import Study
 from dks.sweeps import manifest
-from dks.sweeps.grid import expand
 from dks.sweeps.plan import plan
+from dks.sweeps.spec import expand
 from tests.conftest import ROOT
 
 
@@ -72,6 +72,7 @@ def typed(*overrides: str) -> Table:
     return Study.open(asked.name).table()
 
 
+@pytest.mark.slow
 def test_an_edited_file_of_a_table_has_none_of_its_numbers_and_says_why(declared: Path) -> None:
     edit(
         declared / "sweeps" / "table3.yaml",

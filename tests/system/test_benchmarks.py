@@ -177,7 +177,7 @@ def test_a_benchmark_tells_what_it_measured(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sampled(list(TINY_PROGRAMS), ["stripped", "tracking"]))
+@pytest.mark.parametrize("name", sampled(list(TINY_PROGRAMS), ["stripped"]))
 def test_a_benchmark_of_whole_programs_tells_what_it_measured(
     measure: ModuleType, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

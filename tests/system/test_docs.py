@@ -39,9 +39,8 @@ from dks.config.files import declarations
 from dks.config.identity import is_execution_only
 from dks.config.schema import Config
 from dks.sweeps import files
-from dks.sweeps.grid import Grid, expand
 from dks.sweeps.plan import Plan, plan
-from dks.sweeps.request import grid_of
+from dks.sweeps.spec import Grid, expand, grid_of
 from tests.conftest import ROOT, sampled
 from tests.support import published
 from tests.support.command_line import commands, example_lines, parsed

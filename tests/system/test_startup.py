@@ -114,7 +114,7 @@ def test_a_run_imports_neither_mlflow_nor_what_its_data_and_network_do_not_need(
 ) -> None:
     """The process that trains.
 
-    One of its own sends to MLflow, in tests/tracking/test_tracking.py.
+    One of its own sends to MLflow, in tests/tracking/test_sender.py.
     """
     digits = [
         *(each for each in TINY if not each.startswith("data")),
@@ -154,7 +154,8 @@ CELLS = ("cells", ["--cells", "2"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "options"), sampled([("startup", []), CELLS], [CELLS]))
+@pytest.mark.skipif(sampled(False, True), reason="a minute each; with --full")
+@pytest.mark.parametrize(("name", "options"), [("startup", []), CELLS])
 def test_a_benchmark_tells_what_it_measured(name: str, options: list[str], tmp_path: Path) -> None:
     script = str(ROOT / "benchmarks" / f"{name}.py")
     process = start(

@@ -419,6 +419,7 @@ def test_the_images_are_those_that_a_run_would_take(
     assert f"{tmp_path}/test: not taken: 1 .txt (a/list.txt), 2 hidden (a/._1.png, ...)" in err
 
 
+@pytest.mark.slow
 def test_the_folder_itself_will_do(
     photos: Path,
     released: Path,
@@ -528,6 +529,7 @@ def test_a_small_checkpoint_is_tested_on_the_data_of_a_configuration(
     assert abs(json.loads(out)["metrics"]["test/loss"] - record.final["test/loss"]) > 0.01
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_tested_on_image_files_as_a_run_on_them_is(
     photos: Path, released: Path, expected: dict[str, dict[str, float]], tmp_path: Path
 ) -> None:

@@ -114,6 +114,7 @@ def test_onnx_runs_in_onnx_runtime_with_any_batch_size(
         np.testing.assert_allclose(logits, c1[:count].numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_program_runs_with_any_batch_size(
     finished: RunFolder, dks_export: Dks, images: Tensor, c1: Tensor
 ) -> None:

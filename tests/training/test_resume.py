@@ -180,7 +180,7 @@ def test_a_run_that_is_asked_before_its_first_step_has_nothing_to_save(
     assert_same(straight, broken)
 
 
-@pytest.mark.rest_slow(2)
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("call", [1, 2, 3, 5, 7])
 def test_an_evaluation_that_was_asked_to_stop_is_done_again_and_its_epoch_is_not(
     straight: RunFolder, broken: RunFolder, call: int
@@ -361,7 +361,7 @@ def stopped_at(folder: RunFolder, step: int) -> None:
         run_cell(folder.path)
 
 
-@pytest.mark.rest_slow(2)
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("damage", [cut, empty, flip])
 @pytest.mark.parametrize("step", [8, 13])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
@@ -724,7 +724,7 @@ def test_a_real_signal_stops_the_command_and_the_same_command_goes_on(tmp_path: 
 SERVER = """
 import logging, mmap, os, struct, sys, time, traceback
 import torch
-from dks.tracking.journal import Journal
+from dks.runs.journal import Journal
 from dks.machine import interruption
 from dks.training import checkpoint, trainer
 from dks.training.run import run_cell

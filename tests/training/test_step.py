@@ -89,7 +89,7 @@ def taken(step: Step, batch: Batch) -> float:
 @pytest.mark.rest_slow(1)
 @pytest.mark.parametrize(
     "network",
-    [("backbone=resnet8",), ("backbone=densenet40_12", "backbone.depth=16")],
+    [("backbone=densenet40_12", "backbone.depth=16"), ("backbone=resnet8",)],
     ids=lambda given: given[0],
 )
 def test_fifty_steps_are_those_of_a_plain_loop(network: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ RUNNING = "RUNNING"
 
 
 @dataclass
-class Note:
+class UploadState:
     """The content of `mlflow.json`."""
 
     uri: str
@@ -21,16 +21,15 @@ class Note:
     experiment_id: str
     epoch: int = 0  # the last one that the store has
     time: str | None = None  # of its line in the journal
-    attempts: int = 0  # that the store has been told of
-    status: str = RUNNING  # as the store was told
-    ended: str | None = None  # when the attempt ended whose end the store was told
+    attempts: int = 0  # that the store knows of
+    status: str = RUNNING  # in the store
+    ended: str | None = None  # when the attempt ended whose end the store has
     pictured: str | None = None  # when the attempt ended of which the store has pictures
-    superseded: bool = False  # as the store was told
-    # by which the store knows it; "": of an earlier version, by the one that it had then
-    cell_id: str = ""
+    superseded: bool = False  # in the store
+    cell_id: str = ""  # in the store; "": it was uploaded by an earlier version
 
     @classmethod
-    def read(cls, folder: RunFolder) -> Note | None:
+    def read(cls, folder: RunFolder) -> UploadState | None:
         """None where there is none, or none that can be read."""
         try:
             values = json.loads(read_text(folder.mlflow_file))
