@@ -73,7 +73,10 @@ def with_hot_journal(path: Path, statement: str) -> None:
 # --- made
 
 
-def test_a_store_that_was_left_half_made_is_made_anew(in_folder: Path) -> None:
+def test_a_store_that_was_left_half_made_is_made_anew(
+    in_folder: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "make_tables", lambda draft: shutil.copy(empty_store, draft))
     half_made("mlflow.db")
     for left in ("mlflow.db-journal", ".mlflow.db.draft", ".mlflow.db.draft-journal"):
         Path(left).write_bytes(b"of somebody who was killed")
