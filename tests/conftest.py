@@ -26,9 +26,9 @@ from dks.config.composer import Composer
 from dks.config.files import declarations
 from dks.config.schema import Config
 from dks.runs.record import RunFolder
-from dks.sweeps import engine
-from dks.sweeps.grid import Grid, Point
+from dks.sweeps.launch import queue
 from dks.sweeps.plan import plan
+from dks.sweeps.spec import Grid, Point
 from dks.training.resolver import resolve
 from tests.support.slurm_cluster import cluster  # noqa: F401  (a fixture)
 from tests.support.small_server import foreign, no_account, refusing, trained  # noqa: F401  (fixtures)
@@ -139,7 +139,7 @@ def queued(folder: Path, *overrides: str) -> RunFolder:
     everything = (*TINY, "tracking=off", f"runs_dir={folder / 'runs'}", *overrides)
     grid = Grid((), (Point(everything, {}),), "")
     cell = plan(grid, lambda given: composed(*given)).cells[0]
-    engine.queue(cell)
+    queue(cell)
     return RunFolder(folder / "runs" / cell.cell_id)
 
 

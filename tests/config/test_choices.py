@@ -17,9 +17,9 @@ from dks.config.composer import Composer
 from dks.config.errors import RequestError
 from dks.results.results import present
 from dks.runs.record import RunFolder, Status
-from dks.sweeps import engine, files, request
-from dks.sweeps.grid import Grid
+from dks.sweeps import engine, files, spec
 from dks.sweeps.plan import Cell, plan
+from dks.sweeps.spec import Grid
 from tests.conftest import TINY
 
 PARSER = OverridesParser.create()
@@ -31,7 +31,7 @@ def write(clone: Path, text: str) -> None:
 
 
 def mine(*overrides: str) -> Grid:
-    return request.grid_of(files.read("mine"), overrides, PARSER, Composer(compose.compose_here))
+    return spec.grid_of(files.read("mine"), overrides, PARSER, Composer(compose.compose_here))
 
 
 def candidates(grid: Grid) -> list[tuple[str, ...]]:

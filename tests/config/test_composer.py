@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from conftest import sampled
 from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from dks.config.compose import HYDRA_ERRORS, Composed, explain, from_hydra, regi
 from dks.config.composer import Composer
 from dks.config.errors import RequestError
 from dks.config.files import declarations
+from tests.conftest import sampled
 
 
 def through_hydra(overrides: Sequence[str]) -> Composed:

@@ -19,11 +19,11 @@ from urllib.parse import quote
 import pytest
 
 from dks.cli.main import main
-from dks.config.catalogue import VARIABLE
+from dks.config.registry import VARIABLE
 from dks.config.secrets import VARIABLES, without_password
 from dks.machine import commit
 from dks.sweeps.launchers.worker import run_cells
-from dks.tracking.shipment import lay_out
+from dks.tracking.upload import lay_out
 from dks.training.run import Outcome, run_cell
 from tests.conftest import ROOT, queued, raise_at
 

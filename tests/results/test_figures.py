@@ -685,8 +685,7 @@ def elsewhere() -> dict[str, Any]:
     """
     code = (
         "import sys; import dks.results.figures; early = list(sys.modules)\n"
-        "sys.path.insert(0, 'tests')\n"
-        "from test_figures import *\n"
+        "from tests.results.test_figures import *\n"
         "digests = {kind: digest(drawn(kind)) for kind in reversed(list(KINDS))}\n"
         "print(json.dumps({'early': early, 'late': list(sys.modules), 'digests': digests}))\n"
     )

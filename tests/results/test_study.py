@@ -16,7 +16,7 @@ from dks.config.errors import RequestError
 from dks.config.methods import computed_with
 from dks.results.model import Epoch
 from dks.results.study import Study
-from dks.sweeps.differences import differences
+from dks.sweeps.paper import differences
 from dks.training.resolver import Resolver
 from tests.conftest import TINY, composed, config, train
 
@@ -209,5 +209,5 @@ def test_the_command_line_offers_every_format_and_every_kind_of_figure(
     from dks.results.figures import KINDS
     from dks.results.render import TEXT_FORMATS
 
-    assert f"{{{','.join(['terminal', *TEXT_FORMATS])}}}" in dks(capsys, "table", "--help")[1]
-    assert f"{{{','.join(KINDS)}}}" in dks(capsys, "figure", "--help")[1]
+    assert f"[{'|'.join(['terminal', *TEXT_FORMATS])}]" in dks(capsys, "table", "--help")[1]
+    assert f"[{'|'.join(KINDS)}]" in dks(capsys, "figure", "--help")[1]

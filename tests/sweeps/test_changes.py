@@ -22,10 +22,9 @@ from dks.results.study import Study
 from dks.runs.record import RunFolder
 from dks.sweeps import changes, files, manifest
 from dks.sweeps.changes import Changes
-from dks.sweeps.grid import expand
 from dks.sweeps.manifest import Manifest
 from dks.sweeps.plan import plan
-from dks.sweeps.request import grid_of
+from dks.sweeps.spec import expand, grid_of
 from tests.conftest import TINY
 
 PARSER = OverridesParser.create()

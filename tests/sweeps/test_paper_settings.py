@@ -23,8 +23,8 @@ from dks.results.report.page import page
 from dks.results.sheet import sheets
 from dks.results.study import Study
 from dks.sweeps import manifest
-from dks.sweeps.grid import expand
 from dks.sweeps.plan import plan
+from dks.sweeps.spec import expand
 from tests.conftest import ROOT
 
 

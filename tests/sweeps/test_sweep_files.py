@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from dks.config.errors import RequestError
 from dks.config.identity import cell_id
 from dks.config.schema import Config
-from dks.sweeps import files, request
+from dks.sweeps import files, spec
 from dks.sweeps.files import read, written
-from dks.sweeps.grid import Grid, Point
+from dks.sweeps.spec import Grid, Point
 from tests.conftest import composed
 
 PARSER = OverridesParser.create()
@@ -36,7 +36,7 @@ def write(folder: Path, text: str, name: str = "mine") -> None:
 
 
 def grid_of(name: str, *overrides: str) -> Grid:
-    return request.grid_of(files.read(name), overrides, PARSER)
+    return spec.grid_of(files.read(name), overrides, PARSER)
 
 
 def mine(*overrides: str) -> Grid:
@@ -727,14 +727,14 @@ def test_the_paper_trains_what_it_says() -> None:
 
 def test_an_override_for_a_group_drops_what_the_file_sets_inside_it() -> None:
     parser = OverridesParser.create()
-    small = request.grid_of(files.read("table2"), ["data=digits"], parser)
+    small = spec.grid_of(files.read("table2"), ["data=digits"], parser)
     assert len(small.points) == 9
     assert not [
         point for point in small.points if any(item.startswith("data.") for item in point.overrides)
     ]
-    kept = request.grid_of(files.read("table2"), ["data=digits", "data.image_size=16"], parser)
+    kept = spec.grid_of(files.read("table2"), ["data=digits", "data.image_size=16"], parser)
     assert all("data.image_size=16" in point.overrides for point in kept.points)
-    clean = request.grid_of(files.read("noise"), ["noise=none", "seed=1"], parser)
+    clean = spec.grid_of(files.read("noise"), ["noise=none", "seed=1"], parser)
     assert sorted(point.overrides for point in clean.points) == [
         ("data=cifar10", "backbone=densenet40_12", "noise=none", f"method={method}", "seed=1")
         for method in ("baseline", "dks", "ds")

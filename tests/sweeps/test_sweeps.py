@@ -13,8 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from dks.cli.main import main
 from dks.config.compose import checked
 from dks.config.errors import RequestError
-from dks.sweeps import files, request
-from dks.sweeps.grid import Grid, expand
+from dks.sweeps import files, spec
+from dks.sweeps.spec import Grid, expand
 from tests.conftest import TINY
 
 
@@ -93,7 +93,7 @@ def sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def named(*overrides: str) -> Grid:
-    return request.grid_of(files.read("mine"), overrides, OverridesParser.create())
+    return spec.grid_of(files.read("mine"), overrides, OverridesParser.create())
 
 
 def test_a_named_sweep_is_the_union_of_its_grids(sweeps: Path) -> None:

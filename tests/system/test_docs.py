@@ -9,7 +9,6 @@ without one are run, one after another.
 
 from __future__ import annotations
 
-import argparse
 import configparser
 import dataclasses
 import http.server
@@ -40,11 +39,11 @@ from dks.config.files import declarations
 from dks.config.identity import is_execution_only
 from dks.config.schema import Config
 from dks.sweeps import files
-from dks.sweeps.grid import Grid, expand
 from dks.sweeps.plan import Plan, plan
-from dks.sweeps.request import grid_of
+from dks.sweeps.spec import Grid, expand, grid_of
 from tests.conftest import ROOT, sampled
 from tests.support import published
+from tests.support.command_line import commands, example_lines, parsed
 from tests.system.test_report_page import CHROMIUM, DRIVER, browser  # noqa: F401  (a fixture)
 
 sys.path.insert(0, str(ROOT / "docs" / "generator"))
@@ -99,9 +98,8 @@ def blocks(page: Path) -> list[Block]:
 
 # The examples of every help are read as if a page had them.
 HELP = [
-    Block(ROOT / "dks" / "cli.py", 1, "", None, parser.epilog)
-    for parser in command_reference.parsers(cli._parser())
-    if parser.epilog is not None
+    Block(ROOT / "dks" / "cli" / "main.py", 1, "", None, "\n".join(example_lines(command)))
+    for command in commands().values()
 ]
 ALL = [*(block for page in PAGES for block in blocks(page)), *HELP]
 
@@ -212,16 +210,15 @@ def test_every_command_on_a_page_would_be_taken(
         options = {"-m", "--help", "--cfg", "job"}
         composes([word for word in words[2:] if word not in options], several="-m" in words)
         return
-    given, rest = cli._parser().parse_known_args(words[1:])
-    overrides = [*getattr(given, "overrides", []), *rest]
-    assert not rest or hasattr(given, "overrides"), f"unrecognized: {rest}"
+    given = parsed(words[1:]).params
+    overrides = list(given.get("overrides", ()))
     if words[1] == "doctor":
         composes(overrides)
-    elif hasattr(given, "name") and given.name != "NAME":
+    elif given.get("name", "NAME") != "NAME":
         hydra = [item for item in overrides if item.startswith("hydra")]
-        composes(hydra, getattr(given, "launcher", None))
+        composes(hydra, given.get("launcher"))
         grid = grid_of(
-            files.read(given.name), [item for item in overrides if item not in hydra], PARSER
+            files.read(given["name"]), [item for item in overrides if item not in hydra], PARSER
         )
         grid = next(iter(grid.parts), grid)
         planned(
@@ -452,15 +449,9 @@ def test_a_key_without_a_word_on_it_is_seen(tmp_path: Path) -> None:
 
 def test_the_reference_has_every_command() -> None:
     page = command_reference.page()
-    parser = cli._parser()
-    (subcommands,) = (
-        action.choices
-        for action in parser._actions
-        if isinstance(action, argparse._SubParsersAction)
-    )
-    for name in subcommands:
-        assert f"\n## dks {name}\n" in page
-    assert page.count("--help") >= len(subcommands)
+    for path in commands():
+        assert f"\n## {' '.join(('dks', *path))}\n" in f"\n{page}"
+    assert page.count("--help") >= len(commands()) - 1, "that of dks train is Hydra's"
     assert "\n## dks sweep retry\n" in page
     assert "backbone: densenet100_12, " in page, "Hydra's help of dks train"
     assert str(ROOT) not in page

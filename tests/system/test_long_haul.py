@@ -51,7 +51,7 @@ CELLS, FIRST = sampled((500, 40), (120, 30))
 # them would be far above these bounds.
 GROWTH = {  # MiB of memory that no file backs
     "parent": 4,  # a few hundred bytes a cell, for what is shown and what comes next
-    "nursery": 1,  # only forks
+    "server": 1,  # only forks
     "worker": 16,  # what malloc keeps goes up and down by that much, from one cell to the next
     # 45 of them are matplotlib, imported for the first picture, which a busy machine has no time
     # for before
@@ -75,8 +75,8 @@ def role(process: psutil.Process, parent: int) -> str | None:
     if process.pid == parent:
         return "parent"
     typed = " ".join(process.cmdline())
-    if "dks.sweeps.launchers.nursery" in typed:
-        return "nursery" if process.ppid() == parent else f"worker {process.pid}"
+    if "multiprocessing.forkserver" in typed:
+        return "server" if process.ppid() == parent else f"worker {process.pid}"
     return "sender" if "dks.cli.sender" in typed else None
 
 
@@ -154,8 +154,8 @@ def test_hundreds_of_cells_leave_nothing_behind_in_any_process(tmp_path: Path) -
 SEND = """
 import dataclasses, gc, os, sys
 from pathlib import Path
-from dks.tracking.dispatch import Dispatch
-from dks.tracking.record import RunFolder
+from dks.tracking.upload_loop import UploadLoop
+from dks.runs.record import RunFolder
 
 def memory():
     gc.collect()
@@ -163,15 +163,15 @@ def memory():
     return int(line.split()[1])
 
 folders = sorted(Path("runs").absolute().iterdir())
-dispatch = Dispatch()
-dispatch.open(dataclasses.asdict(RunFolder(folders[0]).read_config().tracking), own=True)
+loop = UploadLoop()
+loop.handle({"open": dataclasses.asdict(RunFolder(folders[0]).read_config().tracking), "own": True})
 for number, folder in enumerate(folders):
     if number == len(folders) // 2:
         before = memory()
-    dispatch.obey({"begin": str(folder)})
-    dispatch.obey({"end": str(folder)})
-    dispatch.work()
-assert not dispatch.runs and not dispatch.unpictured and not dispatch.problems
+    loop.handle({"begin": str(folder)})
+    loop.handle({"end": str(folder)})
+    loop.work()
+assert not loop.runs and not loop.unpictured and not loop.problems
 print((memory() - before) / (len(folders) - len(folders) // 2))
 """
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, TINY, sampled, start
+from tests.support.command_line import commands
 
 HEAVY = ("torch", "torchvision", "mlflow", "pandas", "scipy", "sklearn", "matplotlib")
 # Runs a command and says on standard error which of the modules it has imported.
@@ -39,27 +40,6 @@ def imported(
     return set(err.splitlines()[-1].split()[1:]), out
 
 
-def commands() -> list[tuple[str, ...]]:
-    """Every command of `dks`, and every action of `dks sweep`, from the help."""
-    from argparse import ArgumentParser, _SubParsersAction
-
-    from dks.cli.main import _parser
-
-    def below(parser: ArgumentParser, path: tuple[str, ...]) -> list[tuple[str, ...]]:
-        found = [path]
-        for action in parser._actions:
-            if isinstance(action, _SubParsersAction):
-                found += [
-                    each
-                    for name, child in action.choices.items()
-                    for each in below(child, (*path, name))
-                ]
-        return found
-
-    return below(_parser(), ())
-
-
-@pytest.mark.slow
 def test_help_imports_nothing_that_takes_long(tmp_path: Path) -> None:
     every = [path for path in commands() if path != ("train",)]  # that one is Hydra's
     assert {("table",), ("sweep", "run"), ("bench",), ("doctor",)} <= set(every)
@@ -134,7 +114,7 @@ def test_a_run_imports_neither_mlflow_nor_what_its_data_and_network_do_not_need(
 ) -> None:
     """The process that trains.
 
-    One of its own sends to MLflow, in tests/tracking/test_tracking.py.
+    One of its own sends to MLflow, in tests/tracking/test_sender.py.
     """
     digits = [
         *(each for each in TINY if not each.startswith("data")),

@@ -24,8 +24,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dks.config.catalogue import VARIABLE
 from dks.config.errors import RequestError
+from dks.config.registry import VARIABLE
 from dks.config.schema import Data, Tracking, TrackingKind
 from dks.machine import control_groups
 from dks.tools.doctor import extensions, images, machine, packages, slurm, storage, tracking

@@ -724,7 +724,7 @@ def test_a_real_signal_stops_the_command_and_the_same_command_goes_on(tmp_path: 
 SERVER = """
 import logging, mmap, os, struct, sys, time, traceback
 import torch
-from dks.tracking.journal import Journal
+from dks.runs.journal import Journal
 from dks.machine import interruption
 from dks.training import checkpoint, trainer
 from dks.training.run import run_cell

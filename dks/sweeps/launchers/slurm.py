@@ -28,9 +28,9 @@ from pathlib import Path
 from subprocess import SubprocessError
 from typing import Any
 
-from dks.config.catalogue import VARIABLE, origins_named
 from dks.config.errors import RequestError
 from dks.config.files import python_path
+from dks.config.registry import VARIABLE, origins_named
 from dks.runs.handover import array_name, let_go, staging
 from dks.runs.launches import Array, LaunchFolder
 from dks.runs.scheduler import Scheduler, SchedulerSilentError

@@ -27,7 +27,8 @@ from dks.config.secrets import without_password
 from dks.tools.doctor.check import Finding, green, grey, red, yellow
 from dks.tools.doctor.machine import SKEW, WRONG
 from dks.tracking.addresses import exposed, point_at
-from dks.tracking.database import SQLITE, read_sqlite, schema
+from dks.tracking.database import SQLITE, read_sqlite
+from dks.tracking.mlflow_internals import schema
 from dks.tracking.store import load_mlflow, reason, said
 
 CONNECT, ANSWER = 3.0, 4.0  # seconds for a connection, and for an answer
