@@ -27,7 +27,7 @@ FRESH, THERE = "in an empty folder", "where there is a store"
 # Prints when the first step has been taken, seconds since 1970; all else is as `dks train` does it.
 OURS = """
 import sys, time
-from dks.cli import main
+from dks.cli.main import main
 from dks.runs.terminal import RunView
 
 stepped = RunView.stepped

@@ -49,7 +49,7 @@ WAYS = {
 PROGRAM = f"""
 import sys, time
 import mlflow
-from dks.cli import main
+from dks.cli.main import main
 from dks.runs.terminal import RunView
 
 mlflow.set_tracking_uri({STORE!r})

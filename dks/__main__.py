@@ -31,7 +31,7 @@ def _run(name: str) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         interruption.obey()
     try:
-        getattr(import_module("dks.cli"), name)()
+        getattr(import_module("dks.cli.main"), name)()
     except KeyboardInterrupt:
         interruption.leave()
     except SystemExit as left:

@@ -70,10 +70,10 @@ def backbone(
 
     Args:
         taps: classifier -> layer of the module where its branch starts: {"c2": "stage2", "c3":
-        "stage1"}, c2 the deepest. branches: classifier -> (blocks, channels) of each stage of the
-        design `ours`, from shallow to deep; None: one block a
-            stage, of twice the channels of the stage before. The path has as many down-samplings as
-            the backbone's own.
+            "stage1"}, c2 the deepest.
+        branches: classifier -> (blocks, channels) of each stage of the design `ours`, from shallow
+            to deep; None: one block a stage, of twice the channels of the stage before. The path
+            has as many down-samplings as the backbone's own.
         recipe: choice of the group `recipe`; None: the default.
         stage: (in channels, spec, stride) -> a stage of a branch, and its channels.
         head: (in channels, classes) -> the end of a branch, from a feature map to logits.

@@ -5,11 +5,13 @@ Composing without Hydra's command line, and running commands as a user does.
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,12 +22,13 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from dks.config.compose import Composed, from_hydra, register_schema
+from dks.config.composer import Composer
 from dks.config.files import declarations
 from dks.config.schema import Config
 from dks.runs.record import RunFolder
-from dks.sweeps import engine
-from dks.sweeps.grid import Grid, Point
+from dks.sweeps.launch import queue
 from dks.sweeps.plan import plan
+from dks.sweeps.spec import Grid, Point
 from dks.training.resolver import resolve
 from tests.support.slurm_cluster import cluster  # noqa: F401  (a fixture)
 from tests.support.small_server import foreign, no_account, refusing, trained  # noqa: F401  (fixtures)
@@ -55,6 +58,21 @@ def sampled(series: T, sample: T) -> T:
     return series if _full else sample
 
 
+@pytest.hookimpl(tryfirst=True)  # before slow tests are deselected
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a series marked `rest_slow(N)`, N tests, spread over it, are fast; the rest is slow."""
+    series = defaultdict[str, list[pytest.Item]](list)
+    for item in items:
+        if item.get_closest_marker("rest_slow") and not item.get_closest_marker("slow"):
+            series[item.nodeid.partition("[")[0]].append(item)
+    for same in series.values():
+        fast = same[0].get_closest_marker("rest_slow").args[0]  # type: ignore[union-attr]
+        kept = {(2 * number + 1) * len(same) // (2 * fast) for number in range(fast)}
+        for number, item in enumerate(same):
+            if number not in kept:
+                item.add_marker(pytest.mark.slow)
+
+
 # Tests compute in one thread: two that share a core with something else wait for each other.
 torch.set_num_threads(1)
 
@@ -71,11 +89,24 @@ TINY = (
 )
 
 
-def composed(*overrides: str) -> Composed:
+def through_hydra(overrides: Sequence[str]) -> Composed:
     """What Hydra makes of these overrides."""
     register_schema()
     with initialize_config_dir(str(declarations("conf")), version_base="1.3"):
         return from_hydra(compose("config", list(overrides), return_hydra_config=True))
+
+
+_composer = Composer(through_hydra)
+
+
+def composed(*overrides: str) -> Composed:
+    """What Hydra makes of these overrides.
+
+    By the composer of sweeps, as long as `conf/` is that of the project alone.
+    """
+    if declarations("conf") == ROOT / "conf" and "DKS_EXTENSIONS" not in os.environ:
+        return copy.deepcopy(_composer(overrides))
+    return through_hydra(overrides)
 
 
 def config(*overrides: str) -> Config:
@@ -108,7 +139,7 @@ def queued(folder: Path, *overrides: str) -> RunFolder:
     everything = (*TINY, "tracking=off", f"runs_dir={folder / 'runs'}", *overrides)
     grid = Grid((), (Point(everything, {}),), "")
     cell = plan(grid, lambda given: composed(*given)).cells[0]
-    engine.queue(cell)
+    queue(cell)
     return RunFolder(folder / "runs" / cell.cell_id)
 
 

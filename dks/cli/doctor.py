@@ -2,65 +2,59 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import click
+
+from dks.cli.command import Command
 from dks.cli.exit_status import DONE, FAILED
-from dks.cli.options import Commands, add_command, add_json, add_loudness
+from dks.cli.options import json_output, overrides, verbosity
 
 if TYPE_CHECKING:
     from dks.tools.doctor.check import Check, Finding
 
 
-def add(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "doctor",
-        "what is installed, reachable and missing on this machine, and what to do about it",
-        [
-            "dks doctor",
-            "dks doctor data=cifar100 data.root=data",
-            "dks doctor tracking=server tracking.uri=http://mlflow.example.org:5000",
-            "dks doctor runs_dir=/scratch/runs --json",
-        ],
-        _doctor,
-        "Exit status 1 if something is red. Nothing is changed.",
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="those that you would run with: data, tracking, ...",
-    )
-    add_json(parser)
-    add_loudness(parser)
+@click.command(cls=Command)
+@overrides("those that you would run with: data, tracking, ...")
+@json_output
+@verbosity
+def doctor(overrides: Sequence[str], as_json: bool) -> int:
+    """What is installed, reachable and missing on this machine, and what to do about it.
 
+    Exit status 1 if something is red. Nothing is changed.
 
-def _doctor(options: argparse.Namespace) -> int:
-    from dks.tools.doctor.check import Level
+    \b
+    Examples:
+      dks doctor
+      dks doctor data=cifar100 data.root=data
+      dks doctor tracking=server tracking.uri=http://mlflow.example.org:5000
+      dks doctor runs_dir=/scratch/runs --json
+    """
+    from dks.tools.doctor.check import as_json as findings_as_json
+    from dks.tools.doctor.check import show, show_total
     from dks.tools.doctor.checks import groups
-    from dks.tools.doctor.text import Page, as_json
 
-    page = None if options.json else Page(sys.stdout)
+    is_quiet = click.get_current_context().params["quiet"]
+    console = None
+    if not as_json:
+        from dks.runs.terminal import console as console_of
+
+        console = console_of(sys.stdout)
     found: list[tuple[str, Finding]] = []
-    for title, checks in groups(options.overrides):
+    for title, checks in groups(list(overrides)):
         findings = _examined(title, checks)
         found += [(title, finding) for finding in findings]
-        shown = [
-            finding
-            for finding in findings
-            if not options.quiet or finding.level in (Level.yellow, Level.red)
-        ]
-        if page is not None and shown:
-            page.group(title, shown)
-    if page is None:
-        print(as_json(found))
+        shown = [each for each in findings if not is_quiet or each.level in ("yellow", "red")]
+        if console is not None and shown:
+            show(console, title, shown)
+    if console is None:
+        print(findings_as_json(found))
     else:
-        page.total([finding for _, finding in found])
-    return FAILED if any(finding.level is Level.red for _, finding in found) else DONE
+        show_total(console, [finding for _, finding in found])
+    return FAILED if any(finding.level == "red" for _, finding in found) else DONE
 
 
 def _examined(title: str, checks: Sequence[Check]) -> list[Finding]:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from typing import Any
 
+import click
+
+from dks.cli.command import Command
 from dks.cli.exit_status import DONE, FAILED
-from dks.cli.options import Commands, add_command, add_json
+from dks.cli.options import json_output
 
 
-def add(commands: Commands) -> None:
-    added = add_command(
-        commands,
-        "extensions",
-        "backbones, branch designs, matching strategies and data sets that packages and files add",
-        ["dks extensions", "DKS_EXTENSIONS=my_net.py dks extensions --json"],
-        _extensions,
-        "Each is imported; exit status 1 if one is broken.",
-    )
-    add_json(added)
+@click.command(cls=Command)
+@json_output
+def extensions(as_json: bool) -> int:
+    """Backbones, branch designs, matching strategies and data sets that packages and files add.
 
+    Each is imported; exit status 1 if one is broken.
 
-def _extensions(options: argparse.Namespace) -> int:
+    \b
+    Examples:
+      dks extensions
+      DKS_EXTENSIONS=my_net.py dks extensions --json
+    """
     from dks.config.catalogue import VARIABLE, catalogue
     from dks.config.errors import RequestError
     from dks.config.extensions import tried
@@ -33,22 +34,16 @@ def _extensions(options: argparse.Namespace) -> int:
             problems += found.problems
         else:
             rows.append({**found.described(), "options": dict(found.component.options)})
-    if options.json:
+    if as_json:
         print(json.dumps({"extensions": rows, "problems": problems}, indent=1))
-    else:
-        for row in rows:
-            where = row.get("file") or f"{row['package']} {row['package_version']}"
-            given = " ".join(f"{key}={value}" for key, value in row["options"].items())
-            print(
-                "  ".join(
-                    filter(
-                        None,
-                        [f"{row['kind']}={row['name']}", f"version {row['version']}", where, given],
-                    )
-                )
-            )
-        for problem in problems:
-            print(f"broken: {problem}")
-        if not rows and not problems:
-            print(f"none: no installed package has any, and {VARIABLE} names no file")
+        return FAILED if problems else DONE
+    for row in rows:
+        where = row.get("file") or f"{row['package']} {row['package_version']}"
+        options = " ".join(f"{key}={value}" for key, value in row["options"].items())
+        parts = [f"{row['kind']}={row['name']}", f"version {row['version']}", where, options]
+        print("  ".join(filter(None, parts)))
+    for problem in problems:
+        print(f"broken: {problem}")
+    if not rows and not problems:
+        print(f"none: no installed package has any, and {VARIABLE} names no file")
     return FAILED if problems else DONE

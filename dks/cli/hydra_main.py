@@ -1,4 +1,4 @@
-"""What starts Hydra: for `train.py`, `dks train` and the sweeps that go through its door."""
+"""What starts Hydra, for `dks train` and for `dks sweep`."""
 
 from __future__ import annotations
 
@@ -7,28 +7,34 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
+
+import hydra
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
 from dks.cli.exit_status import DONE, FAILED, WRONG_REQUEST
+from dks.config.catalogue import catalogue
+from dks.config.compose import OWN_CHOICES, check_hydra, checked, register_schema
+from dks.config.errors import RequestError, short
+from dks.config.files import declarations
+from dks.runs.record import RunFolder
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
+def hydra_main(arguments: Sequence[str]) -> int:
+    """Hydra's command line. In `sys.argv`, which Hydra reads, it leaves what it made of it.
 
-def hydra_main() -> int:
-    """Hydra's command line, as `sys.argv` has it. Returns the exit status.
+    Returns:
+        The exit status.
 
     Raises:
         RequestError: an option or an override is wrong.
     """
-    import hydra
-
-    from dks.config.catalogue import catalogue
-    from dks.config.compose import register_schema
-    from dks.config.files import declarations
-
     register_schema()
     # under torchrun rank 0 plans and records, the others train along
     if int(os.environ.get("RANK", "0")):
@@ -36,21 +42,39 @@ def hydra_main() -> int:
 
         follow()
         return DONE
-    known, overrides = _parsed(sys.argv[1:])
+    known, overrides = _parsed(arguments)
     if not known.shell_completion:
         for problem in catalogue().problems:
             print(f"warning: {problem}", file=sys.stderr)
-    with _leading():
-        if known.help or known.hydra_help or known.cfg or known.info or known.shell_completion:
-            try:
-                hydra.main(
-                    config_path=str(declarations("conf")), config_name="config", version_base="1.3"
-                )(_run)()
-            except SystemExit as left:  # with 1 where there is no such part of the configuration
-                raise SystemExit(WRONG_REQUEST if left.code == FAILED else left.code) from left
-        else:
-            _multirun(overrides)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return _answer(known, overrides)
+    from dks.machine.world import leading  # imports torch
+
+    with leading():
+        return _answer(known, overrides)
+
+
+def _answer(known: argparse.Namespace, overrides: list[str]) -> int:
+    """Show what is asked for, or run."""
+    if not (known.help or known.hydra_help or known.cfg or known.info or known.shell_completion):
+        _multirun(overrides)
+        return DONE
+    show = hydra.main(str(declarations("conf")), "config", version_base="1.3")
+    try:
+        show(_run)()
+    except SystemExit as left:  # with 1 where there is no such part of the configuration
+        raise SystemExit(WRONG_REQUEST if left.code == FAILED else left.code) from left
     return DONE
+
+
+class Checked(Hydra):
+    """Hydra that refuses what it cannot do here before it makes a sweeper."""
+
+    def compose_config(self, *arguments: Any, **options: Any) -> DictConfig:
+        """Compose, and check the node `hydra`."""
+        composed = super().compose_config(*arguments, **options)
+        check_hydra(composed.hydra)
+        return composed
 
 
 def _multirun(overrides: list[str]) -> None:
@@ -58,20 +82,6 @@ def _multirun(overrides: list[str]) -> None:
 
     Less one composition, whose errors it would take for the wish to have another mode.
     """
-    from hydra import version
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.global_hydra import GlobalHydra
-
-    from dks.config.compose import check_hydra
-    from dks.config.files import declarations
-
-    class Checked(Hydra):
-        def compose_config(self, *arguments: Any, **options: Any) -> DictConfig:
-            composed = super().compose_config(*arguments, **options)
-            check_hydra(composed.hydra)  # before a sweeper is made of it
-            return composed
-
     version.setbase("1.3")
     search_path = create_config_search_path(str(declarations("conf")))
     try:
@@ -81,7 +91,7 @@ def _multirun(overrides: list[str]) -> None:
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Hydra's options and the overrides. In `sys.argv` the options come last from now on.
+    """Hydra's options and the overrides, and `sys.argv` with the overrides first.
 
     Hydra takes no more overrides once an option stood between them.
 
@@ -89,10 +99,6 @@ def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         RequestError: an option is unknown, has no value or means nothing here, something is no
             override, or a sweep needs -m.
     """
-    from hydra._internal.utils import get_args_parser
-
-    from dks.config.compose import checked
-    from dks.config.errors import RequestError, short
 
     def refuse(message: str) -> NoReturn:
         raise RequestError(
@@ -110,15 +116,13 @@ def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         )
     if known.package is not None and known.cfg is None:
         refuse("--package names a part of what --cfg shows; add --cfg job, or drop it")
-    typed, options = [*known.overrides, *rest], list(arguments)
+    typed, options = [*known.overrides, *rest], list(arguments)[::-1]
     for override in reversed(typed):
-        options.reverse()
         options.remove(override)
-        options.reverse()
     _refuse_other_files(known, typed)
     # What is being typed, for its completion, is not whole yet.
     overrides = typed if known.shell_completion else checked(typed, several=known.multirun)
-    sys.argv[1:] = [*overrides, *options]
+    sys.argv = [sys.argv[0], *overrides, *reversed(options)]
     return known, overrides
 
 
@@ -128,19 +132,11 @@ def _refuse_other_files(known: argparse.Namespace, overrides: Sequence[str]) -> 
     Raises:
         RequestError: that is asked for; it says what does what was meant.
     """
-    from dks.config.compose import OWN_CHOICES
-    from dks.config.errors import RequestError, short
-    from dks.runs.record import RunFolder
-
     for option, value in (("--config-dir", known.config_dir), ("--config-path", known.config_path)):
         if value is None:
             continue
-        record = (
-            RunFolder(Path(value)).read_record()
-            if (Path(value) / "record.json").is_file()
-            else None
-        )
-        if record is not None:
+        is_run = (Path(value) / "record.json").is_file()
+        if is_run and (record := RunFolder(Path(value)).read_record()) is not None:
             sweep = ["-m"] if known.multirun else []
             command = shlex.join(["python", "train.py", *sweep, *record.overrides, *overrides])
             raise RequestError(
@@ -151,24 +147,13 @@ def _refuse_other_files(known: argparse.Namespace, overrides: Sequence[str]) -> 
     if known.config_name is not None:
         raise RequestError(
             f"--config-name {short(known.config_name)}: there is one primary configuration; "
-            f"write what you want to set into "
-            "conf/experiment/NAME.yaml, and choose it with +experiment=NAME"
+            "write what you want to set into conf/experiment/NAME.yaml, and choose it with "
+            "+experiment=NAME"
         )
-
-
-def _leading() -> AbstractContextManager[None]:
-    """Under torchrun, rank 0 tells the others when there is no more to do."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return nullcontext()
-    from dks.machine.world import leading
-
-    return leading()
 
 
 def _run(config: object) -> None:
     """What Hydra's launchers call for every cell, here or on another machine."""
-    from hydra.core.hydra_config import HydraConfig
-
     from dks.sweeps.launchers.worker import run_cells
 
     # The frozen configuration in the run's folder counts, not what Hydra composed again.

@@ -1,130 +1,92 @@
 """The command line: `dks`, and what `train.py` calls.
 
-Nothing heavy is imported before it is needed.
+Nothing heavy is imported before it is needed: no module of commands imports torch, MLflow, Hydra
+or rich at its top, so that all of them together are read in a few milliseconds.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
+import shutil
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import click
+
 from dks import __version__
-from dks.cli import bench, completion, doctor, extensions, reading, runs, sweeps, tracking, weights
+from dks.cli.bench import bench
+from dks.cli.command import Group, option
+from dks.cli.completion import completion
+from dks.cli.doctor import doctor
 from dks.cli.exit_status import DONE, FAILED, INTERRUPTED, WRONG_REQUEST
-from dks.cli.hydra_main import hydra_main
-from dks.cli.options import HelpFormatter, add_loudness, as_epilog
-from dks.config.errors import one_line, short
+from dks.cli.extensions import extensions
+from dks.cli.results import figure, report, table
+from dks.cli.runs import runs
+from dks.cli.sweeps import sweep
+from dks.cli.tracking import sync
+from dks.cli.train import train as train_command
+from dks.cli.weights import evaluate, export
+from dks.config.errors import one_line
 from dks.config.secrets import without_password
 from dks.machine import interruption, output
-from dks.machine.commit import other_copies
 from dks.runs import damage
 from dks.runs.disk import FORBIDDEN, DiskFull
 
 DEBUG = "--debug"  # anywhere on the command line
 
 
-def train(arguments: Sequence[str] | None = None) -> None:
-    """`train.py` and `dks train`: Hydra's command line. Leaves the program with its exit status."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    ours = _Parser(prog=Path(sys.argv[0]).name, add_help=False, allow_abbrev=False)
-    add_loudness(ours)
-    options, hydras = ours.parse_known_args([each for each in given if each != DEBUG])
-    sys.argv = [sys.argv[0], *hydras]
-    options.run = lambda _: hydra_main()
-    options.completes = any(each.startswith(("-sc", "--shell")) for each in hydras)
-    sys.exit(_reported(lambda: _spoken(options), DEBUG in given))
+@click.group(
+    cls=Group, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.version_option(__version__, message="dks %(version)s")
+@option(
+    DEBUG, "show where an error was raised, for any command and for train.py", expose_value=False
+)
+def dks() -> None:
+    """Ablations of deep supervision, knowledge synergy and distillation.
+
+    \b
+    Examples:
+      dks train -m aux=ours,shallow,narrow strategy=topdown,bottomup,bidir
+      dks sweep run methods
+      dks table methods
+    """
+
+
+for _command in (
+    *(train_command, sweep, table, figure, report, evaluate, export),
+    *(sync, runs, extensions, doctor, bench, completion),
+):
+    dks.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`dks`. Leaves the program with its exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["train"]:
-        sys.argv = ["dks train"]
-        train(given[1:])
-    sys.exit(
-        _reported(
-            lambda: _spoken(_options([each for each in given if each != DEBUG])), DEBUG in given
-        )
-    )
+    _exit(dks, "dks", arguments)
 
 
-def _options(given: Sequence[str]) -> argparse.Namespace:
-    """What the arguments of `dks` ask for.
-
-    Leaves the program where that is wrong, or where help or the version is shown.
-    """
-    parser = _parser()
-    # argparse takes no more positional arguments once an option stood between them, as in `plan
-    # NAME --json key=value`.
-    options, rest = parser.parse_known_args(given)
-    if rest and (not hasattr(options, "overrides") or any(item.startswith("-") for item in rest)):
-        parser.error(f"no such option or argument: {' '.join(map(short, rest))}")
-    if not hasattr(options, "run"):
-        parser.error("which command?")
-    if rest:
-        options.overrides += rest
-    return options
+def train(arguments: Sequence[str] | None = None) -> None:
+    """`train.py`: what `dks train` does. Leaves the program with its exit status."""
+    _exit(train_command, Path(sys.argv[0]).name, arguments)
 
 
-def _spoken(options: argparse.Namespace) -> int:
-    """Run a command as loudly as it is asked to."""
-    if os.environ.get("RANK", "0") == "0" and not getattr(options, "completes", False):
-        for line in other_copies(Path()):
-            print(f"warning: {line}", file=sys.stderr)
-    if not (getattr(options, "quiet", False) or getattr(options, "verbose", False)):
-        return int(options.run(options))
-    from dks.runs.terminal import Loudness, duration, explain, speaking
-
-    with speaking(Loudness.quiet if options.quiet else Loudness.verbose):
-        began = time.monotonic()
-        status = int(options.run(options))
-        explain(f"took {duration(time.monotonic() - began)}")
-        return status
+def _exit(command: click.Command, program: str, arguments: Sequence[str] | None) -> NoReturn:
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    words = [each for each in given if each != DEBUG]
+    sys.exit(_reported(lambda: _invoke(command, program, words), DEBUG in given))
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        said = one_line(without_password(message.removeprefix("argument ")))
-        print(f"error: {said}; {self.prog} --help shows what there is", file=sys.stderr)
-        sys.exit(WRONG_REQUEST)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = _Parser(
-        prog="dks",
-        description="Ablations of deep supervision, knowledge synergy and distillation.",
-        epilog=as_epilog(
-            [
-                "dks train -m aux=ours,shallow,narrow strategy=topdown,bottomup,bidir",
-                "dks sweep run methods",
-                "dks table methods",
-            ]
-        ),
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"dks {__version__}")
-    parser.add_argument(
-        DEBUG,
-        action="store_true",
-        help="show where an error was raised, for any command and for train.py",
-    )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    # Listed for --help; `main` hands everything behind `train` to Hydra.
-    commands.add_parser(
-        "train", help="one run, or with -m a sweep and its table (as python train.py)"
-    )
-    for family in (sweeps, reading, weights, tracking, runs, extensions, doctor, bench):
-        family.add(commands)
-    completion.add(commands, parser)
-    return parser
+def _invoke(command: click.Command, program: str, words: list[str]) -> int:
+    """Parse and run, without what click's own `main` makes of signals and closed pipes."""
+    width = shutil.get_terminal_size().columns
+    try:
+        with command.make_context(program, words, terminal_width=width) as context:
+            return int(command.invoke(context) or DONE)
+    except click.exceptions.Exit as left:  # after help, and the version
+        return left.exit_code
 
 
 def _reported(command: Callable[[], int], debug: bool = False) -> int:
@@ -133,6 +95,7 @@ def _reported(command: Callable[[], int], debug: bool = False) -> int:
     Any other error is one line and 1. Files that were found damaged are a line each.
 
     Args:
+        command: returns its exit status.
         debug: show the traceback before these lines, as HYDRA_FULL_ERROR=1 does, too.
     """
     # Hydra prints errors in its own way and exits with 1, unless it is asked for the exception
@@ -143,7 +106,7 @@ def _reported(command: Callable[[], int], debug: bool = False) -> int:
         with damage.shown():
             try:
                 status = command()
-            except SystemExit as left:  # after help, and a sweep that failed
+            except SystemExit as left:  # after Hydra's help, and a sweep that failed
                 status = int(left.code or DONE)
             finally:
                 interruption.heed()
@@ -155,32 +118,38 @@ def _reported(command: Callable[[], int], debug: bool = False) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if debug or asked == "1":
-            print(
-                without_password("".join(traceback.format_exception(error))),
-                end="",
-                file=sys.stderr,
-            )
+        if (debug or asked == "1") and not isinstance(error, click.UsageError):
+            told = "".join(traceback.format_exception(error))
+            print(without_password(told), end="", file=sys.stderr)
         status, lines = _lines(error)
         for line in lines:
             print(f"error: {one_line(without_password(line))}", file=sys.stderr)
         return status
     finally:
-        if asked is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = asked
+        os.environ["HYDRA_FULL_ERROR"] = asked or "0"
 
 
-def _lines(error: Exception) -> tuple[int, tuple[str, ...]]:
+def _lines(error: Exception) -> tuple[int, Sequence[str]]:
     """The exit status that an error means, and what is said of it."""
+    if isinstance(error, click.UsageError):
+        return WRONG_REQUEST, [_usage(error)]
     if isinstance(error, DiskFull):
-        return FAILED, (str(error),)
+        return FAILED, [str(error)]
     if isinstance(error, OSError) and error.errno in FORBIDDEN:
-        return WRONG_REQUEST, (f"{error.filename}: {error.strerror}",)
-    from dks.config.compose import explain_request
+        return WRONG_REQUEST, [f"{error.filename}: {error.strerror}"]
+    from dks.config.compose import explain_request  # imports Hydra
 
     if problems := explain_request(error):
         return WRONG_REQUEST, problems
     first = next(iter(str(error).splitlines()), "")
-    return FAILED, (f"{type(error).__name__}: {first} ({DEBUG} shows where)",)
+    return FAILED, [f"{type(error).__name__}: {first} ({DEBUG} shows where)"]
+
+
+def _usage(error: click.UsageError) -> str:
+    """What is wrong with a command line, and what would be right."""
+    said = error.format_message().rstrip(".")
+    if error.ctx is None:
+        return said
+    if isinstance(error.ctx.command, click.Group) and not isinstance(error, click.NoSuchOption):
+        said += f"; choose from {', '.join(error.ctx.command.commands)}"
+    return f"{said}; {error.ctx.command_path} --help shows what there is"

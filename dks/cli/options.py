@@ -1,173 +1,127 @@
-"""How commands are added to the command line, and options that several of them take."""
+"""Types of values, and options and arguments that several commands take."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+import click
 
-EXAMPLES = "examples:"
+from dks.cli import completion
+from dks.cli.command import F, option
+from dks.config.errors import RequestError
+
 MOST = 1_000_000_000  # of whatever is counted, and of seconds: some 30 years
 
 
-class HelpFormatter(argparse.HelpFormatter):
-    """Folds a description to the width of the terminal and leaves examples as they are typed."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        if text.startswith(EXAMPLES):
-            return text
-        return "\n".join(
-            super(HelpFormatter, self)._fill_text(line, width, indent) for line in text.splitlines()
-        )
-
-
-def add_command(
-    commands: Commands,
-    name: str,
-    what: str,
-    examples: Sequence[str],
-    run: Callable[[argparse.Namespace], int] | None = None,
-    more: str = "",
-    usage: str | None = None,
-) -> argparse.ArgumentParser:
-    """A command with its help.
-
-    Args:
-        what: it does, as the list of commands has it; a sentence begins with it in the help of the
-        command itself. examples: whole lines, as they are typed; behind two spaces what is to be
-        said of one. run: what does it; returns the exit status. None: its subcommands do. more:
-        sentences behind that one. usage: where argparse's own does not tell.
-    """
-    description = f"{what[0].upper()}{what[1:]}.{more and f' {more}'}"
-    added = commands.add_parser(
-        name,
-        help=what,
-        description=description,
-        epilog=as_epilog(examples),
-        usage=usage,
-        formatter_class=HelpFormatter,
-    )
-    if run is not None:
-        added.set_defaults(run=run)
-    return added
-
-
-def as_epilog(examples: Sequence[str]) -> str:
-    """What stands at the end of a command's help."""
-    return "\n".join((EXAMPLES, *(f"  {line}" for line in examples)))
-
-
 def at_least(least: int) -> Callable[[str], int]:
+    """The type of a whole number of at least so much."""
+
     def number(text: str) -> int:
-        if not (
-            text.isascii() and text.isdecimal() and len(text) < 20 and least <= int(text) <= MOST
-        ):
-            raise argparse.ArgumentTypeError(
-                f"{text} must be a whole number of at least {least} and at most {MOST}"
-            )
+        digits = text.isascii() and text.isdecimal() and len(text) < 20
+        if not digits or not least <= int(text) <= MOST:
+            raise click.BadParameter(f"{text} must be a whole number, from {least} to {MOST}")
         return int(text)
 
     return number
 
 
 def seconds(text: str) -> float:
+    """The type of a number of seconds."""
     try:
         value = float(text)
     except ValueError:
         value = -1
-    if not 0 <= value <= MOST:
-        raise argparse.ArgumentTypeError(
-            f"{text} must be a number of seconds, at least 0 and at most {MOST}"
-        )
+    if not 0 <= value <= MOST:  # nor is nan
+        raise click.BadParameter(f"{text} must be a number of seconds, from 0 to {MOST}")
     return value
 
 
-def add_loudness(parser: argparse.ArgumentParser) -> None:
-    """`--quiet` and `--verbose`, for a command that runs or reads something that takes its time."""
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument(
-        "-q", "--quiet", action="store_true", help="only what went wrong, and the result"
-    )
-    group.add_argument(
-        "-v",
-        "--verbose",
-        action="store_true",
-        help="also what is read and decided, and how long it took",
-    )
-
-
-def add_json(container: argparse._ActionsContainer) -> None:
-    """`--json`, for a command that lists something or tells how it is.
-
-    A parser or a group of options has it.
-    """
-    container.add_argument("--json", action="store_true", help="for programs")
-
-
-def add_results_dir(parser: argparse.ArgumentParser) -> None:
-    """`--results-dir`, for a command that looks at sweeps which were begun."""
-    parser.add_argument(
-        "--results-dir",
-        default="results",
-        type=folder,
-        metavar="DIR",
-        help="where sweeps are kept (default: results)",
-    )
-
-
-def add_runs_dir(parser: argparse.ArgumentParser) -> None:
-    """`--runs-dir`, for a command that looks at runs."""
-    parser.add_argument(
-        "--runs-dir",
-        default="runs",
-        type=folder,
-        metavar="DIR",
-        help="where runs are kept (default: runs)",
-    )
-
-
 def device(text: str) -> str:
-    """What torch computes on, by its name alone.
-
-    Whether it is there is found out by whoever uses it.
-    """
+    """The type of what torch computes on, whether or not this machine has it."""
     if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d{1,3})?", text):
-        raise argparse.ArgumentTypeError(f"device={text}: choose auto, cpu, cuda or cuda:N")
+        raise click.BadParameter(f"device={text}: choose auto, cpu, cuda or cuda:N")
     return text
 
 
-def folder(text: str) -> str:
-    """A folder that is there, or that could be made."""
-    path = _usable(text, "folder")
-    if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is no folder; name one")
-    return text
+class Writable(click.Path):
+    """The type of a file, or of a folder, that is there or that could be made."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Check the path.
+
+        Raises:
+            BadParameter: it is the other of the two, or nothing can be made there.
+        """
+        path, is_folder = Path(value), self.what == "folder"
+        if not value.strip() or value.startswith("--"):
+            raise click.BadParameter(f"{value!r} is no name; name a {self.what}")
+        if not is_folder and value.endswith(("/", ".")):
+            raise click.BadParameter(f"{value} is a folder; name a file")
+        try:
+            above = next(each for each in path.absolute().parents if each.exists())
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", error)
+            raise click.BadParameter(f"{value} is no name of a {self.what}: {why}") from error
+        if not above.is_dir():
+            raise click.BadParameter(f"{value} is no place for a {self.what}: {above} is no folder")
+        if any(len(os.fsencode(part)) > 255 for part in path.parts):
+            raise click.BadParameter(f"{value} is no place for a {self.what}: the name is too long")
+        if path.exists() and path.is_dir() != is_folder:
+            raise click.BadParameter(f"{value} is {'no' if is_folder else 'a'} folder")
+        return str(value)
 
 
-def file_to_write(text: str) -> str:
-    """A file that is there, or that could be made."""
-    if text.endswith(("/", ".")) or _usable(text, "file").is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file")
-    return text
+FILE, FOLDER = Writable("file"), Writable("folder")
+
+json_output = option("--json", "for programs", name="as_json")
+results_dir = option(
+    "--results-dir DIR", "where sweeps are kept (default: results)", type=FOLDER, default="results"
+)
+runs_dir = option(
+    "--runs-dir DIR", "where runs are kept (default: runs)", type=FOLDER, default="runs"
+)
 
 
-def _usable(text: str, what: str) -> Path:
-    """The path, unless nothing can be made there."""
-    path = Path(text)
-    if not text.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} is empty; name a {what}")
-    try:
-        above = next(each for each in path.absolute().parents if each.exists())
-    except (OSError, ValueError) as error:
-        raise argparse.ArgumentTypeError(
-            f"{text} is no name of a {what}: {getattr(error, 'strerror', error)}"
-        ) from error
-    if not above.is_dir() or any(len(os.fsencode(part)) > 255 for part in path.parts):
-        why = f"{above} is no folder" if not above.is_dir() else "the name is too long"
-        raise argparse.ArgumentTypeError(f"{text} is no place for a {what}: {why}")
-    return path
+def sweep_name(about: str) -> Callable[[F], F]:
+    """NAME, the name of a sweep."""
+    return click.argument("name", shell_complete=completion.sweeps, help=about)
+
+
+def overrides(about: str) -> Callable[[F], F]:
+    """KEY=VALUE, as often as one likes."""
+    complete = completion.overrides
+    return click.argument(
+        "overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=complete, help=about
+    )
+
+
+def verbosity(function: F) -> F:
+    """`--quiet` and `--verbose`, for a command that runs or reads something that takes its time."""
+
+    @option("-q, --quiet", "only what went wrong, and the result")
+    @option("-v, --verbose", "also what is read and decided, and how long it took")
+    @wraps(function)
+    def run(*args: Any, quiet: bool, verbose: bool, **options: Any) -> Any:
+        if quiet and verbose:
+            raise RequestError("-q/--quiet and -v/--verbose exclude each other; drop one")
+        if not (quiet or verbose):
+            return function(*args, **options)
+        from dks.runs.terminal import Loudness, duration, explain, speaking  # imports rich
+
+        with speaking(Loudness.quiet if quiet else Loudness.verbose):
+            began = time.monotonic()
+            status = function(*args, **options)
+            explain(f"took {duration(time.monotonic() - began)}")
+            return status
+
+    return run  # type: ignore[return-value]

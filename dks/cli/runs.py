@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 
+import click
+
+from dks.cli.command import Group, option
 from dks.cli.exit_status import DONE, FAILED
-from dks.cli.options import (
-    Commands,
-    add_command,
-    add_json,
-    add_loudness,
-    add_results_dir,
-    add_runs_dir,
-)
+from dks.cli.options import json_output, results_dir, runs_dir, verbosity
 from dks.config.errors import visible
 
 
-def add(commands: Commands) -> None:
-    family = add_command(
-        commands, "runs", "what is done to the folders of runs", ["dks runs migrate --dry-run"]
-    )
-    added = add_command(
-        family.add_subparsers(title="commands", metavar="COMMAND", required=True),
-        "migrate",
-        "give runs of an earlier version their ids of today, where nothing differs",
-        [
-            "dks runs migrate --dry-run    what would become of each run, and why some stay as "
-            "they are",
-            "dks runs migrate              folders, the sweeps that name them, and MLflow",
-        ],
-        _migrate,
-        "A run that computes something else today keeps its old id and its files. Make a back-up "
-        "of what is dear to you.",
-    )
-    added.add_argument("--dry-run", action="store_true", help="only say what would be done")
-    add_runs_dir(added)
-    add_results_dir(added)
-    add_json(added)
-    add_loudness(added)
+@click.group(cls=Group, no_args_is_help=False)
+def runs() -> None:
+    """What is done to the folders of runs.
+
+    \b
+    Examples:
+      dks runs migrate --dry-run
+    """
 
 
-def _migrate(options: argparse.Namespace) -> int:
+@runs.command
+@option("--dry-run", "only say what would be done")
+@runs_dir
+@results_dir
+@json_output
+@verbosity
+def migrate(dry_run: bool, runs_dir: str, results_dir: str, as_json: bool) -> int:
+    """Give runs of an earlier version their ids of today, where nothing differs.
+
+    A run that computes something else today keeps its old id and its files. Make a back-up of what
+    is dear to you.
+
+    \b
+    Examples:
+      dks runs migrate --dry-run    what would become of each run, and why some stay as they are
+      dks runs migrate              folders, the sweeps that name them, and MLflow
+    """
     from dks.runs.terminal import Display
     from dks.tools.migration import migrate
 
@@ -50,10 +47,6 @@ def _migrate(options: argparse.Namespace) -> int:
     def track(names: Sequence[str]) -> Iterator[str]:
         return display.track(names, len(names), "looking at runs")
 
-    report = migrate(options.runs_dir, options.results_dir, options.dry_run, track)
-    if options.json:
-        print(report.to_json())
-    else:
-        for line in report.lines(options.dry_run):
-            print(visible(line))
+    report = migrate(runs_dir, results_dir, dry_run, track)
+    print(report.to_json() if as_json else visible("\n".join(report.lines(dry_run))))
     return FAILED if report.untold else DONE

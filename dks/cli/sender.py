@@ -20,15 +20,13 @@ from dks.machine.interruption import SIGNALS
 
 if TYPE_CHECKING:
     from dks.runs.record import RunFolder
-    from dks.tracking.dispatch import Dispatch
+    from dks.tracking.upload_loop import UploadLoop
 
-# Seconds for the rest where whoever began the runs has gone without a word.
-ORPHANED = 30.0
-# Seconds beyond those for the rest after which this process is gone, whatever it waits for.
-LEAVING = 10.0
-# Seconds after SIGTERM in which runs under way may save and say that they are over, for the rest
-# then, and beyond.
-SAVING, REST, GOING = 5.0, 3.0, 2.0
+# seconds
+ORPHANED = 30.0  # for the rest where whoever began the runs has gone without a word
+LEAVING = 10.0  # beyond those for the rest, after which this process is gone in any case
+SAVING = 5.0  # after SIGTERM, in which runs under way may save and say that they are over
+REST, GOING = 3.0, 2.0  # for the rest then, and beyond
 
 
 def main() -> None:
@@ -40,29 +38,26 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     with suppress(OSError, AttributeError):
         os.nice(10)  # training comes first, and so do the imports of the process that trains
-    from dks.tracking.dispatch import Dispatch
+    from dks.tracking.upload_loop import UploadLoop  # it takes a moment; signals come before it
 
     commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    dispatch, pause = Dispatch(draw), 0.05
-    for run in (partial(_listen, commands), partial(_await_end, commands, dispatch)):
+    loop, pause = UploadLoop(draw), 0.05
+    for run in (partial(_listen, commands), partial(_await_end, commands, loop)):
         threading.Thread(target=run, daemon=True).start()
     while True:
         with suppress(queue.Empty):
             command = commands.get(timeout=pause)
             while True:
-                match command:
-                    case {"finish": patience}:
-                        _answer(problems=dispatch.finish(patience))
-                        return
-                    case {"open": values}:
-                        _answer(opened=dispatch.open(values, command.get("own", False)))
-                    case _:
-                        dispatch.obey(command)
+                if "finish" in command:
+                    _answer({"problems": loop.finish(command["finish"])})
+                    return
+                if (answer := loop.handle(command)) is not None:
+                    _answer(answer)
                 command = commands.get_nowait()
-        pause = dispatch.work()
+        pause = loop.work()
 
 
-def _answer(**values: Any) -> None:
+def _answer(values: dict[str, Any]) -> None:
     with suppress(BrokenPipeError):  # nobody wants to know any more
         print(json.dumps(values), flush=True)
 
@@ -78,24 +73,21 @@ def _listen(commands: queue.SimpleQueue[dict[str, Any]]) -> None:
     commands.put({"finish": ORPHANED})
 
 
-def _await_end(commands: queue.SimpleQueue[dict[str, Any]], dispatch: Dispatch) -> None:
+def _await_end(commands: queue.SimpleQueue[dict[str, Any]], loop: UploadLoop) -> None:
     """A scheduler ends all processes of a job by SIGTERM.
 
     The runs save, and say soon that they are over.
     """
     signal.sigwait({signal.SIGTERM})
     until = time.monotonic() + SAVING
-    while dispatch.is_busy() and time.monotonic() < until:
+    while loop.is_busy() and time.monotonic() < until:
         time.sleep(0.1)
     _leave_after(REST + GOING)
     commands.put({"finish": REST})
 
 
 def _leave_after(seconds: float) -> None:
-    """Whatever happens.
-
-    A store that does not let go, be it a server or a disk, keeps no process.
-    """
+    """Whatever happens: a server or a disk that does not answer keeps no process."""
     timer = threading.Timer(seconds, os._exit, [1])
     timer.daemon = True
     timer.start()

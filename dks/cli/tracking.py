@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
+from dks.cli import completion
+from dks.cli.command import Command, option
 from dks.cli.exit_status import DONE, FAILED
-from dks.cli.options import (
-    Commands,
-    add_command,
-    add_json,
-    add_loudness,
-    add_results_dir,
-    add_runs_dir,
-)
+from dks.cli.options import json_output, results_dir, runs_dir, verbosity
 from dks.config.errors import RequestError, visible
 
 if TYPE_CHECKING:
@@ -22,43 +19,40 @@ if TYPE_CHECKING:
     from dks.runs.record import RunFolder
 
 
-def add(commands: Commands) -> None:
-    added = add_command(
-        commands,
-        "sync",
-        "send to MLflow what it has not got of the runs, as often as you like",
-        [
-            "dks sync                                      all runs in runs/, each to its "
-            "own store",
-            "dks sync table3                               the runs of a sweep",
-            "dks sync --store https://mlflow.example.org   to a server, whatever store they were "
-            "told to at first",
-            "dks sync --store sqlite:///again.db           a store made anew from the runs' "
-            "journals",
-        ],
-        _sync,
-        "That is what an outage kept back, and the end of runs that died. A server gets your "
-        "password or token only where "
-        "--store or MLFLOW_TRACKING_URI names it.",
-    )
-    added.add_argument(
-        "names", nargs="*", metavar="NAME", help="sweeps, or cells by their ids (default: all runs)"
-    )
-    added.add_argument(
-        "--store",
-        metavar="URI",
-        help="send to this store (default: the one that each run was configured for)",
-    )
-    added.add_argument(
-        "--experiment", default="dks", metavar="NAME", help="in the store of --store (default: dks)"
-    )
-    add_runs_dir(added)
-    add_results_dir(added)
-    add_json(added)
-    add_loudness(added)
+@click.command(cls=Command)
+@click.argument(
+    "names",
+    nargs=-1,
+    metavar="[NAME]...",
+    shell_complete=completion.runs_and_sweeps,
+    help="sweeps, or cells by their ids (default: all runs)",
+)
+@option("--store URI", "send to this store (default: the one that each run was configured for)")
+@option("--experiment NAME", "in the store of --store (default: dks)", default="dks")
+@runs_dir
+@results_dir
+@json_output
+@verbosity
+def sync(
+    names: Sequence[str],
+    store: str | None,
+    experiment: str,
+    runs_dir: str,
+    results_dir: str,
+    as_json: bool,
+) -> int:
+    """Send to MLflow what it has not got of the runs, as often as you like.
 
+    That is what an outage kept back, and the end of runs that died. A server gets your password or
+    token only where --store or MLFLOW_TRACKING_URI names it.
 
-def _sync(options: argparse.Namespace) -> int:
+    \b
+    Examples:
+      dks sync                                      all runs in runs/, each to its own store
+      dks sync table3                               the runs of a sweep
+      dks sync --store https://mlflow.example.org   to a server, whatever was configured
+      dks sync --store sqlite:///again.db           a store made anew from the runs' journals
+    """
     from dks.cli.sender import draw
     from dks.runs.terminal import Display
     from dks.tracking.sync import sync
@@ -68,45 +62,37 @@ def _sync(options: argparse.Namespace) -> int:
     def track(folders: Sequence[RunFolder]) -> Iterator[RunFolder]:
         return display.track(folders, len(folders), "looking at runs")
 
-    report = sync(options.runs_dir, _cells(options), _target(options), draw, track)
-    if options.json:
-        print(report.to_json())
-    else:
-        for line in report.lines():
-            print(visible(line))
+    cells = _cells(names, runs_dir, results_dir)
+    report = sync(runs_dir, cells, _target(store, experiment), draw, track)
+    print(report.to_json() if as_json else visible("\n".join(report.lines())))
     return FAILED if report.failed else DONE
 
 
-def _cells(options: argparse.Namespace) -> set[str] | None:
+def _cells(names: Sequence[str], runs_dir: str, results_dir: str) -> set[str] | None:
     """The ids of the cells that are meant; None: all."""
-    from pathlib import Path
-
     from dks.config.names import is_cell_id
     from dks.sweeps import manifest
 
-    if not options.names:
+    if not names:
         return None
     found = set[str]()
-    for name in options.names:
-        if is_cell_id(name) and (Path(options.runs_dir) / name / "record.json").exists():
+    for name in names:
+        if is_cell_id(name) and (Path(runs_dir) / name / "record.json").exists():
             found.add(name)
         else:
-            found |= set(manifest.read(options.results_dir, name).cell_ids)
+            found |= set(manifest.read(results_dir, name).cell_ids)
     return found
 
 
-def _target(options: argparse.Namespace) -> Tracking | None:
+def _target(store: str | None, experiment: str) -> Tracking | None:
     from dks.config.checks import tracking_problems
     from dks.config.schema import Tracking, TrackingKind
 
-    if options.store is None:
+    if store is None:
         return None
-    kind = (
-        TrackingKind.server
-        if options.store.startswith(("http://", "https://"))
-        else TrackingKind.local
-    )
-    target = Tracking(kind, options.store, options.experiment)
+    is_server = store.startswith(("http://", "https://"))
+    kind = TrackingKind.server if is_server else TrackingKind.local
+    target = Tracking(kind, store, experiment)
     if problems := list(tracking_problems(target)):
         raise RequestError(*problems)
     return target

@@ -1,189 +1,145 @@
-"""`dks evaluate` and `dks export`.
-
-What becomes of the weights of a finished run, or of released ones.
-"""
+"""`dks evaluate` and `dks export`: the weights of a finished run, or released ones."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import click
+from click.shell_completion import CompletionItem
+
+from dks.cli import completion
+from dks.cli.command import Command, option
 from dks.cli.exit_status import DONE
-from dks.cli.options import (
-    Commands,
-    add_command,
-    add_json,
-    add_loudness,
-    add_runs_dir,
-    at_least,
-    device,
-    file_to_write,
-)
+from dks.cli.options import FILE, at_least, device, json_output, runs_dir, verbosity
 from dks.config.errors import RequestError
 
 if TYPE_CHECKING:
     from dks.runs.record import Record
 
 
-def add(commands: Commands) -> None:
-    evaluate = add_command(
-        commands,
-        "evaluate",
-        "test a finished run again, or a checkpoint on the data of a run or on a folder of images",
-        [
-            "dks evaluate 0123456789ab --json",
-            "dks evaluate --weights resnet32.pt backbone=resnet32 data=cifar100 data.root=data",
-            "dks evaluate --weights resnet18.pth --backbone resnet18 --images imagenet",
-        ],
-        _evaluate,
-        usage="dks evaluate CELL_ID [--runs-dir DIR] [options]\n       "
-        "dks evaluate --weights FILE backbone=NAME data=NAME [KEY=VALUE ...] [options]\n       "
-        "dks evaluate --weights FILE --backbone NAME --images FOLDER\n                    "
-        "[--protocol NAME] [options]",
-    )
-    evaluate.add_argument(
-        "cell_id", nargs="?", metavar="CELL_ID", help="a finished run, tested on its own test set"
-    )
-    evaluate.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="network, data and normalisation of a checkpoint, as for dks train: backbone, data, "
-        "recipe and compute",
-    )
-    add_runs_dir(evaluate)
-    evaluate.add_argument(
-        "--weights", metavar="FILE", help="a checkpoint, as torch.save or safetensors wrote it"
-    )
-    evaluate.add_argument(
-        "--backbone",
-        metavar="NAME",
-        help="the network that the weights belong to, for example resnet18",
-    )
-    evaluate.add_argument(
-        "--images",
-        metavar="FOLDER",
-        help="one subfolder for each class, in FOLDER/val or in FOLDER itself",
-    )
-    evaluate.add_argument(
-        "--protocol",
-        choices=("paper", "torchvision"),
-        help="paper (default): the whole image becomes 256x256 pixels; torchvision: its shorter "
-        "side 256; both take the centre",
-    )
-    evaluate.add_argument(
-        "--workers",
-        type=at_least(0),
-        metavar="N",
-        help="processes that decode image files (default: all cores)",
-    )
-    evaluate.add_argument(
-        "--batch-size",
-        type=at_least(1),
-        metavar="N",
-        help="images a step (default: the run's, or 128 with --images)",
-    )
-    evaluate.add_argument(
-        "--device",
-        type=device,
-        metavar="NAME",
-        help="auto, cpu, cuda or cuda:N (default: the run's, or auto)",
-    )
-    add_json(evaluate)
-    add_loudness(evaluate)
-    export = add_command(
-        commands,
-        "export",
-        "write the network of a finished run, without its branches, to a file",
-        [
-            "dks export 0123456789ab --format onnx",
-            "dks export 0123456789ab --format safetensors --output net.safetensors",
-        ],
-        _export,
-    )
-    export.add_argument("cell_id", metavar="CELL_ID", help="a finished run")
-    export.add_argument(
-        "--format",
-        choices=("safetensors", "onnx", "program"),
-        required=True,
-        help="program: for torch.export.load",
-    )
-    export.add_argument(
-        "--output",
-        type=file_to_write,
-        metavar="FILE",
-        help="default: CELL_ID.safetensors, .onnx or .pt2, in this folder",
-    )
-    export.add_argument("--force", action="store_true", help="replace the file if there is one")
-    add_runs_dir(export)
-    add_loudness(export)
+def _complete(
+    context: click.Context, parameter: click.Parameter, word: str
+) -> list[CompletionItem]:
+    """Complete a run, or with --weights an override."""
+    complete = completion.overrides if context.params.get("weights") else completion.runs
+    return complete(context, parameter, word)
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    from dks.runs.states import finished_run
+@click.command(cls=Command)
+@click.argument(
+    "words",
+    nargs=-1,
+    metavar="[CELL_ID | KEY=VALUE...]",
+    shell_complete=_complete,
+    help="a finished run, tested on its own test set; or, with --weights, network, data and "
+    "normalisation of the checkpoint, as for dks train: backbone, data, recipe and compute",
+)
+@runs_dir
+@option("--weights FILE", "a checkpoint, as torch.save or safetensors wrote it", type=click.Path())
+@option(
+    "--backbone NAME",
+    "the network that the weights belong to, for example resnet18",
+    shell_complete=completion.backbones,
+)
+@option(
+    "--images FOLDER",
+    "one subfolder for each class, in FOLDER/val or in FOLDER itself",
+    type=click.Path(),
+)
+@option(
+    "--protocol",
+    "paper (default): the whole image becomes 256x256 pixels; torchvision: its shorter side 256; "
+    "both take the centre",
+    choices="paper torchvision",
+)
+@option("--workers N", "processes that decode image files (default: all cores)", type=at_least(0))
+@option(
+    "--batch-size N", "images a step (default: the run's, or 128 with --images)", type=at_least(1)
+)
+@option("--device NAME", "auto, cpu, cuda or cuda:N (default: the run's, or auto)", type=device)
+@json_output
+@verbosity
+def evaluate(
+    words: Sequence[str],
+    runs_dir: str,
+    weights: str | None,
+    backbone: str | None,
+    images: str | None,
+    protocol: str | None,
+    workers: int | None,
+    batch_size: int | None,
+    device: str | None,
+    as_json: bool,
+) -> int:
+    """Test a finished run again, or a checkpoint on the data of a run or on a folder of images.
 
-    words = [*([options.cell_id] if options.cell_id is not None else []), *options.overrides]
-    is_run = bool(words) and "=" not in words[0]
-    files = {
-        "--weights": options.weights,
-        "--backbone": options.backbone,
-        "--images": options.images,
+    \b
+    Examples:
+      dks evaluate 0123456789ab --json
+      dks evaluate --weights resnet32.pt backbone=resnet32 data=cifar100 data.root=data
+      dks evaluate --weights resnet18.pth --backbone resnet18 --images imagenet
+    """
+    options = {
+        "--weights": weights,
+        "--backbone": backbone,
+        "--images": images,
+        "--protocol": protocol,
     }
-    given = [
-        name
-        for name, value in {**files, "--protocol": options.protocol}.items()
-        if value is not None
-    ]
-    if is_run and (more := [*given, *words[1:]]):
-        raise RequestError(
-            f"a run is tested on its own test set; drop {', '.join(more)}, or CELL_ID"
-        )
-    lacking = [
-        name
-        for name, value in files.items()
-        if value is None and (name == "--weights" or not words)
-    ]
-    if not is_run and lacking:
-        ways = (
-            "CELL_ID, --weights with backbone=NAME and data=NAME, or --weights, --backbone "
-            "and --images"
-        )
-        raise RequestError(f"give {ways} ({', '.join(lacking)} not given)")
-    if not is_run and words and (more := [name for name in given if name != "--weights"]):
-        raise RequestError(
-            f"{', '.join(more)} and {' '.join(words)}: name network and images in one way or "
-            f"the other"
-        )
+    given = [name for name, value in options.items() if value is not None]
+    is_run = bool(words) and "=" not in words[0]
+    _check(words, given, is_run)
     if is_run:
+        from dks.runs.states import finished_run
+
         # torch takes seconds to import, and this is known without it
-        _, record = finished_run(options.runs_dir, words[0])
-        _tell_code(record)
+        _, record = finished_run(runs_dir, words[0])
+        _warn_of_other_code(record)
     from dks.tools.evaluate import Protocol, evaluate_configured, evaluate_file, evaluate_run
 
     if is_run:
-        found = evaluate_run(
-            options.runs_dir, words[0], options.device, options.batch_size, options.workers
-        )
+        found = evaluate_run(runs_dir, words[0], device, batch_size, workers)
     elif words:
         found = evaluate_configured(
-            options.weights, words, options.device or "auto", options.batch_size, options.workers
+            str(weights), list(words), device or "auto", batch_size, workers
         )
     else:
         found = evaluate_file(
-            options.weights,
-            options.backbone,
-            options.images,
-            Protocol(options.protocol or "paper"),
-            options.device or "auto",
-            options.batch_size or 128,
-            options.workers,
+            str(weights),
+            str(backbone),
+            str(images),
+            Protocol(protocol or "paper"),
+            device or "auto",
+            batch_size or 128,
+            workers,
         )
-    print(found.to_json() if options.json else found)
+    print(found.to_json() if as_json else found)
     return DONE
 
 
-def _tell_code(record: Record) -> None:
-    """The test is one of today's code; where the training was not, a line says so."""
+def _check(words: Sequence[str], given: Sequence[str], is_run: bool) -> None:
+    """Refuse what does not name network and images in one of the three ways."""
+    if is_run:
+        if more := [*given, *words[1:]]:
+            raise RequestError(
+                f"a run is tested on its own test set; drop {', '.join(more)}, or CELL_ID"
+            )
+        return
+    needed = ["--weights"] if words else ["--weights", "--backbone", "--images"]
+    if lacking := [name for name in needed if name not in given]:
+        raise RequestError(
+            "give CELL_ID, --weights with backbone=NAME and data=NAME, or --weights, --backbone "
+            f"and --images ({', '.join(lacking)} not given)"
+        )
+    if words and (more := [name for name in given if name != "--weights"]):
+        raise RequestError(
+            f"{', '.join(more)} and {' '.join(words)}: name network and images in one way or the "
+            "other"
+        )
+
+
+def _warn_of_other_code(record: Record) -> None:
+    """Say so where another code than today's, which tests the run, has trained it."""
     from dks.machine.code import current, short
     from dks.runs.attempts import other_codes
     from dks.runs.terminal import say
@@ -195,14 +151,31 @@ def _tell_code(record: Record) -> None:
         )
 
 
-def _export(options: argparse.Namespace) -> int:
+@click.command(cls=Command)
+@click.argument("cell_id", metavar="CELL_ID", shell_complete=completion.runs, help="a finished run")
+@option(
+    "--format",
+    "program: for torch.export.load",
+    choices="safetensors onnx program",
+    name="form",
+    required=True,
+)
+@option("--output FILE", "default: CELL_ID.safetensors, .onnx or .pt2, in this folder", type=FILE)
+@option("--force", "replace the file if there is one")
+@runs_dir
+@verbosity
+def export(cell_id: str, form: str, output: str | None, force: bool, runs_dir: str) -> int:
+    """Write the network of a finished run, without its branches, to a file.
+
+    \b
+    Examples:
+      dks export 0123456789ab --format onnx
+      dks export 0123456789ab --format safetensors --output net.safetensors
+    """
     from dks.runs.states import finished_run
 
-    finished_run(options.runs_dir, options.cell_id)
+    finished_run(runs_dir, cell_id)  # known without torch, which takes seconds to import
     from dks.tools.export import Format, export
 
-    path = export(
-        options.runs_dir, options.cell_id, Format(options.format), options.output, options.force
-    )
-    print(f"written to {path}")
+    print(f"written to {export(runs_dir, cell_id, Format(form), output, force)}")
     return DONE

@@ -10,9 +10,9 @@ _RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})")
 
 
 def whole_numbers(text: str) -> range | None:
-    """From the first number to the last, none where that is the smaller one; None.
+    """From the first number to the last, none where that is the smaller one.
 
-    The text is no range.
+    None: the text is no range.
     """
     ends = _RANGE.fullmatch(text)
     return range(int(ends[1]), int(ends[2]) + 1) if ends else None

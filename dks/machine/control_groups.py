@@ -20,9 +20,9 @@ def cpu_quota(root: Path = ROOT, groups: Path = GROUPS) -> float | None:
 
 
 def free_memory(root: Path = ROOT, groups: Path = GROUPS) -> int | None:
-    """Bytes that they still allow, counting what was only read from files as free; None.
+    """Bytes that they still allow, counting what was only read from files as free.
 
-    No limit, or nothing is known.
+    None: no limit, or nothing is known.
     """
     return min(_of_all_groups("memory", _memory_2, _memory_1, root, groups), default=None)
 

@@ -64,9 +64,9 @@ def versions() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def environment(device: torch.device) -> dict[str, Any]:
-    """Machine, system and software of a run on that device, for `environment.json`; None.
+    """Machine, system and software of a run on that device, for `environment.json`.
 
-    Not known or not there.
+    None: not known or not there.
     """
     import psutil
 

@@ -14,9 +14,9 @@ MIB = 2**20
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a process may still take, on a GPU of its memory; None.
+    """Bytes that a process may still take, on a GPU of its memory.
 
-    The system does not say.
+    None: the system does not say.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

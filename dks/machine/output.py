@@ -59,9 +59,9 @@ def _stream(raw: _Lasting, before: TextIO | Any) -> TextIO:
 
 
 def loss() -> OSError | None:
-    """Why something on standard output could not be written; None.
+    """Why something on standard output could not be written.
 
-    Nothing was lost, or nobody is there to miss it.
+    None: nothing was lost, or nobody is there to miss it.
     """
     sys.stdout.flush()
     lost = None if _output is None else _output.lost

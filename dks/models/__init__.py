@@ -31,7 +31,8 @@ def build(
         backbone: for example "resnet32".
         num_classes: outputs K of every classifier.
         aux_design: "none", "ours", "narrow", "shallow", "ap_2fc" or "ap_conv_2fc" (Table 3 of the
-        paper). aux_positions: any of "c2", "c3", "c4" (Table 4 of the paper).
+            paper).
+        aux_positions: any of "c2", "c3", "c4" (Table 4 of the paper).
 
     Returns:
         A module from images (N, 3, H, W) to logits {"c1": (N, K), ...}; its `strip()` gives the

@@ -23,9 +23,9 @@ from dks.models.parts import pooled_head
 def attach(
     module: nn.Module, taps: Mapping[str, str], example: Tensor, num_classes: int | None = None
 ) -> SupervisedNetwork:
-    """An image classifier with auxiliary branches, for example `attach(resnet18(), {"c2".
+    """Put auxiliary branches on an image classifier.
 
-    "layer3", "c3": "layer2"}, example)`.
+    For example `attach(resnet18(), {"c2": "layer3", "c3": "layer2"}, example)`.
 
     A branch halves the resolution as often as the module does behind the tapped layer, so every
     path from the input to a classifier has the same number of down-samplings (Section 3.2 of the
@@ -40,7 +40,8 @@ def attach(
         taps: classifier -> name of a layer with a feature map (N, C, H, W), as
             `module.named_modules()` has it. The classifiers are c2 (the deepest) to c9.
         example: images (N, C, H, W) of the size to be trained on; run once, in evaluation mode and
-        without gradients. num_classes: K that is expected; None: as many as the module has.
+            without gradients.
+        num_classes: K that is expected; None: as many as the module has.
 
     Returns:
         A network from images to logits {"c1": (N, K), "c2": (N, K), ...}, the branches on the

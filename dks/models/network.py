@@ -22,8 +22,8 @@ class SupervisedNetwork(nn.Module):
     Args:
         backbone: images (N, C, H, W) -> logits (N, K) of the classifier c1.
         branches: classifier ("c2", "c3", ...) -> module from the tapped feature map to logits (N,
-        K). taps: classifier -> name of the tapped module inside the backbone, for the same
-        classifiers.
+            K).
+        taps: classifier -> name of the tapped module inside the backbone, for the same classifiers.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class SupervisedNetwork(nn.Module):
         return ("c1", *self.branches)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Images (N, C, H, W) -> logits {"c1": (N, K), "c2".
+        """Images (N, C, H, W) -> logits {"c1": (N, K), "c2": (N, K), ...}.
 
-        (N, K), ...}, all in one pass over the backbone.
+        All in one pass over the backbone.
 
         Raises:
             RequestError: the backbone gives more than logits in training, or a place is no place

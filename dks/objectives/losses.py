@@ -85,11 +85,12 @@ class SynergyLoss(nn.Module):
 
     Args:
         strategy: the pairs B: none (deep supervision), topdown, bottomup, bidir, or the name of an
-        extension. alpha: weight of each auxiliary classifier's cross-entropy (1 in the paper).
-        beta: weight of each matched pair (1 in the paper). form: "cross_entropy" as in the paper,
-        or "smoothed_kl" as in the authors' code: KL(f_m || f_n) with both sides
-            smoothed, (p + 1e-8) / (1 + K 1e-8). Without the smoothing the two differ by the entropy
-            of f_m, a constant.
+            extension.
+        alpha: weight of each auxiliary classifier's cross-entropy (1 in the paper).
+        beta: weight of each matched pair (1 in the paper).
+        form: "cross_entropy" as in the paper, or "smoothed_kl" as in the authors' code: KL(f_m ||
+            f_n) with both sides smoothed, (p + 1e-8) / (1 + K 1e-8). Without the smoothing the two
+            differ by the entropy of f_m, a constant.
         options: of a strategy that is an extension; None: its defaults.
     """
 

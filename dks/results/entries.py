@@ -43,8 +43,8 @@ def entries(
     `dks.sweeps.paper.Key` for every candidate of what is still to be chosen); `entry_id` (the
     configuration, or one classifier of it) and `over_<Over>` (the entry that it is compared with,
     None: none); `state`; `left_out` (why a finished run does not count, "": it does);
-    `computed_by`; and one a metric, by its name, in percent, NaN unless it is done, None where
-    there is none: `is_told`.
+    `computed_by`; and one a metric, by its name, in percent, NaN
+    unless it is done, None where there is none: `is_told`.
 
     Args:
         runs: as a `dks.tracking.source.Source` gives them.

@@ -179,7 +179,7 @@ def _manifests(
     from dks.config.compose import compose_here
     from dks.config.composer import Composer
     from dks.sweeps.plan import plan
-    from dks.sweeps.request import grid_of
+    from dks.sweeps.spec import grid_of
 
     compose = Composer(compose_here)
     grid = grid_of(read(name), overrides, OverridesParser.create(), compose)
@@ -202,7 +202,7 @@ def _begun_name(name: str, overrides: Sequence[str], results_dir: str) -> str | 
             )
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
-        from dks.sweeps.request import grid_of
+        from dks.sweeps.spec import grid_of
 
         asked = grid_of(read(name), overrides, OverridesParser.create()).name
         return asked if asked in known else None

@@ -55,9 +55,9 @@ def writing(path: Path, size: int) -> Iterator[None]:
 
 
 def size_limit() -> str | None:
-    """The limit that this process has on the size of a file, and what to do; None.
+    """The limit that this process has on the size of a file, and what to do.
 
-    There is none.
+    None: there is none.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     return (
@@ -68,9 +68,9 @@ def size_limit() -> str | None:
 
 
 def refusal(folder: Path) -> str | None:
-    """Why nothing can be written into a folder, or into the one that it would be made in; None.
+    """Why nothing can be written into a folder, or into the one that it would be made in.
 
-    Nothing is known against it. Nothing is written.
+    None: nothing is known against it. Nothing is written.
     """
     try:
         place = next(

@@ -16,7 +16,6 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -181,15 +180,3 @@ class LaunchFolder:
             and self._failures.is_dir()
             and len(list(self._failures.iterdir())) >= limit
         )
-
-
-def cell_folders(job_overrides: Sequence[Sequence[str]]) -> list[Path]:
-    """The folders of the cells that a Hydra launcher is asked for.
-
-    `hydra.sweep.dir`/`hydra.sweep.subdir` of each job.
-    """
-    values = [dict(item.split("=", 1) for item in overrides) for overrides in job_overrides]
-    return [
-        Path(each["hydra.sweep.dir"].strip("'")) / each["hydra.sweep.subdir"].strip("'")
-        for each in values
-    ]

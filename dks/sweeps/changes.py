@@ -4,15 +4,16 @@ since.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from dks.config.compose import checked, compose_here
+from dks.config.composer import Composer
 from dks.config.errors import RequestError
 from dks.runs.states import State
-from dks.sweeps.definition import Sources
+from dks.sweeps.files import Sources, read
 from dks.sweeps.manifest import Manifest
-
-if TYPE_CHECKING:
-    from dks.sweeps.plan import Plan
+from dks.sweeps.plan import Plan, plan
+from dks.sweeps.spec import expand, grid_of
 
 
 class Changes:
@@ -45,15 +46,6 @@ class Changes:
 
 def _planned(begun: Manifest) -> Plan:
     """What the same request means now."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from dks.config.compose import checked, compose_here
-    from dks.config.composer import Composer
-    from dks.sweeps.files import read
-    from dks.sweeps.grid import expand
-    from dks.sweeps.plan import plan
-    from dks.sweeps.request import grid_of
-
     parser, compose = OverridesParser.create(), Composer(compose_here)
     if begun.named is None:
         grid = expand(parser.parse_overrides(checked(begun.request)))

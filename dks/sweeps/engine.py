@@ -7,12 +7,11 @@ same without the launch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
-from uuid import uuid4
 
 from rich.markup import escape
 
@@ -20,23 +19,18 @@ from dks.config.errors import RequestError
 from dks.config.schema import TrackingKind
 from dks.config.secrets import without_password
 from dks.machine import interruption, output
-from dks.machine.commit import git_commit
 from dks.runs.best import classifier_ending
-from dks.runs.disk import refusal
-from dks.runs.launches import LaunchFolder
 from dks.runs.record import Record, RunFolder, Status
-from dks.runs.states import Standing, State, look_up, survey_all, to_launch
-from dks.runs.superseded import complete, restore, supersede
+from dks.runs.states import State, look_up, survey_all, to_launch
 from dks.runs.terminal import Display, console, error_head, error_text
 from dks.runs.unfinished import on_other_files
 from dks.sweeps import manifest
-from dks.sweeps.command_line import command_line
-from dks.sweeps.going_on import other_ways
+from dks.sweeps.launch import Launch, mend
 from dks.sweeps.manifest import Manifest
 from dks.sweeps.plan import Cell, Plan
-from dks.sweeps.plan_text import single, summary
-from dks.sweeps.undo import Undo
-from dks.tracking.parents import status_of
+from dks.sweeps.refusals import other_ways, unwritable
+from dks.sweeps.summary import plan_json, plan_text, single, summary
+from dks.tracking.destination import status_of
 from dks.tracking.sender import sending
 
 
@@ -62,6 +56,25 @@ class Launcher(Protocol):
         """
 
 
+class Estimating(Launcher, Protocol):
+    """A launcher whose plans can be shown."""
+
+    def check(self) -> None:
+        """Raises a RequestError if an option is wrong; called before anything is written."""
+
+    def ready(self) -> AbstractContextManager[None]:
+        """Inside this context cells begin sooner."""
+
+    def choose(self, cells: list[Cell], measure: bool = True) -> str | None:
+        """Decide how many of these cells run at a time, if that is to be decided.
+
+        Returns a line that says so, and why.
+        """
+
+    def slots_for(self, cells: int) -> int:
+        """How many of that many cells run at a time."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """What is done about failures."""
@@ -73,10 +86,26 @@ class Policy:
     only: frozenset[State] | None = None
 
 
-# Cells that are queued at a time.
-QUEUING = 8
 # What `dks sweep retry` launches again.
 UNSUCCESSFUL = frozenset({State.failed, State.killed, State.lost})
+
+
+def show(plan: Plan, launcher: Estimating, policy: Policy, probe: float, as_json: bool) -> str:
+    """What would run, and how long it would take; nothing is launched.
+
+    Args:
+        probe: seconds spent on measuring networks.
+    """
+    from dks.sweeps.estimate.forecast import forecast  # it imports torch, which a launch does later
+
+    new = plan.launches(policy.only)
+    launcher.check()
+    why = launcher.choose(new, measure=probe > 0)
+    slots, cost = launcher.slots_for(len(new)), None
+    if new:
+        configs, done = [cell.config for cell in new], [cell.done_epochs for cell in new]
+        cost = forecast(configs, new[0].config.runs_dir, probe, slots, done_epochs=done)
+    return (plan_json if as_json else plan_text)(plan, cost, why)
 
 
 def execute(
@@ -104,24 +133,24 @@ def execute(
             cannot be written, or the launcher refuses; nothing was launched, or stays.
     """
     sweep, begun, interrupted = make(), set[str](), False
-    if sweep.absent and sweep.launches(policy.only) and not launcher.detached:
-        raise RequestError(*sweep.absent)  # where cells run elsewhere, it may be there
+    say = Display().say
     launches = sweep.launches(policy.only)
+    if sweep.absent and launches and not launcher.detached:
+        raise RequestError(*sweep.absent)  # where cells run elsewhere, it may be there
     new = [cell.config for cell in launches if cell.state is State.missing]
-    refused = [*other_ways(launches, launcher.processes, launcher.detached), *on_other_files(new)]
-    if problems := [*_unwritable(sweep, launches, launcher), *refused]:
+    if problems := [
+        *unwritable(sweep, launches, launcher.detached),
+        *other_ways(launches, launcher.processes, launcher.detached),
+        *on_other_files(new),
+    ]:
         raise RequestError(*problems)
     for line in sweep.notes:
-        Display().say(escape(line))
+        say(escape(line))
     while True:
         launches = [cell for cell in sweep.launches(policy.only) if cell.cell_id not in begun]
-        say = Display().say
         if not begun or launches:
-            say(
-                summary(sweep, policy.only)
-                if sweep.has_table or launcher.detached
-                else single(sweep)
-            )
+            is_sweep = sweep.has_table or launcher.detached
+            say(summary(sweep, policy.only) if is_sweep else single(sweep))
             for line in _decisions(sweep, launches):
                 Display().explain(escape(line))
         if not launches:
@@ -139,16 +168,15 @@ def execute(
     with output.kept_elsewhere():
         _show(sweep, present)
     if interrupted:
-        Display().say("[yellow]interrupted[/]: the same command goes on from here", urgent=True)
+        say("[yellow]interrupted[/]: the same command goes on from here", urgent=True)
         return interruption.STATUS
-    counting = [cell for cell in sweep.cells if cell.cell_id not in sweep.settled]
-    standings = survey_all((cell.config.runs_dir, cell.cell_id) for cell in counting)
-    for cell in counting:
-        folder = standings[cell.cell_id].folder
-        if standings[cell.cell_id].state is State.done and (
-            folder.record_is_damaged or not folder.config_is_whole()
+    standings = survey_all((cell.config.runs_dir, cell.cell_id) for cell in sweep.counting)
+    for cell in sweep.counting:
+        standing = standings[cell.cell_id]
+        if standing.state is State.done and (
+            standing.folder.record_is_damaged or not standing.folder.config_is_whole()
         ):
-            _mend(cell, folder)
+            mend(cell)
     return 1 if any(to_launch(standing.state) for standing in standings.values()) else 0
 
 
@@ -157,42 +185,9 @@ def _decisions(sweep: Plan, launches: list[Cell]) -> Iterator[str]:
     begun = {cell.cell_id for cell in launches}
     for cell in sweep.cells:
         what = "is run" if cell.cell_id in begun else "is left alone"
-        goes_on = (
-            f", goes on after epoch {cell.done_epochs}"
-            if cell.cell_id in begun and cell.done_epochs
-            else ""
-        )
-        yield f"  {cell.cell_id}  {cell.state.value}: {what}{goes_on}  {cell.place}"
-
-
-def _unwritable(sweep: Plan, launches: list[Cell], launcher: Launcher) -> Iterator[str]:
-    """What is wrong with the folders that would be written to, which nobody can mend but who typed
-    the command.
-    """
-    first = sweep.cells[0].config
-    for key, name, needed in (
-        ("runs_dir", first.runs_dir, launches),
-        ("results_dir", first.results_dir, sweep.has_table),
-    ):
-        if needed and (why := refusal(Path(name))):
-            advice = (
-                f"choose another one with {key}=FOLDER"
-                if launches
-                else f"dks table {sweep.name} only reads"
-            )
-            yield f"{key}={name} cannot be written: {why}; {advice}"
-            return
-    theirs = [Path(cell.config.runs_dir) / cell.cell_id for cell in launches]
-    if sweep.has_table or (launcher.detached and launches):
-        theirs += [Path(first.results_dir) / each.name for each in sweep.manifests()]
-    for folder in theirs:
-        if why := refusal(folder):
-            yield (
-                f"{folder} cannot be written: {why}; who made it can let others write (umask 002 "
-                f"and a common group), or "
-                "choose other folders with runs_dir=FOLDER results_dir=FOLDER"
-            )
-            return
+        if cell.cell_id in begun and cell.done_epochs:
+            what += f", goes on after epoch {cell.done_epochs}"
+        yield f"  {cell.cell_id}  {cell.state.value}: {what}  {cell.place}"
 
 
 def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy) -> bool:
@@ -200,19 +195,18 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
 
     False if it was interrupted.
     """
-    tracking, display, undo = launches[0].config.tracking, Display(len(launches)), Undo()
-    launch: LaunchFolder | None = None
+    tracking, display = launches[0].config.tracking, Display(len(launches))
+    launch = Launch(sweep, launches, recorded=sweep.has_table or launcher.detached)
 
     def go() -> None:
-        with ThreadPoolExecutor(QUEUING) as threads:  # most of the time is waiting for the disk
-            list(threads.map(partial(queue, launch=launch), launches))
+        launch.queue()
         errors = launcher.launch(launches)
-        undo.forget()
+        launch.is_taken()
         for error in errors:
             display.say(f"[red]error[/]: {escape(str(error))}", urgent=True)
 
     try:
-        launch = _begin(sweep, launches, launcher, policy, undo)
+        launch.begin(launcher.name, policy.retries, policy.max_failures)
         # who cells are handed over to may refuse them, before a store is told
         if launcher.detached:
             go()
@@ -236,170 +230,23 @@ def _launch(sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Polic
         interruption.check()  # one that came while nothing was under way: there is nothing to show
         return False
     except Exception:
-        _take_back(launches, launch, undo)
+        launch.take_back()
         raise
     finally:
-        if launch is not None:
-            launch.lock.release()
+        launch.release()
     return True
 
 
 def _standing(sweep: Plan) -> str:
     """How a sweep stands that is over for now, as MLflow names it."""
-    counting = [cell for cell in sweep.cells if cell.cell_id not in sweep.settled]
-    records = [
-        RunFolder(Path(cell.config.runs_dir) / cell.cell_id).read_record() for cell in counting
-    ]
-    states = {Status.killed if record is None else record.status for record in records}
+    records = [cell.folder.read_record() for cell in sweep.counting]
+    unfinished = (Status.queued, Status.running)
     return status_of(
-        {Status.killed if state in (Status.queued, Status.running) else state for state in states}
+        {
+            Status.killed if record is None or record.status in unfinished else record.status
+            for record in records
+        }
     )
-
-
-def _begin(
-    sweep: Plan, launches: list[Cell], launcher: Launcher, policy: Policy, undo: Undo
-) -> LaunchFolder | None:
-    """The launch on disk, and what was asked for; a single run that is waited for needs neither."""
-    folders = [RunFolder(Path(cell.config.runs_dir) / cell.cell_id) for cell in launches]
-    for each in folders:
-        undo.note(each.record_file, each.config_file, each.path / "lock")
-    if not sweep.has_table and not launcher.detached:
-        return None
-    results_dir = launches[0].config.results_dir
-    for asked in sweep.manifests():
-        undo.note(
-            manifest.file(results_dir, asked.name),
-            Path(results_dir) / asked.name / "launches" / "ID",
-        )
-        manifest.write(asked, results_dir)
-    paths = [each.path for each in folders]
-    launch = LaunchFolder.create(
-        results_dir,
-        sweep.name,
-        launcher.name,
-        paths,
-        git_commit(),
-        policy.retries,
-        policy.max_failures,
-    )
-    undo.note_folder(launch.path)
-    return launch
-
-
-def _take_back(launches: list[Cell], launch: LaunchFolder | None, undo: Undo) -> None:
-    """Undo a launch that was refused, unless some of its cells have begun.
-
-    Cells that others have queued meanwhile stay so.
-    """
-    path = None if launch is None else str(launch.path)
-    others = list[Path]()
-    replaced = list[RunFolder]()
-    for cell in launches:
-        folder = RunFolder(Path(cell.config.runs_dir) / cell.cell_id)
-        record = folder.read_record()
-        if record is not None and record.launch == path and record.status is not Status.queued:
-            return
-        if record is not None and record.launch != path:
-            others += [folder.record_file, folder.config_file, folder.path / "lock"]
-        elif record is not None and cell.anew and not record.attempts:
-            replaced.append(folder)
-    for folder in replaced:
-        if folder.claim():
-            try:
-                restore(folder)
-            finally:
-                folder.release()
-    undo.undo(others)
-
-
-def queue(cell: Cell, launch: LaunchFolder | None = None) -> None:
-    """Freeze the configuration of a cell that is about to be launched, unless somebody else has
-    begun it meanwhile.
-    """
-    folder = RunFolder(Path(cell.config.runs_dir) / cell.cell_id)
-    if not folder.claim():
-        return
-    try:
-        complete(folder)
-        record = folder.read_record()
-        if folder.record_is_damaged:
-            record = _mended(cell, folder)
-        if record is not None and cell.anew and _is_of_another_code(folder, record):
-            _supersede(cell, folder, record)
-            record = None
-        if record is not None and record.status is Status.done:
-            return
-        folder.write_config(cell.config)
-        fresh = _fresh(cell, launch)
-        if record is not None:  # it was begun before: the new attempt goes on from the old ones
-            folder.end_attempt(record, cell.state.value)
-            fresh.uid = record.uid or fresh.uid
-            fresh.attempts = record.attempts
-            fresh.cost = record.cost
-            fresh.changed_labels = record.changed_labels
-        folder.write_record(fresh)
-    finally:
-        folder.release()
-
-
-def _is_of_another_code(folder: RunFolder, record: Record) -> bool:
-    """Still, for another process may have trained it again since it was planned."""
-    state = State.done if record.status is Status.done else State.killed
-    return bool(Standing(state, folder, record).other_codes())
-
-
-def _supersede(cell: Cell, folder: RunFolder, record: Record) -> None:
-    """Move an execution away, which may have died without a word."""
-    if record.status is not Status.done:
-        folder.end_attempt(record, cell.state.value)
-        record.status = Status.killed
-        folder.write_record(record)
-    supersede(folder)
-
-
-def _fresh(cell: Cell, launch: LaunchFolder | None = None) -> Record:
-    """The record of a cell that nobody has begun."""
-    return Record(
-        cell_id=cell.cell_id,
-        config_id=cell.config_id,
-        seed=cell.config.seed,
-        method=cell.method,
-        choices=cell.choices,
-        label=cell.place,
-        overrides=list(cell.point.overrides),
-        sweep=cell.config.sweep,
-        command=command_line(),
-        launch=None if launch is None else str(launch.path),
-        uid=uuid4().hex,
-    )
-
-
-def _mend(cell: Cell, folder: RunFolder) -> None:
-    """Write again what was damaged of a run that is done, unless somebody works on it."""
-    if not folder.claim():
-        return
-    try:
-        if not folder.config_is_whole():
-            folder.write_config(cell.config)
-        if folder.record_is_damaged:
-            _mended(cell, folder)
-    finally:
-        folder.release()
-
-
-def _mended(cell: Cell, folder: RunFolder) -> Record | None:
-    """The record that takes the place of a damaged one, and what the plan knows in it.
-
-    The configuration it is read from is written first.
-    """
-    folder.write_config(cell.config)
-    record = folder.mend_record()
-    if record is not None:
-        fresh = _fresh(cell)
-        record.method, record.choices = fresh.method, fresh.choices
-        record.label, record.overrides = fresh.label, fresh.overrides
-        folder.write_record(record)
-    return record
 
 
 def _how_to_follow(sweep: Plan) -> str:
@@ -420,9 +267,7 @@ def _show(sweep: Plan, present: Callable[[str, Manifest], None]) -> None:
         return
     cell = sweep.cells[0]
     state, record = look_up(cell.config.runs_dir, cell.cell_id)
-    console().print(
-        run_summary(state, record, Path(cell.config.runs_dir) / cell.cell_id), soft_wrap=True
-    )
+    console().print(run_summary(state, record, cell.folder.path), soft_wrap=True)
 
 
 def run_summary(state: State, record: Record | None, folder: Path) -> str:

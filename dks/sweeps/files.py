@@ -1,30 +1,29 @@
 """Named sweeps.
 
-`sweeps/<name>.yaml`, a title, a base and a union of grids, or a union of other sweeps.
+`sweeps/<name>.yaml`: a title, a base and a union of grids, or a union of other sweeps.
 
     title: ...                            # the caption of its table
     table:                                # optional
-      rows: [backbone]                    # without rows and columns the swept keys are the axes,
-      the last one the columns; columns: [method]                   # classifier and training
-      instead: a row for each classifier of a network (Table 5) metrics: [top1, top5]
-      # top1 alone if not given gain: [baseline]                    # over baseline, ds or alone
-      (the same classifier); if not given, over the baseline aside: {method: baseline}           #
-      cells that are told beneath the table
+      rows: [backbone]                    # without both, the swept keys are the axes, the last one
+      columns: [method]                   # the columns; classifier and training instead: a row for
+                                          # each classifier of a network (Table 5)
+      metrics: [top1, top5]               # top1 alone if not given
+      gain: [baseline]                    # over baseline, ds or alone (the same classifier); if
+                                          # not given, over the baseline
+      aside: {method: baseline}           # cells that are told beneath the table
     base: {data: cifar100}                # optional: key -> value, for every cell
-    grids:                                # a union; each grid is a product of the values of its
-        keys
+    grids:                                # a union; each is a product of the values of its keys
       - backbone: [resnet32, resnet110]
         method: [baseline, ds]
         seed: 1..5                        # 1, 2, 3, 4, 5; one value is a list of one
-        zip: [{label_noise: [none, uniform], label_noise.ratio: [0, 0.5]}]    # keys that change
-        together exclude: [{backbone: resnet110, method: [ds]}]                        #
-        combinations left out
+        zip:                              # keys that change together
+          - {label_noise: [none, uniform], label_noise.ratio: [0, 0.5]}
+        exclude: [{backbone: resnet110, method: [ds]}]          # combinations left out
       - method: kd_c1
-        choose: {kd_teacher.temperature: [1, 5], holdout: 5000}               # the best one on so
-            many held-out training images
-
+        choose: {kd_teacher.temperature: [1, 5], holdout: 5000} # the best one on so many held-out
+                                                                # training images
     include: [table1, table2]             # instead of grids and table; a base beside it reaches
-        every cell as an override does
+                                          # every cell as an override does
 
 A file is checked as a whole when it is read: two points that are the same cell, or that fill one
 place of the table with different cells, are refused. Overrides are applied afterwards, and points
@@ -33,9 +32,10 @@ that they make equal are one.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,25 +44,26 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dks.config.catalogue import catalogue
 from dks.config.errors import RequestError, short
 from dks.config.files import declarations
 from dks.config.names import long_name
 from dks.config.ranges import whole_numbers
 from dks.config.reading import MIB, read_text
-from dks.sweeps.combinations import (
+from dks.sweeps.points import (
     HOLDOUT,
-    Cell,
     Choose,
     Dimension,
+    Point,
     Product,
     Settings,
     axes_of,
-    cells_of,
+    check_size,
     crowded,
     matches,
     plain,
+    points_of,
 )
-from dks.sweeps.grid import check_size
 
 # What a file, a table and a grid can hold beside the keys of a configuration.
 _KEYS = {"title", "table", "base", "grids", "include"}
@@ -72,6 +73,7 @@ GAINS = ("baseline", "ds", "alone")
 # Axes that come from the classifiers of a network and not from a key.
 CLASSIFIER, TRAINING = "classifier", "training"
 _GRID_KEYS = {"zip", "exclude", "choose"}
+_CONF = "conf"
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,11 @@ class NamedSweep:
     columns: tuple[str, ...] | None = None
     shape: TableShape = TableShape()
     include: tuple[NamedSweep, ...] = ()  # instead of grids
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of all files that it is made from."""
+        return (self.name, *(name for part in self.include for name in part.files))
 
 
 def names() -> list[str]:
@@ -147,13 +154,10 @@ def _read(name: str, within: tuple[str, ...]) -> NamedSweep:
     products = tuple(
         _product(f"{file}: grid {number}", grid, base) for number, grid in enumerate(grids, 1)
     )
-    cells = [
-        cell
-        for number, product in enumerate(products, 1)
-        for cell in _own_cells(number, product, base)
-    ]
-    rows, columns, shape = _table(file, content.get("table"), cells)
-    _check_union(file, cells, axes_of(cells, rows, columns))
+    union = [[*points_of(product, base)] for product in products]
+    points = [point for its in union for point in its]
+    rows, columns, shape = _table(file, content.get("table"), points)
+    _check_union(file, union, axes_of(points, rows, columns))
     return NamedSweep(name, title, base, products, rows, columns, shape)
 
 
@@ -238,24 +242,16 @@ def _product(where: str, grid: dict[Any, Any], base: Settings) -> Product:
         for exclude in _dicts(f"{where}: exclude", grid.get("exclude", []))
     ]
     product = Product(tuple(dimensions), (), choose)
-    cells = list(_own_cells(0, product, base))
+    every = [point.settings for point in points_of(product, base)]
     for number, exclude in enumerate(excludes, 1):
-        if not any(matches(cell.settings, exclude) for cell in cells):
+        if not any(matches(settings, exclude) for settings in every):
             raise RequestError(
                 f"{where}: exclude {number} matches no cell of this grid; drop it, or correct "
                 f"its values"
             )
-    if all(any(matches(cell.settings, exclude) for exclude in excludes) for cell in cells):
+    if all(any(matches(settings, exclude) for exclude in excludes) for settings in every):
         raise RequestError(f"{where}: exclude leaves nothing of it")
     return replace(product, excludes=tuple(excludes))
-
-
-def _own_cells(number: int, product: Product, base: Settings) -> Iterator[Cell]:
-    """Without overrides.
-
-    Whether a choice of something of the teacher's is for a cell shows when it is composed.
-    """
-    return cells_of(number, product, base, (), lambda settings: True)
 
 
 def _dicts(where: str, value: Any) -> list[dict[Any, Any]]:
@@ -361,7 +357,7 @@ def written(value: Any) -> str:
 
 
 def _table(
-    file: str, table: Any, cells: Sequence[Cell]
+    file: str, table: Any, points: Sequence[Point]
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, TableShape]:
     """Axes of rows and of columns, None where the swept keys are to be the axes, and the rest."""
     if table is None:
@@ -373,7 +369,7 @@ def _table(
         if not isinstance(table.get(key, []), list):
             raise RequestError(f"{file}: table: {key} must be a list")
     known = {
-        name: key for cell in cells for name, (key, _) in cell.settings.items() if name != "seed"
+        name: key for point in points for name, (key, _) in point.settings.items() if name != "seed"
     }
     shape = TableShape(
         _among(f"{file}: table: metrics", table.get("metrics", ["top1"]), METRICS),
@@ -422,19 +418,53 @@ def _aside(where: str, given: Any, known: dict[str, str]) -> dict[str, str]:
     return {str(key): written(value) for key, value in given.items()}
 
 
-def _check_union(file: str, cells: Sequence[Cell], axes: Sequence[str]) -> None:
-    seen: dict[Any, Cell] = {}
-    for cell in cells:
-        other = seen.setdefault((cell.choose, cell.meaning), cell)
-        if other is not cell and other.grid == cell.grid:
-            raise RequestError(f"{file}: grid {cell.grid} has the cell {cell} twice")
-        if other is not cell:
-            raise RequestError(
-                f"{file}: grid {other.grid} and grid {cell.grid} both have the cell {cell}"
-            )
-    for one, other, *_ in crowded(cells, axes):
+def _check_union(file: str, union: Sequence[Sequence[Point]], axes: Sequence[str]) -> None:
+    """`union`: the points of each grid."""
+    grids: dict[Any, int] = {}  # point -> number of the first grid that has it
+    for number, points in enumerate(union, 1):
+        for point in points:
+            key = point.choose, point.meaning
+            if grids.get(key) == number:
+                raise RequestError(f"{file}: grid {number} has the cell {point} twice")
+            if key in grids:
+                raise RequestError(
+                    f"{file}: grid {grids[key]} and grid {number} both have the cell {point}"
+                )
+            grids[key] = number
+    for crowd in crowded([point for points in union for point in points], axes):
+        said = [f"grid {grids[point.choose, point.meaning]} ({point})" for point in crowd[:2]]
         raise RequestError(
-            f"{file}: grid {one.grid} ({one}) and grid {other.grid} ({other}) fill the same "
-            f"place of the table with different "
-            "cells; name what tells them apart in table"
+            f"{file}: {' and '.join(said)} fill the same place of the table with different cells; "
+            f"name what tells them apart in table"
         )
+
+
+class Sources:
+    """Digests of what sweeps are made from, beside what was typed: their files and `conf/`.
+
+    They are kept with a sweep, for they change. Each is read once.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, str] = {}
+
+    def of(self, files: Iterable[str]) -> dict[str, str]:
+        """Those of `conf` and of these sweep files, as they are now."""
+        return {source: self._digest(source) for source in (_CONF, *files)}
+
+    def are(self, known: Mapping[str, str]) -> bool:
+        """Are they what they were?"""
+        return all(self._digest(source) == digest for source, digest in known.items())
+
+    def _digest(self, source: str) -> str:
+        if source not in self._seen:
+            paths = [path_of(source)]
+            if source == _CONF:
+                ours, foreign = declarations(_CONF).rglob("*.yaml"), catalogue().files.items()
+                paths = [*sorted(ours), *(path for _, path in sorted(foreign))]
+            whole = hashlib.sha256()
+            for path in paths:
+                whole.update(f"{path.parent.name}/{path.name}\n".encode())
+                whole.update(path.read_bytes() if path.is_file() else b"")
+            self._seen[source] = whole.hexdigest()[:12]
+        return self._seen[source]

@@ -16,8 +16,7 @@ from dks.runs.states import State, survey
 from dks.sweeps import manifest
 from dks.sweeps.changes import Changes
 from dks.sweeps.files import names, read
-from dks.sweeps.grid import Grid
-from dks.sweeps.request import grid_of
+from dks.sweeps.spec import grid_of
 
 
 def listed(results_dir: str, as_json: bool) -> str:
@@ -59,7 +58,7 @@ def _named(
     facts = {
         "name": name,
         "title": sweep.title,
-        "cells": count(grid),
+        "cells": grid.count,
         "tables": max(1, len(grid.parts)),
     }
     return {**facts, "states": None, "changed": None, "earlier": None}
@@ -88,16 +87,6 @@ def _begun(name: str, results_dir: str, changes: Changes) -> dict[str, Any] | No
         "changed": changes.of(found),
         "earlier": of_sweep(sum(is_earlier(standing.record) for standing in standings)),
     }
-
-
-def count(grid: Grid) -> int:
-    """How many cells a grid has, those that try hyper-parameters and those that use the chosen ones
-    included.
-    """
-    choices = sum(
-        sum(map(len, choice.candidates.values())) + len(choice.undecided) for choice in grid.choices
-    )
-    return len(grid.points) + choices + sum(map(count, grid.parts))
 
 
 def _progress(entry: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""The paper's own numbers, from `analysis/paper/<table>.csv`, each with the setting that it is of.
+"""The paper's own numbers, from `analysis/paper/<table>.csv`, each with the setting that it is of,
+and in what a configuration differs from one of the paper's.
 
 A configuration is known to be the paper's by its id, never by the name of a sweep or of an axis:
 the ids are in the files, so that a change to `conf/` makes other configurations, not other settings
@@ -9,16 +10,21 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dks.config.files import declarations
-from dks.config.identity import config_id
+from dks.config.identity import canonical, canonical_json, config_id, is_execution_only
 from dks.config.names import long_name
 from dks.config.schema import Compute, Config
-from dks.sweeps.combinations import plain
+from dks.sweeps.points import plain
+from dks.sweeps.spec import expand
+from dks.training.resolver import Resolver
 
 if TYPE_CHECKING:
     from dks.config.compose import Compose, Composed
@@ -125,11 +131,6 @@ def settings(row: PaperRow, compose: Compose) -> list[Composed]:
     Raises:
         RequestError: `conf/` has been changed so that one is none any more.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from dks.sweeps.grid import expand
-    from dks.training.resolver import Resolver
-
     points = expand(OverridesParser.create().parse_overrides(row.setting.split())).points
     resolve = Resolver(absent_ok=True)
     found = map(compose, (point.overrides for point in points))
@@ -181,3 +182,69 @@ def _row(row: dict[str, str], over: str) -> PaperRow:
             )
     keys = frozenset(Key(each, row.get("classifier", "c1")) for each in row["config_ids"].split())
     return PaperRow(labels, numbers, row["setting"], keys)
+
+
+_IMAGES = "data.fingerprint"  # none where it is the data that the source is called after
+
+
+def differences(
+    config: Config,
+    choices: Mapping[str, str | None],
+    reference: Config,
+    reference_choices: Mapping[str, str | None],
+) -> list[str]:
+    """One line for each group with another choice, and for each key that differs within the same
+    choice; in the order of the schema. The seed is left out, and how a configuration computes, for
+    the paper does not say it; tables tell it of every cell.
+
+    Args:
+        choices: group -> name, of `config`; `reference_choices` those of `reference`.
+    """
+    lines = []
+    ours, theirs = _leaves(config), _leaves(reference)
+    recipe = dataclasses.replace(reference.recipe, epochs=config.recipe.epochs)
+    # Milestones that lie beyond the last epoch are no difference of their own.
+    as_long = _leaves(canonical(dataclasses.replace(reference, recipe=recipe))) | {
+        "recipe.epochs": reference.recipe.epochs
+    }
+    left = [
+        key
+        for key in ours
+        if key != "seed" and not key.startswith("compute.") and not is_execution_only(key)
+    ]
+    for key in left:
+        if ours.get(key) in (theirs.get(key), as_long.get(key)):
+            continue
+        group = key.partition(".")[0]
+        choice, other = choices.get(group), reference_choices.get(group)
+        if choice is not None and other is not None and choice != other:
+            lines.append(f"{group}={choice} (paper: {other})")
+        else:
+            other = f"all of {config.data.source}" if key == _IMAGES else _text(theirs[key])
+            lines.append(f"{key}={_text(ours[key])} (paper: {other})")
+    return list(dict.fromkeys(lines))
+
+
+def _leaves(config: Config) -> dict[str, Any]:
+    return dict(_flat(config, ""))
+
+
+def _flat(part: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for each in dataclasses.fields(part):
+        value, key = getattr(part, each.name), f"{prefix}{each.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _flat(value, f"{key}.")
+        elif key == "backbone.branches":
+            # which of them there are follows from where branches are and what they are made of
+            yield from (
+                (f"{key}.{place}", branch) for place, branch in value.items() if branch.stages
+            )
+        else:
+            yield key, value
+
+
+def _text(value: Any) -> str:
+    """A value as one writes it in an override."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    return value if isinstance(value, str) else canonical_json(value)

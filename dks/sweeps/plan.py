@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 from dks.config.compose import Compose, Composed
 from dks.config.errors import RequestError
@@ -13,15 +14,14 @@ from dks.config.identity import cell_id, config_id
 from dks.config.methods import PAPERS, baseline_of, classifiers_of, computed_with, ds_of, method_of
 from dks.config.schema import Config
 from dks.runs.earlier import earlier_runs, of_folder
-from dks.runs.record import Status
+from dks.runs.record import RunFolder, Status
 from dks.runs.states import Standing, State, has_diverged, survey_all, to_launch
 from dks.runs.terminal import Display
-from dks.sweeps.definition import Sources
-from dks.sweeps.differences import differences
-from dks.sweeps.files import CLASSIFIER, TRAINING
-from dks.sweeps.grid import Choice, Grid, Point
+from dks.sweeps.files import CLASSIFIER, TRAINING, Sources
 from dks.sweeps.manifest import Manifest, ManifestCell
-from dks.sweeps.paper import Key, paper_table, setting_id, settings
+from dks.sweeps.paper import Key, differences, paper_table, setting_id, settings
+from dks.sweeps.points import Point, words
+from dks.sweeps.spec import Grid
 from dks.training.resolver import Resolver
 
 # Points of a grid from which on composing them is shown to go on.
@@ -32,22 +32,24 @@ CHOSEN_BY = "val/top1_error"
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a sweep, ready to run."""
+    """One cell of a sweep: what was asked for, its configuration and id, and where it stands."""
 
     point: Point
     config: Config
     choices: dict[str, str | None]
     cell_id: str
-    config_id: str
-    baseline_id: str  # config_id of the plain network under the same conditions
-    state: State
-    # config_id of the same network deeply supervised, where this is not what it is already
-    ds_id: str | None = None
-    done_epochs: int = 0  # by earlier attempts
-    goes_on: bool = False  # an unfinished run, from a checkpoint
-    # that what is there was computed by, and that are not today's; None: not known
-    other_codes: tuple[str | None, ...] = ()
-    anew: bool = False  # it is trained again, for that reason
+    standing: Standing | None = None  # None: not looked up yet
+    anew: bool = False  # it is trained again, for another code than today's computed it
+
+    @property
+    def state(self) -> State:
+        """As it was when the sweep was planned."""
+        return State.missing if self.standing is None else self.standing.state
+
+    @property
+    def folder(self) -> RunFolder:
+        """What its run leaves lies there."""
+        return RunFolder(Path(self.config.runs_dir) / self.cell_id)
 
     @property
     def method(self) -> str:
@@ -58,8 +60,48 @@ class Cell:
     @property
     def place(self) -> str:
         """What a person calls it: its place in the sweep, or its overrides."""
-        return " ".join(f"{key}={value}" for key, value in self.point.labels.items()) or " ".join(
-            self.point.overrides
+        return words(self.point.labels) or " ".join(self.point.overrides)
+
+    @cached_property
+    def config_id(self) -> str:
+        """The id of its configuration without the seed."""
+        return config_id(self.config)
+
+    @property
+    def goes_on(self) -> bool:
+        """Is there an unfinished run, with a checkpoint to go on from?"""
+        return self.standing is not None and self.standing.goes_on
+
+    @cached_property
+    def other_codes(self) -> tuple[str | None, ...]:
+        """The codes that computed what is there and are not today's; None: not known."""
+        return () if self.standing is None else self.standing.other_codes()
+
+    @cached_property
+    def done_epochs(self) -> int:
+        """Whole epochs trained by earlier attempts that it goes on from."""
+        found = self.standing
+        if self.anew or found is None or found.state is State.done:
+            return 0
+        begun = found.record is not None and found.record.attempts
+        return len(found.folder.journal.read()) if begun else 0
+
+    def entry(self) -> ManifestCell:
+        """What of it is written to `sweep.json`."""
+        ds, computed = ds_of(self.config), computed_with(self.config)
+        return ManifestCell(
+            labels=self.point.labels,
+            cell_id=self.cell_id,
+            config_id=self.config_id,
+            baseline_id=config_id(baseline_of(self.config)),
+            ds_id=None if ds is None else config_id(ds),
+            classifiers=classifiers_of(self.config),
+            classes=self.config.data.num_classes or 0,
+            seed=self.config.seed,
+            method=self.method,
+            overrides=list(self.point.overrides),
+            computed=computed,
+            setting_id=setting_id(self.config) if computed else "",
         )
 
 
@@ -75,6 +117,11 @@ class Selection:
     following: int  # cells that use the chosen value
     chosen: str | None  # None: some of those runs are not done, or all have diverged
     diverged: tuple[str, ...] = ()  # values of which some run has; they are the worst
+
+    @property
+    def cells(self) -> Iterator[Cell]:
+        """The runs that try its candidates."""
+        return (cell for cells in self.candidates.values() for cell in cells)
 
     def __str__(self) -> str:
         among = f"among {', '.join(self.candidates)} on held-out images"
@@ -92,36 +139,24 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Pending:
-    """A cell that waits for a choice."""
-
-    point: Point
-    candidates: tuple[_Draft, ...]  # what it may become
-
-
-@dataclass(frozen=True)
 class Part:
     """The cells of one table. Two points may be the same cell, which then runs once."""
 
     name: str
     title: str
-    axes: tuple[str, ...]
-    rows: tuple[str, ...] | None
-    columns: tuple[str, ...] | None
+    grid: Grid  # what was asked for
     cells: tuple[Cell, ...]
     selections: tuple[Selection, ...] = ()
-    pending: tuple[Pending, ...] = ()  # of its table
+    # points of its table that wait for a choice, each with the cells that it may become
+    pending: tuple[tuple[Point, tuple[Cell, ...]], ...] = ()
     # setting_id -> what is not as the paper has it in this place
     differs: dict[str, list[str]] = field(default_factory=dict)
-    named: str | None = None  # the file in `sweeps/`
-    request: tuple[str, ...] = ()  # overrides as typed that reach it
     definition: dict[str, str] = field(default_factory=dict)  # as the manifest has it
 
     @property
     def selection_cells(self) -> tuple[Cell, ...]:
-        return tuple(
-            cell for each in self.selections for cells in each.candidates.values() for cell in cells
-        )
+        """The runs by which something is chosen."""
+        return tuple(cell for each in self.selections for cell in each.cells)
 
     @property
     def following(self) -> tuple[Cell, ...]:
@@ -131,15 +166,16 @@ class Part:
 
     def manifest(self, parts: Sequence[str] = ()) -> Manifest:
         """What of it is written to `sweep.json`."""
+        rows, columns = self.grid.rows, self.grid.columns
         return Manifest(
             name=self.name,
             title=self.title,
-            axes=list(self.axes),
+            axes=list(self.grid.axes),
             runs_dir=(*self.cells, *self.selection_cells)[0].config.runs_dir,
-            cells=[_manifest_cell(cell) for cell in self.cells],
-            rows=None if self.rows is None else list(self.rows),
-            columns=None if self.columns is None else list(self.columns),
-            selection=[_manifest_cell(cell) for cell in self.selection_cells],
+            cells=[cell.entry() for cell in self.cells],
+            rows=None if rows is None else list(rows),
+            columns=None if columns is None else list(columns),
+            selection=[cell.entry() for cell in self.selection_cells],
             choices=[
                 {
                     value: [cell.cell_id for cell in cells]
@@ -149,34 +185,14 @@ class Part:
             ],
             undecided=[str(each) for each in self.selections if each.chosen is None],
             decided=[str(each) for each in self.selections if each.chosen is not None],
-            pending=[each.point.labels for each in self.pending],
-            pending_ids=[
-                [setting_id(draft.config) for draft in each.candidates] for each in self.pending
-            ],
+            pending=[point.labels for point, _ in self.pending],
+            pending_ids=[[setting_id(cell.config) for cell in cells] for _, cells in self.pending],
             differs=self.differs,
             parts=list(parts),
-            named=self.named,
-            request=list(self.request),
+            named=self.grid.named,
+            request=list(self.grid.request),
             definition=self.definition,
         )
-
-
-def _manifest_cell(cell: Cell) -> ManifestCell:
-    computed = computed_with(cell.config)
-    return ManifestCell(
-        labels=cell.point.labels,
-        cell_id=cell.cell_id,
-        config_id=cell.config_id,
-        baseline_id=cell.baseline_id,
-        ds_id=cell.ds_id,
-        classifiers=classifiers_of(cell.config),
-        classes=cell.config.data.num_classes or 0,
-        seed=cell.config.seed,
-        method=cell.method,
-        overrides=list(cell.point.overrides),
-        computed=computed,
-        setting_id=setting_id(cell.config) if computed else "",
-    )
 
 
 @dataclass(frozen=True)
@@ -185,38 +201,38 @@ class Plan:
 
     name: str
     title: str
+    grid: Grid  # what was asked for
     parts: tuple[Part, ...]
     # data that is not here: a line for each; the plan holds, but nothing can run
     absent: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # what a person should know of the data, a line each
-    named: str | None = None  # the file in `sweeps/`
-    request: tuple[str, ...] = ()  # overrides as typed
     definition: dict[str, str] = field(default_factory=dict)  # as the manifest has it
 
     @property
     def axes(self) -> tuple[str, ...]:
         """The swept keys."""
-        return tuple(dict.fromkeys(axis for part in self.parts for axis in part.axes))
+        return tuple(dict.fromkeys(axis for part in self.parts for axis in part.grid.axes))
 
     @property
     def has_table(self) -> bool:
         """Is it a sweep, be it of one cell, and no single run?"""
-        return bool(self.axes) or self.named is not None
+        return bool(self.axes) or self.grid.named is not None
 
-    @property
-    def points(self) -> list[Cell]:
-        """The cells of all tables and selections; one that several share is there several times."""
-        return [cell for part in self.parts for cell in (*part.selection_cells, *part.cells)]
-
-    @property
+    @cached_property
     def cells(self) -> list[Cell]:
-        """All cells, each once, in order."""
-        return list({cell.cell_id: cell for cell in reversed(self.points)}.values())[::-1]
+        """All cells of tables and selections, each once, in order."""
+        points = [cell for part in self.parts for cell in (*part.selection_cells, *part.cells)]
+        return list({cell.cell_id: cell for cell in reversed(points)}.values())[::-1]
+
+    @property
+    def selections(self) -> list[Selection]:
+        """Hyper-parameters that are chosen by runs of its own."""
+        return [each for part in self.parts for each in part.selections]
 
     @property
     def undecided(self) -> list[Selection]:
-        """Hyper-parameters still to be chosen; the cells that use them are not in the plan yet."""
-        return [each for part in self.parts for each in part.selections if each.chosen is None]
+        """Those still to be chosen; the cells that use them are not in the plan yet."""
+        return [each for each in self.selections if each.chosen is None]
 
     @property
     def saved(self) -> int:
@@ -238,25 +254,29 @@ class Plan:
     @cached_property
     def settled(self) -> frozenset[str]:
         """Cells that have diverged where another value could be chosen: nothing waits for them."""
-        chosen = [
-            each for part in self.parts for each in part.selections if each.chosen is not None
-        ]
-        cells = [
-            cell for each in chosen for value in each.diverged for cell in each.candidates[value]
-        ]
-        return frozenset(cell.cell_id for cell in cells if cell.state is State.failed)
+        return frozenset(
+            cell.cell_id
+            for each in self.selections
+            if each.chosen is not None
+            for value in each.diverged
+            for cell in each.candidates[value]
+            if cell.state is State.failed
+        )
+
+    @property
+    def counting(self) -> list[Cell]:
+        """The cells that something waits for."""
+        return [cell for cell in self.cells if cell.cell_id not in self.settled]
 
     def launches(self, only: frozenset[State] | None = None) -> list[Cell]:
         """The cells that would run, each once, in order.
 
         With `only`, those in one of these states.
         """
-        found = [cell for cell in self.cells if to_launch(cell.state) or cell.anew]
-        return [
-            cell
-            for cell in found
-            if (cell.cell_id not in self.settled if only is None else cell.state in only)
-        ]
+        asked = (
+            self.counting if only is None else [cell for cell in self.cells if cell.state in only]
+        )
+        return [cell for cell in asked if to_launch(cell.state) or cell.anew]
 
     def counts(self) -> dict[State, int]:
         """State -> how many different cells are in it."""
@@ -268,20 +288,14 @@ class Plan:
         tables = [part.manifest() for part in self.parts]
         if [part.name for part in self.parts] == [self.name]:
             return tables
-        cells = tuple(cell for part in self.parts for cell in part.cells)
-        selections = tuple(each for part in self.parts for each in part.selections)
         whole = Part(
             self.name,
             self.title,
-            self.axes,
-            None,
-            None,
-            cells,
-            selections,
-            named=self.named,
-            request=self.request,
+            replace(self.grid, axes=self.axes),
+            tuple(cell for part in self.parts for cell in part.cells),
+            tuple(self.selections),
+            definition=self.definition,
         )
-        whole = replace(whole, definition=self.definition)
         return [*tables, whole.manifest([part.name for part in self.parts])]
 
 
@@ -290,143 +304,108 @@ def plan(grid: Grid, compose: Compose, absent_ok: bool = False, same_code: bool 
 
     Args:
         absent_ok: go on where data is not on this machine but its facts are known; `Plan.absent`
-        says what is missing. same_code: train again what another code than today's has computed.
+            says what is missing.
+        same_code: train again what another code than today's has computed.
 
     Raises:
         RequestError: with every problem of every cell; nothing was launched or written.
     """
-    drafter, sources = _Drafter(compose, absent_ok), Sources()
+    grids, sources, planner = grid.parts or (grid,), Sources(), _Planner(compose, absent_ok)
     # before anything is composed
-    frozen = {id(each): sources.of(each) for each in (grid, *grid.parts)}
-    drafts = {id(each): drafter.draft(each) for each in (grid.parts or (grid,))}
-    drafter.complain()
-    name = next((draft.config.sweep for draft in drafter.drafts if draft.config.sweep), grid.name)
-    standings = _survey(drafter.drafts)
+    definition, definitions = sources.of(grid.files), [sources.of(each.files) for each in grids]
+    drafts = [
+        (
+            planner.compose_all(each.points),
+            [
+                {value: planner.compose_all(its) for value, its in choice.candidates.items()}
+                for choice in each.choices
+            ],
+        )
+        for each in grids
+    ]
+    planner.complain()
+    known = planner.composed
+    planner.look_up(known)
+    name = next((cell.config.sweep for cell in known if cell.config.sweep), grid.name)
     parts = []
-    for each in grid.parts or (grid,):
-        points, choices = drafts[id(each)]
-        selections, pending = [], list[Pending]()
-        for choice, candidates in choices:
-            tried = {
-                value: tuple(_cell(draft, standings, same_code) for draft in runs)
-                for value, runs in candidates.items()
-            }
-            chosen, diverged = _chosen(tried, standings)
-            place = " ".join(
-                f"{key}={value}" for key, value in choice.labels.items() if value != "-"
-            )
+    for each, own, (points, choices) in zip(grids, definitions, drafts, strict=True):
+        selections, pending = [], list[tuple[Point, tuple[Cell, ...]]]()
+        for choice, tried in zip(each.choices, choices, strict=True):
+            candidates = {value: planner.settle(cells, same_code) for value, cells in tried.items()}
+            chosen, diverged = _chosen(candidates)
+            place = words({key: value for key, value in choice.labels.items() if value != "-"})
             selections.append(
-                Selection(choice.key, place, tried, len(choice.undecided), chosen, diverged)
+                Selection(choice.key, place, candidates, len(choice.undecided), chosen, diverged)
             )
+            finals = (
+                choice.final(chosen)
+                if chosen is not None
+                else [choice.final(value)[0] for value in choice.candidates]
+            )
+            final_cells = planner.compose_all(finals)
+            planner.complain()
             if chosen is None:
-                finals = [drafter.one(choice.final(value)[0]) for value in choice.candidates]
-                pending += [Pending(point, tuple(finals)) for point in choice.undecided]
+                pending += [(point, tuple(final_cells)) for point in choice.undecided]
             else:
-                finals = [drafter.one(point) for point in choice.final(chosen)]
-                standings |= _survey(finals)
-                points = [*points, *finals]
-        cells = tuple(_cell(draft, standings, same_code) for draft in points)
+                planner.look_up(final_cells)
+                points += final_cells
+        cells = planner.settle(points, same_code)
+        waiting = [cell for _, its in pending for cell in its]
         parts.append(
             Part(
                 name=each.name if grid.parts else name,
                 title=each.title or each.name,
-                axes=each.axes,
-                rows=each.rows,
-                columns=each.columns,
+                grid=each,
                 cells=cells,
                 selections=tuple(selections),
                 pending=tuple(pending),
-                differs=_differs(
-                    each.named,
-                    [*cells, *(draft for one in pending for draft in one.candidates)],
-                    compose,
-                ),
-                named=each.named,
-                request=each.request,
-                definition=frozen[id(each)],
+                differs=_differs(each.named, [*cells, *waiting], compose),
+                definition=own,
             )
         )
-    absent, notes = (
-        tuple(dict.fromkeys(lines)) for lines in (drafter.resolve.absent, drafter.resolve.notes)
-    )
-    notes += tuple(_earlier(drafter.drafts, standings))
     whole = Plan(
         name,
         grid.title or name,
+        grid,
         tuple(parts),
-        absent,
-        notes,
-        grid.named,
-        grid.request,
-        frozen[id(grid)],
+        tuple(dict.fromkeys(planner.resolve.absent)),
+        (*dict.fromkeys(planner.resolve.notes), *_earlier(known, planner.standings)),
+        definition,
     )
-    for cell in whole.points:
-        cell.config.sweep = name if whole.has_table else cell.config.sweep
+    if whole.has_table:
+        for cell in known:
+            cell.config.sweep = name
     return whole
 
 
-def _earlier(drafts: Iterable[_Draft], standings: Mapping[str, Standing]) -> Iterator[str]:
+def _earlier(cells: Iterable[Cell], standings: Mapping[str, Standing]) -> Iterator[str]:
     """A line of runs that are there and are none of these cells, for they have the ids of an
     earlier version.
     """
-    known = ((draft, standings.get(draft.cell_id)) for draft in drafts)  # others wait for a choice
     missing = {
-        draft.config.runs_dir
-        for draft, standing in known
-        if standing and standing.state is State.missing
+        cell.config.runs_dir
+        for cell in cells
+        # the others wait for a choice
+        if cell.cell_id in standings and standings[cell.cell_id].state is State.missing
     }
     for runs_dir in sorted(missing):
         if count := len(earlier_runs(runs_dir, standings)):
             yield of_folder(count, runs_dir)
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """A cell before it was looked up."""
-
-    point: Point
-    config: Config
-    choices: dict[str, str | None]
-    cell_id: str
-
-
-class _Drafter:
-    """Composes points and gathers what is wrong with them."""
+class _Planner:
+    """Composes points and looks cells up, and gathers what is wrong with them."""
 
     def __init__(self, compose: Compose, absent_ok: bool) -> None:
         self.compose, self.resolve = compose, Resolver(absent_ok)
-        self.drafts: list[_Draft] = []
-        self.problems: dict[str, list[str]] = {}  # problem -> the cells that have it
+        self.composed: list[Cell] = []
+        self.standings: dict[str, Standing] = {}
+        self._problems: dict[str, list[str]] = {}  # problem -> the cells that have it
         self._count = 0  # of all cells
 
-    def draft(
-        self, grid: Grid
-    ) -> tuple[list[_Draft], list[tuple[Choice, dict[str, list[_Draft]]]]]:
-        """The points of a grid, and those that its choices try."""
-        choices = [
-            (choice, {value: self._some(points) for value, points in choice.candidates.items()})
-            for choice in grid.choices
-        ]
-        return self._some(grid.points), choices
-
-    def one(self, point: Point) -> _Draft:
-        drafts = self._some([point])
-        self.complain()
-        return drafts[0]
-
-    def complain(self) -> None:
-        """Raises a RequestError if something is wrong with some cell."""
-        if self.problems:
-            count = self._count
-            lines = (
-                f"{_cells(cells, count)}: {text}" if cells[0] else text
-                for text, cells in self.problems.items()
-            )
-            raise RequestError(*lines)
-
-    def _some(self, points: Iterable[Point]) -> list[_Draft]:
-        drafts = []
-        points = list(points)
+    def compose_all(self, points: Sequence[Point]) -> list[Cell]:
+        """A cell for each point, without those that something is wrong with."""
+        cells = []
         self._count += len(points)
         for point in (
             Display.current().track(points, len(points), "composing")
@@ -436,18 +415,36 @@ class _Drafter:
             try:
                 composed = self.compose(point.overrides)
                 config = self.resolve(composed)
-                drafts.append(_Draft(point, config, composed.choices, cell_id(config)))
+                cells.append(Cell(point, config, composed.choices, cell_id(config)))
             except RequestError as error:
-                where = " ".join(f"{key}={value}" for key, value in point.labels.items())
                 for problem in error.problems:
-                    self.problems.setdefault(problem, []).append(where)
-        self.drafts += drafts
-        return drafts
+                    self._problems.setdefault(problem, []).append(words(point.labels))
+        self.composed += cells
+        return cells
+
+    def complain(self) -> None:
+        """Raises a RequestError if something is wrong with some cell."""
+        if self._problems:
+            raise RequestError(
+                *(
+                    f"{_cells(cells, self._count)}: {text}" if cells[0] else text
+                    for text, cells in self._problems.items()
+                )
+            )
+
+    def look_up(self, cells: Iterable[Cell]) -> None:
+        """Note where these stand."""
+        self.standings |= survey_all((cell.config.runs_dir, cell.cell_id) for cell in cells)
+
+    def settle(self, cells: Iterable[Cell], same_code: bool) -> tuple[Cell, ...]:
+        """The same cells, with where they stand."""
+        found = [replace(cell, standing=self.standings[cell.cell_id]) for cell in cells]
+        return tuple(
+            replace(cell, anew=True) if same_code and cell.other_codes else cell for cell in found
+        )
 
 
-def _differs(
-    named: str | None, cells: Iterable[Cell | _Draft], compose: Compose
-) -> dict[str, list[str]]:
+def _differs(named: str | None, cells: Iterable[Cell], compose: Compose) -> dict[str, list[str]]:
     """setting_id -> in what it differs from the one that the paper's table of this name has in its
     place, if it has one.
     """
@@ -488,44 +485,13 @@ def _cells(places: list[str], count: int, shown: int = 6) -> str:
     return " | ".join(places[:shown]) + rest
 
 
-def _survey(drafts: Sequence[_Draft]) -> dict[str, Standing]:
-    return survey_all((draft.config.runs_dir, draft.cell_id) for draft in drafts)
-
-
-def _cell(draft: _Draft, standings: dict[str, Standing], same_code: bool) -> Cell:
-    standing = standings[draft.cell_id]
-    begun = (
-        standing.state is not State.done
-        and standing.record is not None
-        and standing.record.attempts
-    )
-    others = standing.other_codes()
-    anew = same_code and bool(others)
-    return Cell(
-        draft.point,
-        draft.config,
-        draft.choices,
-        draft.cell_id,
-        config_id(draft.config),
-        config_id(baseline_of(draft.config)),
-        standing.state,
-        None if (ds := ds_of(draft.config)) is None else config_id(ds),
-        len(standing.folder.journal.read()) if begun and not anew else 0,
-        standing.goes_on,
-        others,
-        anew,
-    )
-
-
-def _chosen(
-    tried: dict[str, tuple[Cell, ...]], standings: dict[str, Standing]
-) -> tuple[str | None, tuple[str, ...]]:
+def _chosen(tried: Mapping[str, Sequence[Cell]]) -> tuple[str | None, tuple[str, ...]]:
     """The value with the lowest mean error on held-out images, the first of equals, and those with
     which training diverged. None until the runs of all others are done: one that failed for another
     reason may do well when it is run again.
     """
     records = {
-        value: [None if cell.anew else standings[cell.cell_id].record for cell in cells]
+        value: [cell.standing.record for cell in cells if cell.standing and not cell.anew]
         for value, cells in tried.items()
     }
     diverged = tuple(value for value, its in records.items() if any(map(has_diverged, its)))
@@ -538,7 +504,7 @@ def _chosen(
         for value, its in records.items()
         if value not in diverged
     }
-    if not errors or any(len(errors[value]) < len(tried[value]) for value in errors):
+    if not errors or any(len(its) < len(tried[value]) for value, its in errors.items()):
         return None, diverged
     means = {value: statistics.fmean(its) for value, its in errors.items()}
     return min(means, key=lambda value: means[value]), diverged

@@ -24,9 +24,9 @@ from dks.runs.record import Status
 from dks.runs.scheduler import Scheduler, SchedulerSilentError
 from dks.runs.states import Standing, State, has_diverged, survey
 from dks.runs.terminal import duration
-from dks.sweeps import codes
 from dks.sweeps.launchers.slurm import log_file
 from dks.sweeps.manifest import Manifest
+from dks.sweeps.summary import code_lines, same_code_command
 from dks.tracking.sync import close_dead
 
 SPEED = "train/images_per_second"
@@ -123,16 +123,10 @@ class SweepStatus:
 
     def code_lines(self) -> list[str]:
         """What is to be said of cells that another code than today's has computed, or begun."""
-        found = [
-            (each.state is State.done, others)
-            for each in self.standings.values()
-            if (others := each.other_codes())
-        ]
-        command = codes.command_for(self.sweep.name, self.sweep.named, self.sweep.request)
-        return codes.lines(
-            [each for done, each in found if done],
-            [each for done, each in found if not done],
-            command,
+        sweep = self.sweep
+        return code_lines(
+            ((each.state, each.other_codes()) for each in self.standings.values()),
+            same_code_command(sweep.name, sweep.named, sweep.request),
         )
 
     def to_json(self) -> str:

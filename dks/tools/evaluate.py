@@ -216,7 +216,9 @@ def evaluate_configured(
     Args:
         weights: a file, see `dks.models.weights.load_state_dict`.
         overrides: as of a run, `backbone=` and `data=` among them; what else belongs to `DECIDING`
-        can be given. batch_size: images a step; None: that of a run. workers: as `evaluate_file`.
+            can be given.
+        batch_size: images a step; None: that of a run.
+        workers: as `evaluate_file`.
 
     Raises:
         RequestError: the file or the data cannot be read, they do not fit together, or an override

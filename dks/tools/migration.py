@@ -40,8 +40,8 @@ from dks.runs.record import Record, RunFolder
 from dks.runs.states import Standing, State, look_up, survey
 from dks.sweeps import manifest
 from dks.sweeps.manifest import Manifest, ManifestCell
-from dks.tracking.note import Note
 from dks.tracking.sync import sync
+from dks.tracking.upload_state import UploadState
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class _Movers:
             with alone(folder.path):
                 record = folder.mend_record()
                 assert record is not None, "it has been read"
-                if (note := Note.read(folder)) is not None:
+                if (note := UploadState.read(folder)) is not None:
                     replace(note, cell_id=note.cell_id or fate.cell_id).write(folder)
                 folder.write_config(config)
                 folder.write_record(_renamed(record, config))

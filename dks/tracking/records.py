@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,12 @@ import pandas as pd
 import yaml
 
 from dks.config.errors import RequestError
-from dks.config.extensions import cited
 from dks.config.identity import flatten
 from dks.config.reading import read_text
-from dks.runs.attempts import computed_by
-from dks.runs.best import best_of
-from dks.runs.record import CONFIG, Record, RunFolder, Status
+from dks.runs.record import CONFIG, RunFolder, Status
 from dks.runs.states import State, survey
 from dks.tracking.cache import RowCache
-from dks.tracking.rows import Row, histories_frame, numbers, runs_frame
+from dks.tracking.rows import Row, histories_frame, record_row, runs_frame
 
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the fast one, where it was built
 # Another process may take them up at any time.
@@ -52,27 +48,24 @@ class RecordSource:
         cache = RowCache(f"records {self.path.absolute()}")
         kept = cache.read(None if cell_ids is None else names)
         rows: dict[str, Row] = {}
-        changed: dict[str, tuple[str, Row]] = {}
+        changed = set[str]()
         for name, stamp in stamps.items():
             if name in kept and kept[name][0] == stamp:
-                rows[name] = kept[name][1]
-            elif (row := self._read(name)) is not None:
-                rows[name] = row
-                changed[name] = stamp, row
-        for name, row in rows.items():
-            if (
-                row["mlflow_run_id"] is None
-                and (tracked := self._mlflow(name))["mlflow_run_id"] is not None
-            ):
-                row.update(tracked)
-                changed[name] = stamps[name], row
+                rows[name] = row = kept[name][1]
+                # MLflow may have taken it after its record was written
+                if row["mlflow_run_id"] is None and (noted := self._mlflow(name))["mlflow_run_id"]:
+                    row.update(noted)
+                    changed.add(name)
+            elif (read := self._read(name)) is not None:
+                rows[name] = read
+                changed.add(name)
         ended = {
-            name: each
-            for name, each in changed.items()
-            if each[1]["state"] not in _OPEN and name not in self._damaged
+            name: (stamps[name], rows[name])
+            for name in changed
+            if rows[name]["state"] not in _OPEN and name not in self._damaged
         }
         cache.write(ended, kept.keys() - stamps.keys() if cell_ids is None else ())
-        self._settle(rows)
+        self._set_states(rows)
         return runs_frame(list(rows.values()))
 
     def histories(self, cell_ids: Collection[str], metrics: Collection[str]) -> pd.DataFrame:
@@ -109,13 +102,17 @@ class RecordSource:
         folder = RunFolder(self.path / name)
         record = folder.read_record()
         (self._damaged.add if folder.record_is_damaged else self._damaged.discard)(name)
-        return None if record is None else {**_row(folder, record), **self._mlflow(name)}
+        if record is None:
+            return None
+        try:
+            text = read_text(folder.config_file, CONFIG)
+            data, recipe = _section(text, "data"), _section(text, "recipe")
+        except (OSError, ValueError, yaml.YAMLError):
+            data, recipe = {}, {}
+        return {**record_row(folder, record, data, recipe), **self._mlflow(name)}
 
     def _mlflow(self, name: str) -> Row:
-        """The run in MLflow that its sink noted, if it came that far.
-
-        That may be after the record was written.
-        """
+        """The run in MLflow that `mlflow.json` names."""
         try:
             noted = json.loads(read_text(f"{self.path}/{name}/mlflow.json"))
             return {
@@ -125,11 +122,8 @@ class RecordSource:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {"mlflow_run_id": None, "mlflow_experiment_id": None}
 
-    def _settle(self, rows: dict[str, Row]) -> None:
-        """Give the runs that are not done their states.
-
-        Those that nobody began, or is about to, go.
-        """
+    def _set_states(self, rows: dict[str, Row]) -> None:
+        """Of the runs that are not done; those that nobody began, or is about to, go."""
         unfinished = [name for name, row in rows.items() if row["state"] != State.done.value]
         standings = survey(str(self.path), unfinished) if unfinished else {}
         for name, standing in standings.items():
@@ -149,55 +143,6 @@ class RecordSource:
             for epoch, entry in newest.items():
                 for metric in metrics & entry.metrics.keys():
                     yield cell_id, epoch, metric, entry.metrics[metric]
-
-
-def _row(folder: RunFolder, record: Record) -> Row:
-    """All but the run in MLflow; `state` is the record's own status."""
-    last = record.attempts[-1] if record.attempts else None
-    data, recipe = _sections(folder.config_file)
-    row = {
-        "cell_id": folder.cell_id,
-        "config_id": record.config_id,
-        "seed": record.seed,
-        "method": record.method,
-        "state": record.status.value,
-        "epochs": int(recipe.get("epochs") or 0),
-        "git_commit": last.git_commit if last else None,
-        "data_fingerprint": data.get("fingerprint"),
-        "device": last.device if last else None,
-        "started": record.attempts[0].started if last else None,
-        "place": str(folder.path),
-        "attempts": len(record.attempts),
-        "extensions": cited(each for attempt in record.attempts for each in attempt.extensions),
-        "computed_by": [asdict(each) for each in computed_by(record.attempts)],
-        "schema_version": record.schema_version,
-        **numbers("cost", record.cost),
-    }
-    final, best = (
-        (record.final, folder.best(record)) if record.status is Status.done else _ends(folder)
-    )
-    row |= numbers("final", final) | numbers("best", best)
-    row["epoch"] = int(row.pop("final/epoch", 0))
-    return row
-
-
-def _ends(folder: RunFolder) -> tuple[dict[str, float], dict[str, float]]:
-    """The metrics after the last epoch and in the best ones, as a record of a run that is done has
-    them.
-    """
-    entries = folder.journal.read()
-    # of several of one epoch the newest
-    last = max(reversed(entries), key=lambda entry: entry.epoch, default=None)
-    return {} if last is None else {"epoch": last.epoch, **last.metrics}, best_of(entries)
-
-
-def _sections(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`data` and `recipe` of a frozen configuration; empty where it cannot be read."""
-    try:
-        text = read_text(file, CONFIG)
-        return _section(text, "data"), _section(text, "recipe")
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}, {}
 
 
 def _section(text: str, name: str) -> dict[str, Any]:

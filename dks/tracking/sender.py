@@ -1,4 +1,4 @@
-"""The process that sends runs to MLflow while they go on, and how others talk to it.
+"""The background process that uploads runs while they go on, and how others talk to it.
 
 It reads what is to be sent from the folders of the runs, so the process that trains tells it of a
 run's beginning and its end, and of nothing between: an epoch costs it nothing, whatever the store
@@ -7,17 +7,18 @@ that belong together, as a sweep's workers on one machine, one has a sender for 
 
 `python -m dks.cli.sender` takes commands on standard input, one JSON object a line:
 
-{"open": {...}, "own": true}     this store will be used (a Tracking); it is made if it is not
-there. own: the user named it {"begin": "<run folder>"}        its epochs are to be sent as they
-come {"end": "<run folder>"}          it ended; its record says how {"sweep": "<name>", "status":
-"RUNNING", "tracking": {...}} {"finish": 30.0}                 send the rest, for at most so many
-seconds, and leave
+- `{"open": {...}, "own": true}`: this store will be used (a Tracking); it is made if it is not
+  there. own: the user named it.
+- `{"begin": "<run folder>"}`: its epochs are to be sent as they come.
+- `{"end": "<run folder>"}`: it ended; its record says how.
+- `{"sweep": "<name>", "status": "RUNNING", "tracking": {...}}`: the status of a sweep's run.
+- `{"finish": 30.0}`: send the rest, for at most so many seconds, and leave.
 
 It answers on standard output, one JSON object a line:
 
-{"opened": {}}                   to "open"; or in it "refused": [why it cannot be used], or
-"silent": why it takes nothing now {"problems": ["<a line>"]}       to "finish": what could not be
-sent, for a person
+- `{"opened": {}}` to "open"; in it "refused": [why it cannot be used], or "silent": why it takes
+  nothing now.
+- `{"problems": ["<a line>"]}` to "finish": what could not be sent, for a person.
 """
 
 from __future__ import annotations
@@ -46,14 +47,11 @@ from dks.tracking.store import look
 
 log = logging.getLogger(__name__)
 
-# Seconds that the process has to start, and to hear from a server.
-OPENING = 30.0
-# Seconds after which a person wants to know what is waited for.
-AT_ONCE = 2.0
-# Seconds that the process may take beyond the time it has for the rest, to start and to leave.
-GRACE = 15.0
-# Seconds for the rest and for leaving where a person has interrupted the runs.
-HASTE = 2.0
+# seconds
+OPENING = 30.0  # that the process has to start, and to hear from a server
+AT_ONCE = 2.0  # after which a person wants to know what is waited for
+GRACE = 15.0  # that the process may take beyond the time it has for the rest, to start and to leave
+HASTE = 2.0  # for the rest and for leaving where a person has interrupted the runs
 
 
 class NoSender:
@@ -73,17 +71,20 @@ class NoSender:
 
 
 class Sender:
-    """The process, begun with the first command.
+    """The background process, started with the first command.
 
     Its methods return at once and raise nothing, but for `open` and `finish`.
+
+    Args:
+        say: shows a person a line.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._process: subprocess.Popen[bytes] | None = None
-        self._broken: str | None = None
+        self._broken: str | None = None  # why it hears nothing any more
         self._begun = False  # there is something to send
-        self._said = b""  # and not yet read
+        self._answers = b""  # that were not yet read
 
     def open(self, tracking: Tracking) -> str | None:
         """This store will be used.
@@ -99,7 +100,9 @@ class Sender:
         point_at(str(tracking.uri))
         warn_if_exposed(str(tracking.uri))
         known = look(tracking)
-        self._tell({"open": dataclasses.asdict(tracking), "own": is_pointed_at(str(tracking.uri))})
+        self._command(
+            {"open": dataclasses.asdict(tracking), "own": is_pointed_at(str(tracking.uri))}
+        )
         if known is not None or str(tracking.uri).startswith(SQLITE) or self._process is None:
             return None
         try:
@@ -114,47 +117,48 @@ class Sender:
     def begin(self, folder: Path) -> None:
         """The epochs of this run are to be sent as they come."""
         self._begun = True
-        self._tell({"begin": str(folder.absolute())})
+        self._command({"begin": str(folder.absolute())})
 
     def end(self, folder: Path) -> None:
         """This run ended."""
-        self._tell({"end": str(folder.absolute())})
+        self._command({"end": str(folder.absolute())})
 
     def sweep(self, name: str, status: str, tracking: Tracking) -> None:
         """The run that stands for a sweep is to have a status, as MLflow names it."""
-        self._tell({"sweep": name, "status": status, "tracking": dataclasses.asdict(tracking)})
+        self._command({"sweep": name, "status": status, "tracking": dataclasses.asdict(tracking)})
 
     def finish(self, patience: float, hurry: bool = False) -> list[str]:
-        """Wait until all is sent, or for a bounded time.
+        """Wait until all is sent, or for a bounded time; the process is gone then.
+
+        It may be in the middle of something: a store is made as a whole or not at all.
 
         Returns what could not be sent, in lines for a person.
-
-        The process is gone then, if need be in the middle of something: a store is made as a whole
-            or not at all.
 
         Args:
             patience: seconds that the process has for the rest.
             hurry: a person has interrupted the runs.
         """
-        if self._process is None:
+        process = self._process
+        if process is None:
             return [self._loss()] if self._broken else []
         try:
             if not hurry:
-                return self._finish(patience, GRACE)
-            return self._finish(min(patience, HASTE / 2), HASTE / 2) if self._begun else []
+                return self._finish(process, patience, GRACE)
+            rest = min(patience, HASTE / 2)
+            return self._finish(process, rest, HASTE / 2) if self._begun else []
         finally:
-            self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
                 assert pipe is not None
                 with suppress(OSError):  # what could not be written is lost with the process
                     pipe.close()
 
-    def _finish(self, patience: float, grace: float) -> list[str]:
-        assert self._process is not None and self._process.stdin is not None
-        self._tell({"finish": patience})
+    def _finish(self, process: subprocess.Popen[bytes], patience: float, grace: float) -> list[str]:
+        self._command({"finish": patience})
+        assert process.stdin is not None
         with suppress(OSError):
-            self._process.stdin.close()
+            process.stdin.close()
         try:
             try:
                 problems: list[str] = self._answer("problems", AT_ONCE)
@@ -166,7 +170,7 @@ class Sender:
         except (OSError, ValueError):  # TimeoutError is an OSError
             return [self._loss()]
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(grace)
+            process.wait(grace)
         return problems
 
     def _answer(self, key: str, seconds: float) -> Any:
@@ -181,9 +185,9 @@ class Sender:
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while True:
-                line, end, rest = self._said.partition(b"\n")
+                line, end, rest = self._answers.partition(b"\n")
                 if end:
-                    self._said = rest
+                    self._answers = rest
                     if key in (answer := json.loads(line)):
                         return answer[key]
                 elif not selector.select(max(0.0, until - time.monotonic())):
@@ -192,13 +196,13 @@ class Sender:
                     got = os.read(self._process.stdout.fileno(), 1 << 16)
                     if not got:
                         raise BrokenPipeError("it is gone")
-                    self._said += got
+                    self._answers += got
 
     def _loss(self) -> str:
         what = self._broken or "the process that sends does not answer"
         return f"MLflow has not got everything: {what}; dks sync sends the rest"
 
-    def _tell(self, command: dict[str, Any]) -> None:
+    def _command(self, command: dict[str, Any]) -> None:
         try:
             if self._process is None:
                 self._process = _start()
@@ -210,7 +214,8 @@ class Sender:
             log.warning("%s", self._broken)
 
 
-_current: NoSender | Sender = NoSender()
+_NOBODY = NoSender()
+_current: NoSender | Sender = _NOBODY
 
 
 def current() -> NoSender | Sender:
@@ -225,12 +230,11 @@ def sending(tracking: Tracking, say: Callable[[str], None]) -> Iterator[NoSender
     Args:
         say: shows a person a line.
     """
-    if _is_open() or tracking.kind is TrackingKind.off:
-        yield current()
+    if _current is not _NOBODY or tracking.kind is TrackingKind.off:
+        yield _current
         return
-    sender = Sender(say)
+    sender, hurry = Sender(say), False
     with _as_current(sender):
-        hurry = False
         try:
             yield sender
         except KeyboardInterrupt:
@@ -246,13 +250,6 @@ def sent_elsewhere() -> Iterator[None]:
     """Inside this context another process has the sender of the runs."""
     with _as_current(NoSender()):
         yield
-
-
-_NOBODY = _current
-
-
-def _is_open() -> bool:
-    return _current is not _NOBODY
 
 
 @contextmanager

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -28,15 +27,23 @@ from dks.config.schema import Tracking, TrackingKind
 from dks.config.secrets import without_password
 from dks.runs.disk import refusal, size_limit
 from dks.tracking.addresses import HTTP, how_to_allow, is_pointed_at
-from dks.tracking.database import SQLITE, TIMEOUT, engine_of, is_half_made, read_sqlite, schema
+from dks.tracking.database import SQLITE, TIMEOUT, connected, engine_of
+from dks.tracking.mlflow_internals import (
+    EXPERIMENTS,
+    error_code,
+    essence,
+    http_status,
+    is_half_made,
+    make_tables,
+    schema,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 LONGEST = 300  # characters of what is told of a store's words
 LOOK = 1.0  # seconds that a look at an SQLite store waits for whoever makes it
-# runs that a store tells of at once; those that nobody deleted, as MLflow's ViewType counts
-PAGE, ACTIVE = 1000, 1
+PAGE = 1000  # runs that a store tells of at once
 LISTING = 300.0  # seconds that a list of all runs may take
 # the advisory lock under which a database gets MLflow's tables: "dks" in ASCII
 _CREATION = 0x646B73
@@ -105,8 +112,7 @@ def open_named(tracking: Tracking) -> tuple[str, MlflowClient]:
     uri = str(tracking.uri)
     if not uri.startswith((SQLITE, *HTTP)) and not is_pointed_at(uri):
         raise Unavailable(
-            f"no password goes to a database that stands only in the files of runs; "
-            f"{how_to_allow(uri)}"
+            f"no password goes to a database that only files of runs name; {how_to_allow(uri)}"
         )
     return prepare(tracking), open_client(uri)
 
@@ -119,14 +125,11 @@ def _make_sqlite(path: Path) -> None:
     if not _is_free(path):
         return
     load_mlflow()
-    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
     draft = path.absolute().with_name(f".{path.name}.draft")
     _remove(draft)  # of a process that was killed
     try:
         draft.touch()  # as the umask has it; SQLite would never let a group write
-        SqlAlchemyStore(f"{SQLITE}{draft}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+        make_tables(draft)
         if _is_free(path):  # another program may have made one
             # with the journal of a store that is gone, which SQLite would take for that of the new
             # one
@@ -140,8 +143,8 @@ def _is_free(path: Path) -> bool:
     """Is there no database, or one that was left half made?"""
     if not path.exists() or not path.stat().st_size:
         return True
-    with closing(read_sqlite(f"{SQLITE}{path}")) as store:
-        return is_half_made(store)
+    with connected(f"{SQLITE}{path}") as database:
+        return is_half_made(database)
 
 
 def _remove(path: Path) -> None:
@@ -153,9 +156,8 @@ def _remove(path: Path) -> None:
 def _refuse_insecure() -> None:
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() == "true":
         raise RequestError(
-            "MLFLOW_TRACKING_INSECURE_TLS=true would send passwords to whoever answers; unset "
-            "it, and name the certificate "
-            "of your own authority in MLFLOW_TRACKING_SERVER_CERT_PATH"
+            "MLFLOW_TRACKING_INSECURE_TLS=true would send passwords to whoever answers; unset it, "
+            "and name the certificate of your own authority in MLFLOW_TRACKING_SERVER_CERT_PATH"
         )
 
 
@@ -167,10 +169,14 @@ def _known(tracking: Tracking) -> str | None:
         return None
     if not found.fits:
         raise RequestError(found.problem(uri))
-    row = _experiment_sqlite(uri, name) if uri.startswith(SQLITE) else _experiment_row(uri, name)
-    if row is not None and row[1] != "active":
-        raise RequestError(_deleted(name, row[0]))
-    return None if row is None else str(row[0])
+    with connected(uri) as database:
+        rows = {each: (number, stage) for number, each, stage in database.select(EXPERIMENTS)}
+    if name not in rows:
+        return None
+    number, stage = rows[name]
+    if stage != "active":
+        raise RequestError(_deleted(name, number))
+    return str(number)
 
 
 def open_client(uri: str) -> MlflowClient:
@@ -211,12 +217,15 @@ def load_mlflow(timeout: int = TIMEOUT) -> None:
     install()
 
 
-def all_cells(client: MlflowClient, experiment: str, view: int = ACTIVE) -> Iterator[Any]:
-    """All runs of an experiment that are a cell, deleted ones among them where the view says so.
+def all_cells(client: MlflowClient, experiment: str, deleted: bool = False) -> Iterator[Any]:
+    """All runs of an experiment that are a cell, if need be deleted ones among them.
 
     Raises:
         Unavailable: the store comes to no end.
     """
+    from mlflow.entities import ViewType
+
+    view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
     token, until = None, time.monotonic() + LISTING
     while True:
         page = client.search_runs(
@@ -239,7 +248,7 @@ def reason(error: BaseException) -> str:
     ):
         return limit
     lines = str(original).strip().splitlines()
-    return said(_essence(without_password(lines[0] if lines else type(error).__name__, shortest=1)))
+    return said(essence(without_password(lines[0] if lines else type(error).__name__, shortest=1)))
 
 
 def said(text: str, longest: int = LONGEST) -> str:
@@ -250,49 +259,11 @@ def said(text: str, longest: int = LONGEST) -> str:
     return one_line(without_password(text, shortest=1), longest)
 
 
-# What matters in what MLflow's client says of a request: the server's own words, or why it could
-# not be reached.
-_ESSENCES = (
-    r"failed with error code (?P<status>\d+) .*?Response body: '(?P<words>[^']*)",
-    r"(?P<words>no whole answer in \d+ s|redirected to .*, which is to be named itself|more than "
-    r"\d+ MiB in an answer)",
-    r"\[Errno -?\d+\] (?P<words>[^'\")\]]+)",
-    r"(?P<words>certificate verify failed: [^(]+?) \(",
-    r"(?P<words>[Rr]ead timed out)",
-    r"(?P<words>[Cc]onnection to \S+ timed out)",
-    r"Caused by \w+\((?P<words>[^)]+)",
-)
-
-
-def _essence(text: str) -> str:
-    """The end of a long story of a request; any other text as it is."""
-    if not text.startswith("API request to"):
-        return text
-    for pattern in _ESSENCES:
-        if found := re.search(pattern, text):
-            parts = found.groupdict()
-            return (
-                f"HTTP {parts['status']}: {parts['words']}"
-                if parts.get("status")
-                else parts["words"]
-            )
-    return text
-
-
 def is_refusal(error: BaseException) -> bool:
     """Does a server answer, and say no? It will say so again, unlike one that does not answer."""
-    return status_of(error) in (401, 403, 404) or any(
+    return http_status(error) in (401, 403, 404) or any(
         type(cause).__name__ == "SSLError" for cause in _causes(error)
     )
-
-
-def status_of(error: BaseException) -> int | None:
-    """The status of HTTP that an error of MLflow's client stands for; None where there is none."""
-    told = re.search(r"failed with error code (\d{3})", str(error))
-    if told:
-        return int(told[1])
-    ask = getattr(error, "get_http_status_code", None)
-    return int(ask()) if ask else None
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
@@ -301,7 +272,7 @@ def _experiment(client: MlflowClient, name: str) -> str:
         try:
             return str(client.create_experiment(name, _artifacts(client.tracking_uri, name)))
         except Exception as error:
-            if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
+            if error_code(error) != "RESOURCE_ALREADY_EXISTS":
                 raise
             found = client.get_experiment_by_name(name)  # somebody else was faster
             assert found is not None, "it exists"
@@ -316,18 +287,25 @@ def _artifacts(uri: str, name: str) -> str | None:
     Beside an SQLite store that is not in the current folder; None: as MLflow has it.
     """
     folder = Path(uri.removeprefix(SQLITE)).parent
-    return (
-        str(folder / "mlruns" / quote(name, safe=""))
-        if uri.startswith(SQLITE) and folder != Path.cwd()
-        else None
-    )
+    if not uri.startswith(SQLITE) or folder == Path.cwd():
+        return None
+    return str(folder / "mlruns" / quote(name, safe=""))
+
+
+# what to do where a server refuses, by the status of its answer
+_ADVICE = {
+    401: "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+    403: "the account may not, or the server does not know itself by this name (mlflow server "
+    "--allowed-hosts)",
+    404: "no MLflow server is there",
+}
+_TRUST = "name the certificate of your own authority in MLFLOW_TRACKING_SERVER_CERT_PATH"
 
 
 def _deleted(name: str, number: object) -> str:
     return (
         f"tracking.experiment={name} was deleted in MLflow; restore it with: mlflow experiments "
-        f"restore -x {number}, or name "
-        "another one"
+        f"restore -x {number}, or name another one"
     )
 
 
@@ -346,22 +324,9 @@ def _explained(tracking: Tracking) -> Iterator[None]:
             ) from error
         if not is_refusal(error):
             raise Unavailable(f"it does not answer ({reason(error)})") from error
-        account = (
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        )
-        if not is_pointed_at(str(tracking.uri)):
-            account = (
-                f"no account was sent to what stands only in the files of runs; {how_to_allow(uri)}"
-            )
-        advice = {
-            401: account,
-            403: "the account may not, or the server does not know itself by this name (mlflow "
-            "server --allowed-hosts)",
-            404: "no MLflow server is there",
-        }.get(
-            status_of(error) or 0,
-            "name the certificate of your own authority in MLFLOW_TRACKING_SERVER_CERT_PATH",
-        )
+        advice = _ADVICE.get(http_status(error) or 0, _TRUST)
+        if http_status(error) == 401 and not is_pointed_at(str(tracking.uri)):
+            advice = f"no account was sent to what only files of runs name; {how_to_allow(uri)}"
         raise Unavailable(f"it refuses ({reason(error)}): {advice}") from error
 
 
@@ -398,21 +363,6 @@ def _alone(uri: str, patience: float = -1) -> Iterator[None]:
             yield
     else:
         yield
-
-
-def _experiment_sqlite(uri: str, name: str) -> Any:
-    with closing(read_sqlite(uri)) as store:
-        return store.execute(
-            "SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = ?", (name,)
-        ).fetchone()
-
-
-def _experiment_row(uri: str, name: str) -> Any:
-    from sqlalchemy import text
-
-    with engine_of(uri).connect() as connection:
-        query = text("SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = :name")
-        return connection.execute(query, {"name": name}).fetchone()
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

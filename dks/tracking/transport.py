@@ -25,6 +25,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from dks.config.reading import MIB
 from dks.tracking.addresses import is_pointed_at
+from dks.tracking.mlflow_internals import use_session
 
 LARGEST = 256 * MIB  # bytes of an answer
 SLOWEST = 100_000  # bytes a second that are sent at least, or the network is taken for none
@@ -180,9 +181,7 @@ _POOLS = {"http": _PlainPool, "https": _EncryptedPool}
 
 def install() -> None:
     """All requests of MLflow's client go through `Transport` from now on."""
-    from mlflow.utils import request_utils
-
-    request_utils._get_request_session = lambda *_, **__: _session(os.getpid())
+    use_session(lambda *_, **__: _session(os.getpid()))
 
 
 @lru_cache(maxsize=1)

@@ -34,7 +34,8 @@ class Graph:
 
     Args:
         forward, backward: the passes; `backward(outputs, 1.0)` leaves gradients in the parameters
-        of `module`. module: its buffers and the random state are as they were after warming up.
+            of `module`.
+        module: its buffers and the random state are as they were after warming up.
     """
 
     def __init__(

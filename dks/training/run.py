@@ -87,8 +87,10 @@ def run_cell(path: Path | str) -> Outcome:
 
     Raises:
         Interrupted: a signal came. The record says killed; the same call goes on from the very
-        step. RequestError: its configuration or its record cannot be read, or the configuration is
-        that of another cell. DiskFull: not even the beginning of the attempt could be written down.
+            step.
+        RequestError: its configuration or its record cannot be read, or the configuration is that
+            of another cell.
+        DiskFull: not even the beginning of the attempt could be written down.
     """
     folder = RunFolder(path)
     if not folder.claim():

@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
-from dks.cli import main as cli
+import click
+
+from dks.cli.main import dks
 
 ROOT = Path(__file__).resolve().parents[2]
-AS_ON_PAPER = {"COLUMNS": "88", "NO_COLOR": "1"}
+WIDTH = 88
 
 
-def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """A parser and those of its subcommands, in the order in which they are listed."""
-    yield parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for each in action.choices.values():
-                yield from parsers(each)
+def contexts(
+    command: click.Command = dks, parent: click.Context | None = None
+) -> Iterator[click.Context]:
+    """A command and those below it, in the order in which they are listed."""
+    context = click.Context(
+        command, parent, command.name, terminal_width=WIDTH, **command.context_settings
+    )
+    yield context
+    for each in getattr(command, "commands", {}).values():
+        yield from contexts(each, context)
 
 
 def page() -> str:
     """The whole reference."""
     parts = []
-    with mock.patch.dict(os.environ, AS_ON_PAPER):
-        for parser in parsers(cli._parser()):
-            text = _train() if parser.prog == "dks train" else parser.format_help().rstrip()
-            parts.append(f"## {parser.prog}\n\n```text\n{text}\n```")
+    for context in contexts():
+        path = context.command_path
+        text = _train() if path == "dks train" else context.get_help()
+        parts.append(f"## {path}\n\n```text\n{text}\n```")
     return "\n\n".join(parts)
 
 
 def _train() -> str:
     """Hydra prints this one itself."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": str(WIDTH), "NO_COLOR": "1"}
     command = [sys.executable, "-m", "dks", "train", "--help"]
     return subprocess.run(
         command, env=environment, check=True, capture_output=True, text=True

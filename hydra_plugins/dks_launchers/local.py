@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 if TYPE_CHECKING:
     from dks.config.schema import Config
     from dks.sweeps.estimate.packing import Choice
-    from dks.sweeps.launchers.slots import Layout
+    from dks.sweeps.launchers.local import Layout
 
 
 class LocalLauncher(Launcher):
@@ -42,7 +42,7 @@ class LocalLauncher(Launcher):
     def check(self) -> None:
         """Raises a RequestError if an option is wrong; called before anything is written."""
         from dks.config.errors import RequestError
-        from dks.sweeps.launchers.slots import lay_out
+        from dks.sweeps.launchers.local import lay_out
 
         if not (self.slots in (None, "auto") or type(self.slots) is int):
             raise RequestError(
@@ -66,7 +66,7 @@ class LocalLauncher(Launcher):
             return None
         from dks.machine.environment import available_threads
         from dks.sweeps.estimate.packing import Division, choose
-        from dks.sweeps.launchers.slots import Layout, environment
+        from dks.sweeps.launchers.local import Layout, environment
 
         cores, (gpus, numbered) = available_threads(), self._gpus({cell.device for cell in cells})
         variables = environment(os.environ, Layout(1, cores, cores, gpus), 0)
@@ -84,67 +84,53 @@ class LocalLauncher(Launcher):
         if _together():
             yield
             return
-        from dks.sweeps.launchers.nursery import nursery
+        from dks.sweeps.launchers.local import fork_server
 
-        with nursery():
+        with fork_server():
             yield
 
     def slots_for(self, cells: int) -> int:
         """How many of that many cells would run at a time."""
         return self._layout(cells, {self.device}).slots if cells > 1 else 1
 
-    def launch(
-        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-    ) -> Sequence[JobReturn]:
-        """Run the cells.
+    def launch_cells(
+        self, folders: "Sequence[Path]", configs: "Sequence[Config]"
+    ) -> list[Exception]:
+        """Run the cells of these folders.
 
-        Their folders are in `hydra.sweep.dir` and `hydra.sweep.subdir` of each job.
+        Returns the errors of those that could not even begin.
 
         Raises:
             RequestError: an option is wrong.
             KeyboardInterrupt: a signal came; the runs under way have saved, the other cells stay
                 queued.
         """
-        from dks.runs.launches import cell_folders
-
-        folders = cell_folders(job_overrides)
-        given = {
-            each.removeprefix("device=")
-            for job in job_overrides
-            for each in job
-            if each.startswith("device=")
-        }
-        errors = self._run(folders, given or {self.device})
-        return [
-            JobReturn(
-                overrides=list(overrides),
-                status=JobStatus.FAILED if folder in errors else JobStatus.COMPLETED,
-                _return_value=errors.get(folder),
-            )
-            for overrides, folder in zip(job_overrides, folders, strict=True)
-        ]
-
-    def _run(self, folders: list[Path], devices: set[str]) -> dict[Path, Exception]:
         from dks.runs.terminal import Display
-        from dks.sweeps.launchers.slots import run_in_slots
+        from dks.sweeps.launchers.local import run_in_slots
         from dks.sweeps.launchers.worker import run_cells
 
-        layout = self._layout(len(folders), devices)
+        layout = self._layout(len(folders), {config.device for config in configs})
         if not _together() and (len(folders) > 1 or self.slots not in (None, "auto", 1)):
             display = Display.current()
             assert isinstance(display, Display), "a worker launches nothing"
-            return run_in_slots(folders, layout, display)
-        errors: dict[Path, Exception] = {}
+            return list(run_in_slots(list(folders), layout, display).values())
+        errors: list[Exception] = []
         for folder in folders:
             try:
                 run_cells([folder])
             except Exception as error:
-                errors[folder] = error
+                errors.append(error)
         return errors
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """What other sweepers would call; ours hands cells over, to `launch_cells`."""
+        raise NotImplementedError
 
     def _layout(self, cells: int, devices: set[str]) -> "Layout":
         from dks.machine.environment import available_threads
-        from dks.sweeps.launchers.slots import lay_out
+        from dks.sweeps.launchers.local import lay_out
 
         gpus, numbered = self._gpus(devices)
         slots, a_gpu = (None if self.slots == "auto" else self.slots), self.slots_per_gpu
@@ -158,7 +144,7 @@ class LocalLauncher(Launcher):
 
         One with a number, such as cuda:1, is the user's choice.
         """
-        from dks.sweeps.launchers.slots import visible_gpus
+        from dks.sweeps.launchers.local import visible_gpus
 
         numbered = any(":" in device for device in devices)
         return (visible_gpus() if not numbered and devices & {"auto", "cuda"} else ()), numbered

@@ -6,15 +6,19 @@ Hydra loads this module at each start, so everything heavy is imported when cell
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dks.sweeps.launchers.slurm import Resources
+
+if TYPE_CHECKING:
+    from dks.config.schema import Config
 
 
 class SlurmLauncher(Launcher):
@@ -52,32 +56,32 @@ class SlurmLauncher(Launcher):
 
         check(Resources(**self.resources))
 
-    def launch(
-        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-    ) -> Sequence[JobReturn]:
-        """Submit; the cells' folders are in `hydra.sweep.dir` and `hydra.sweep.subdir` of each job.
+    def launch_cells(self, folders: Sequence[Path], configs: Sequence[Config]) -> list[Exception]:
+        """Submit the cells of these folders.
 
         Raises:
             RequestError: there is no SLURM here, or it refuses.
         """
         from rich.markup import escape
 
-        from dks.runs.launches import cell_folders
         from dks.runs.record import RunFolder
         from dks.runs.terminal import say
         from dks.sweeps.launchers.slurm import submit
         from dks.sweeps.launchers.worker import launch_of
 
-        folders = cell_folders(job_overrides)
         launch = launch_of(RunFolder(folders[0]))
         assert launch is not None, "cells are queued by a launch before they are handed over"
-        jobs = submit(folders, launch, Resources(**self.resources))
+        jobs = submit(list(folders), launch, Resources(**self.resources))
         noun = "cell" if len(folders) == 1 else "cells"
         text = f"submitted {len(folders)} {noun} to SLURM: job {', '.join(jobs)}"
         say(escape(text))
-        return [
-            JobReturn(overrides=list(each), status=JobStatus.COMPLETED) for each in job_overrides
-        ]
+        return []
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """What other sweepers would call; ours hands cells over, to `launch_cells`."""
+        raise NotImplementedError
 
 
 # From the dataclass, so that Hydra checks the types of `hydra.launcher.KEY=value`.

@@ -10,10 +10,11 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -84,65 +85,47 @@ class DksSweeper(Sweeper):
         from dks.machine import interruption
         from dks.sweeps import engine
         from dks.sweeps.files import read
-        from dks.sweeps.grid import expand
         from dks.sweeps.plan import plan
-        from dks.sweeps.plan_text import plan_json, plan_text
-        from dks.sweeps.request import grid_of
+        from dks.sweeps.spec import expand, grid_of
 
         interruption.check()  # Hydra may have lost it
-        assert self.hydra_context is not None
+        assert self.hydra_context is not None and self.config is not None
         if self.code not in (None, "same"):
             raise RequestError(
                 f"hydra.sweeper.code={self.code}: choose same, or null, which trains nothing again"
             )
-        policy = engine.Policy(
-            self.retries, self.max_failures, engine.UNSUCCESSFUL if self.only_unsuccessful else None
-        )
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        compose = Composer(self._compose)
+        only = engine.UNSUCCESSFUL if self.only_unsuccessful else None
+        policy = engine.Policy(self.retries, self.max_failures, only)
+        loader = self.hydra_context.config_loader
+        parser = OverridesParser.create(config_loader=loader)
+        compose = Composer(partial(_compose, loader, self.config))
         if self.named:
             grid = grid_of(read(self.named), arguments, parser, compose)
         else:
             grid = expand(parser.parse_overrides(arguments))
-        planned = partial(plan, grid, compose, absent_ok=True, same_code=self.code == "same")
+        make = partial(plan, grid, compose, absent_ok=True, same_code=self.code == "same")
+        launcher = HydraLauncher(self.launcher, self.config.hydra.runtime.choices["hydra/launcher"])
         if self.show is not None:
-            # thousands of cells are looked through again and again, and none is garbage
-            gc.disable()
-            from dks.sweeps.estimate.forecast import forecast
-
-            found = planned()
-            new = found.launches(policy.only)
-            self._check()
-            why = self._choose(new, measure=self.probe > 0)
-            # the local launcher has it
-            slots = getattr(self.launcher, "slots_for", lambda cells: 1)(len(new))
-            done = [cell.done_epochs for cell in new]
-            configs = [cell.config for cell in new]
-            cost = (
-                forecast(configs, new[0].config.runs_dir, self.probe, slots, done_epochs=done)
-                if new
-                else None
-            )
-            print((plan_json if self.show == "json" else plan_text)(found, cost, why))
+            gc.disable()  # thousands of cells are looked through again and again, none is garbage
+            print(engine.show(make(), launcher, policy, self.probe, self.show == "json"))
             return
-        self._check()
-        several = bool(grid.axes or grid.named)
-        # the local launcher has it
-        with getattr(self.launcher, "ready", nullcontext)() if several else nullcontext():
-            status = engine.execute(planned, self, policy, _present)
+        launcher.check()
+        with launcher.ready() if grid.axes or grid.named else nullcontext():
+            status = engine.execute(make, launcher, policy, _present)
         if status:
             raise SystemExit(status)
 
-    @property
-    def name(self) -> str:
-        """The choice of hydra/launcher."""
-        assert self.config is not None
-        return str(self.config.hydra.runtime.choices["hydra/launcher"])
 
-    @property
-    def detached(self) -> bool:
-        """Does the launcher return as soon as it has handed the cells over?"""
-        return bool(getattr(self.launcher, "detached", False))
+class HydraLauncher:
+    """A launcher of Hydra as the engine sees it.
+
+    Ours take cells, and have more to ask for than others.
+    """
+
+    def __init__(self, launcher: Launcher | None, name: str) -> None:
+        self._launcher, self.name = launcher, name
+        # returns as soon as it has handed the cells over
+        self.detached = bool(getattr(launcher, "detached", False))
 
     @property
     def processes(self) -> int:
@@ -150,23 +133,46 @@ class DksSweeper(Sweeper):
 
         Jobs of SLURM bring their own, all others are those of torchrun.
         """
-        return int(getattr(self.launcher, "processes", os.environ.get("WORLD_SIZE", "1")))
+        return int(getattr(self._launcher, "processes", os.environ.get("WORLD_SIZE", "1")))
+
+    def check(self) -> None:
+        """Raises a RequestError if an option is wrong; called before anything is written."""
+        getattr(self._launcher, "check", lambda: None)()
+
+    def ready(self) -> AbstractContextManager[None]:
+        """Inside this context cells begin sooner."""
+        ready: AbstractContextManager[None] = getattr(self._launcher, "ready", nullcontext)()
+        return ready
+
+    def slots_for(self, cells: int) -> int:
+        """How many of that many cells run at a time."""
+        return int(getattr(self._launcher, "slots_for", lambda cells: 1)(cells))
+
+    def choose(self, cells: list[Cell], measure: bool = True) -> str | None:
+        """Have it decide how many of these cells run at a time; a line says so, and why."""
+        configs, done = [cell.config for cell in cells], [cell.done_epochs for cell in cells]
+        choose = getattr(self._launcher, "choose", lambda *given: None)
+        line: str | None = choose(configs, done, measure)
+        return line
 
     def launch(self, cells: list[Cell]) -> list[Exception]:
-        """Called by the engine: run these cells, or hand them over.
+        """Run these cells, or hand them over.
 
-        The errors of those that could not even begin.
+        Returns the errors of those that could not even begin.
         """
         from rich.markup import escape
 
         from dks.config.files import python_path
         from dks.runs.terminal import Display
 
-        assert self.launcher is not None
         # for whatever the launcher starts
         os.environ["PYTHONPATH"] = python_path(os.environ.get("PYTHONPATH", ""))
-        if (why := self._choose(cells)) is not None:
+        if (why := self.choose(cells)) is not None:
             Display.current().say(escape(why))
+        launcher = self._launcher
+        assert launcher is not None
+        if (ours := getattr(launcher, "launch_cells", None)) is not None:
+            return list(ours([cell.folder.path for cell in cells], [cell.config for cell in cells]))
         # Quoted: a cell's name may look like a number.
         jobs = [
             [
@@ -176,48 +182,31 @@ class DksSweeper(Sweeper):
             ]
             for cell in cells
         ]
-        returned = self.launcher.launch(jobs, initial_job_idx=0)
+        returned = launcher.launch(jobs, initial_job_idx=0)
         # A run that fails says so in its record and returns; what is raised here went wrong before
         # there was a run.
         return [job._return_value for job in returned if isinstance(job._return_value, Exception)]
 
-    def _check(self) -> None:
-        getattr(self.launcher, "check", lambda: None)()  # our own launchers have it
 
-    def _choose(self, cells: list[Cell], measure: bool = True) -> str | None:
-        """Have the local launcher decide how many of these cells run at a time, if it is to.
+def _compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> Composed:
+    """One cell, from what Hydra has composed for the whole sweep, `master`."""
+    from dks.config.compose import HYDRA_ERRORS, checked, explain, from_hydra
+    from dks.config.errors import RequestError
 
-        Why it is so many.
-        """
-        choose = getattr(self.launcher, "choose", None)
-        if choose is None:
-            return None
-        line: str | None = choose(
-            [cell.config for cell in cells], [cell.done_epochs for cell in cells], measure
-        )
-        return line
-
-    def _compose(self, overrides: Sequence[str]) -> Composed:
-        from dks.config.compose import HYDRA_ERRORS, checked, explain, from_hydra
-        from dks.config.errors import RequestError
-
-        assert self.hydra_context is not None and self.config is not None
-        checked(overrides)  # Hydra does not say the name of every one that is wrong
-        try:
-            composed = self.hydra_context.config_loader.load_sweep_config(
-                self.config, list(overrides)
+    checked(overrides)  # Hydra does not say the name of every one that is wrong
+    try:
+        composed = loader.load_sweep_config(master, list(overrides))
+        found = from_hydra(composed)
+    except HYDRA_ERRORS as error:
+        raise RequestError(explain(error)) from error
+    for part in ("launcher", "sweeper"):
+        if composed.hydra[part] != master.hydra[part]:
+            raise RequestError(
+                f"hydra.{part} is set in a file that not all cells have, but a sweep has one "
+                f"for all of them: type it "
+                f"beside the sweep, as in hydra/launcher=NAME or hydra.{part}.KEY=VALUE"
             )
-            found = from_hydra(composed)
-        except HYDRA_ERRORS as error:
-            raise RequestError(explain(error)) from error
-        for part in ("launcher", "sweeper"):
-            if composed.hydra[part] != self.config.hydra[part]:
-                raise RequestError(
-                    f"hydra.{part} is set in a file that not all cells have, but a sweep has one "
-                    f"for all of them: type it "
-                    f"beside the sweep, as in hydra/launcher=NAME or hydra.{part}.KEY=VALUE"
-                )
-        return found
+    return found
 
 
 # Hydra loads a plugin by the name of its class; in the store, not in a config file, which holds

@@ -5,13 +5,7 @@ One line that says what is wrong, exit status 2, nothing left behind.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -22,15 +16,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dks.cli import main as cli
 from dks.config.checks import RANGES
 from dks.config.errors import LONGEST_VALUE, one_line, short
 from dks.config.files import choices, groups
 from dks.config.names import SHORT_NAMES
+from dks.config.ranges import MOST_CELLS
 from dks.config.schema import Config
 from dks.sweeps import files
-from dks.sweeps.grid import MOST_CELLS
-from tests.conftest import ROOT, sampled
+from tests.conftest import ROOT, sampled, start
+from tests.support.program import dks
 
 LIMIT = 3.0  # seconds that a refusal may take
 # the arguments of `dks`, and what the message must name
@@ -318,54 +312,21 @@ def wrong_commands(draw: Callable[..., Any]) -> Line:
     ))  # fmt: skip
 
 
-LINES = {
-    each.__name__: each()
-    for each in (
-        *(
-            wrong_types,
-            out_of_range,
-            fractions_for_whole_numbers,
-            not_finite,
-            unknown_choices,
-            unknown_keys,
-        ),
-        *(
-            broken_syntax,
-            nested_nonsense,
-            conflicts,
-            references,
-            wrong_values_of_hydra,
-            wrong_commands,
-        ),
-    )
-}
+KINDS = (
+    *(wrong_types, out_of_range, fractions_for_whole_numbers, not_finite, unknown_choices),
+    *(unknown_keys, broken_syntax, nested_nonsense, conflicts, references),
+    *(wrong_values_of_hydra, wrong_commands),
+)
 
 
 # --- how they end
 
 
-def dks(folder: Path, *arguments: str) -> tuple[int, str, str, float]:
-    """`dks ARGUMENTS` inside this process: exit status, output, errors, and seconds of its own."""
-    out, err = io.StringIO(), io.StringIO()
-    before, began = Path.cwd(), time.process_time()
-    os.chdir(folder)
-    given, sys.argv = sys.argv, ["dks", *arguments]
-    try:
-        with (
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-            pytest.raises(SystemExit) as left,
-        ):
-            cli.main(arguments)
-    finally:
-        sys.argv = given
-        os.chdir(before)
-    return int(left.value.code or 0), out.getvalue(), err.getvalue(), time.process_time() - began
-
-
 def refused(folder: Path, arguments: tuple[str, ...], named: tuple[str, ...]) -> None:
     """The command ends as every wrong one should."""
-    status, out, err, seconds = dks(folder, *arguments)
+    began = time.process_time()
+    status, out, err = dks(*arguments, folder=folder)
+    seconds = time.process_time() - began
     told = f"dks {arguments}: {err}"
     assert status == 2, told
     assert out == "", told
@@ -389,26 +350,22 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("sync",),
         ("evaluate", "0123456789ab"),
     ):
-        dks(folder, *arguments)
+        dks(*arguments, folder=folder)
     return folder
 
 
-def fuzz(examples: int) -> settings:
-    return settings(
+def try_all(folder: Path, kind: Callable[[], st.SearchStrategy[Line]], examples: int) -> set[Line]:
+    """Generate lines of a kind; those that were tried."""
+    tried = set[Line]()
+
+    @given(line=kind())
+    @settings(
         max_examples=examples,
         derandomize=True,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-
-
-def try_all(folder: Path, kind: str, examples: int) -> set[Line]:
-    """Generate lines of a kind; those that were tried."""
-    tried = set[Line]()
-
-    @given(line=LINES[kind])
-    @fuzz(examples)
     def each(line: Line) -> None:
         tried.add(line)
         refused(folder, *line)
@@ -417,23 +374,24 @@ def try_all(folder: Path, kind: str, examples: int) -> set[Line]:
     return tried
 
 
-@pytest.mark.parametrize("kind", LINES)
-def test_what_is_wrong_is_one_line_that_names_it_and_leaves_nothing(empty: Path, kind: str) -> None:
+@pytest.mark.rest_slow(1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_wrong_is_one_line_that_names_it_and_leaves_nothing(empty: Path, kind: Any) -> None:
     assert try_all(empty, kind, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("kind", LINES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_whatever_is_wrong_is_one_line_that_names_it_and_leaves_nothing(
-    empty: Path, kind: str
+    empty: Path, kind: Any
 ) -> None:
     """With --full more than 500 different lines, for all kinds together.
 
     Of one kind there are only 24.
     """
-    lines = try_all(empty, kind, sampled(66, 10))
-    assert len(lines) >= sampled(24 if kind == "not_finite" else 44, 8)
+    lines = try_all(empty, kind, sampled(66, 5))
+    assert len(lines) >= sampled(24 if kind is not_finite else 44, 4)
 
 
 # What was found by trying, kept for itself.
@@ -486,78 +444,54 @@ FOUND: dict[tuple[str, ...], tuple[str, ...]] = {
     ("train", "--config-path", "/tmp"): ("--config-path /tmp", "conf/GROUP/NAME.yaml"),
     ("train", "--config-name", "config"): ("--config-name config", "+experiment=NAME"),
     ("train", "--package", "recipe"): ("--package", "--cfg job"),
-    ("sweep",): ("ACTION",),
-    (): ("command",),
+    ("sweep", "status", "aux-strategy", "aux=ours"): ("aux-strategy", "no named sweep"),
+    ("sweep", "run", "quickstart", "hydra.launcher.slots=0"): ("hydra.launcher.slots=0",),
+    ("sweep", "run", "quickstart", "--launcher", "slurm", "hydra.launcher.nodes=0"): (
+        "hydra.launcher.nodes=0",
+    ),
+    ("table", "methods", "--output", "--json"): ("--output",),
+    ("sweep",): ("list", "retry"),
+    (): ("train", "sweep"),
 }
 
 
+@pytest.mark.rest_slow(5)
 @pytest.mark.parametrize("arguments", FOUND)
 def test_what_was_found_once_stays_refused(empty: Path, arguments: tuple[str, ...]) -> None:
     refused(empty, arguments, FOUND[arguments])
 
 
-def test_a_traceback_is_shown_to_whoever_asks_and_the_line_stays_the_same(
-    empty: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_a_traceback_is_shown_to_whoever_asks_and_the_line_stays_the_same(empty: Path) -> None:
     for command in (("train", "seed=x"), ("table", "nope")):
-        status, _, plain, _ = dks(empty, *command)
+        plain = dks(*command, folder=empty)
         for asked in ((*command, "--debug"), (command[0], "--debug", *command[1:])):
-            assert dks(empty, *asked)[0] == status == 2
-            told = dks(empty, *asked)[2]
-            assert told.startswith("Traceback") and told.endswith(plain)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    assert dks(empty, "train", "seed=x")[2].startswith("Traceback")
+            status, _, told = dks(*asked, folder=empty)
+            assert status == plain.status == 2
+            assert told.startswith("Traceback") and told.endswith(plain.err)
+    assert dks("train", "seed=x", folder=empty, HYDRA_FULL_ERROR="1").err.startswith("Traceback")
 
 
 def test_options_stand_where_one_likes(empty: Path) -> None:
-    status, out, _, _ = dks(empty, "train", "seed=3", "--cfg", "job", "recipe.epochs=7")
+    status, out, _ = dks("train", "seed=3", "--cfg", "job", "recipe.epochs=7", folder=empty)
     assert status == 0
     assert "seed: 3" in out and "epochs: 7" in out
-    status, out, _, _ = dks(empty, "train", "-p", "recipe", "--cfg", "job", "recipe.epochs=7")
+    line = ("train", "-p", "recipe", "--cfg", "job", "recipe.epochs=7")
+    status, out, _ = dks(*line, folder=empty)
     assert status == 0 and out.startswith("# @package recipe\nepochs: 7\n")
-    assert dks(empty, "train", "-p", "nothing", "--cfg", "job")[:2] == (2, "")
-
-
-def own_seconds(pid: int) -> float:
-    """What a process that has ended, and is not reaped yet, took of the processor.
-
-    A busy machine may take longer, and beside a sweep its workers are made ready, which are other
-    processes.
-    """
-    # the first is the third of proc(5)
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    assert dks("train", "-p", "nothing", "--cfg", "job", folder=empty)[:2] == (2, "")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ("-m", "dks", "train", "backbone=resnet9"),
-        (str(ROOT / "train.py"), "-m", "seed=1,2", "recipe.epochs=0"),
-        (str(ROOT / "train.py"), "--none-such"),
-        ("-m", "dks", "sweep", "run", "none"),
-        ("-m", "dks", "table", "../../etc"),
-        ("-m", "dks", "evaluate", "../../etc"),
-    ],
+    "line", ["-m dks train backbone=resnet9", f"{ROOT}/train.py -m seed=1,2 recipe.epochs=0"]
 )
-def test_a_process_of_its_own_ends_the_same_within_seconds(
-    tmp_path: Path, arguments: tuple[str, ...]
-) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=tmp_path, env=environment, stdout=out, stderr=err
-        )
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        seconds = own_seconds(process.pid)
-        assert process.wait() == 2
-        out.seek(0), err.seek(0)
-        assert out.read() == ""
-        said = err.read()
-    assert said.startswith("error: ") and said.count("\n") == 1
+def test_a_process_of_its_own_ends_the_same(tmp_path: Path, line: str) -> None:
+    process = start(line.split(), tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
     assert list(tmp_path.iterdir()) == []
-    assert seconds < LIMIT
 
 
 @pytest.fixture
@@ -567,6 +501,7 @@ def sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize(
     ("content", "named"),
     [

@@ -5,7 +5,6 @@ Help with examples, quiet and verbose, `--json`, colours and bars.
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import os
@@ -25,79 +24,41 @@ from typing import Any
 import pytest
 
 from dks.cli import main as cli
-from dks.cli.options import EXAMPLES
 from dks.tools.export import SUFFIXES, Format
 from tests.conftest import ROOT, TINY, start
-from tests.system.test_startup import commands
+from tests.support.command_line import commands, example_lines, examples, parsed
 
 BASIC = ("hydra/launcher=basic",)  # runs cells inside this process
-COMMANDS = [path for path in commands() if path != ("train",)]  # whose help is Hydra's
-WORDS = {word for path in COMMANDS for word in path}
-
-
-def parser_of(path: tuple[str, ...]) -> argparse.ArgumentParser:
-    """The parser of a command."""
-    parser = cli._parser()
-    for name in path:
-        (below,) = (
-            action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
-        )
-        parser = below.choices[name]
-    return parser
-
-
-def examples(path: tuple[str, ...]) -> list[str]:
-    """The commands that a help has as examples, without what a shell does around them and what is
-    said of them.
-    """
-    head, *lines = str(parser_of(path).epilog).splitlines()
-    assert head == EXAMPLES
-    found = [re.search(r"\bdks(?: [^ |)]+)*", line) for line in lines]
-    assert lines and all(found), lines
-    return [match[0] for match in found if match]
-
-
-def taken(line: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, int]:
-    """What the options of a command line are, and its exit status; it is not run."""
-    seen: list[Any] = []
-
-    def instead(options: Any) -> int:
-        seen.append(options)
-        return 0
-
-    monkeypatch.setattr(cli, "_spoken", instead)
-    monkeypatch.setattr("sys.argv", ["dks"])  # which `train` changes
-    with pytest.raises(SystemExit) as left:
-        cli.main(shlex.split(line)[1:])
-    return (seen or [None])[0], int(left.value.code or 0)
+# without ("train",), whose help is Hydra's
+COMMANDS = {path: each for path, each in commands().items() if path != ("train",)}
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
-def test_every_help_has_examples_that_would_be_taken(
-    path: tuple[str, ...], in_folder: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_help_has_examples_that_would_be_taken(path: tuple[str, ...], in_folder: Any) -> None:
     """What their KEY=VALUEs mean is composed in tests/system/test_docs.py."""
-    shown = examples(path)
-    assert all(line.split()[1 : 1 + len(path)] == list(path) for line in shown)
-    for line in shown:
-        options, status = taken(line, monkeypatch)
-        assert status == 0 and options is not None, line
-        if path == ("export",) and options.output:
-            assert options.output.endswith(SUFFIXES[Format(options.format)])
+    lines = examples(COMMANDS[path])
+    assert lines and all(line.split()[1 : 1 + len(path)] == list(path) for line in lines)
+    for line in lines:
+        given = parsed(shlex.split(line)[1:]).params
+        if path == ("export",) and given["output"]:
+            assert given["output"].endswith(SUFFIXES[Format(given["form"])])
 
 
-@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
-def test_a_help_fits_a_narrow_terminal_and_folds_no_example(
-    path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("columns", [60, 100, 200])
+def test_a_help_is_as_wide_as_the_terminal_and_folds_no_example(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
-    with pytest.raises(SystemExit) as left:
-        cli.main([*path, "--help"])
-    assert left.value.code == 0
-    text, epilog = capsys.readouterr().out, str(parser_of(path).epilog)
-    assert text.endswith(f"\n{epilog}\n")
-    below = text.partition("\n\n")[2]  # the usage keeps what belongs together on a line
-    assert [line for line in below.removesuffix(f"{epilog}\n").splitlines() if len(line) > 40] == []
+    monkeypatch.setenv("COLUMNS", str(columns))
+    widest = 0
+    for path, command in COMMANDS.items():
+        with pytest.raises(SystemExit) as left:
+            cli.main([*path, "--help"])
+        assert left.value.code == 0
+        lines = {line.strip(): line for line in capsys.readouterr().out.splitlines()}
+        folded = [line for text, line in lines.items() if text not in example_lines(command)]
+        assert set(example_lines(command)) <= set(lines)
+        widest = max(widest, *map(len, folded))
+    assert columns - 15 < widest <= columns
 
 
 # --- quiet and verbose
@@ -146,6 +107,7 @@ LOUD = {
 }
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("line", LOUD)
 def test_quiet_leaves_the_result_and_verbose_tells_what_was_read_and_how_long_it_took(
     line: str, workplace: Path, capsys: pytest.CaptureFixture[str]
@@ -192,6 +154,7 @@ LISTINGS: dict[str, Callable[[Any], list[str]]] = {
 }
 
 
+@pytest.mark.rest_slow(3)
 @pytest.mark.parametrize("line", LISTINGS)
 def test_what_is_listed_is_there_for_programs(
     line: str, workplace: Path, capsys: pytest.CaptureFixture[str]
@@ -204,21 +167,18 @@ def test_what_is_listed_is_there_for_programs(
 
 
 def test_every_command_lists_for_programs_or_is_known_to_list_nothing() -> None:
-    listing = {path for path in COMMANDS if "--json" in parser_of(path)._option_string_actions}
+    listing = {
+        path
+        for path, command in COMMANDS.items()
+        if any("--json" in each.opts for each in command.params)
+    }
     # `bench` without --list: tests/system/test_benchmarks.py
+    words = {word for path in COMMANDS for word in path}
     assert listing == {
-        tuple(word for word in line.split()[:2] if word in WORDS) for line in LISTINGS
+        tuple(word for word in line.split()[:2] if word in words) for line in LISTINGS
     }
-    alone = {
-        (),
-        ("runs",),
-        ("sweep",),
-        ("sweep", "run"),
-        ("sweep", "retry"),
-        ("report",),
-        ("export",),
-        ("completion",),
-    }
+    alone = {(), ("runs",), ("sweep",), ("report",), ("export",), ("completion",)}
+    alone |= {("sweep", "run"), ("sweep", "retry")}
     assert {*COMMANDS} - listing == alone
 
 
@@ -227,7 +187,7 @@ def test_every_command_lists_for_programs_or_is_known_to_list_nothing() -> None:
 
 SEVERAL = """
 import sys
-from dks.cli import main
+from dks.cli.main import main
 for line in sys.argv[1:]:
     try:
         main(line.split())
@@ -248,6 +208,11 @@ SHOWING = (
 STYLE, ESCAPE = re.compile("\x1b\\[[0-9;:]*m"), "\x1b"
 
 
+def showing(folder: Path) -> list[str]:
+    """The command lines; CELL is one of the runs in the folder."""
+    return [line.replace("CELL", next(folder.glob("runs/*")).name) for line in SHOWING]
+
+
 def on_terminal(folder: Path, **variables: str) -> str:
     """What a terminal of 100 columns is sent by these commands on both its streams."""
     ours, theirs = pty.openpty()
@@ -258,13 +223,7 @@ def on_terminal(folder: Path, **variables: str) -> str:
         if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")
     }
     environment = {**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **variables}
-    cell_id = next(folder.glob("runs/*")).name
-    arguments = [
-        sys.executable,
-        "-c",
-        SEVERAL,
-        *(line.replace("CELL", cell_id) for line in SHOWING),
-    ]
+    arguments = [sys.executable, "-c", SEVERAL, *showing(folder)]
     process = subprocess.Popen(arguments, stdout=theirs, stderr=theirs, cwd=folder, env=environment)
     os.close(theirs)
     seen = b""
@@ -279,23 +238,16 @@ def on_terminal(folder: Path, **variables: str) -> str:
 
 
 @pytest.mark.slow
-def test_on_a_terminal_there_are_colours_and_bars(workplace: Path, tmp_path: Path) -> None:
-    text = on_terminal(copied(workplace, tmp_path))
-    assert "\x1b[31mfailed" in text and "━" in text and "\x1b[1mshown: 2 cells" in text
-
-
-def test_with_no_color_a_terminal_gets_bars_and_no_style_at_all(
+def test_a_terminal_gets_colours_and_bars_as_far_as_it_wants_them(
     workplace: Path, tmp_path: Path
 ) -> None:
-    text = on_terminal(copied(workplace, tmp_path), NO_COLOR="1")
+    text = on_terminal(copied(workplace, tmp_path / "normal"))
+    assert "\x1b[31mfailed" in text and "━" in text and "\x1b[1mshown: 2 cells" in text
+    text = on_terminal(copied(workplace, tmp_path / "plain"), NO_COLOR="1")
     assert STYLE.search(text) is None
     assert "\x1b[2K" in text, "a bar is drawn anew in its line"
     assert "failed  NonFiniteLoss" in text and "error (%)" in text
-
-
-@pytest.mark.slow
-def test_a_dumb_terminal_gets_plain_lines(workplace: Path, tmp_path: Path) -> None:
-    text = on_terminal(copied(workplace, tmp_path), TERM="dumb")
+    text = on_terminal(copied(workplace, tmp_path / "dumb"), TERM="dumb")
     assert ESCAPE not in text and re.search("\r(?!\n)", text) is None
     assert re.search(r"^\[2/2\] \S*lr=", text, re.MULTILINE)
 
@@ -306,8 +258,9 @@ def test_a_pipe_gets_plain_whole_lines(
     variables: dict[str, str], workplace: Path, tmp_path: Path
 ) -> None:
     folder = copied(workplace, tmp_path)
-    lines = [line.replace("CELL", next(folder.glob("runs/*")).name) for line in SHOWING]
-    out, err = start(["-c", SEVERAL, *lines], folder, **variables).communicate(timeout=600)
+    out, err = start(["-c", SEVERAL, *showing(folder)], folder, **variables).communicate(
+        timeout=600
+    )
     assert ESCAPE not in out + err and "\r" not in out + err
     assert (
         len([line for line in err.splitlines() if re.fullmatch(r"\[[12]/2\] \S*lr=\S+  .*", line)])

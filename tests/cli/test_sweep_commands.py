@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +15,10 @@ from typing import Any
 
 import pytest
 
-from dks.cli.main import main
-from dks.runs import terminal
 from dks.runs.record import RunFolder
 from dks.sweeps import files
 from tests.conftest import TINY, start
+from tests.support import program
 
 # One cell after another in this process: no worker has to start.
 SMALL = (*TINY, "recipe.epochs=1", "tracking=off", "hydra/launcher=basic")
@@ -28,16 +26,9 @@ Dks = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def dks(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> Dks:
+def dks(in_folder: Path) -> Dks:
     """`dks ARGUMENTS` in an empty folder: exit status, output, errors."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(list(arguments))
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    return run
+    return program.dks
 
 
 @pytest.fixture
@@ -62,6 +53,7 @@ def plan(dks: Dks, name: str, *overrides: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_plan_says_how_many_cells_run_at_a_time_and_why(
     sweeps: Path, dks: Dks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +82,7 @@ def test_a_plan_says_how_many_cells_run_at_a_time_and_why(
     assert (status, "hydra.launcher.slots=some: it must be a whole number" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_value_is_chosen_on_held_out_images_and_then_trained_on_all(
     sweeps: Path, dks: Dks, in_folder: Path
 ) -> None:
@@ -133,6 +126,7 @@ def test_a_value_is_chosen_on_held_out_images_and_then_trained_on_all(
     assert records(in_folder) == made
 
 
+@pytest.mark.slow
 def test_a_union_runs_shared_cells_once_and_shows_every_table(
     sweeps: Path, dks: Dks, in_folder: Path
 ) -> None:
@@ -162,6 +156,7 @@ def test_a_union_runs_shared_cells_once_and_shows_every_table(
     assert "3 cells: 3 done" in listed
 
 
+@pytest.mark.slow
 def test_a_part_of_a_union_is_retried_by_its_own_name(
     sweeps: Path, dks: Dks, in_folder: Path
 ) -> None:
@@ -211,6 +206,7 @@ def test_a_union_of_one_sweep_is_found_by_its_own_name(sweeps: Path, dks: Dks) -
         assert "2 cells: 2 done" in out
 
 
+@pytest.mark.slow
 def test_a_retry_uses_the_overrides_that_change_no_result_as_well(
     sweeps: Path, dks: Dks, in_folder: Path
 ) -> None:
@@ -219,15 +215,8 @@ def test_a_retry_uses_the_overrides_that_change_no_result_as_well(
         "32, data.pad: 1}\n"
         "grids:\n- {recipe.lr: [1.0e+30, 2.0e+30], recipe.epochs: 1, seed: 1}\n"
     )
-    status, _, err = dks(
-        "sweep",
-        "run",
-        "mine",
-        "runs_dir=elsewhere",
-        "threads=1",
-        "tracking=off",
-        "hydra/launcher=basic",
-    )
+    changing_nothing = "runs_dir=elsewhere threads=1 tracking=off hydra/launcher=basic"
+    status, _, err = dks("sweep", "run", "mine", *changing_nothing.split())
     assert status == 1, err
     status, _, err = dks("sweep", "retry", "mine")
     assert status == 1, err
@@ -236,6 +225,7 @@ def test_a_retry_uses_the_overrides_that_change_no_result_as_well(
     assert [len(record["attempts"]) for record in made] == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_cell_that_a_file_has_in_two_spellings_runs_once_and_fills_both_rows(
     sweeps: Path, dks: Dks, in_folder: Path
 ) -> None:
@@ -255,6 +245,7 @@ def test_a_cell_that_a_file_has_in_two_spellings_runs_once_and_fills_both_rows(
     assert "the same configuration, trained once: positions=c2 and positions=none" in out
 
 
+@pytest.mark.slow
 def test_failures_are_retried_limited_and_run_again_on_request(
     sweeps: Path, dks: Dks, in_folder: Path
 ) -> None:
@@ -288,6 +279,7 @@ def test_failures_are_retried_limited_and_run_again_on_request(
     assert "failed" in out
 
 
+@pytest.mark.slow
 def test_overrides_that_change_results_make_a_sweep_of_its_own(dks: Dks, in_folder: Path) -> None:
     status, out, _ = dks("sweep", "run", "quickstart", "aux=ours", "strategy=none,bidir", *SMALL)
     assert status == 0
@@ -309,52 +301,6 @@ def test_overrides_that_change_results_make_a_sweep_of_its_own(dks: Dks, in_fold
     assert "all 2 cells are done" in err
 
 
-def test_wrong_requests_are_one_line(
-    dks: Dks, in_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # a busy machine composes table3 for longer
-    monkeypatch.setattr(terminal, "LINE_EVERY", float("inf"))
-    for arguments, said in {
-        (
-            "sweep",
-            "status",
-            "quickstart",
-        ): "error: no sweep 'quickstart' in results; there are none yet\n",
-        (
-            "sweep",
-            "status",
-            "aux-strategy",
-            "aux=ours",
-        ): "error: aux-strategy is no named sweep, so it takes no overrides;",
-        ("sweep", "run", "nope"): "error: no sweep 'nope'; choose from ",
-        ("sweep", "run", "quickstart", "hydra.launcher.slots=0"): "error: hydra.launcher.slots=0",
-        (
-            "sweep",
-            "run",
-            "quickstart",
-            "--launcher",
-            "slurm",
-            "hydra.launcher.nodes=0",
-        ): "error: hydra.launcher.nodes=0",
-        ("sweep", "run", "table3"): "error: data.root=data does not hold cifar100",
-    }.items():
-        status, _, err = dks(*arguments)
-        assert (status, err.count("\n")) == (2, 1), err
-        assert err.startswith(said)
-    assert not (in_folder / "runs").exists()
-
-
-def test_a_plan_of_the_papers_sweeps_needs_no_data(dks: Dks) -> None:
-    found = plan(dks, "table3")
-    assert len(found["cells"]) == 55
-    assert {cell["state"] for cell in found["cells"]} == {"missing"}
-    assert all(
-        set(cell) == {"cell_id", "config_id", "seed", "overrides", "state"}
-        for cell in found["cells"]
-    )
-    assert len(found["absent"]) == 1
-
-
 def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
     until = time.monotonic() + seconds
     while not (found := condition()):
@@ -363,58 +309,37 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
     return found
 
 
+def begin(folder: Path, line: str) -> subprocess.Popen[str]:
+    """`dks LINE` with many epochs, in a process of its own that has begun to train."""
+    long = ["recipe.epochs=400", "data.train_images=640", "tracking=off"]
+    process = start(["-m", "dks", *line.split(), *TINY, *long], folder)
+    slots = 2 if "slots=2" in line else 1
+
+    def training() -> bool:
+        journals = [path.stat().st_size for path in folder.glob("runs/*/metrics.jsonl")]
+        return len([size for size in journals if size > 900]) == slots
+
+    wait_for(training)
+    return process
+
+
+@pytest.mark.slow
 def test_another_process_sees_and_cancels_a_running_sweep(dks: Dks, in_folder: Path) -> None:
-    arguments = [
-        "-m",
-        "dks",
-        "sweep",
-        "run",
-        "methods",
-        *TINY,
-        "recipe.epochs=400",
-        "data.train_images=640",
-        "tracking=off",
-    ]
-    process = start(
-        [*arguments, "method=baseline,dks", "seed=1,2", "hydra.launcher.slots=2"], in_folder
-    )
+    asked = "method=baseline,dks seed=1,2"
+    process = begin(in_folder, f"sweep run methods {asked} hydra.launcher.slots=2")
     try:
-        wait_for(
-            lambda: (
-                len(
-                    [
-                        path
-                        for path in in_folder.glob("runs/*/metrics.jsonl")
-                        if path.stat().st_size > 900
-                    ]
-                )
-                == 2
-            )
-        )
-        status, out, _ = dks("sweep", "status", "methods")
+        _, out, _ = dks("sweep", "status", "methods")
         assert "4 cells: 2 queued, 2 running" in out
         assert "images/s" in out
         told = json.loads(dks("sweep", "status", "methods", "--json")[1])
-        assert [cell["epochs"] for cell in told["cells"] if cell["state"] == "running"] == [
-            400,
-            400,
-        ]
+        running = [cell["epochs"] for cell in told["cells"] if cell["state"] == "running"]
+        assert running == [400, 400]
         # The same sweep again has nothing to launch.
         again = plan(
-            dks,
-            "methods",
-            *TINY,
-            "recipe.epochs=400",
-            "data.train_images=640",
-            "method=baseline,dks",
-            "seed=1,2",
+            dks, "methods", *TINY, *["recipe.epochs=400", "data.train_images=640"], *asked.split()
         )
-        assert sorted(cell["state"] for cell in again["cells"]) == [
-            "queued",
-            "queued",
-            "running",
-            "running",
-        ]
+        states = sorted(cell["state"] for cell in again["cells"])
+        assert states == ["queued", "queued", "running", "running"]
         status, out, _ = dks("sweep", "cancel", "methods")
         assert status == 0
         assert "2 queued cells withdrawn, 2 running ones told to stop" in out
@@ -429,55 +354,19 @@ def test_another_process_sees_and_cancels_a_running_sweep(dks: Dks, in_folder: P
 
 @pytest.mark.slow
 def test_a_plan_of_ten_thousand_cells_takes_seconds(in_folder: Path) -> None:
-    """Not a benchmark: benchmarks/planning.py is.
+    """Not a benchmark, which is benchmarks/planning.py.
 
     This fails where Hydra composes every cell again, which takes 20 minutes.
     """
-    arguments = [
-        "-m",
-        "dks",
-        "sweep",
-        "plan",
-        "quickstart",
-        "--json",
-        "--probe",
-        "0",
-        *TINY,
-        "seed=range(1,1112)",
-    ]
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=in_folder,
-        check=True,
-    )
-    assert len(json.loads(done.stdout)["cells"]) == 9 * 1111
+    line = "-m dks sweep plan quickstart --json --probe 0 seed=range(1,1112)"
+    out, err = start([*line.split(), *TINY], in_folder).communicate(timeout=120)
+    assert len(json.loads(out)["cells"]) == 9 * 1111, err
 
 
+@pytest.mark.slow
 def test_the_signal_that_stops_a_sweep_does_not_matter(in_folder: Path) -> None:
-    process = start(
-        [
-            "-m",
-            "dks",
-            "sweep",
-            "run",
-            "methods",
-            *TINY,
-            "recipe.epochs=400",
-            "tracking=off",
-            "seed=1",
-        ],
-        in_folder,
-    )
-    try:
-        wait_for(
-            lambda: [path for path in in_folder.glob("runs/*/metrics.jsonl") if path.stat().st_size]
-        )
-        process.send_signal(signal.SIGUSR1)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    process = begin(in_folder, "sweep run methods method=dks seed=1,2")
+    process.send_signal(signal.SIGUSR1)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "interrupted: the same command goes on from here" in err

@@ -452,6 +452,7 @@ def check_failure(
     assert run_cell(folder.path) is Outcome.done, folder.read_record()
 
 
+@pytest.mark.rest_slow(2)
 @pytest.mark.parametrize("what", DAMAGED_FOLDERS)
 def test_a_run_on_a_damaged_folder_says_where_and_goes_on_when_it_is_mended(
     tmp_path: Path, what: str
@@ -468,6 +469,7 @@ def test_a_run_on_a_damaged_folder_says_where_and_goes_on_when_it_is_mended(
     check_failure(tmp_path, root, root / place, harm, message, *plain)
 
 
+@pytest.mark.rest_slow(2)
 @pytest.mark.parametrize("what", DAMAGED_PARQUET)
 def test_a_run_on_damaged_parquet_says_where_and_goes_on_when_it_is_mended(
     tmp_path: Path, what: str
@@ -493,6 +495,7 @@ def test_links_to_nowhere_are_refused_before_anything_runs(tmp_path: Path, what:
         data.describe(Data(source="imagefolder", root=str(root), image_size=8))
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_parquet_is_no_traceback(tmp_path: Path) -> None:
     """Wherever it is: the file is refused with its name, or the bit does not matter to a reader."""
     write_parquet(tmp_path, "train", [8] * 3, [0, 1, 2])

@@ -17,9 +17,9 @@ from dks.config.composer import Composer
 from dks.config.errors import RequestError
 from dks.results.results import present
 from dks.runs.record import RunFolder, Status
-from dks.sweeps import engine, files, request
-from dks.sweeps.grid import Grid
+from dks.sweeps import engine, files, spec
 from dks.sweeps.plan import Cell, plan
+from dks.sweeps.spec import Grid
 from tests.conftest import TINY
 
 PARSER = OverridesParser.create()
@@ -31,7 +31,7 @@ def write(clone: Path, text: str) -> None:
 
 
 def mine(*overrides: str) -> Grid:
-    return request.grid_of(files.read("mine"), overrides, PARSER, Composer(compose.compose_here))
+    return spec.grid_of(files.read("mine"), overrides, PARSER, Composer(compose.compose_here))
 
 
 def candidates(grid: Grid) -> list[tuple[str, ...]]:
@@ -42,6 +42,7 @@ def candidates(grid: Grid) -> list[tuple[str, ...]]:
 # --- which cells have a teacher
 
 
+@pytest.mark.slow
 def test_a_choice_is_made_wherever_the_configuration_has_a_teacher(clone: Path) -> None:
     """Whether it comes from a single key, a preset or an experiment of one's own, or a choice of
     the group.
@@ -73,6 +74,7 @@ def test_a_choice_is_made_wherever_the_configuration_has_a_teacher(clone: Path) 
     assert len(mine().points) == 2
 
 
+@pytest.mark.slow
 def test_the_teacher_itself_can_be_chosen(clone: Path) -> None:
     for key in ("kd_teacher.kind", "teacher"):
         choose = f"choose: {{{key}: [none, checkpoint], holdout: 8}}"
@@ -99,6 +101,7 @@ def test_a_choice_that_is_for_no_cell_is_refused(clone: Path) -> None:
     assert mine("method=ds").choices == (), "what is typed may leave none"
 
 
+@pytest.mark.slow
 def test_overrides_of_the_teacher_reach_the_cells_that_have_one(clone: Path) -> None:
     write(clone, "base: {kd_teacher.kind: checkpoint}\ngrids:\n- {method: [ds, dks]}\n")
     grid = mine("kd_teacher.temperature=1,5")
@@ -115,6 +118,7 @@ def test_overrides_of_the_teacher_reach_the_cells_that_have_one(clone: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_a_plan_of_candidates_for_a_teacher_that_a_single_key_brings(
     clone: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +229,7 @@ def typed(capsys: pytest.CaptureFixture[str], *command: str) -> tuple[int, str]:
     return int(left.value.code or 0), " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_a_candidate_that_diverges_is_the_worst_and_the_table_says_so(
     rates: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

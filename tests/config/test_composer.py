@@ -17,6 +17,7 @@ from dks.config.compose import HYDRA_ERRORS, Composed, explain, from_hydra, regi
 from dks.config.composer import Composer
 from dks.config.errors import RequestError
 from dks.config.files import declarations
+from tests.conftest import sampled
 
 
 def through_hydra(overrides: Sequence[str]) -> Composed:
@@ -192,6 +193,7 @@ ODD += [
 ]
 
 
+@pytest.mark.rest_slow(3)
 @pytest.mark.parametrize("line", [*CHOICES, *WRONG_CHOICES, *VALUES, *WRONG_VALUES, *ODD])
 def test_every_override_means_what_it_means_to_hydra(line: str) -> None:
     """Alone, and between a choice and a value.
@@ -205,6 +207,7 @@ def test_every_override_means_what_it_means_to_hydra(line: str) -> None:
     assert outcome(composer, overrides) == expected
 
 
+@pytest.mark.rest_slow(4)
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -239,8 +242,9 @@ LINES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(overrides=st.lists(LINES, max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=sampled(60, 30), deadline=None)
 def test_any_overrides_in_any_order_come_out_as_from_hydra(
     lasting: Composer, overrides: list[str]
 ) -> None:

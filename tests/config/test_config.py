@@ -24,6 +24,7 @@ GROUPS = sorted(
 )
 
 
+@pytest.mark.rest_slow(5)
 @pytest.mark.parametrize(
     ("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)]
 )
@@ -172,6 +173,7 @@ BAD = {
 }
 
 
+@pytest.mark.rest_slow(18)
 @pytest.mark.parametrize("overrides", BAD)
 def test_a_contradiction_is_one_line_that_says_what_is_wrong(overrides: str) -> None:
     with pytest.raises(RequestError) as refused:
@@ -205,6 +207,7 @@ UNREADABLE = {
 }
 
 
+@pytest.mark.rest_slow(2)
 @pytest.mark.parametrize("arguments", UNREADABLE)
 def test_what_cannot_be_read_is_one_line_and_exit_status_2(
     run_here, in_folder: Path, arguments: str
@@ -228,6 +231,7 @@ def test_in_a_sweep_every_bad_cell_is_named_and_nothing_is_launched(
     assert not list(in_folder.iterdir())
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_all_of_many_cells_names_none_of_them(run_here) -> None:  # type: ignore[no-untyped-def]
     status, _, err = run_here("-m", "seed=range(7)", "data=parquet")
     assert (status, err.splitlines()) == (2, [err.strip()])

@@ -374,6 +374,7 @@ def test_every_key_of_the_schema_says_where_it_acts_or_that_it_never_does() -> N
     assert set(EXECUTION) == EXECUTION_ONLY
 
 
+@pytest.mark.rest_slow(8)
 @pytest.mark.parametrize("key", ACTS)
 def test_another_value_is_another_cell_where_the_key_acts(here: Here, key: str) -> None:
     setting, change, *_ = ACTS[key]
@@ -388,6 +389,7 @@ def test_how_a_run_is_executed_is_no_other_cell(here: Here, key: str) -> None:
     assert cell_id(here.config(setting)) == cell_id(here.config(setting, change))
 
 
+@pytest.mark.rest_slow(9)
 @pytest.mark.parametrize("setting", [*MEANINGLESS, *MEANINGLESS_ELSEWHERE])
 def test_what_other_choices_make_meaningless_is_no_other_cell(here: Here, setting: str) -> None:
     one = here.config(setting)
@@ -424,6 +426,7 @@ def test_what_is_close_to_meaningless_is_another_cell(
     assert len(ids) == len(changes) + 1
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize(
     "conditions",
     [

@@ -198,6 +198,7 @@ def test_the_examples_own_tests_pass(site: str, tmp_path: Path) -> None:
     assert "4 passed" in out
 
 
+@pytest.mark.slow
 def test_what_is_installed_is_listed(site: str, tmp_path: Path) -> None:
     status, out, _ = run_dks(tmp_path, "extensions", "--json", PYTHONPATH=site)
     assert status == 0
@@ -235,6 +236,8 @@ SPIES = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize(
     ("arguments", "shown"), SPIES, ids=[" ".join(arguments) for arguments, _ in SPIES]
 )
@@ -244,7 +247,7 @@ def test_an_extension_that_is_not_asked_for_is_not_imported(
     """Nor is torch; its name is known all the same."""
     path = make_package(tmp_path / "site", "trap", "raise SystemExit('imported')", "backbone.trap")
     program = (
-        "import sys\nfrom dks.cli import main\ntry: main(sys.argv[1:])\n"
+        "import sys\nfrom dks.cli.main import main\ntry: main(sys.argv[1:])\n"
         "finally: print('imported:', *({'torch', 'trap'} & set(sys.modules)), file=sys.stderr)"
     )
     process = start(
@@ -259,6 +262,7 @@ def test_an_extension_that_is_not_asked_for_is_not_imported(
     assert shown in out
 
 
+@pytest.mark.slow
 def test_a_broken_package_disturbs_only_who_asks_for_it(tmp_path: Path) -> None:
     path = make_package(
         tmp_path / "site", "trap", "import nowhere", "backbone.trap", "network.other"
@@ -286,6 +290,7 @@ def test_a_broken_package_disturbs_only_who_asks_for_it(tmp_path: Path) -> None:
     assert wanted in err.splitlines()
 
 
+@pytest.mark.slow
 def test_a_package_without_a_version_of_its_extension_gives_its_own(tmp_path: Path) -> None:
     path = make_package(
         tmp_path / "site",
@@ -307,6 +312,7 @@ def test_a_package_without_a_version_of_its_extension_gives_its_own(tmp_path: Pa
 # --- a file
 
 
+@pytest.mark.slow
 def test_a_named_sweep_runs_on_a_file_alone(tmp_path: Path, extend: Extend) -> None:
     """In worker processes, named by a path that is relative to the current folder."""
     file = extend(NET, PARTS)
@@ -353,6 +359,7 @@ def test_a_named_sweep_runs_on_a_file_alone(tmp_path: Path, extend: Extend) -> N
     assert f"; the run had it from {VARIABLE}={file} (sha256 {backbone['sha256'][:12]})" in err
 
 
+@pytest.mark.slow
 def test_the_extensions_of_all_attempts_are_told_by_folders_and_by_a_store(
     extend: Extend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -466,6 +473,7 @@ def test_python_has_the_same_names(extend: Extend) -> None:
         dks.SynergyLoss("nothing")
 
 
+@pytest.mark.slow
 def test_every_design_and_the_path_alone_work_on_a_backbone_from_a_file(extend: Extend) -> None:
     extend(NET)
     for design in ("ours", "narrow", "shallow", "ap_2fc", "ap_conv_2fc"):
@@ -488,6 +496,7 @@ def test_for_one_seed_the_backbone_starts_the_same_whatever_it_carries(extend: E
 # --- identity
 
 
+@pytest.mark.slow
 def test_version_and_options_of_an_extension_make_a_cell(
     extend: Extend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -542,6 +551,7 @@ def test_the_frozen_configuration_of_an_extension_is_read_as_it_was_written(
     ]
 
 
+@pytest.mark.slow
 def test_options_are_swept_like_any_key(
     extend: Extend, run_here: Callable[..., tuple[int, str, str]]
 ) -> None:

@@ -26,7 +26,7 @@ from dks.config.identity import (
 from dks.config.names import SHORT_NAMES
 from dks.config.schema import Config
 from dks.training.resolver import Resolver
-from tests.conftest import composed, config
+from tests.conftest import composed, config, sampled
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_the_seed_changes_the_cell_and_not_the_config_id(base: Config) -> None:
 
 
 @given(paths=st.sets(st.sampled_from(PATHS), max_size=4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=sampled(150, 40), deadline=None)
 def test_cell_id_is_what_the_contract_says(base: Config, paths: set[str]) -> None:
     """The first 12 hex digits of the SHA-256 of the canonical JSON of what is left, plus the schema
     version.
@@ -143,7 +143,7 @@ values = st.recursive(
 
 
 @given(st.dictionaries(st.text(), values), st.randoms(use_true_random=False))
-@settings(max_examples=200)
+@settings(max_examples=sampled(200, 40))
 def test_the_order_of_keys_does_not_matter(tree: dict[str, Any], shuffler: random.Random) -> None:
     def shuffled(node: Any) -> Any:
         if isinstance(node, dict):
@@ -156,7 +156,7 @@ def test_the_order_of_keys_does_not_matter(tree: dict[str, Any], shuffler: rando
 
 
 @given(values, values)
-@settings(max_examples=200)
+@settings(max_examples=sampled(200, 40))
 def test_canonical_json_separates_what_python_separates(one: Any, other: Any) -> None:
     # Python says True == 1; JSON does not, and a configuration must not.
     same = json.loads(canonical_json(one)) == json.loads(canonical_json(other))
@@ -185,7 +185,7 @@ OVERRIDES = [
 
 
 @given(st.permutations(OVERRIDES))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=sampled(8, 4), deadline=None)
 def test_the_order_of_overrides_does_not_matter(overrides: list[str]) -> None:
     assert cell_id(config(*overrides)) == cell_id(config(*OVERRIDES))
 
@@ -193,6 +193,7 @@ def test_the_order_of_overrides_does_not_matter(overrides: list[str]) -> None:
 SPELLINGS = [(short, choice) for short, long in SHORT_NAMES.items() for choice in choices(long)]
 
 
+@pytest.mark.rest_slow(4)
 @pytest.mark.parametrize(("short", "choice"), SPELLINGS)
 def test_short_and_long_spelling_give_the_same_cell(short: str, choice: str) -> None:
     long = SHORT_NAMES[short]
@@ -264,6 +265,7 @@ MEANINGFUL = {
 }
 
 
+@pytest.mark.rest_slow(6)
 @pytest.mark.parametrize("choice", MEANINGFUL)
 def test_what_matters_under_a_choice_is_another_cell(choice: str) -> None:
     one = planned(choice)

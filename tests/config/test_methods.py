@@ -198,6 +198,7 @@ LARGE = {
 }
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize(
     "backbone",
     [

@@ -42,6 +42,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
 # --- what an experiment asks of Hydra
 
 
+@pytest.mark.slow
 def test_the_launcher_of_an_experiment_is_used_and_the_command_line_has_the_last_word(
     clone: Path, run_here: Run, launched: list[tuple[str, list[str]]]
 ) -> None:
@@ -57,6 +58,7 @@ def test_the_launcher_of_an_experiment_is_used_and_the_command_line_has_the_last
     assert launched == [(name, ["seed=1", "seed=2"]) for name in ("basic", "local", "local")]
 
 
+@pytest.mark.rest_slow(5)
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -131,6 +133,7 @@ def test_what_hydra_cannot_do_here_is_refused_with_what_to_write(
     assert list(in_folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_launcher_that_only_some_cells_ask_for_is_refused(
     clone: Path, run_here: Run, in_folder: Path
 ) -> None:
@@ -266,6 +269,7 @@ def test_a_file_that_is_not_written_as_it_must_be_is_named(
     assert (status, err.count("\n"), said in err, "mine" in err) == (2, 1, True, True), err
 
 
+@pytest.mark.slow
 def test_tables_and_records_call_it_by_its_name(
     clone: Path, run_here: Run, in_folder: Path
 ) -> None:

@@ -14,6 +14,7 @@ from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,8 @@ from dks.runs.journal import now
 from dks.runs.record import Attempt
 from dks.sweeps.launchers.worker import run_cells
 from dks.tracking import store
-from dks.tracking.shipment import Shipment
+from dks.tracking.destination import Destination
+from dks.tracking.upload import _Upload
 from tests.conftest import TINY, queued, raise_at, start, train
 from tests.support.leaks import assert_nowhere, watching_command_lines
 
@@ -176,7 +178,10 @@ def test_what_mlflow_is_told_of_a_run_has_no_secret(
     assert record is not None
     record.label, record.command = f"label {secret}", f"dks train note={secret}"
     record.attempts.append(Attempt(now(), "here", 1, f"cuda {secret}", 1))
-    _, params = Shipment(run, SimpleNamespace(create_run=create_run), "uri", "1")._create(record)  # type: ignore[arg-type]
+    client: Any = SimpleNamespace(create_run=create_run)
+    upload = _Upload(run, record, Destination(client, "uri", "1"))
+    upload.create()
+    params = upload.params
     assert dict(params)["data.options.at"] == "https://host/..."  # type: ignore[call-overload]
     ((_, _, tags, name),) = told
     assert (name, tags["mlflow.source.name"], tags["dks.device"]) == (

@@ -29,9 +29,9 @@ from dks.runs.record import RunFolder
 from dks.runs.states import State, look_up
 from dks.sweeps import files, manifest
 from dks.tracking import store
-from dks.tracking.note import Note
 from dks.tracking.records import RecordSource
-from dks.tracking.shipment import lay_out
+from dks.tracking.upload import lay_out
+from dks.tracking.upload_state import UploadState
 from dks.training import checkpoint
 from dks.training.run import Outcome, run_cell
 from tests.conftest import finished_run, queued
@@ -138,7 +138,7 @@ def test_the_other_files_of_a_run_hang_no_command(
     ):
         done.read_config()
     assert not done.config_is_whole()
-    assert Note.read(done) is None and heartbeat.read(done.path) is None
+    assert UploadState.read(done) is None and heartbeat.read(done.path) is None
     (row,) = RecordSource(str(done.path.parent)).runs().to_dict("records")
     assert (row["state"], row["mlflow_run_id"], row["epochs"]) == ("done", None, 0)
     assert RecordSource(str(done.path.parent)).config(done.cell_id) == {}

@@ -243,6 +243,7 @@ def batches(
     return TrainingBatches(images, batch_size, seed, pad, flip, AS_STORED, CPU)
 
 
+@pytest.mark.slow
 def test_crops_and_flips_have_the_distribution_of_torchvision() -> None:
     """All (2p+1)^2 windows, mirrored or not, equally often.
 

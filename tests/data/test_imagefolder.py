@@ -180,6 +180,7 @@ def test_a_batch_is_a_function_of_seed_epoch_and_step_whoever_decodes_it(
     assert torch.cat([labels for _, labels in tested]).tolist() == test.labels.tolist()
 
 
+@pytest.mark.slow
 def test_a_run_on_a_folder_of_images_learns_colours(root: Path, tmp_path: Path) -> None:
     folder = queued(
         tmp_path,

@@ -194,6 +194,7 @@ NET = """
 """
 
 
+@pytest.mark.slow
 def test_an_extension_and_what_it_imports_from_beside_it_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

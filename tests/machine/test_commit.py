@@ -23,7 +23,7 @@ from dks.config.catalogue import VARIABLE
 from dks.config.secrets import VARIABLES, without_password
 from dks.machine import commit
 from dks.sweeps.launchers.worker import run_cells
-from dks.tracking.shipment import lay_out
+from dks.tracking.upload import lay_out
 from dks.training.run import Outcome, run_cell
 from tests.conftest import ROOT, queued, raise_at
 
@@ -217,6 +217,7 @@ def test_new_files_of_the_code_are_kept_and_make_it_dirty(module: Path) -> None:
     assert "# left out: 'dks/large.py' of 1,800,000 bytes\n" in diff()
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_run_can_be_rebuilt_from_its_commit_and_its_diff(inside: bool, tmp_path: Path) -> None:
     """With a changed module, new ones, an empty one, and an extension that lies in the repository

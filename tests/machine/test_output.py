@@ -80,6 +80,7 @@ def test_what_lies_in_files_as_well_is_not_lost(monkeypatch: pytest.MonkeyPatch)
 NO_ROOM = "error: standard output cannot be written: No space left on device\n"
 
 
+@pytest.mark.rest_slow(3)
 @pytest.mark.parametrize(
     ("line", "status", "said"),
     [

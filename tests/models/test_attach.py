@@ -69,6 +69,7 @@ NETWORKS = (
 )
 
 
+@pytest.mark.rest_slow(3)
 @pytest.mark.parametrize("size", [(64, 64), (32, 32), (96, 64), (65, 97)])
 @pytest.mark.parametrize(
     ("build", "taps", "last"), NETWORKS, ids=[build.__name__ for build, _, _ in NETWORKS]
@@ -333,6 +334,7 @@ def gradients(net: nn.Module) -> dict[str, Tensor]:
     return {name: gradient for name, gradient in found.items() if gradient is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_the_whole_network_compiles_to_one_graph(backend: str) -> None:
     plain = attached()
@@ -368,6 +370,7 @@ def process_group(tmp_path: Path) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_distributed_data_parallel_trains_every_parameter(process_group: None) -> None:
     plain = attached()
     replica = copy.deepcopy(plain)

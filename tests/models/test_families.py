@@ -94,6 +94,7 @@ def test_parameter_counts_of_the_specification(
     assert parameters(net.strip()) == bare
 
 
+@pytest.mark.rest_slow(6)
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("name", BACKBONES)
@@ -108,6 +109,7 @@ def test_every_design_at_every_position_trains_every_parameter(
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("name", BACKBONES)
 def test_odd_sizes_work(name: str) -> None:
     net = dks.build(name, 7, "ours", ("c2", "c3"))
@@ -176,6 +178,7 @@ def test_networks_that_do_not_exist_are_refused_in_one_line(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.rest_slow(3)
 @pytest.mark.parametrize(
     ("name", "classifier", "feeds"),
     [
@@ -435,6 +438,7 @@ def synergy_by_hand(logits: dict[str, Tensor], targets: Tensor) -> Tensor:
     return torch.as_tensor(supervised + matched)
 
 
+@pytest.mark.rest_slow(2)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize(
     ("spec", "formula"),

@@ -47,6 +47,7 @@ def test_parameter_counts_of_the_small_ones(depth: int, bare: int) -> None:
     assert parameters(dks.build(f"resnet{depth}", 10)) == by_hand == bare
 
 
+@pytest.mark.rest_slow(31)
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("side", [8, 9, 32])

@@ -191,6 +191,7 @@ def test_several_hooks_on_one_layer_do_not_disturb_each_other() -> None:
     assert torch.equal(given.pop(), expected)
 
 
+@pytest.mark.slow
 def test_in_place_layers_compile_to_one_graph() -> None:
     net, plain = (attached(classifier(nn.ReLU(inplace=inplace))) for inplace in (True, False))
     torch._dynamo.reset()

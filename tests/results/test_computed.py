@@ -208,6 +208,7 @@ def dks(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return int(left.value.code or 0), captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_a_mean_over_two_versions_of_the_code_is_marked_wherever_it_is_shown(
     run_here: Callable[..., tuple[int, str, str]],
     in_folder: Path,
@@ -251,7 +252,7 @@ def test_a_mean_over_two_versions_of_the_code_is_marked_wherever_it_is_shown(
     assert [each["other_codes"] for each in json.loads(out)["cells"]] == [[A], [A], []]
     html = page(Study.open(name))
     assert "†" in html and "bbbbbbbbbbbb" in html and f"code {A[:12]}" in html
-    monkeypatch.setattr("dks.sweeps.codes.command_line", lambda: "dks sweep plan")
+    monkeypatch.setattr("dks.sweeps.summary.command_line", lambda: "dks sweep plan")
     status, out, _ = dks(capsys, "sweep", "plan", name, "--probe", "0")
     assert (status, out.splitlines()[-1]) == (0, again)
     found = json.loads(dks(capsys, "sweep", "plan", name, "--probe", "0", "--json")[1])

@@ -604,6 +604,7 @@ def test_a_figure_that_nobody_could_read_is_refused() -> None:
         draw("spread", table_of(runs, ["seed2"], ["aux"]), FakeSource(runs))
 
 
+@pytest.mark.slow
 def test_many_configurations_without_columns_are_parted_into_panels() -> None:
     runs = [
         run for index in range(20) for run in seeds({"recipe.lr": str(index)}, [[2.0, 1.5 + index]])
@@ -613,6 +614,7 @@ def test_many_configurations_without_columns_are_parted_into_panels() -> None:
     assert {f"recipe.lr={index}" for index in range(20)} <= set(words(figure))
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_letters_are_large_enough_and_inside_the_figure(kind: str) -> None:
     figure = drawn(kind)
@@ -626,6 +628,7 @@ def test_all_letters_are_large_enough_and_inside_the_figure(kind: str) -> None:
         assert box.y0 >= -edge and box.y1 <= height * DPI + edge, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_legends_stand_outside_of_the_data_and_no_letters_overlap(kind: str) -> None:
     figure = drawn(kind)
@@ -639,6 +642,7 @@ def test_legends_stand_outside_of_the_data_and_no_letters_overlap(kind: str) -> 
         assert not box.overlaps(other_box), (text, other)
 
 
+@pytest.mark.slow
 def test_labels_are_never_read_as_formulas(tmp_path: Path) -> None:
     odd = ["a_b_c", "$x_1$ 50%", "\\frac{1}", "<b>&"]
     for kind in KINDS:
@@ -698,11 +702,13 @@ def digest(figure: Figure) -> list[str]:
     return [hashlib.sha256(image(figure, form)).hexdigest() for form in FORMATS]
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_bytes(elsewhere: dict[str, Any]) -> None:
     assert elsewhere["digests"] == {kind: digest(drawn(kind)) for kind in KINDS}
     assert digest(draw("cost", *large())) == digest(drawn("cost"))
 
 
+@pytest.mark.slow
 def test_importing_figures_is_cheap_and_drawing_opens_no_window(elsewhere: dict[str, Any]) -> None:
     assert not {"matplotlib", "pandas", "torch", "mlflow"} & set(elsewhere["early"])
     assert "matplotlib.figure" in elsewhere["late"]

@@ -79,6 +79,7 @@ FIGURES = {
 FIGURES |= {"resnet1202": 3, "figure3": 4}
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_table_of_the_paper_comes_out_digit_for_digit(name: str, in_folder: Path) -> None:
     publish(in_folder, name)
@@ -126,6 +127,7 @@ def test_the_store_tells_the_same_as_the_records(in_folder: Path) -> None:
         assert json.dumps(provenance(again, again.table())) == first
 
 
+@pytest.mark.slow
 def test_a_smaller_sweep_is_never_beside_the_papers_numbers(in_folder: Path) -> None:
     study = Study.open("table3", ["data=digits", "backbone=resnet8", "recipe.epochs=2", "seed=1,2"])
     text = render.markdown(study.table())

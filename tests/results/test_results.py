@@ -19,7 +19,7 @@ from dks.config.compose import compose_here
 from dks.config.composer import Composer
 from dks.sweeps.files import read
 from dks.sweeps.plan import plan
-from dks.sweeps.request import grid_of
+from dks.sweeps.spec import grid_of
 from tests.conftest import ROOT
 from tests.system.test_slow import PHOTOGRAPHS
 

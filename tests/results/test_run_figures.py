@@ -118,6 +118,7 @@ def test_a_matrix_is_drawn_in_percent_of_each_class() -> None:
     assert not large.axes[0].texts, "there is no room for numbers"
 
 
+@pytest.mark.slow
 def test_classes_have_their_names_where_there_is_room(folder: RunFolder, tmp_path: Path) -> None:
     figure = confusion(
         [[8, 2], [0, 0]],

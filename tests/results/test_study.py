@@ -16,7 +16,7 @@ from dks.config.errors import RequestError
 from dks.config.methods import computed_with
 from dks.results.model import Epoch
 from dks.results.study import Study
-from dks.sweeps.differences import differences
+from dks.sweeps.paper import differences
 from dks.training.resolver import Resolver
 from tests.conftest import TINY, composed, config, train
 
@@ -104,6 +104,7 @@ def dks(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return int(left.value.code or 0), captured.out, captured.err
 
 
+@pytest.mark.slow
 def test_a_table_is_written_with_where_its_numbers_come_from(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +135,7 @@ def test_a_table_is_written_with_where_its_numbers_come_from(
     assert Path("results", name, "table.md").read_text() == Path("t.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_read_from_the_records(small: Path) -> None:
     (name,) = (path.name for path in Path("results").iterdir())
     study = Study.open(name)
@@ -175,6 +177,7 @@ def test_a_notebook_shows_a_wrong_request_without_the_way_there(in_folder: Path)
     assert line.startswith("error: no sweep 'tabel3'")
 
 
+@pytest.mark.slow
 def test_figures_and_the_report_come_from_one_command_each(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,5 +209,5 @@ def test_the_command_line_offers_every_format_and_every_kind_of_figure(
     from dks.results.figures import KINDS
     from dks.results.render import TEXT_FORMATS
 
-    assert f"{{{','.join(['terminal', *TEXT_FORMATS])}}}" in dks(capsys, "table", "--help")[1]
-    assert f"{{{','.join(KINDS)}}}" in dks(capsys, "figure", "--help")[1]
+    assert f"[{'|'.join(['terminal', *TEXT_FORMATS])}]" in dks(capsys, "table", "--help")[1]
+    assert f"[{'|'.join(KINDS)}]" in dks(capsys, "figure", "--help")[1]

@@ -161,6 +161,7 @@ def test_the_same_line_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixtu
 # --- the record
 
 
+@pytest.mark.rest_slow(2)
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"null", b"{}", b'"x"', b"\xff\xfe", b'{"schema_version": "1"}']
 )
@@ -380,6 +381,7 @@ def look(dks_here: Command, folder: RunFolder) -> str:
     return said
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("harm", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_a_run_whose_files_were_damaged_goes_on_with_the_same_command(
@@ -410,6 +412,7 @@ def test_a_run_whose_files_were_damaged_goes_on_with_the_same_command(
     assert_same_result(folder, second_run(made["finished"]))
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("harm", DAMAGES)
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("checkpoints")])
 def test_a_finished_run_whose_files_were_damaged_stays_finished(
@@ -527,6 +530,7 @@ def test_a_sweep_whose_file_was_damaged_is_written_again_by_its_command(
     assert len(record.attempts) == 1, "no run was touched"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", DAMAGES)
 def test_a_launch_whose_file_was_damaged_stops_nobody(
     made: dict[str, Path], dks_here: Command, harm: Callable[[Path], None]

@@ -83,6 +83,7 @@ class Refusing:
         self._fsync(descriptor)
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("taken", [0, 100])
 @pytest.mark.parametrize(
     ("name", "time", "file"),

@@ -20,17 +20,18 @@ from dks.machine.interruption import Interrupted
 from dks.runs import superseded
 from dks.runs.attempts import Attempt, computed_by, contributing, other_codes
 from dks.runs.record import RunFolder, Status
-from dks.runs.states import State, survey
+from dks.runs.states import State
 from dks.runs.superseded import executions
-from dks.sweeps import engine
-from dks.sweeps.grid import Grid, Point
+from dks.sweeps.launch import queue
 from dks.sweeps.plan import Cell, Plan, _chosen, plan
-from dks.sweeps.plan_text import single, summary
+from dks.sweeps.spec import Grid, Point
+from dks.sweeps.summary import single, summary
+from dks.tracking.destination import Destination
 from dks.tracking.mlflow_source import MlflowSource
 from dks.tracking.records import RecordSource
 from dks.tracking.sender import sent_elsewhere
-from dks.tracking.shipment import Shipment
 from dks.tracking.sync import sync
+from dks.tracking.upload import upload, upload_pictures
 from dks.training.run import Outcome, run_cell
 from hydra_plugins.dks_sweeper import sweeper
 from tests.conftest import TINY, composed, queued, raise_at
@@ -61,7 +62,7 @@ def planned(folder: Path, *overrides: str, same_code: bool = False) -> Plan:
 def once_more(folder: Path, *overrides: str) -> RunFolder:
     """The cell trained again where another code has computed it."""
     (cell,) = planned(folder, *overrides, same_code=True).cells
-    engine.queue(cell)
+    queue(cell)
     run = RunFolder(folder / "runs" / cell.cell_id)
     assert run_cell(run.path) in (Outcome.done, Outcome.already_done)
     return run
@@ -124,6 +125,7 @@ def test_the_codes_that_are_not_todays(monkeypatch: pytest.MonkeyPatch, tmp_path
 # --- told
 
 
+@pytest.mark.slow
 def test_a_done_cell_of_another_code_is_told_with_the_command_that_trains_it_again(
     run_here: Run, in_folder: Path, today: Callable[[str], None]
 ) -> None:
@@ -177,17 +179,12 @@ def test_nothing_is_chosen_by_runs_that_are_to_be_trained_again(
     tmp_path: Path, today: Callable[[str], None]
 ) -> None:
     held = ("data.holdout=8",)
-    run = once_more(tmp_path, *held)
-    standings = survey(str(tmp_path / "runs"), [run.cell_id])
+    once_more(tmp_path, *held)
     (cell,) = planned(tmp_path, *held, same_code=True).cells
-    assert _chosen({"1": (cell,)}, standings) == ("1", ())
+    assert _chosen({"1": (cell,)}) == ("1", ())
     today(TWO)
     (cell,) = planned(tmp_path, *held, same_code=True).cells
-    assert (cell.anew, cell.state, _chosen({"1": (cell,)}, standings)) == (
-        True,
-        State.done,
-        (None, ()),
-    )
+    assert (cell.anew, cell.state, _chosen({"1": (cell,)})) == (True, State.done, (None, ()))
 
 
 # --- gone on with
@@ -277,7 +274,7 @@ def test_every_execution_that_makes_room_is_kept_and_another_process_may_come_fi
         today(hexadecimal)
         late = planned(tmp_path, same_code=True).cells[0]
         once_more(tmp_path)
-        engine.queue(late)  # planned before the other one was done
+        queue(late)  # planned before the other one was done
         assert codes_of(run) == [hexadecimal]
         assert [each.path.name for each in executions(run)] == [
             str(each) for each in range(1, number + 1)
@@ -326,7 +323,7 @@ def test_a_move_that_is_killed_anywhere_loses_nothing_and_is_completed(
         rows = RecordSource(run.path.parent).runs()
         assert len(rows) == (step == 1), "from the first file on the cell has not begun"
         cell.config.runs_dir = str(run.path.parent)
-        engine.queue(cell)  # as any command does that wants to run it
+        queue(cell)  # as any command does that wants to run it
         record = run.read_record()
         if step == 1:
             assert record is not None and record.status is Status.done
@@ -420,8 +417,9 @@ def test_nobody_sends_what_is_being_moved(tmp_path: Path) -> None:
     """
     run = once_more(tmp_path)
     superseded.supersede(run)
-    sender = Shipment(run, None, "sqlite:///x.db", "1")  # type: ignore[arg-type]
-    assert sender.send(live=False) == 0 and sender.picture(lambda folder, into: []) is False
+    store = Destination(None, "sqlite:///x.db", "1")  # type: ignore[arg-type]
+    assert upload(run, store) == 0
+    assert upload_pictures(run, store, lambda folder, into: []) is False
     assert not run.mlflow_file.exists()
 
 
@@ -448,7 +446,7 @@ def test_a_launch_that_is_refused_puts_it_back(
         assert {seed: len(list(executions(run))) for seed, run in runs.items()} == {1: 2, 2: 1}
         raise RequestError("no room")
 
-    monkeypatch.setattr(sweeper.DksSweeper, "launch", refuse)
+    monkeypatch.setattr(sweeper.HydraLauncher, "launch", refuse)
     status, _, err = run_here("-m", "seed=1,2", *tiny, "hydra.sweeper.code=same")
     assert (status, "no room" in err) == (2, True)
     assert files() == before

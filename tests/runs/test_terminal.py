@@ -306,8 +306,8 @@ def test_why_is_told_to_who_asks_for_it() -> None:
 SHOW = """
 import time
 from dks.runs.terminal import Display
-from dks.tracking.journal import Entry
-from dks.tracking.record import Record, Status
+from dks.runs.journal import Entry
+from dks.runs.record import Record, Status
 metrics = {"train/loss": 1.5, "test/top1_error": 12.5, "train/images_per_second": 2345.0}
 with Display(2) as display:
     records = [Record(name, "", 0, "dks", {}, f"seed={name}", []) for name in "12"]

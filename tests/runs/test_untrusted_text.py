@@ -218,6 +218,7 @@ def test_negative_numbers_stay_numbers_in_a_spreadsheet() -> None:
 # --- names of folders and files, and command lines
 
 
+@pytest.mark.rest_slow(4)
 @NAMES
 def test_a_sweep_is_named_after_nothing_that_leads_elsewhere(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,7 @@ from dks.runs.record import Attempt, Record, RunFolder, Status
 from dks.sweeps import manifest
 from dks.sweeps.files import read
 from dks.sweeps.plan import Cell, Plan, plan
-from dks.sweeps.request import grid_of
+from dks.sweeps.spec import grid_of
 
 SWEEPS = (
     "table1",

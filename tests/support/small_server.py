@@ -20,6 +20,8 @@ from dks.config.schema import Tracking, TrackingKind
 from dks.runs.record import RunFolder
 from dks.tracking import addresses
 
+Answer = Callable[[str, str], tuple[int, str, dict[str, str]]]
+
 
 @dataclass
 class Remembering:
@@ -28,11 +30,7 @@ class Remembering:
     To (method, path), a status, the body and more headers.
     """
 
-    answer: Callable[[str, str], tuple[int, str, dict[str, str]]] = lambda method, path: (
-        200,
-        "OK",
-        {},
-    )
+    answer: Answer = lambda method, path: (200, "OK", {})
     uri: str = ""
     # method, path, headers by small letters
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
@@ -48,23 +46,15 @@ class Remembering:
         }
 
 
-HARMLESS = (
-    "accept",
-    "accept-encoding",
-    "connection",
-    "content-length",
-    "content-type",
-    "host",
-    "user-agent",
-)
-HARMLESS += ("x-mlflow-client-version",)
+HARMLESS = {
+    *("accept", "accept-encoding", "connection", "content-length", "content-type", "host"),
+    *("user-agent", "x-mlflow-client-version"),
+}
 REFUSAL = json.dumps({"error_code": "UNAUTHENTICATED", "message": "who are you?"})
 
 
 @contextmanager
-def remembering(
-    answer: Callable[[str, str], tuple[int, str, dict[str, str]]] | None = None,
-) -> Iterator[Remembering]:
+def remembering(answer: Answer | None = None) -> Iterator[Remembering]:
     found = Remembering() if answer is None else Remembering(answer)
 
     class Handler(BaseHTTPRequestHandler):
@@ -72,13 +62,8 @@ def remembering(
 
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            found.asked.append(
-                (
-                    self.command,
-                    self.path,
-                    {name.lower(): value for name, value in self.headers.items()},
-                )
-            )
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            found.asked.append((self.command, self.path, headers))
             status, body, headers = found.answer(self.command, self.path)
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body.encode())), **headers}.items():
@@ -170,9 +155,9 @@ def refusing() -> Iterator[Remembering]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A finished run."""
-    from tests.conftest import finished_run
+    from tests.support.journaled import journaled
 
-    return finished_run(tmp_path_factory.mktemp("trained"))
+    return journaled(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture

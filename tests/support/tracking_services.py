@@ -12,6 +12,7 @@ import json
 import math
 import os
 import random
+import shlex
 import shutil
 import signal
 import ssl
@@ -54,35 +55,16 @@ class PostgreSQL:
         password = Path(self._place) / "password"
         password.write_text("secret\n")
         password.chmod(0o644)
-        self._run(
-            "initdb",
-            "-D",
-            f"{self._place}/data",
-            "-U",
-            "me",
-            "--auth=md5",
-            f"--pwfile={password}",
-            "--no-sync",
-        )
+        self._run(f"initdb -U me --auth=md5 --pwfile={password} --no-sync")
         self.start()
 
     def start(self) -> None:
         settings = f"-p {self.port} -h 127.0.0.1 -k {self._place} -c fsync=off"
-        self._run(
-            "pg_ctl",
-            "-D",
-            f"{self._place}/data",
-            "-l",
-            f"{self._place}/log",
-            "-w",
-            "-o",
-            settings,
-            "start",
-        )
+        self._run(f"pg_ctl -l {self._place}/log -w -o '{settings}' start")
 
     def stop(self) -> None:
         """At once: clients lose their connections in the middle of what they do."""
-        self._run("pg_ctl", "-D", f"{self._place}/data", "-w", "-m", "immediate", "stop")
+        self._run("pg_ctl -w -m immediate stop")
 
     def uri(self, database: str) -> str:
         return f"postgresql://me:secret@127.0.0.1:{self.port}/{database}"
@@ -102,13 +84,13 @@ class PostgreSQL:
         self.stop()
         shutil.rmtree(self._place)
 
-    def _run(self, program: str, *arguments: str) -> None:
-        command = ["runuser", "-u", "postgres", "--", str(self._programs / program), *arguments]
-        # What is started keeps these outputs open, so they must not be pipes that somebody waits
-        # for.
+    def _run(self, command: str) -> None:
+        program, *arguments = shlex.split(command)
+        run = [str(self._programs / program), "-D", f"{self._place}/data", *arguments]
+        # what is started keeps these outputs open, so they must not be pipes that one waits for
         with tempfile.TemporaryFile() as said:
             done = subprocess.run(
-                command,
+                ["runuser", "-u", "postgres", "--", *run],
                 cwd=self._place,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -189,23 +171,9 @@ class MlflowServer:
         self.artifacts = folder / "artifacts"
         self._log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-        ]
-        self._command += [
-            "--workers",
-            "1",
-            "--artifacts-destination",
-            str(self.artifacts),
-            *options,
-        ]
+        listen = f"--host 127.0.0.1 --port {self.port} --workers 1 --artifacts-destination"
+        self._command = [sys.executable, "-m", "mlflow", "server", *listen.split()]
+        self._command += [str(self.artifacts), *options]
         # The URI may hold a password, which has no place in a command line.
         self._environment = {
             **os.environ,
@@ -268,22 +236,15 @@ class MlflowServer:
 
     def kill(self) -> None:
         """SIGKILL to it and to its workers: no request under way is answered."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> None:
-        """As an administrator does: requests under way are answered."""
-        self._end(signal.SIGTERM)
-
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def _end(self, how: signal.Signals) -> None:
         if self._process is None:
             return
         group, self._process = self._process, None
         with suppress(ProcessLookupError):  # it could not start
-            os.killpg(group.pid, how)
+            os.killpg(group.pid, signal.SIGKILL)
         group.wait(60)
+
+    def log(self) -> str:
+        return self._log.read_text()
 
 
 @pytest.fixture
@@ -331,7 +292,8 @@ class FaultyProxy:
     Args:
         upstream: the port of the server.
         authorization: requests with another header of that name, or none, are denied (401), as by a
-        reverse proxy. tls: clients must speak TLS; this is its side of it.
+            reverse proxy.
+        tls: clients must speak TLS; this is its side of it.
     """
 
     KINDS = ("pass", "refuse", "drop", "delay", "cut", "lose")
@@ -497,22 +459,12 @@ class Certificate:
 
     def __init__(self, folder: Path) -> None:
         self.path, key = folder / "certificate.pem", folder / "key.pem"
-        command = [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "1",
-        ]
-        command += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-        subprocess.run(
-            [*command, "-keyout", str(key), "-out", str(self.path)], check=True, capture_output=True
+        command = (
+            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 "
+            "-subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
         )
+        files = ["-keyout", str(key), "-out", str(self.path)]
+        subprocess.run([*command.split(), *files], check=True, capture_output=True)
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(self.path, key)
 

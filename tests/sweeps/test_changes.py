@@ -22,10 +22,9 @@ from dks.results.study import Study
 from dks.runs.record import RunFolder
 from dks.sweeps import changes, files, manifest
 from dks.sweeps.changes import Changes
-from dks.sweeps.grid import expand
 from dks.sweeps.manifest import Manifest
 from dks.sweeps.plan import plan
-from dks.sweeps.request import grid_of
+from dks.sweeps.spec import expand, grid_of
 from tests.conftest import TINY
 
 PARSER = OverridesParser.create()
@@ -93,6 +92,7 @@ def test_an_edited_file_is_said_with_the_number_of_cells(
         (clone / "sweeps" / "mine.yaml").write_text(GRID)
 
 
+@pytest.mark.slow
 def test_so_is_an_edited_configuration_and_a_typed_sweep(clone: Path, in_folder: Path) -> None:
     (clone / "sweeps" / "mine.yaml").write_text(GRID)
     named, typed = begun("mine"), begun(None, "aux=ours,narrow", "seed=1")
@@ -130,6 +130,7 @@ def test_what_was_begun_elsewhere_is_told_apart(
     )
 
 
+@pytest.mark.slow
 def test_a_union_is_told_of_every_file_that_it_is_made_from(
     clone: Path, in_folder: Path, unedited: None
 ) -> None:

@@ -17,9 +17,9 @@ from dks.config.compose import checked
 from dks.config.errors import RequestError
 from dks.results.results import present
 from dks.runs.record import RunFolder, Status
-from dks.sweeps import engine, files, manifest, request, status
-from dks.sweeps.grid import Grid, expand
+from dks.sweeps import engine, files, manifest, spec, status
 from dks.sweeps.plan import Cell, plan
+from dks.sweeps.spec import Grid, expand
 from tests.conftest import ROOT, TINY, composed, start
 
 PARSER = OverridesParser.create()
@@ -58,7 +58,7 @@ def typed(*overrides: str) -> Grid:
 
 
 def named(*overrides: str) -> Grid:
-    return request.grid_of(files.read("mine"), overrides, PARSER)
+    return spec.grid_of(files.read("mine"), overrides, PARSER)
 
 
 def run(grid: Grid, launcher: Instant) -> int:
@@ -273,6 +273,7 @@ def results_of_runs(folder: Path) -> dict[int, str]:
     }
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("tracking", ["local", "off"])
 def test_without_slurm_nothing_stays_of_a_submission(
     in_folder: Path,

@@ -133,6 +133,7 @@ def test_activations_are_what_the_convolutions_and_activation_functions_keep() -
     assert kept("backbone.activation_checkpointing=true") < 0.7 * kept()
 
 
+@pytest.mark.slow
 def test_activations_of_folded_blocks_are_those_of_all() -> None:
     """Beyond the blocks that differ, each of ResNet-1202's takes what each of ResNet-110's does."""
     shallow, deep = (
@@ -188,6 +189,7 @@ def test_the_gradients_of_a_convolution_cost_what_it_costs_itself_however_its_ch
     assert counter.get_total_flops() == 3 * forward
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("checkpointing", ["true", "false"])
 @pytest.mark.parametrize(
     "backbone",
@@ -310,6 +312,7 @@ def test_images_that_are_not_there_are_not_guessed(source: str, tmp_path: Path) 
 # Probes
 
 
+@pytest.mark.slow
 def test_a_probe_measures_steps_and_leaves_everything_as_it_was(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +332,7 @@ def test_a_probe_measures_steps_and_leaves_everything_as_it_was(
     assert not list(in_folder.iterdir())
 
 
+@pytest.mark.slow
 def test_a_probe_takes_a_teacher_along_and_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("weights were asked for")

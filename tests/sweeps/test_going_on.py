@@ -17,9 +17,9 @@ from dks.machine import environment
 from dks.machine.interruption import Interrupted
 from dks.runs.record import RunFolder
 from dks.sweeps import command_line
-from dks.sweeps.going_on import other_ways
-from dks.sweeps.grid import Grid, Point
 from dks.sweeps.plan import Cell, plan
+from dks.sweeps.refusals import other_ways
+from dks.sweeps.spec import Grid, Point
 from dks.training import checkpoint
 from dks.training.run import Outcome, run_cell
 from dks.training.trainer import Trainer
@@ -56,6 +56,7 @@ def open_cell(folder: Path) -> Cell:
     return plan(Grid((), (point,), ""), lambda given: composed(*given)).cells[0]
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize(
     ("begun", "reason", "command"),
     [

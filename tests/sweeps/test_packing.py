@@ -23,8 +23,8 @@ from dks.sweeps.estimate import packing, trials
 from dks.sweeps.estimate.packing import Choice, Division, Packing, choose
 from dks.sweeps.estimate.trial import Task
 from dks.sweeps.estimate.trials import Trial, TrialError, Trials
-from dks.sweeps.launchers import slots
-from dks.sweeps.launchers.slots import Layout, environment
+from dks.sweeps.launchers import local
+from dks.sweeps.launchers.local import Layout, environment
 from hydra_plugins.dks_launchers.local import LocalLauncher
 from tests.conftest import config, train
 
@@ -290,6 +290,7 @@ def variables(threads: int = 1) -> dict[str, str]:
     return environment(os.environ, Layout(1, threads, threads), 0)
 
 
+@pytest.mark.slow
 def test_processes_take_steps_side_by_side_and_say_what_memory_they_take(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -305,6 +306,7 @@ def test_processes_take_steps_side_by_side_and_say_what_memory_they_take(
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()], "they have ended"
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why() -> None:
     """A device that is not there is noticed where the network is built."""
     if torch.cuda.is_available():
@@ -400,7 +402,7 @@ def test_the_launcher_runs_as_many_as_were_chosen(monkeypatch: pytest.MonkeyPatc
 
 def test_on_gpus_the_cells_of_each_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "16")
-    monkeypatch.setattr(slots, "visible_gpus", lambda: ("3", "5"))
+    monkeypatch.setattr(local, "visible_gpus", lambda: ("3", "5"))
     seen = decided(monkeypatch, 4)
     launcher = LocalLauncher("auto", 1)
     launcher.choose(cells(20), [0] * 20)

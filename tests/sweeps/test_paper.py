@@ -17,9 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from dks.config.files import declarations
 from dks.config.names import long_name
 from dks.sweeps import files
-from dks.sweeps.combinations import plain
 from dks.sweeps.paper import paper_table
-from dks.sweeps.request import grid_of
+from dks.sweeps.points import plain
+from dks.sweeps.spec import grid_of
 
 NAMES = (
     "table1",

@@ -23,8 +23,8 @@ from dks.results.report.page import page
 from dks.results.sheet import sheets
 from dks.results.study import Study
 from dks.sweeps import manifest
-from dks.sweeps.grid import expand
 from dks.sweeps.plan import plan
+from dks.sweeps.spec import expand
 from tests.conftest import ROOT
 
 
@@ -72,6 +72,7 @@ def typed(*overrides: str) -> Table:
     return Study.open(asked.name).table()
 
 
+@pytest.mark.slow
 def test_an_edited_file_of_a_table_has_none_of_its_numbers_and_says_why(declared: Path) -> None:
     edit(
         declared / "sweeps" / "table3.yaml",
@@ -135,6 +136,7 @@ def test_a_number_of_another_table_says_where_it_is_from(declared: Path) -> None
     assert others == ["not the paper's setting: the paper's table has no such configuration"]
 
 
+@pytest.mark.slow
 def test_a_change_to_a_recipe_makes_other_settings_of_all_sweeps(declared: Path) -> None:
     assert printed(Study.open("table3").table()) == {
         "none baseline": "29.97",
@@ -172,6 +174,7 @@ def test_an_ad_hoc_sweep_has_the_numbers_of_the_configurations_that_it_holds(
     assert heads == ["error", "paper", "paper's gain", "difference", "n", "error", "n"]
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own_has_the_numbers_of_the_configurations_that_it_holds(
     declared: Path,
 ) -> None:
@@ -214,6 +217,7 @@ def test_a_file_of_ones_own_has_the_numbers_of_the_configurations_that_it_holds(
     assert not others, "it is called after no table of the paper's"
 
 
+@pytest.mark.slow
 def test_images_of_another_source_are_not_the_papers(declared: Path) -> None:
     """Parquet files may hold the images of CIFAR-100, but nothing can tell."""
     import pyarrow as pa

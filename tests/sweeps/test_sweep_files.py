@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from dks.config.errors import RequestError
 from dks.config.identity import cell_id
 from dks.config.schema import Config
-from dks.sweeps import files, request
+from dks.sweeps import files, spec
 from dks.sweeps.files import read, written
-from dks.sweeps.grid import Grid, Point
+from dks.sweeps.spec import Grid, Point
 from tests.conftest import composed
 
 PARSER = OverridesParser.create()
@@ -36,7 +36,7 @@ def write(folder: Path, text: str, name: str = "mine") -> None:
 
 
 def grid_of(name: str, *overrides: str) -> Grid:
-    return request.grid_of(files.read(name), overrides, PARSER)
+    return spec.grid_of(files.read(name), overrides, PARSER)
 
 
 def mine(*overrides: str) -> Grid:
@@ -415,6 +415,7 @@ grids:
 """
 
 
+@pytest.mark.slow
 def test_the_teacher_of_an_override_reaches_only_cells_that_have_one(sweeps: Path) -> None:
     write(sweeps, TAUGHT)
     found = mine("teacher=resnet50", "kd_teacher.temperature=5")
@@ -504,6 +505,7 @@ def test_every_combination_but_the_seed_makes_its_own_choice(sweeps: Path) -> No
     )
 
 
+@pytest.mark.slow
 def test_overrides_settle_a_choice_replace_its_candidates_and_set_its_holdout(sweeps: Path) -> None:
     write(sweeps, CHOSEN)
     settled = mine("kd_teacher.temperature=5")
@@ -549,6 +551,7 @@ def test_a_choice_stays_where_an_override_makes_other_cells_equal_to_its_own(swe
 # --- unions of sweeps
 
 
+@pytest.mark.slow
 def test_a_union_has_the_tables_of_its_parts(sweeps: Path) -> None:
     write(sweeps, "title: A\ngrids: [{aux: [ours, narrow]}]", "a")
     write(sweeps, CHOSEN, "b")
@@ -626,6 +629,7 @@ PAPER = {
 }
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize(("name", "count"), {**PAPER, "methods": 15, "quickstart": 9}.items())
 def test_every_cell_of_a_sweep_is_another_one_and_has_its_own_place(name: str, count: int) -> None:
     grid = grid_of(name)
@@ -635,6 +639,7 @@ def test_every_cell_of_a_sweep_is_another_one_and_has_its_own_place(name: str, c
     assert grid.name == name and (grid.rows is not None or read(name).shape.classifier_rows)
 
 
+@pytest.mark.slow
 def test_the_paper_shares_27_runs() -> None:
     paper = grid_of("paper")
     assert [part.name for part in paper.parts] == list(PAPER)
@@ -653,6 +658,7 @@ def test_the_paper_shares_27_runs() -> None:
     assert not set(selection) & set(cells)
 
 
+@pytest.mark.slow
 def test_tables_share_the_cells_that_the_paper_has_in_several_places() -> None:
     def one(name: str, **labels: str) -> set[str]:
         points = [point for point in grid_of(name).points if labels.items() <= point.labels.items()]
@@ -683,6 +689,7 @@ def test_tables_share_the_cells_that_the_paper_has_in_several_places() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_paper_trains_what_it_says() -> None:
     def configs(name: str) -> list[Config]:
         return [config_of(point) for point in grid_of(name).points]
@@ -720,14 +727,14 @@ def test_the_paper_trains_what_it_says() -> None:
 
 def test_an_override_for_a_group_drops_what_the_file_sets_inside_it() -> None:
     parser = OverridesParser.create()
-    small = request.grid_of(files.read("table2"), ["data=digits"], parser)
+    small = spec.grid_of(files.read("table2"), ["data=digits"], parser)
     assert len(small.points) == 9
     assert not [
         point for point in small.points if any(item.startswith("data.") for item in point.overrides)
     ]
-    kept = request.grid_of(files.read("table2"), ["data=digits", "data.image_size=16"], parser)
+    kept = spec.grid_of(files.read("table2"), ["data=digits", "data.image_size=16"], parser)
     assert all("data.image_size=16" in point.overrides for point in kept.points)
-    clean = request.grid_of(files.read("noise"), ["noise=none", "seed=1"], parser)
+    clean = spec.grid_of(files.read("noise"), ["noise=none", "seed=1"], parser)
     assert sorted(point.overrides for point in clean.points) == [
         ("data=cifar10", "backbone=densenet40_12", "noise=none", f"method={method}", "seed=1")
         for method in ("baseline", "dks", "ds")

@@ -159,6 +159,7 @@ def test_every_benchmark_has_a_trial_and_a_place_on_the_page() -> None:
     assert bench.benchmarks().keys() - elsewhere == TINY.keys() | TINY_PROGRAMS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a single core
 @pytest.mark.parametrize("name", TINY)
 def test_a_benchmark_tells_what_it_measured(
@@ -176,7 +177,7 @@ def test_a_benchmark_tells_what_it_measured(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sampled(list(TINY_PROGRAMS), ["stripped", "tracking"]))
+@pytest.mark.parametrize("name", sampled(list(TINY_PROGRAMS), ["stripped"]))
 def test_a_benchmark_of_whole_programs_tells_what_it_measured(
     measure: ModuleType, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +206,7 @@ def assert_complete(found: dict[str, Any], name: str) -> None:
             assert all({"figure", "met"} <= bound.keys() for bound in each.get("wanted", []))
 
 
+@pytest.mark.slow
 def test_a_step_says_how_far_it_is_from_the_limit_and_an_unknown_network_is_one_line(
     measure: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +247,7 @@ def test_what_is_wanted_of_a_step_depends_on_network_method_precision_and_device
     )
 
 
+@pytest.mark.slow
 def test_ours_and_the_plain_loop_train_alike(measure: ModuleType) -> None:
     """From the same weights on the same images the losses of the first steps are near each other.
 

@@ -9,7 +9,6 @@ without one are run, one after another.
 
 from __future__ import annotations
 
-import argparse
 import configparser
 import dataclasses
 import http.server
@@ -40,11 +39,11 @@ from dks.config.files import declarations
 from dks.config.identity import is_execution_only
 from dks.config.schema import Config
 from dks.sweeps import files
-from dks.sweeps.grid import Grid, expand
 from dks.sweeps.plan import Plan, plan
-from dks.sweeps.request import grid_of
+from dks.sweeps.spec import Grid, expand, grid_of
 from tests.conftest import ROOT, sampled
 from tests.support import published
+from tests.support.command_line import commands, example_lines, parsed
 from tests.system.test_report_page import CHROMIUM, DRIVER, browser  # noqa: F401  (a fixture)
 
 sys.path.insert(0, str(ROOT / "docs" / "generator"))
@@ -99,9 +98,8 @@ def blocks(page: Path) -> list[Block]:
 
 # The examples of every help are read as if a page had them.
 HELP = [
-    Block(ROOT / "dks" / "cli.py", 1, "", None, parser.epilog)
-    for parser in command_reference.parsers(cli._parser())
-    if parser.epilog is not None
+    Block(ROOT / "dks" / "cli" / "main.py", 1, "", None, "\n".join(example_lines(command)))
+    for command in commands().values()
 ]
 ALL = [*(block for page in PAGES for block in blocks(page)), *HELP]
 
@@ -182,13 +180,15 @@ def composes(overrides: list[str], launcher: str | None = None, several: bool = 
     hydra = [item for item in overrides if item.startswith("hydra")] + (
         [f"hydra/launcher={launcher}"] if launcher else []
     )
-    register_schema()
-    with initialize_config_dir(str(declarations("conf")), version_base="1.3"):
-        compose("config", hydra, return_hydra_config=True)
+    if hydra:
+        register_schema()
+        with initialize_config_dir(str(declarations("conf")), version_base="1.3"):
+            compose("config", hydra, return_hydra_config=True)
     ours = [item for item in overrides if not item.startswith("hydra")]
     planned(expand(PARSER.parse_overrides(checked(ours, several))))
 
 
+@pytest.mark.rest_slow(8)
 @pytest.mark.parametrize(
     "line",
     [pytest.param(line, id=f"{place}: {line}") for line, place in reversed(COMMANDS.items())],
@@ -210,16 +210,15 @@ def test_every_command_on_a_page_would_be_taken(
         options = {"-m", "--help", "--cfg", "job"}
         composes([word for word in words[2:] if word not in options], several="-m" in words)
         return
-    given, rest = cli._parser().parse_known_args(words[1:])
-    overrides = [*getattr(given, "overrides", []), *rest]
-    assert not rest or hasattr(given, "overrides"), f"unrecognized: {rest}"
+    given = parsed(words[1:]).params
+    overrides = list(given.get("overrides", ()))
     if words[1] == "doctor":
         composes(overrides)
-    elif hasattr(given, "name") and given.name != "NAME":
+    elif given.get("name", "NAME") != "NAME":
         hydra = [item for item in overrides if item.startswith("hydra")]
-        composes(hydra, getattr(given, "launcher", None))
+        composes(hydra, given.get("launcher"))
         grid = grid_of(
-            files.read(given.name), [item for item in overrides if item not in hydra], PARSER
+            files.read(given["name"]), [item for item in overrides if item not in hydra], PARSER
         )
         grid = next(iter(grid.parts), grid)
         planned(
@@ -240,6 +239,7 @@ def test_bash_blocks_are_bash(block: Block) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if any(b.language == "python" for b in blocks(page))],
@@ -259,6 +259,7 @@ def test_python_blocks_run_one_after_another(
             exec(code, namespace)
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("block", [block for block in ALL if block.language == "yaml"], ids=str)
 def test_yaml_blocks_compose(block: Block, workplace: Path) -> None:
     content = OmegaConf.to_container(OmegaConf.create(block.text))
@@ -336,7 +337,10 @@ def test_the_home_page_has_the_commands_and_the_table_of_the_readme() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_tutorial_is_as_it_says(tmp_path: Path) -> None:
-    """All of it but the installation, in a copy of the checkout."""
+    """All of it but the installation, in a copy of the checkout.
+
+    In the sample with fewer epochs.
+    """
     for name in (
         "analysis",
         "conf",
@@ -382,7 +386,9 @@ def test_the_tutorial_is_as_it_says(tmp_path: Path) -> None:
     said = ""
     for block in blocks(ROOT / "docs" / "tutorial.md"):
         if block.language == "yaml":
-            (tmp_path / str(block.title)).write_text(block.text)
+            (tmp_path / str(block.title)).write_text(
+                block.text.replace("epochs: 10", sampled("epochs: 10", "epochs: 2"))
+            )
         elif block.language == "python":
             run(sys.executable, "-", text=block.text)
         elif block.language == "bash" and block.title is None:
@@ -443,15 +449,9 @@ def test_a_key_without_a_word_on_it_is_seen(tmp_path: Path) -> None:
 
 def test_the_reference_has_every_command() -> None:
     page = command_reference.page()
-    parser = cli._parser()
-    (subcommands,) = (
-        action.choices
-        for action in parser._actions
-        if isinstance(action, argparse._SubParsersAction)
-    )
-    for name in subcommands:
-        assert f"\n## dks {name}\n" in page
-    assert page.count("--help") >= len(subcommands)
+    for path in commands():
+        assert f"\n## {' '.join(('dks', *path))}\n" in f"\n{page}"
+    assert page.count("--help") >= len(commands()) - 1, "that of dks train is Hydra's"
     assert "\n## dks sweep retry\n" in page
     assert "backbone: densenet100_12, " in page, "Hydra's help of dks train"
     assert str(ROOT) not in page
@@ -473,6 +473,10 @@ def test_the_page_on_the_paper_has_its_numbers_and_every_sweep() -> None:
     assert "| ours | dks | 26.81(0.36) | 3.08 |" in page
 
 
+# few cells; the paper is all of them
+BRIEF = {"table2", "table4", "table5", "table6", "strategies", "figure3"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_the_papers_tables_cost_is_what_a_plan_says(
@@ -483,8 +487,7 @@ def test_what_the_papers_tables_cost_is_what_a_plan_says(
         r"^\| \[?`(\w+)`.*?\| *([\d,]+) \| ([\d.]+) \| ([\d,]+) \|$", page, re.MULTILINE
     )
     assert {name for name, *_ in rows} == {*published.SWEEPS, "paper"}
-    # it is all the others
-    for name, runs, operations, hours in sampled(rows, [row for row in rows if row[0] != "paper"]):
+    for name, runs, operations, hours in sampled(rows, [row for row in rows if row[0] in BRIEF]):
         with pytest.raises(SystemExit) as left:
             cli.main(["sweep", "plan", name, "--json", "--probe", "0"])
         assert not left.value.code

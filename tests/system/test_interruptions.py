@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import ROOT, TINY, sampled, train
 
-COUNT = sampled(200, 20)
+COUNT = sampled(200, 14)
 SOON = 5.0  # seconds that a command has to end in
 MARK = "DKS_INTERRUPTED"  # in the environment of a command and of all that it starts
 
@@ -189,12 +189,13 @@ WHERE = [
     ("dks.sweeps.plan", None, "plan", True),
     pytest.param(("dks.sweeps.plan", None, "plan", False), marks=pytest.mark.slow),
     pytest.param(
-        ("dks.sweeps.launchers.nursery", "Nursery", "__init__", False), marks=pytest.mark.slow
+        ("dks.sweeps.launchers.local", None, "start_server", False), marks=pytest.mark.slow
     ),
     pytest.param(("dks.results.results", None, "show", False), marks=pytest.mark.slow),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", WHERE, ids=lambda where: f"{where[0]}.{where[2]}")
 def test_ctrl_c_that_a_library_swallows_runs_nothing(
     where: tuple[str, str | None, str, bool], tmp_path: Path

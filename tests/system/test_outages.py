@@ -181,8 +181,8 @@ MANY, EPOCHS = sampled((16, 100), (6, 40))  # processes, epochs of the run of ea
 JOURNALING = """
 import os, sys, time
 from pathlib import Path
-from dks.tracking.journal import now
-from dks.tracking.record import Attempt, RunFolder, Status
+from dks.runs.journal import now
+from dks.runs.record import Attempt, RunFolder, Status
 from dks.tracking.sender import sending
 from dks.tracking.store import prepare
 

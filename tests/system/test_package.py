@@ -35,6 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_all_declarations_and_all_code(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder, kind in (
@@ -62,12 +63,13 @@ def test_the_wheel_holds_all_declarations_and_all_code(wheel: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_works_in_any_folder(wheel: Path, tmp_path: Path) -> None:
     """The `dks` command from the unpacked wheel alone, with nothing of the checkout on the path."""
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     zipfile.ZipFile(wheel).extractall(site)
     elsewhere.mkdir()
-    code = f"import sys; sys.path.insert(0, {str(site)!r}); from dks.cli import main; main()"
+    code = f"import sys; sys.path.insert(0, {str(site)!r}); from dks.cli.main import main; main()"
 
     def run(arguments: str) -> str:
         command = [sys.executable, "-P", "-c", code, *arguments.split()]

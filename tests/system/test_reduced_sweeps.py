@@ -21,7 +21,7 @@ from dks.results.model import Table
 from dks.results.sheet import error_text
 from dks.results.study import Study
 from dks.runs.record import RunFolder, Status
-from dks.sweeps import files, request
+from dks.sweeps import files, spec
 from tests.conftest import ROOT, TINY, finished_run, sampled
 from tests.system.test_notebooks import FIGURES, FOLDER, NOTEBOOKS, OTHERS, read
 
@@ -133,7 +133,7 @@ def test_every_sweep_runs_to_its_table_at_reduced_size(
     main_of("sweep", "run", name, *overrides)
     captured = capsys.readouterr()
     assert "nothing to launch" in captured.err
-    grid = request.grid_of(files.read(name), overrides, OverridesParser.create())
+    grid = spec.grid_of(files.read(name), overrides, OverridesParser.create())
     for part in grid.parts or (grid,):
         assert part.title.partition(" with ")[0] in captured.out
         table = Path("results", part.name, "table.csv").read_text().replace("\n", ",").split(",")

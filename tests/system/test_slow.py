@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, train
+from tests.conftest import ROOT, sampled, train
 
 PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "cifar10-jpeg"
 
@@ -19,16 +19,17 @@ def final_errors(folder: Path) -> list[dict[str, float]]:
 
 
 def test_the_main_job_learns_to_read_digits(in_folder: Path) -> None:
-    status, _, err = train(
-        in_folder, *["-m", "aux=ours,shallow,narrow", "strategy=topdown,bottomup,bidir"]
+    designs, strategies = sampled(
+        ("ours,shallow,narrow", "topdown,bottomup,bidir"), ("ours,narrow", "bidir")
     )
+    status, _, err = train(in_folder, "-m", f"aux={designs}", f"strategy={strategies}")
     assert status == 0, err
     errors = [
         final[f"test/top1_error{name}"]
         for final in final_errors(in_folder)
         for name in ("", "_c2", "_c3")
     ]
-    assert len(errors) == 27
+    assert len(errors) == sampled(27, 6)
     assert max(errors) < 5, errors
 
 

@@ -19,10 +19,10 @@ from dks.runs.handover import recover
 from dks.runs.launches import LaunchFolder
 from dks.runs.record import Record, RunFolder, Status
 from dks.runs.scheduler import Job, Scheduler, Stage
-from dks.sweeps import engine
-from dks.sweeps.grid import Grid, Point
+from dks.sweeps.launch import queue
 from dks.sweeps.launchers.slurm import Resources, log_file, submit
 from dks.sweeps.plan import plan
+from dks.sweeps.spec import Grid, Point
 from tests.conftest import ROOT, TINY, composed, finished_run
 from tests.support.slurm_cluster import Cluster
 from tests.training.test_resume import assert_same
@@ -88,7 +88,7 @@ def queued(folder: Path, cells: Sequence[Sequence[str]]) -> tuple[LaunchFolder, 
         str(folder / "results"), "some", "slurm", [run.path for run in runs], None
     )
     for cell in planned:
-        engine.queue(cell, launch)
+        queue(cell, launch)
     launch.lock.release()
     return launch, runs
 
@@ -301,7 +301,7 @@ def test_cancelled_jobs_stop_between_two_steps_and_do_not_come_back(
 DIES = """
 import os, sys
 from pathlib import Path
-from dks.sweeps import slurm
+from dks.sweeps.launchers import slurm
 from dks.runs.launches import LaunchFolder
 
 def dies(*arguments, submit=slurm._submit_held):

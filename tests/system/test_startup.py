@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, TINY, sampled, start
+from tests.support.command_line import commands
 
 HEAVY = ("torch", "torchvision", "mlflow", "pandas", "scipy", "sklearn", "matplotlib")
 # Runs a command and says on standard error which of the modules it has imported.
 PROGRAM = """
 import sys
-from dks.cli import main
+from dks.cli.main import main
 names = sys.argv[1].split(",")
 try:
     main(sys.argv[2:])
@@ -39,31 +40,11 @@ def imported(
     return set(err.splitlines()[-1].split()[1:]), out
 
 
-def commands() -> list[tuple[str, ...]]:
-    """Every command of `dks`, and every action of `dks sweep`, from the help."""
-    from argparse import ArgumentParser, _SubParsersAction
-
-    from dks.cli.main import _parser
-
-    def below(parser: ArgumentParser, path: tuple[str, ...]) -> list[tuple[str, ...]]:
-        found = [path]
-        for action in parser._actions:
-            if isinstance(action, _SubParsersAction):
-                found += [
-                    each
-                    for name, child in action.choices.items()
-                    for each in below(child, (*path, name))
-                ]
-        return found
-
-    return below(_parser(), ())
-
-
 def test_help_imports_nothing_that_takes_long(tmp_path: Path) -> None:
     every = [path for path in commands() if path != ("train",)]  # that one is Hydra's
     assert {("table",), ("sweep", "run"), ("bench",), ("doctor",)} <= set(every)
     code = (
-        "import json, sys\nfrom dks.cli import main\n"
+        "import json, sys\nfrom dks.cli.main import main\n"
         "for path in json.loads(sys.argv[1]):\n"
         "    try: main([*path, '--help'])\n"
         "    except SystemExit as left: assert left.code == 0, path\n"
@@ -78,6 +59,7 @@ def test_help_imports_nothing_that_takes_long(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "imported:"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [("train", "--help"), ("train", "--cfg", "job"), ("train", "-sc", "install=bash")]
 )
@@ -90,6 +72,7 @@ def test_what_hydra_shows_needs_nothing_that_takes_long(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -108,6 +91,7 @@ def test_completion_needs_nothing_that_takes_long(
     assert expected <= set(out.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -124,12 +108,13 @@ def test_a_wrong_request_is_refused_before_anything_that_takes_long(
     assert imported(tmp_path, "train", *arguments, status=2) == (set(), "")
 
 
+@pytest.mark.slow
 def test_a_run_imports_neither_mlflow_nor_what_its_data_and_network_do_not_need(
     tmp_path: Path,
 ) -> None:
     """The process that trains.
 
-    One of its own sends to MLflow, in tests/tracking/test_tracking.py.
+    One of its own sends to MLflow, in tests/tracking/test_sender.py.
     """
     digits = [
         *(each for each in TINY if not each.startswith("data")),
@@ -141,6 +126,7 @@ def test_a_run_imports_neither_mlflow_nor_what_its_data_and_network_do_not_need(
     assert found == {"torch"}
 
 
+@pytest.mark.slow
 def test_a_small_sweep_imports_neither_mlflow_nor_scipys_statistics(tmp_path: Path) -> None:
     cells = [
         "-m",
@@ -168,7 +154,8 @@ CELLS = ("cells", ["--cells", "2"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "options"), sampled([("startup", []), CELLS], [CELLS]))
+@pytest.mark.skipif(sampled(False, True), reason="a minute each; with --full")
+@pytest.mark.parametrize(("name", "options"), [("startup", []), CELLS])
 def test_a_benchmark_tells_what_it_measured(name: str, options: list[str], tmp_path: Path) -> None:
     script = str(ROOT / "benchmarks" / f"{name}.py")
     process = start(

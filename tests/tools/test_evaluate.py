@@ -348,6 +348,7 @@ def test_a_run_on_image_files_gives_again_what_it_recorded(tmp_path: Path, photo
 # --- checkpoints
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["paper", "torchvision"])
 def test_a_released_checkpoint_gives_what_an_independent_computation_gives(
     protocol: str,
@@ -381,6 +382,7 @@ def test_a_released_checkpoint_gives_what_an_independent_computation_gives(
     assert values["metrics"] == pytest.approx(hand, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_protocol_matters_for_images_that_are_not_square(
     expected: dict[str, dict[str, float]],
 ) -> None:
@@ -417,6 +419,7 @@ def test_the_images_are_those_that_a_run_would_take(
     assert f"{tmp_path}/test: not taken: 1 .txt (a/list.txt), 2 hidden (a/._1.png, ...)" in err
 
 
+@pytest.mark.slow
 def test_the_folder_itself_will_do(
     photos: Path,
     released: Path,
@@ -526,6 +529,7 @@ def test_a_small_checkpoint_is_tested_on_the_data_of_a_configuration(
     assert abs(json.loads(out)["metrics"]["test/loss"] - record.final["test/loss"]) > 0.01
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_tested_on_image_files_as_a_run_on_them_is(
     photos: Path, released: Path, expected: dict[str, dict[str, float]], tmp_path: Path
 ) -> None:
@@ -560,6 +564,7 @@ def test_a_file_that_is_no_image_is_named_in_one_line(
     assert "Traceback" not in err
 
 
+@pytest.mark.rest_slow(13)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -97,6 +97,7 @@ def test_safetensors_fit_the_plain_backbone(
         assert torch.equal(network.eval()(images)["c1"], c1)
 
 
+@pytest.mark.slow
 def test_onnx_runs_in_onnx_runtime_with_any_batch_size(
     finished: RunFolder, dks_export: Dks, images: Tensor, c1: Tensor
 ) -> None:
@@ -113,6 +114,7 @@ def test_onnx_runs_in_onnx_runtime_with_any_batch_size(
         np.testing.assert_allclose(logits, c1[:count].numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_program_runs_with_any_batch_size(
     finished: RunFolder, dks_export: Dks, images: Tensor, c1: Tensor
 ) -> None:
@@ -123,6 +125,7 @@ def test_a_program_runs_with_any_batch_size(
         torch.testing.assert_close(network(images[:count]), c1[:count], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_format_says_what_a_user_has_to_know(finished: RunFolder, dks_export: Dks) -> None:
     for form in Format:
         assert dks_export(finished.cell_id, "--format", form.value)[0] == 0
@@ -202,6 +205,8 @@ def test_the_exported_program_is_the_baselines(
     assert set(found.state_dict) == set(plain.state_dict)
 
 
+@pytest.mark.slow
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize(
     "overrides", [("method=single", "positions=c3"), ("backbone.activation_checkpointing=true",)]
 )
@@ -213,6 +218,7 @@ def test_other_runs_are_exported_as_well(
         assert export.export(str(tmp_path / "runs"), run.cell_id, form).is_file()
 
 
+@pytest.mark.slow
 def test_the_size_of_the_images_is_that_of_the_data(tmp_path: Path, in_folder: Path) -> None:
     """Where the configuration names none.
 
@@ -241,6 +247,7 @@ def test_the_size_of_the_images_is_that_of_the_data(tmp_path: Path, in_folder: P
 # --- files
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("form", list(SUFFIX))
 def test_an_existing_file_is_replaced_only_with_force(
     finished: RunFolder, dks_export: Dks, form: str, in_folder: Path
@@ -316,6 +323,7 @@ def test_nothing_is_left_of_an_interrupted_export(
     assert not list(in_folder.iterdir())
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_without_the_packages_for_onnx_it_says_how_to_install_them(
     finished: RunFolder,

@@ -80,6 +80,7 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_runs_of_version_1_get_their_ids_of_today_and_tables_stay_the_same(
     then: Path, run_here: Run
 ) -> None:
@@ -111,6 +112,7 @@ def test_runs_of_version_1_get_their_ids_of_today_and_tables_stay_the_same(
     assert {fate.cell_id for fate in again.fates} == STAY.keys() and again.sweeps == []
 
 
+@pytest.mark.slow
 def test_they_are_told_and_counted_before(
     then: Path, run_here: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +141,7 @@ def test_they_are_told_and_counted_before(
     assert len(earlier_runs("runs")) == 10, "nothing was done"
 
 
+@pytest.mark.slow
 def test_a_store_knows_them_by_their_new_ids(then: Path) -> None:
     uri = "sqlite:///mlflow.db"
     for path in then.glob("runs/*/config.yaml"):

@@ -101,6 +101,7 @@ __main__.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("left", "status"), [("3", 3), ("None", 0)])
 def test_who_trained_with_others_is_gone_before_python_takes_itself_apart(
     left: str, status: int
@@ -154,6 +155,7 @@ world.leave()
 """  # noqa: E501
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_the_gradient_and_the_errors_of_one(tmp_path: Path) -> None:
     (tmp_path / "step.py").write_text(STEP)
     results = []
@@ -205,6 +207,7 @@ def test_a_sweep_under_torchrun_leaves_one_record_a_cell_and_one_table(tmp_path:
     assert "all 2 cells are done" in err
 
 
+@pytest.mark.slow
 def test_a_wrong_request_under_torchrun_ends_all_processes(tmp_path: Path) -> None:
     status, _, err = torchrun(tmp_path, 2, str(ROOT / "train.py"), "aux=typo")
     assert status != 0

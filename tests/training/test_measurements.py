@@ -215,6 +215,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_children_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that computes and holds 300 MiB, while this process sleeps."""
     monkeypatch.setattr(system, "EVERY", 0.05)
@@ -437,6 +438,7 @@ def test_the_summary_tells_every_layer_and_its_parameters(tmp_path: Path) -> Non
     assert f"multiply-adds an image: {plain:,} of the plain network" in text
 
 
+@pytest.mark.slow
 def test_a_network_of_a_thousand_layers_is_summed_up_on_a_page() -> None:
     deep = config(*TINY, "backbone=resnet1202", "method=baseline")
     before = torch.get_rng_state()

@@ -127,6 +127,7 @@ def kill() -> None:
 # --- asked to stop
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.usefixtures("hangs_up")
 @pytest.mark.parametrize("step", [1, 2, 4, 5, 8, 10, 14, 15])
 def test_a_run_goes_on_from_the_very_step_at_which_it_was_asked_to_stop(
@@ -179,6 +180,7 @@ def test_a_run_that_is_asked_before_its_first_step_has_nothing_to_save(
     assert_same(straight, broken)
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("call", [1, 2, 3, 5, 7])
 def test_an_evaluation_that_was_asked_to_stop_is_done_again_and_its_epoch_is_not(
     straight: RunFolder, broken: RunFolder, call: int
@@ -199,6 +201,7 @@ def test_an_evaluation_that_was_asked_to_stop_is_done_again_and_its_epoch_is_not
     assert_same(straight, broken)
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize(("where", "name"), [(checkpoint, "save"), (Journal, "append")])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_signal_while_something_is_written_waits_until_it_is(
@@ -260,6 +263,7 @@ def test_a_milestone_forgets_the_momentum_once(tmp_path: Path) -> None:
     assert_same(whole, parts)
 
 
+@pytest.mark.slow
 def test_a_run_whose_first_steps_are_skipped_goes_on_exactly(tmp_path: Path) -> None:
     """In float16 a loss this large overflows until its scaling has come down, which takes longer
     than the first epoch.
@@ -283,6 +287,7 @@ def test_a_run_whose_first_steps_are_skipped_goes_on_exactly(tmp_path: Path) -> 
 # --- killed without a warning
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize(
     ("where", "name", "call", "after"),
     [
@@ -356,6 +361,7 @@ def stopped_at(folder: RunFolder, step: int) -> None:
         run_cell(folder.path)
 
 
+@pytest.mark.rest_slow(1)
 @pytest.mark.parametrize("damage", [cut, empty, flip])
 @pytest.mark.parametrize("step", [8, 13])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
@@ -526,6 +532,7 @@ def test_streamed_images_do_not_move_the_random_numbers_of_dropout(photos: Path)
         assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_a_run_on_image_files_goes_on_in_the_middle_of_an_epoch_and_of_an_evaluation(
     photos: Path, tmp_path: Path
 ) -> None:
@@ -586,7 +593,7 @@ def test_a_signal_to_all_processes_of_a_job_does_not_end_those_that_decode_image
 # One of the processes asks itself to stop in the step of that number; the others learn of it.
 STOP = """
 import os, signal
-from dks.cli import train
+from dks.cli.main import train
 from dks.training.trainer import Trainer
 
 step, taken = Trainer._step, 0
@@ -683,6 +690,7 @@ def begun(folder: Path) -> bool:
     return any(path.read_text().count("\n") >= 1 for path in folder.glob("runs/*/metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_real_signal_stops_the_command_and_the_same_command_goes_on(tmp_path: Path) -> None:
     overrides = (*SMALL, "recipe.epochs=40")
     whole = queued(tmp_path / "whole", *overrides)
@@ -716,7 +724,7 @@ def test_a_real_signal_stops_the_command_and_the_same_command_goes_on(tmp_path: 
 SERVER = """
 import logging, mmap, os, struct, sys, time, traceback
 import torch
-from dks.tracking.journal import Journal
+from dks.runs.journal import Journal
 from dks.machine import interruption
 from dks.training import checkpoint, trainer
 from dks.training.run import run_cell
@@ -846,7 +854,7 @@ class Server:
         self.shared.close()
 
 
-RUNS = sampled(50, 15)
+RUNS = sampled(50, 8)
 
 
 @pytest.mark.slow
