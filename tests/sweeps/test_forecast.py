@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from dks.sweeps.estimate.probe import Probe, convolution_rate, probe, whole_batch
+from dks.sweeps.estimate.speeds import Source
 
 from dks.config.identity import cell_id, config_id
 from dks.config.schema import Config, Data
@@ -27,8 +29,6 @@ from dks.sweeps.estimate import probe as probing
 from dks.sweeps.estimate import speeds
 from dks.sweeps.estimate.cache import ProbeCache
 from dks.sweeps.estimate.forecast import Range, forecast
-from dks.sweeps.estimate.probe import Probe, convolution_rate, probe, whole_batch
-from dks.sweeps.estimate.speeds import Source
 from dks.sweeps.estimate.text import duration, memory, network_label, text
 from dks.training import flops as counting
 from dks.training.flops import flops
@@ -214,7 +214,7 @@ def test_flops_agree_with_the_counter_run_over_the_whole_network(
     with counting.counter() as counter:
         logits = network.train()(image)
         forward = counter.get_total_flops()
-        Objective(given, None)(logits, label).total.backward()
+        Objective(given, None)(logits, label, []).total.backward()
     counted = flops(given)
     assert (counted.forward, counted.step) == (forward, counter.get_total_flops())
     with torch.no_grad(), counting.counter() as counter:
