@@ -279,8 +279,8 @@ def _network(config: Config, slots: int, processes: int) -> Network:
     threads = config.threads or max(1, available_threads() // slots // processes)
     machine = Machine(device_model(device_name(pick_device(config.device))), threads, processes)
     network = Network(config, machine, image_size(config.data))
-    where = f"data.source={config.data.source} data.root={config.data.root}"
     if images(config.data) is None or network.size is None:
+        where = f"data.source={config.data.source} data.root={config.data.root}"
         network.problem = f"the images of {where} cannot be counted here"
         return network
     try:
