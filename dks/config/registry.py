@@ -410,8 +410,8 @@ def _seen() -> str:
 @lru_cache(maxsize=64)
 def _load(offer: Offer) -> Extension:
     origin = offer.origin
-    content = None if origin.sha256 is None else origin.sha256[:12]  # before it is imported
     try:
+        content = origin.sha256 and origin.sha256[:12]  # of what is about to be imported
         module = (
             _import_file(origin.file)
             if origin.file is not None
