@@ -23,9 +23,7 @@ class ExtensionSearchPath(SearchPathPlugin):
         from dks.config.registry import catalogue
 
         found = catalogue()
-        for conf, owner in {
-            origin.conf: origin.owner for origin in found.origins if origin.conf
-        }.items():
+        for conf, owner in found.folders().items():
             search_path.append(provider=owner, path=f"file://{conf}")
         if found.choices:
             search_path.append(provider="dks", path=f"{SCHEME}://")

@@ -190,9 +190,10 @@ class HydraLauncher:
 
 def _compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> Composed:
     """One cell, from what Hydra has composed for the whole sweep, `master`."""
-    from dks.config.compose import checked, from_hydra
+    from dks.config.compose import from_hydra
     from dks.config.errors import RequestError
     from dks.config.explain import HYDRA_ERRORS, explain
+    from dks.config.overrides import checked
 
     checked(overrides)  # Hydra does not say the name of every one that is wrong
     try:

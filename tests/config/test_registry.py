@@ -18,8 +18,8 @@ import torch
 
 import dks
 from dks import data
-from dks.config import registry as extensions
 from dks.config.errors import RequestError
+from dks.config.extensions import references
 from dks.config.files import cache_folder, choices, load_choice, own_choices
 from dks.config.identity import cell_id, config_id
 from dks.config.methods import baseline_of
@@ -544,7 +544,7 @@ def test_the_frozen_configuration_of_an_extension_is_read_as_it_was_written(
     found = folder.read_config()
     assert cell_id(found) == folder.cell_id
     assert found.matching_strategy.options == {"back": True}
-    assert extensions.references(found) == [
+    assert references(found) == [
         ("backbone", "mynet@1"),
         ("aux_design", "probe@1"),
         ("matching_strategy", "ring@1"),
