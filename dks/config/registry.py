@@ -262,8 +262,7 @@ class Component:
     version: str | None  # None: the package's, or the content of the file
     module: str  # in which that was done
     options: Mapping[str, Any]  # and their defaults
-    # backbone: a `Family`; aux_design: Place -> module; matching_strategy: see `extend.py`; data: a
-    #     source
+    # a `Family`, Place -> module, (classifiers, options) -> pairs, or a data source
     value: Any
     # what a file of the group `kind` would hold, for the choice of the same name
     choice: Callable[[], dict[str, Any]]
@@ -449,22 +448,3 @@ def _import_file(path: Path) -> ModuleType:
             del sys.modules[name]
             raise
     return sys.modules[name]
-
-
-def generated_names(group: str) -> list[str]:
-    """The choices of a group that no file holds: of extensions, and their short names."""
-    found, long = catalogue(), SHORT_NAMES.get(group, group)
-    return [
-        name
-        for name in found.names(group)
-        if (group, name) not in found.files and OURS not in found.choices.get((long, name), [])
-    ]
-
-
-def generated(group: str, name: str) -> dict[str, Any] | None:
-    """The content of a choice that no file holds; None: there is none."""
-    if name not in generated_names(group):
-        return None
-    if (long := SHORT_NAMES.get(group)) is not None:
-        return {"defaults": [{f"override /{long}": name}]}
-    return find(group, name).component.choice()

@@ -40,12 +40,12 @@ class GeneratedChoices(ConfigSource):
         return True
 
     def is_group(self, config_path: str) -> bool:
-        from dks.config.registry import generated_names
+        from dks.config.files import generated_names
 
         return bool(generated_names(config_path.strip("/")))
 
     def is_config(self, config_path: str) -> bool:
-        from dks.config.registry import generated_names
+        from dks.config.files import generated_names
 
         group, name = _split(config_path)
         return name in generated_names(group)
@@ -56,7 +56,7 @@ class GeneratedChoices(ConfigSource):
         Raises:
             RequestError: that cannot be done.
         """
-        from dks.config.registry import generated
+        from dks.config.files import generated
 
         content = generated(*_split(config_path))
         if content is None:
@@ -66,7 +66,7 @@ class GeneratedChoices(ConfigSource):
         )
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        from dks.config.registry import generated_names
+        from dks.config.files import generated_names
 
         return [] if results_filter is ObjectType.GROUP else generated_names(config_path.strip("/"))
 
