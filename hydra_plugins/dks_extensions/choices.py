@@ -1,4 +1,4 @@
-"""Hydra's doors to `dks/config/catalogue.py` and `dks/config/extensions.py`.
+"""Hydra's doors to `dks/config/registry.py`.
 
 Hydra loads this module at each start; no extension is imported before one of its choices is
 composed.

@@ -260,8 +260,9 @@ def test_ctrl_c_leaves_a_killed_run_and_the_next_call_goes_on(in_folder: Path) -
 
 @pytest.mark.slow
 def test_two_processes_that_want_the_same_cell_run_it_once(in_folder: Path) -> None:
-    line = f"{ROOT}/train.py recipe.epochs=25 data.train_images=640 tracking=off"
-    processes = [start([*line.split(), *TINY], in_folder) for _ in range(2)]
+    longer = ("recipe.epochs=25", "data.train_images=640", "tracking=off")
+    command = [str(ROOT / "train.py"), *TINY, *longer]
+    processes = [start(command, in_folder) for _ in range(2)]
     ended = [(process.communicate(timeout=200), process.returncode) for process in processes]
     assert [status for _, status in ended] == [0, 0], ended
     (record,) = records(in_folder).values()
