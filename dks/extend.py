@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dks.config.errors import RequestError
-from dks.config.extensions import Component, register
+from dks.config.registry import Component, register
 from dks.config.schema import Backbone, Data, Stage
 from dks.data.contents import digests
 from dks.data.images import Facts, ImageSet

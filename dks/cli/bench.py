@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,6 @@ from dks.config.files import declarations, python_path
 
 # the figure by which a benchmark tells how far it is from a large matrix product
 LIMIT = "% of the limit"
-
-
-class BenchmarkFailed(Exception):
-    """A script gave no results; the message is the last line of what it said."""
 
 
 @click.command(cls=Command)
@@ -61,90 +58,65 @@ def bench(
         raise RequestError(f"{', '.join(wrong)}: no such benchmark; choose from {', '.join(known)}")
     names = list(dict.fromkeys(names)) or list(known)
     if as_list:
-        _list({name: _about(known[name]) for name in names}, as_json)
+        about = {name: _about(known[name]) for name in names}
+        rows = [{"name": name, "what": what} for name, what in about.items()]
+        lines = [f"{name:{max(map(len, about))}}  {what}" for name, what in about.items()]
+        print(json.dumps(rows, indent=1) if as_json else "\n".join(lines))
         return DONE
     from rich.markup import escape
 
-    from dks.runs.terminal import say
+    from dks.runs.terminal import Display, say
 
     options = [*([] if full else ["--short"]), *(["--device", device] if device else [])]
     found, failed = list[dict[str, Any]](), dict[str, str]()
-    for number, name in enumerate(_tracked(names), 1):
-        started = time.perf_counter()
-        try:
-            found.append(_measured(known[name], options))
-            ended = f"{time.perf_counter() - started:.0f} s"
-        except BenchmarkFailed as error:
-            failed[name] = str(error)
-            ended = f"failed: {error}"
-        say(escape(f"[{number}/{len(names)}] {name}  {ended}"), urgent=name in failed)
-        if name not in failed and not as_json:
-            _show(found[-1])
+    with Display() as display:
+        # without a bar the lines below say as much
+        tracked = display.track(names, len(names), "benchmarks") if display.draws else names
+        for number, name in enumerate(tracked, 1):
+            began = time.perf_counter()
+            done = _run_script(known[name], options)
+            ended = f"{time.perf_counter() - began:.0f} s"
+            if done.returncode:
+                lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+                failed[name] = lines[-1]
+                ended = f"failed: {lines[-1]}"
+            say(escape(f"[{number}/{len(names)}] {name}  {ended}"), urgent=name in failed)
+            if not done.returncode:
+                found.append(json.loads(done.stdout))
+                if not as_json:
+                    _print(found[-1])
     if as_json:
         print(json.dumps({"benchmarks": found, "failed": failed}, indent=1))
     else:
-        print("\n".join(_far_from_the_limit(found)))
+        print("\n".join(_share_of_limit(found)))
     return FAILED if failed else DONE
 
 
 def benchmarks() -> dict[str, Path]:
     """Name -> script; the other files of the folder are what the scripts share."""
-    found = {}
-    for path in sorted(declarations("benchmarks").glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        if (
-            "from measure import" in text and "__doc__" in text
-        ):  # it calls measure.run(__doc__, ...)
-            found[path.stem] = path
-    return found
+    texts = {path: path.read_text("utf-8") for path in declarations("benchmarks").glob("*.py")}
+    return {
+        path.stem: path
+        for path, text in sorted(texts.items())
+        if re.search(r"\brun\(\s*__doc__", text.split('"""', 2)[-1])  # behind its docstring
+    }
 
 
 def _about(script: Path) -> str:
     """The first line of its docstring."""
-    docstring = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8")))
-    return (docstring or "").partition("\n")[0]
+    return str(ast.get_docstring(ast.parse(script.read_text("utf-8")))).partition("\n")[0]
 
 
-def _list(about: Mapping[str, str], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps([{"name": name, "what": what} for name, what in about.items()], indent=1))
-        return
-    width = max(map(len, about))
-    for name, what in about.items():
-        print(f"{name:{width}}  {what}")
-
-
-def _tracked(names: Sequence[str]) -> Iterator[str]:
-    """The names; meanwhile a terminal shows how far they are.
-
-    A log has a line for each, which says as much.
-    """
-    from dks.runs.terminal import Display
-
-    with Display() as display:
-        yield from display.track(names, len(names), "benchmarks") if display.draws else names
-
-
-def _measured(script: Path, options: Sequence[str]) -> dict[str, Any]:
-    """What a script found.
-
-    Raises:
-        BenchmarkFailed: it ended otherwise.
-    """
+def _run_script(script: Path, options: Sequence[str]) -> subprocess.CompletedProcess[str]:
     from dks.runs.terminal import explain
 
     environment = {**os.environ, "PYTHONPATH": python_path(os.environ.get("PYTHONPATH", ""))}
     command = [sys.executable, str(script), *options, "--json"]
     explain(shlex.join(command))
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise BenchmarkFailed(lines[-1])
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-def _show(found: Mapping[str, Any]) -> None:
+def _print(found: Mapping[str, Any]) -> None:
     """Print what one script found, a line each way."""
     from rich.table import Table
 
@@ -164,7 +136,7 @@ def _show(found: Mapping[str, Any]) -> None:
     )
 
 
-def _far_from_the_limit(found: Sequence[Mapping[str, Any]]) -> list[str]:
+def _share_of_limit(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """How much of a large matrix product's speed is reached."""
     lines = []
     for result in (result for each in found for result in each["results"]):

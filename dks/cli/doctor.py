@@ -33,27 +33,28 @@ def doctor(overrides: Sequence[str], as_json: bool) -> int:
       dks doctor tracking=server tracking.uri=http://mlflow.example.org:5000
       dks doctor runs_dir=/scratch/runs --json
     """
-    from dks.tools.doctor.check import Level
+    from dks.tools.doctor.check import as_json as findings_as_json
+    from dks.tools.doctor.check import show, show_total
     from dks.tools.doctor.checks import groups
-    from dks.tools.doctor.text import Page
-    from dks.tools.doctor.text import as_json as findings_as_json
 
     is_quiet = click.get_current_context().params["quiet"]
-    page = None if as_json else Page(sys.stdout)
+    console = None
+    if not as_json:
+        from dks.runs.terminal import console as console_of
+
+        console = console_of(sys.stdout)
     found: list[tuple[str, Finding]] = []
     for title, checks in groups(list(overrides)):
         findings = _examined(title, checks)
         found += [(title, finding) for finding in findings]
-        shown = [
-            each for each in findings if not is_quiet or each.level in (Level.yellow, Level.red)
-        ]
-        if page is not None and shown:
-            page.group(title, shown)
-    if page is None:
+        shown = [each for each in findings if not is_quiet or each.level in ("yellow", "red")]
+        if console is not None and shown:
+            show(console, title, shown)
+    if console is None:
         print(findings_as_json(found))
     else:
-        page.total([finding for _, finding in found])
-    return FAILED if any(finding.level is Level.red for _, finding in found) else DONE
+        show_total(console, [finding for _, finding in found])
+    return FAILED if any(finding.level == "red" for _, finding in found) else DONE
 
 
 def _examined(title: str, checks: Sequence[Check]) -> list[Finding]:

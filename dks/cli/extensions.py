@@ -24,9 +24,8 @@ def extensions(as_json: bool) -> int:
       dks extensions
       DKS_EXTENSIONS=my_net.py dks extensions --json
     """
-    from dks.config.catalogue import VARIABLE, catalogue
     from dks.config.errors import RequestError
-    from dks.config.extensions import tried
+    from dks.config.registry import VARIABLE, catalogue, tried
 
     rows, problems = list[dict[str, Any]](), list(catalogue().problems)
     for _, _, found in tried():

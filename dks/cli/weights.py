@@ -94,7 +94,7 @@ def evaluate(
 
         # torch takes seconds to import, and this is known without it
         _, record = finished_run(runs_dir, words[0])
-        _tell_code(record)
+        _warn_of_other_code(record)
     from dks.tools.evaluate import Protocol, evaluate_configured, evaluate_file, evaluate_run
 
     if is_run:
@@ -138,7 +138,7 @@ def _check(words: Sequence[str], given: Sequence[str], is_run: bool) -> None:
         )
 
 
-def _tell_code(record: Record) -> None:
+def _warn_of_other_code(record: Record) -> None:
     """Say so where another code than today's, which tests the run, has trained it."""
     from dks.machine.code import current, short
     from dks.runs.attempts import other_codes

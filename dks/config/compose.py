@@ -29,11 +29,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from dks.config.catalogue import catalogue
 from dks.config.errors import RequestError, one_line, short
 from dks.config.files import choices, declarations, groups
 from dks.config.names import SHORT_NAMES
 from dks.config.ranges import MOST_CELLS, whole_numbers, written_out
+from dks.config.registry import catalogue
 from dks.config.schema import Config
 
 

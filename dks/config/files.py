@@ -1,50 +1,26 @@
-"""Where the declarations and this user's cache are, and single choices read without Hydra."""
+"""The choices of groups, and single ones read without Hydra."""
 
 from __future__ import annotations
 
-import os
-import sysconfig
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from dks.config.errors import RequestError
+from dks.config.folders import cache_folder, declarations, python_path
+from dks.config.registry import catalogue, generated
+
+__all__ = [
+    "cache_folder",
+    "choice_file",
+    "choices",
+    "declarations",
+    "groups",
+    "load_choice",
+    "own_choices",
+    "python_path",
+]
 
 T = TypeVar("T")
-
-_PACKAGE = Path(__file__).resolve().parent.parent
-
-
-def declarations(name: str) -> Path:
-    """`conf`, `sweeps`, `analysis` or `constraints.txt`.
-
-    Inside an installed wheel, or beside the package in a checkout.
-    """
-    shipped = _PACKAGE / "share" / name
-    return shipped if shipped.exists() else _PACKAGE.parent / name
-
-
-def cache_folder() -> Path:
-    """This user's folder for what can be made again; it may be one that cannot be made."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dks"
-    except RuntimeError:  # in a container users may have no home, and no name
-        return Path(os.devnull) / "dks"
-
-
-def python_path(given: str = "") -> str:
-    """The PYTHONPATH of processes that are to import this package from where it is.
-
-    A bare checkout comes before what is given.
-
-    An installed one is found without, and its folder would bring all that is installed beside it.
-    """
-    root, installed = _PACKAGE.parent, Path(sysconfig.get_path("purelib")).resolve()
-    paths = [path for path in given.split(os.pathsep) if path]
-    return (
-        given
-        if root == installed
-        else os.pathsep.join([str(root), *(path for path in paths if path != str(root))])
-    )
 
 
 def groups() -> list[str]:
@@ -66,15 +42,11 @@ def choices(group: str) -> list[str]:
 
     None of the extensions among them is imported.
     """
-    from dks.config.catalogue import catalogue  # which needs this module
-
     return sorted({*own_choices(group), *catalogue().names(group)})
 
 
 def choice_file(group: str, name: str) -> Path:
     """The file of a choice, ours or that of an extension, which may have none."""
-    from dks.config.catalogue import catalogue
-
     return catalogue().files.get((group, name), declarations("conf") / group / f"{name}.yaml")
 
 
@@ -85,9 +57,6 @@ def load_choice(group: str, name: str, schema: type[T]) -> T:
         RequestError: there is no such choice, or it is that of an extension which cannot be loaded.
     """
     from omegaconf import OmegaConf
-
-    from dks.config.catalogue import catalogue
-    from dks.config.extensions import generated
 
     if name not in choices(group):
         raise RequestError(

@@ -1,6 +1,6 @@
 """The sources of images by name.
 
-Those of this folder, one file and one line here each, and extensions.
+Those of this folder, one file each, and extensions.
 
 A source is a module with two functions. `inspect(data)` returns the `Facts` of the data without
 decoding an image, and raises RequestError where files are missing or wrong. `load(data)` returns
@@ -23,21 +23,19 @@ from types import ModuleType, SimpleNamespace
 from typing import cast
 
 from dks.config.errors import RequestError
-from dks.config.extensions import find
+from dks.config.registry import find, own_modules
 
 
 class AbsentError(RequestError):
     """The files are not on this machine."""
 
 
+# Modules that are several sources, or one of another name than their own.
+_NAMES = {"cifar": ("cifar10", "cifar100"), "imagefolder": ("imagefolder", "imagenet")}
 SOURCES = {
-    "cifar10": "dks.data.cifar",
-    "cifar100": "dks.data.cifar",
-    "digits": "dks.data.digits",
-    "imagefolder": "dks.data.imagefolder",
-    "imagenet": "dks.data.imagefolder",
-    "parquet": "dks.data.parquet",
-    "synthetic": "dks.data.synthetic",
+    name: module
+    for file, module in own_modules("data", "def inspect(").items()
+    for name in _NAMES.get(file, (file,))
 }
 
 

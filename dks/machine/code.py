@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from dks.config.catalogue import catalogue
+from dks.config.registry import catalogue
 
 # All that computes: packages, with every module in them, and modules. What describes, checks,
 #     records or shows is not here.

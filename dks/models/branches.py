@@ -11,7 +11,7 @@ from typing import cast
 from torch import nn
 
 from dks.config.errors import RequestError
-from dks.config.extensions import find
+from dks.config.registry import find
 from dks.config.schema import AuxDesign, Backbone, DesignKind, Stage
 from dks.models.family import Family, Place, Tap
 

@@ -1,6 +1,5 @@
-"""The families of backbones by name.
-
-Those of this folder, one file and one line here each, and extensions.
+"""The families of backbones by name: each module of this folder that defines `FAMILY`, named after
+its file, and extensions.
 """
 
 from __future__ import annotations
@@ -8,18 +7,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
-from dks.config.extensions import find
+from dks.config.registry import find, own_modules
 
 if TYPE_CHECKING:
     from dks.models.family import Family
 
-FAMILIES = {
-    "cifar_resnet": "dks.models.cifar_resnet",
-    "densenet": "dks.models.densenet",
-    "imagenet_resnet": "dks.models.imagenet_resnet",
-    "mobilenet": "dks.models.mobilenet",
-    "wrn": "dks.models.wrn",
-}
+FAMILIES = own_modules("models", "FAMILY = ")
 
 
 def family(name: str) -> Family:

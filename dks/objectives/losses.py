@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dks.config.extensions import find, is_offered
+from dks.config.registry import find, is_offered
 from dks.config.schema import Strategy, SynergyForm
 
 # of the authors' code; below the resolution of float16, so probabilities are never smoothed in half

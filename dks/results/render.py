@@ -8,9 +8,9 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields
 from html import escape as html_escape
-from itertools import pairwise
+from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
 from rich import box
@@ -21,9 +21,9 @@ from rich.text import Text
 from dks.config.errors import one_line, visible
 from dks.machine.code import short
 from dks.results.computed import notes
-from dks.results.model import Number, Over, Place, Table
+from dks.results.model import Comparison, Number, Over, Place, Table
 from dks.results.sheet import Heading, Sheet, SheetCell, SheetRow, main, sheets
-from dks.results.statistics import Difference
+from dks.sweeps.paper import PaperNumber
 
 MANY = 60  # tests that a terminal still shows
 
@@ -68,11 +68,7 @@ def _heads(sheet: Sheet, between: str, repeated: bool) -> list[str]:
     A head over several columns at each, or at the first.
     """
     lines = [
-        [
-            heading.text if repeated or not index else ""
-            for heading in line
-            for index in range(heading.span)
-        ]
+        [text for each in line for text in [each.text, *[each.text * repeated] * (each.span - 1)]]
         for line in sheet.head
     ]
     return [
@@ -85,21 +81,13 @@ def _grouped(sheet: Sheet) -> Iterator[tuple[SheetRow, tuple[str, ...], bool]]:
     """Each row, its labels without those that it shares with the row above, and whether its first
     label is a new one.
     """
-    above: SheetRow | None = None
+    above: tuple[str, ...] | None = None
     for row in sheet.rows:
-        shared = 0
-        if above is not None:
-            while (
-                shared < len(row.labels) - 1
-                and row.labels[: shared + 1] == above.labels[: shared + 1]
-            ):
-                shared += 1
-        yield (
-            row,
-            ("",) * shared + row.labels[shared:],
-            above is not None and row.labels[:1] != above.labels[:1],
-        )
-        above = row
+        pairs = zip(row.labels[:-1], above or (), strict=False)
+        shared = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        begins = above is not None and row.labels[:1] != above[:1]
+        yield row, ("",) * shared + row.labels[shared:], begins
+        above = row.labels
 
 
 def markdown(table: Table) -> str:
@@ -187,11 +175,8 @@ def _latex_heading(heading: Heading) -> str:
 
 
 def _rules(line: tuple[Heading, ...], first: int) -> Iterator[str]:
-    ends = [first]
-    for heading in line:
-        ends.append(ends[-1] + heading.span)
-    for begin, end in pairwise(ends):
-        yield rf"\cmidrule(lr){{{begin}-{end - 1}}}"
+    ends = accumulate((heading.span for heading in line), initial=first)
+    return (rf"\cmidrule(lr){{{begin}-{end - 1}}}" for begin, end in pairwise(ends))
 
 
 WIDE = 8  # columns that fit on a page as they are
@@ -264,87 +249,59 @@ def comma_separated(table: Table) -> str:
     """One line a configuration and metric, with full precision, the test against what it is
     compared with, and the runs.
     """
-    overs = [
-        over
-        for over in Over
-        if any(over in number.gains for cell in table.cells.values() for number in cell.numbers)
-    ]
+    numbers = [number for cell in table.cells.values() for number in cell.numbers]
+    overs = [over for over in Over if any(over in number.gains for number in numbers)]
     tests = {(each.place, each.over): each for each in table.comparisons}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    head = (
-        [
-            *table.row_axes,
-            *table.column_axes,
-            "metric",
-            "epoch",
-            "mean",
-            "sd",
-            "n",
-            "wanted",
-            "low",
-            "high",
-        ]
-        + [
-            f"{what}_over_{over.value}"
-            for over in overs
-            for what in ("gain", "gain_low", "gain_high", "p", "p_holm", "g")
-        ]
-        + [
-            "paper_mean",
-            "paper_sd",
-            "paper_gain",
-            "paper_gain_over",
-            "paper_where",
-            "difference",
-            "not_done",
-            "left_out",
-            "differs",
-            "computed",
-            "codes",
-            "config_id",
-            "cell_ids",
-            "same_as",
-        ]
+    writer.writerow(
+        map(
+            _written,
+            [
+                *table.row_axes,
+                *table.column_axes,
+                *["metric", "epoch", "mean", "sd", "n", "wanted", "low", "high"],
+                *(
+                    f"{what}_over_{over.value}"
+                    for over in overs
+                    for what in ("gain", "gain_low", "gain_high", "p", "p_holm", "g")
+                ),
+                *(f"paper_{field.name}" for field in fields(PaperNumber)),
+                *["difference", "not_done", "left_out", "differs", "computed", "codes"],
+                *["config_id", "cell_ids", "same_as"],
+            ],
+        )
     )
-    writer.writerow(map(_written, head))
     for place, cell in table.cells.items():
+        own = table.same.get(place, place)
         for number in cell.numbers:
-            low, high = number.interval or (None, None)
-            values: list[object] = [
-                *place[0],
-                *place[1],
-                number.metric.value,
-                f"{table.epoch.value}{table.whose}",
-            ]
-            values += [number.mean, number.sd, cell.n, cell.wanted, low, high]
+            values: list[object] = [*place[0], *place[1], number.metric.value, _epoch(table)]
+            values += [number.mean, number.sd, cell.n, cell.wanted]
+            values += number.interval or (None, None)
             for over in overs:
-                test = (
-                    tests.get((table.same.get(place, place), over))
-                    if number is cell.numbers[0]
-                    else None
-                )
-                values += [number.gains.get(over), *_tested(test.difference if test else None)]
-                values.insert(len(values) - 1, test.p_holm if test else None)
-            paper = number.paper
-            values += asdict(paper).values() if paper else [None] * 5
-            values += [
-                number.difference,
-                _counts(cell.states),
-                _counts(cell.left_out),
-                "; ".join(cell.differs),
-                cell.computed,
-            ]
+                test = tests.get((own, over)) if number is cell.numbers[0] else None
+                values += [number.gains.get(over), *_tested(test).values()]
+            values += astuple(number.paper) if number.paper else [None] * len(fields(PaperNumber))
+            values += [number.difference, _counts(cell.states), _counts(cell.left_out)]
+            values += ["; ".join(cell.differs), cell.computed]
             values.append(_counts({short(code): count for code, count in cell.codes.items()}))
-            first = table.same.get(place, ((), ()))
-            values += [cell.config_id, " ".join(cell.cell_ids), " ".join((*first[0], *first[1]))]
+            first = " ".join((*own[0], *own[1])) if place in table.same else ""
+            values += [cell.config_id, " ".join(cell.cell_ids), first]
             writer.writerow(map(_written, values))
     return out.getvalue()
 
 
-def _tested(found: Difference | None) -> list[float | None]:
-    """Interval, p and effect size."""
-    return [None] * 4 if found is None else [found.low, found.high, found.p, found.g]
+def _epoch(table: Table) -> str:
+    return f"{table.epoch.value}{table.whose}"
+
+
+def _tested(test: Comparison | None) -> dict[str, float | None]:
+    """What a test found; None where there is none."""
+    names = ("gain_low", "gain_high", "p", "p_holm", "g")
+    if test is None:
+        return dict.fromkeys(names)
+    found = test.difference
+    return dict(zip(names, (found.low, found.high, found.p, test.p_holm, found.g), strict=True))
 
 
 _FORMULA = tuple("=+-@\n")  # a text that begins so
@@ -367,16 +324,24 @@ def as_json(tables: Sequence[Table]) -> str:
 
 
 def _described(table: Table) -> dict[str, Any]:
-    tests: dict[Any, dict[str, Any]] = {}
+    tests: dict[Place, dict[str, Any]] = {}
     for each in table.comparisons:
-        names = ("gain_low", "gain_high", "p", "g")
-        found = dict(zip(names, _tested(each.difference), strict=True)) | {"p_holm": each.p_holm}
-        tests.setdefault(each.place, {})[each.over.value] = {
-            name: _finite(value) for name, value in found.items()
+        found = {
+            name: value if value is not None and math.isfinite(value) else None
+            for name, value in _tested(each).items()
         }
+        found["p_holm"] = found.pop("p_holm")  # the last
+        tests.setdefault(each.place, {})[each.over.value] = found
+
+    def named(place: Place) -> dict[str, dict[str, str]]:
+        return {
+            "row": dict(zip(table.row_axes, place[0], strict=True)),
+            "column": dict(zip(table.column_axes, place[1], strict=True)),
+        }
+
     cells = [
         {
-            **_named(table, place),
+            **named(place),
             "aside": place in table.aside,
             "best": cell.is_best,
             "n": cell.n,
@@ -391,14 +356,14 @@ def _described(table: Table) -> dict[str, Any]:
             "method": cell.method,
             "config_id": cell.config_id,
             "cell_ids": cell.cell_ids,
-            "same_as": _named(table, table.same[place]) if place in table.same else None,
+            "same_as": named(table.same[place]) if place in table.same else None,
         }
         for place, cell in table.cells.items()
     ]
     return {
         "name": table.name,
         "title": table.title,
-        "epoch": f"{table.epoch.value}{table.whose}",
+        "epoch": _epoch(table),
         "rows": table.row_axes,
         "columns": table.column_axes,
         "states": table.states,
@@ -411,17 +376,8 @@ def _described(table: Table) -> dict[str, Any]:
     }
 
 
-def _named(table: Table, place: Place) -> dict[str, dict[str, str]]:
-    row, column = place
-    return {
-        "row": dict(zip(table.row_axes, row, strict=True)),
-        "column": dict(zip(table.column_axes, column, strict=True)),
-    }
-
-
 def _numbers(number: Number) -> dict[str, Any]:
     low, high = number.interval or (None, None)
-    paper = number.paper
     return {
         "values": number.values,
         "mean": number.mean,
@@ -429,13 +385,9 @@ def _numbers(number: Number) -> dict[str, Any]:
         "low": low,
         "high": high,
         "gains": {over.value: gain for over, gain in number.gains.items()},
-        "paper": None if paper is None else asdict(paper),
+        "paper": None if number.paper is None else asdict(number.paper),
         "difference": number.difference,
     }
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 TEXT_FORMATS = {"md": markdown, "latex": latex, "html": html, "csv": comma_separated}

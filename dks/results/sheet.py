@@ -6,19 +6,26 @@ Renderers lay these out and escape them, and change no digit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 from dks.results import computed
 from dks.results.computed import MARK
-from dks.results.model import Comparison, Epoch, Label, Number, Over, Place, Table, TableCell
+from dks.results.model import Comparison, Epoch, Label, Over, Place, Table, TableCell
 from dks.results.statistics import CONFIDENCE, LEVEL
 from dks.runs.states import State
+from dks.sweeps.paper import PaperNumber
 
 DIGITS = 2  # after the decimal point, as in the paper
 FEW = 5  # the paper's number of runs; fewer are said
 OVER = {Over.baseline: "baseline", Over.ds: "DS", Over.alone: "alone"}
+_OVER_IN_WORDS = {
+    Over.baseline: "the baseline",
+    Over.ds: "DS",
+    Over.alone: "the same classifier trained alone",
+}
 
 
 @dataclass(frozen=True)
@@ -60,84 +67,98 @@ class Sheet:
     notes: tuple[str, ...] = ()
 
 
+# What a cell has in a column of figures: the text, and what it is sorted by.
+_Shown = tuple[str, float | None]
+_Block = dict[str, Callable[[TableCell, Place], _Shown]]
+
+
 def sheets(table: Table) -> list[Sheet]:
     """The table, and its tests where configurations have runs enough to be compared."""
     return [main(table), *([_tests(table)] if table.tested else [])]
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A column of figures within a column of the table."""
-
-    title: str
-    cell: Callable[[TableCell, Place], SheetCell]
-
-
 def main(table: Table) -> Sheet:
     """The table without its tests."""
     blocks = {column: _block(table, column) for column in table.columns}
-    rows = []
-    for row in table.rows:
-        cells = []
-        for column in table.columns:
-            found = table.cells.get((row, column))
-            if found is None or (row, column) in table.aside:
-                cells += [SheetCell("")] * len(blocks[column])
-            else:
-                cells += [each.cell(found, (row, column)) for each in blocks[column]]
-        rows.append(SheetRow(row, tuple(cells)))
-    return Sheet(
-        caption(table), table.row_axes, _head(table, blocks), tuple(rows), tuple(_notes(table))
-    )
+    rows = [
+        SheetRow(
+            row,
+            tuple(
+                cell
+                for column, block in blocks.items()
+                for cell in _row_cells(table, (row, column), block)
+            ),
+        )
+        for row in table.rows
+    ]
+    head = _head(table, blocks)
+    return Sheet(caption(table), table.row_axes, head, tuple(rows), tuple(_notes(table)))
 
 
-def _block(table: Table, column: Label) -> list[_Column]:
-    """The columns of figures for one column of the table."""
+def _block(table: Table, column: Label) -> _Block:
+    """The columns of figures for one column of the table, by their titles."""
     cells = [
         cell
-        for (_, its), cell in table.cells.items()
-        if its == column and (_, its) not in table.aside
+        for place, cell in table.cells.items()
+        if place[1] == column and place not in table.aside
     ]
-    error = (
-        "/".join(metric.label for metric in table.metrics) if len(table.metrics) > 1 else "error"
-    )
-    block = [_Column(error, lambda cell, place: _error(cell, place, table))]
-    for over in table.gains:
-        if any(over in number.gains for cell in cells for number in cell.numbers):
-            block.append(_Column(_gain_title(table, over), partial(_gain, over=over, table=table)))
-    if any(number.paper is not None for cell in cells for number in cell.numbers):
-        block.append(_Column("paper", _paper))
-        for over in table.gains:
-            if any(_paper_gains(cell, over) for cell in cells):
-                title = f"paper's {_gain_title(table, over)}"
-                block.append(_Column(title, partial(_paper_gain, over=over)))
-        block.append(_Column("difference", _difference))
+    numbers = [number for cell in cells for number in cell.numbers]
+    metrics = "/".join(metric.label for metric in table.metrics)
+    block: _Block = {
+        metrics if len(table.metrics) > 1 else "error": lambda cell, place: (
+            _error(cell, table),
+            cell.numbers[0].mean,
+        )
+    }
+    names = {
+        over: "gain" if len(table.gains) == 1 else f"gain over {OVER[over]}" for over in table.gains
+    }
+    for over, name in names.items():
+        if any(over in number.gains for number in numbers):
+            block[name] = partial(_gain, table, over)
+    if any(number.paper is not None for number in numbers):
+        block["paper"] = lambda cell, place: _paper(cell)
+        for over, name in names.items():
+            if any(_paper_gain(over, cell)[0] for cell in cells):
+                block[f"paper's {name}"] = partial(_paper_gain, over)
+        block["difference"] = lambda cell, place: _difference(cell)
     if table.has_paper:
-        block.append(_Column("n", _n))
+        block["n"] = lambda cell, place: (_n(cell), float(cell.n))
     return block
 
 
-def _gain_title(table: Table, over: Over) -> str:
-    return "gain" if len(table.gains) == 1 else f"gain over {OVER[over]}"
+def _row_cells(table: Table, place: Place, block: _Block) -> Iterator[SheetCell]:
+    cell = table.cells.get(place)
+    if cell is None or place in table.aside:
+        yield from [SheetCell("")] * len(block)
+        return
+    failed = State.failed.value in cell.states or cell.left_out
+    tone = "failed" if failed else "open" if cell.states else ""
+    for index, show in enumerate(block.values()):
+        text, value = show(cell, place)
+        yield (
+            SheetCell(text, value, place)
+            if index
+            else SheetCell(text, value, place, cell.is_best, tone)
+        )
 
 
-def _head(table: Table, blocks: dict[Label, list[_Column]]) -> tuple[tuple[Heading, ...], ...]:
+def _head(table: Table, blocks: dict[Label, _Block]) -> tuple[tuple[Heading, ...], ...]:
     """A line for every axis of the columns, then one for the columns of figures, unless each column
     has the error alone.
     """
     lines = []
     for level, axis in enumerate(table.column_axes):
-        line: list[tuple[Label, Heading]] = []
-        for column in table.columns:
-            above, width = column[: level + 1], len(blocks[column])
-            if line and line[-1][0] == above:
-                line[-1] = above, Heading(line[-1][1].text, line[-1][1].span + width)
-            else:
-                line.append((above, Heading(f"{axis}={column[level]}", width)))
-        lines.append(tuple(heading for _, heading in line))
-    if not lines or any(len(block) > 1 for block in blocks.values()):
+        groups = groupby(table.columns, lambda column: column[: level + 1])  # noqa: B023
+        lines.append(
+            tuple(
+                Heading(f"{axis}={label[level]}", sum(len(blocks[column]) for column in columns))
+                for label, columns in groups
+            )
+        )
+    titles = [title for block in blocks.values() for title in block]
+    if not lines or len(titles) > len(blocks):
         alone = len(table.metrics) == 1 and not table.column_axes
-        titles = [each.title for column in table.columns for each in blocks[column]]
         lines.append(
             tuple(Heading("error (%)" if alone and title == "error" else title) for title in titles)
         )
@@ -148,9 +169,17 @@ def error_text(cell: TableCell) -> str:
     """`mean(std)`, of two metrics with a slash, a dash for one that is not there, a mark if it is
     of several codes; empty without runs.
     """
-    return (
-        "" if not cell.n else "/".join(_mean_text(number) for number in cell.numbers) + _mark(cell)
-    )
+    if not cell.n:
+        return ""
+    texts = [
+        "-" if number.mean is None else _with_sd(fixed(number.mean), number.sd)
+        for number in cell.numbers
+    ]
+    return "/".join(texts) + _mark(cell)
+
+
+def _with_sd(mean: str, sd: float | None) -> str:
+    return mean if sd is None else f"{mean}({fixed(sd)})"
 
 
 def _mark(*cells: TableCell) -> str:
@@ -158,19 +187,12 @@ def _mark(*cells: TableCell) -> str:
     return MARK if len({code for cell in cells for code in cell.codes}) > 1 else ""
 
 
-def _mean_text(number: Number) -> str:
-    if number.mean is None:
-        return "-"
-    return fixed(number.mean) + (f"({fixed(number.sd)})" if number.sd is not None else "")
-
-
 def fixed(value: float, signed: bool = False) -> str:
     """With DIGITS after the point, and no minus before a zero."""
-    text = f"{value:+.{DIGITS}f}" if signed else f"{value:.{DIGITS}f}"
-    return text.replace("-", "+" if signed else "") if not text.strip("+-0.") else text
+    return f"{value:{'+' if signed else ''}z.{DIGITS}f}"
 
 
-def _error(cell: TableCell, place: Place, table: Table) -> SheetCell:
+def _error(cell: TableCell, table: Table) -> str:
     """Never a mean that hides a failed run: what is missing stands beside it."""
     parts = [error_text(cell)] if cell.n else []
     if cell.n and not table.has_paper:
@@ -178,116 +200,92 @@ def _error(cell: TableCell, place: Place, table: Table) -> SheetCell:
             parts.append(f"n={cell.n} of {cell.wanted},")
         elif cell.n < FEW and len(table.runs_counted) > 1:
             parts.append(f"n={cell.n}")
-    missing = [
-        state if cell.wanted == 1 else f"{count} {state}" for state, count in cell.states.items()
-    ]
-    missing += [
-        reason if cell.wanted == 1 else f"{count} {reason}"
-        for reason, count in cell.left_out.items()
-    ]
-    if missing:
-        parts.append(", ".join(missing))
-    tone = (
-        "failed"
-        if State.failed.value in cell.states or cell.left_out
-        else "open"
-        if cell.states
-        else ""
-    )
-    return SheetCell(" ".join(parts), cell.numbers[0].mean, place, cell.is_best, tone)
+    reasons = [*cell.states.items(), *cell.left_out.items()]
+    if reasons:
+        parts.append(
+            ", ".join(
+                reason if cell.wanted == 1 else f"{count} {reason}" for reason, count in reasons
+            )
+        )
+    return " ".join(parts)
 
 
-def _gain(cell: TableCell, place: Place, over: Over, table: Table) -> SheetCell:
+def _gain(table: Table, over: Over, cell: TableCell, place: Place) -> _Shown:
     gains = [number.gains.get(over) for number in cell.numbers]
     text = "/".join(fixed(gain) for gain in gains if gain is not None)
     other = table.compared_with.get((place, over))
-    return SheetCell(
-        text + _mark(cell, table.cells[other]) if text and other else text, gains[0], place
-    )
+    return text + _mark(cell, table.cells[other]) if text and other else text, gains[0]
 
 
-def _paper(cell: TableCell, place: Place) -> SheetCell:
-    papers = [number.paper for number in cell.numbers if number.paper is not None]
+def _papers(cell: TableCell) -> list[PaperNumber]:
+    return [number.paper for number in cell.numbers if number.paper is not None]
+
+
+def _paper(cell: TableCell) -> _Shown:
+    papers = _papers(cell)
     text = "/".join(paper.mean + (f"({paper.sd})" if paper.sd else "") for paper in papers)
-    return SheetCell(text, float(papers[0].mean) if papers else None, place)
+    return text, float(papers[0].mean) if papers else None
 
 
-def _paper_gains(cell: TableCell, over: Over) -> list[str]:
-    papers = [number.paper for number in cell.numbers if number.paper is not None]
-    return [paper.gain for paper in papers if paper.gain and paper.gain_over == over.value]
+def _paper_gain(over: Over, cell: TableCell, place: Place | None = None) -> _Shown:
+    gains = [each.gain for each in _papers(cell) if each.gain and each.gain_over == over.value]
+    return "/".join(gains), float(gains[0]) if gains else None
 
 
-def _paper_gain(cell: TableCell, place: Place, over: Over) -> SheetCell:
-    gains = _paper_gains(cell, over)
-    return SheetCell("/".join(gains), float(gains[0]) if gains else None, place)
+def _difference(cell: TableCell) -> _Shown:
+    found = [number.difference for number in cell.numbers if number.difference is not None]
+    return "/".join(fixed(each, signed=True) for each in found), found[0] if found else None
 
 
-def _difference(cell: TableCell, place: Place) -> SheetCell:
-    differences = [number.difference for number in cell.numbers if number.difference is not None]
-    text = "/".join(fixed(each, signed=True) for each in differences)
-    return SheetCell(text, differences[0] if differences else None, place)
-
-
-def _n(cell: TableCell, place: Place) -> SheetCell:
-    return SheetCell(
-        str(cell.n) if cell.is_whole else f"{cell.n} of {cell.wanted}", float(cell.n), place
-    )
+def _n(cell: TableCell) -> str:
+    return str(cell.n) if cell.is_whole else f"{cell.n} of {cell.wanted}"
 
 
 def caption(table: Table) -> str:
     """What the numbers are."""
     runs, few = table.runs_counted, ""
     if len(runs) == 1 and 0 < runs[0] < FEW:
-        few = f", n = {runs[0]}" + (
-            " (a single seed, no standard deviation)" if runs[0] == 1 else " seeds"
-        )
-    what = (
-        "mean(std) over seeds"
-        if any(cell.wanted > 1 for cell in table.cells.values())
-        else "one run a cell"
-    )
+        single = " (a single seed, no standard deviation)"
+        few = f", n = {runs[0]}{single if runs[0] == 1 else ' seeds'}"
+    several = any(cell.wanted > 1 for cell in table.cells.values())
+    what = "mean(std) over seeds" if several else "one run a cell"
     metrics = "/".join(metric.label for metric in table.metrics)
     epoch = f"{table.epoch.value} epoch{table.whose}"
-    epoch += (
-        ", chosen by the test error itself and so optimistic" if table.epoch is Epoch.best else ""
-    )
-    text = f"{table.title}: {metrics} test error in %, {epoch}, {what}{few}"
+    if table.epoch is Epoch.best:
+        epoch += ", chosen by the test error itself and so optimistic"
+    numbers = [number for cell in table.cells.values() for number in cell.numbers]
     shown = [
-        over
+        _OVER_IN_WORDS[over]
         for over in table.gains
-        if any(over in number.gains for cell in table.cells.values() for number in cell.numbers)
+        if any(over in number.gains for number in numbers)
     ]
-    names = {
-        Over.baseline: "the baseline",
-        Over.ds: "DS",
-        Over.alone: "the same classifier trained alone",
-    }
-    if shown:
-        text += f"; gain over {' and '.join(names[over] for over in shown)}"
+    text = f"{table.title}: {metrics} test error in %, {epoch}, {what}{few}"
+    text += f"; gain over {' and '.join(shown)}" if shown else ""
     return text + ("; difference: ours less the paper's" if table.has_paper else "")
 
 
 def _notes(table: Table) -> Iterator[str]:
     for place in table.aside:
-        cell, text = table.cells[place], " ".join((*place[0], *place[1]))
-        parts = [_error(cell, place, table).text]
-        if paper := _paper(cell, place).text:
-            parts += [f"n = {_n(cell, place).text}", f"paper {paper}"]
-            parts += (
-                [f"difference {difference}"]
-                if (difference := _difference(cell, place).text)
-                else []
-            )
-        yield f"{text}: {', '.join(parts)}"
-    open_states = {
-        state: count for state, count in table.states.items() if state != State.done.value
-    }
-    if open_states and sum(table.states.values()) > 1:
-        told = ", ".join(f"{count} {state}" for state, count in open_states.items())
-        yield f"of {sum(table.states.values())} runs {told}"
+        cell = table.cells[place]
+        parts = [_error(cell, table)]
+        if paper := _paper(cell)[0]:
+            difference = _difference(cell)[0]
+            parts += [f"n = {_n(cell)}", f"paper {paper}"]
+            parts += [f"difference {difference}"] if difference else []
+        yield f"{_names([place])}: {', '.join(parts)}"
+    total = sum(table.states.values())
+    told = [
+        f"{count} {state}" for state, count in table.states.items() if state != State.done.value
+    ]
+    if told and total > 1:
+        yield f"of {total} runs {', '.join(told)}"
     for reason, count in table.left_out.items():
         yield f"left out: {count} finished {'run' if count == 1 else 'runs'} ({reason})"
-    yield from _repetitions(table)
+    axes = (*table.row_axes, *table.column_axes)
+    for first in dict.fromkeys(table.same.values()):  # rows that the same runs fill
+        places = [first, *(place for place, other in table.same.items() if other == first)]
+        named = [" ".join(map("=".join, zip(axes, (*row, *to), strict=True))) for row, to in places]
+        yield f"the same configuration, trained once: {' and '.join(named)}"
     yield from computed.notes(table)
     yield from _printed(table)
     yield from _differences(table)
@@ -296,19 +294,7 @@ def _notes(table: Table) -> Iterator[str]:
     yield from filter(None, [table.changed, table.earlier])
 
 
-def _repetitions(table: Table) -> Iterator[str]:
-    """Rows that the same runs fill."""
-    axes = (*table.row_axes, *table.column_axes)
-    for first in dict.fromkeys(table.same.values()):
-        places = [first, *(place for place, other in table.same.items() if other == first)]
-        named = (zip(axes, (*row, *column), strict=True) for row, column in places)
-        told = " and ".join(
-            " ".join(f"{axis}={value}" for axis, value in labels) for labels in named
-        )
-        yield f"the same configuration, trained once: {told}"
-
-
-def _names(places: Sequence[Place]) -> str:
+def _names(places: Iterable[Place]) -> str:
     return ", ".join(" ".join((*row, *column)) for row, column in places)
 
 
@@ -319,20 +305,12 @@ def _printed(table: Table) -> Iterator[str]:
     """
     places: dict[str, list[Place]] = {}
     for place, cell in table.cells.items():
-        if (
-            paper := next(
-                (number.paper for number in cell.numbers if number.paper is not None), None
-            )
-        ) is not None:
+        for paper in _papers(cell)[:1]:
             places.setdefault(paper.where, []).append(place)
     if places:
         most, *others = sorted(places, key=lambda where: -len(places[where]))
-        yield "; ".join(
-            [
-                f"the paper's numbers: {most}",
-                *(f"of {_names(places[where])}: {where}" for where in others),
-            ]
-        )
+        rest = [f"of {_names(places[where])}: {where}" for where in others]
+        yield "; ".join([f"the paper's numbers: {most}", *rest])
 
 
 def _differences(table: Table) -> Iterator[str]:
@@ -374,20 +352,16 @@ def _tests(table: Table) -> Sheet:
 
 def _test(each: Comparison, table: Table) -> SheetRow:
     found = each.difference
-    both = (
-        table.cells[place] for place in (each.place, table.compared_with[each.place, each.over])
-    )
-    verdict = "evidence" if each.p_holm < LEVEL else "no evidence"
-    g = "" if found.g is None else fixed(found.g)
-    cells: Sequence[tuple[str, float | None]] = (
+    mark = _mark(table.cells[each.place], table.cells[table.compared_with[each.place, each.over]])
+    cells: Sequence[_Shown] = (
         (OVER[each.over], None),
-        (fixed(found.mean) + _mark(*both), found.mean),
+        (fixed(found.mean) + mark, found.mean),
         (f"{fixed(found.low)} to {fixed(found.high)}", found.low),
         (_p(found.p), found.p),
         (_p(each.p_holm), each.p_holm),
-        (g, found.g),
+        ("" if found.g is None else fixed(found.g), found.g),
         (f"{each.n}, {each.n_other}", float(each.n)),
-        (verdict, None),
+        ("evidence" if each.p_holm < LEVEL else "no evidence", None),
     )
     return SheetRow(
         (*each.place[0], *each.place[1]),

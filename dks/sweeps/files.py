@@ -44,12 +44,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dks.config.catalogue import catalogue
 from dks.config.errors import RequestError, short
 from dks.config.files import declarations
 from dks.config.names import long_name
 from dks.config.ranges import whole_numbers
 from dks.config.reading import MIB, read_text
+from dks.config.registry import catalogue
 from dks.sweeps.points import (
     HOLDOUT,
     Choose,

@@ -68,7 +68,7 @@ class Manifest:
     named: str | None = None  # the file in `sweeps/` that it was made from
     # overrides as typed: with `named`, the way to ask for it again
     request: list[str] = field(default_factory=list)
-    # what it was made from -> digest, see dks/sweeps/definition.py
+    # what it was made from -> digest, see dks/sweeps/changes.py
     definition: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -12,9 +12,10 @@ import pandas as pd
 from dks.config.secrets import without_password
 from dks.runs.best import TOP1, best_epoch, classifier_ending
 from dks.runs.states import State
+from dks.tracking.addresses import HTTP
 from dks.tracking.cache import RowCache
 from dks.tracking.database import SQLITE
-from dks.tracking.mlflow_stores import Point, StoredData, open_store
+from dks.tracking.mlflow_stores import Point, StoreDatabase, StoredData, StoreServer
 from dks.tracking.rows import (
     STATES,
     Row,
@@ -42,7 +43,8 @@ class MlflowSource:
         place = self.name if file == uri else f"{SQLITE}{Path(file).absolute()}"
         self._cache = RowCache(f"mlflow {place} {experiment}")
         self._cells: dict[str, StoredRun] | None = None  # as they were when `runs` looked last
-        self._store = open_store(uri, experiment)
+        kind = StoreServer if uri.startswith(HTTP) else StoreDatabase
+        self._store: StoreServer | StoreDatabase = kind(uri, experiment)
 
     def runs(self, cell_ids: Collection[str] | None = None) -> pd.DataFrame:
         """As `dks.tracking.source.Source.runs`."""

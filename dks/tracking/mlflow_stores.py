@@ -1,6 +1,7 @@
 """An MLflow store, read in bulk: a database by a few queries for all runs, a server by its client.
 
-Reading creates nothing and migrates nothing.
+Reading creates nothing and migrates nothing. All methods raise RequestError where a store cannot be
+read.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dks.config.errors import RequestError
 from dks.config.secrets import without_password
 from dks.tracking import mlflow_internals
-from dks.tracking.addresses import HTTP, point_at, warn_if_exposed
+from dks.tracking.addresses import point_at, warn_if_exposed
 from dks.tracking.database import SQLITE, Database, connected
 from dks.tracking.rows import FIELDS, StoredRun, restored
 from dks.tracking.store import all_cells, load_mlflow, reason, said
@@ -38,43 +39,12 @@ class StoredData:
     latest: dict[str, tuple[int, float]] = field(default_factory=dict)
 
 
-class MlflowStore(Protocol):
-    """How a kind of store is read. All methods raise RequestError where it cannot be."""
-
-    def runs(self) -> list[StoredRun]:
-        """All runs of the experiment that are a cell.
-
-        Without deleted ones, and those whose place another one has taken.
-        """
-
-    def data(self, run_ids: Sequence[str]) -> dict[str, StoredData]:
-        """What is known of these runs."""
-
-    def points(
-        self, run_ids: Sequence[str], metrics: Sequence[str], step: int | None = None
-    ) -> Iterator[Point]:
-        """What was logged of these metrics, at one step or at all, in any order, repeated ones
-        included.
-        """
-
-    def params(self, run_id: str) -> dict[str, str]:
-        """All params of a run."""
-
-    def place(self, run: StoredRun) -> str:
-        """The URI of a run."""
-
-
-def open_store(uri: str, experiment: str) -> MlflowStore:
-    """The store at this URI.
+class StoreDatabase:
+    """A database, whose tables are MLflow's own.
 
     Raises:
         RequestError: there is none that can be read.
     """
-    return (StoreServer if uri.startswith(HTTP) else StoreDatabase)(uri, experiment)
-
-
-class StoreDatabase:
-    """MLflow's own tables, by SQL."""
 
     IDS = 2000  # runs in one query; databases limit how many values they take
 
@@ -88,6 +58,10 @@ class StoreDatabase:
             _check_driver(uri, self.name)
 
     def runs(self) -> list[StoredRun]:
+        """All runs of the experiment that are a cell.
+
+        Without deleted ones, and those whose place another one has taken.
+        """
         with self._open() as database:
             if "experiments" not in database.tables():
                 raise RequestError(f"{self.name} is no MLflow store: it has no table experiments")
@@ -103,6 +77,7 @@ class StoreDatabase:
         ]
 
     def data(self, run_ids: Sequence[str]) -> dict[str, StoredData]:
+        """What is known of these runs."""
         found = {run_id: StoredData() for run_id in run_ids}
         with self._open() as database:
             for ids in _chunks(run_ids, self.IDS):
@@ -118,6 +93,10 @@ class StoreDatabase:
     def points(
         self, run_ids: Sequence[str], metrics: Sequence[str], step: int | None = None
     ) -> Iterator[Point]:
+        """What was logged of these metrics, at one step or at all.
+
+        In any order, repeated ones included.
+        """
         at = {} if step is None else {"step": step}
         with self._open() as database:
             query = mlflow_internals.points_query(database, at_step=step is not None)
@@ -127,10 +106,12 @@ class StoreDatabase:
                     yield run_id, key, epoch, when, restored(value, is_nan)
 
     def params(self, run_id: str) -> dict[str, str]:
+        """All params of a run."""
         with self._open() as database:
             return dict(database.select(mlflow_internals.ALL_PARAMS, id=run_id))
 
     def place(self, run: StoredRun) -> str:
+        """The URI of a run."""
         return f"runs:/{run.run_id}"
 
     @contextmanager
@@ -148,7 +129,7 @@ class StoreDatabase:
 
 
 class StoreServer:
-    """A tracking server, through MLflow's client."""
+    """A tracking server, through MLflow's client; its methods are those of `StoreDatabase`."""
 
     # that the server takes and gives at most in one answer about histories
     RUNS, POINTS = 100, 25_000

@@ -210,8 +210,9 @@ class Sender:
             os.write(self._process.stdin.fileno(), (json.dumps(command) + "\n").encode())
         except (OSError, ValueError) as error:
             # a full pipe, too: it has hung for thousands of runs
-            self._broken = self._broken or f"the process that sends is gone ({error})"
-            log.warning("%s", self._broken)
+            if self._broken is None:
+                self._broken = f"the process that sends is gone ({error})"
+                log.warning("%s", self._broken)
 
 
 _NOBODY = NoSender()

@@ -112,8 +112,7 @@ def open_named(tracking: Tracking) -> tuple[str, MlflowClient]:
     uri = str(tracking.uri)
     if not uri.startswith((SQLITE, *HTTP)) and not is_pointed_at(uri):
         raise Unavailable(
-            f"no password goes to a database that stands only in the files of runs; "
-            f"{how_to_allow(uri)}"
+            f"no password goes to a database that only files of runs name; {how_to_allow(uri)}"
         )
     return prepare(tracking), open_client(uri)
 
@@ -288,11 +287,19 @@ def _artifacts(uri: str, name: str) -> str | None:
     Beside an SQLite store that is not in the current folder; None: as MLflow has it.
     """
     folder = Path(uri.removeprefix(SQLITE)).parent
-    return (
-        str(folder / "mlruns" / quote(name, safe=""))
-        if uri.startswith(SQLITE) and folder != Path.cwd()
-        else None
-    )
+    if not uri.startswith(SQLITE) or folder == Path.cwd():
+        return None
+    return str(folder / "mlruns" / quote(name, safe=""))
+
+
+# what to do where a server refuses, by the status of its answer
+_ADVICE = {
+    401: "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+    403: "the account may not, or the server does not know itself by this name (mlflow server "
+    "--allowed-hosts)",
+    404: "no MLflow server is there",
+}
+_TRUST = "name the certificate of your own authority in MLFLOW_TRACKING_SERVER_CERT_PATH"
 
 
 def _deleted(name: str, number: object) -> str:
@@ -317,22 +324,9 @@ def _explained(tracking: Tracking) -> Iterator[None]:
             ) from error
         if not is_refusal(error):
             raise Unavailable(f"it does not answer ({reason(error)})") from error
-        account = (
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        )
-        if not is_pointed_at(str(tracking.uri)):
-            account = (
-                f"no account was sent to what stands only in the files of runs; {how_to_allow(uri)}"
-            )
-        advice = {
-            401: account,
-            403: "the account may not, or the server does not know itself by this name (mlflow "
-            "server --allowed-hosts)",
-            404: "no MLflow server is there",
-        }.get(
-            http_status(error) or 0,
-            "name the certificate of your own authority in MLFLOW_TRACKING_SERVER_CERT_PATH",
-        )
+        advice = _ADVICE.get(http_status(error) or 0, _TRUST)
+        if http_status(error) == 401 and not is_pointed_at(str(tracking.uri)):
+            advice = f"no account was sent to what only files of runs name; {how_to_allow(uri)}"
         raise Unavailable(f"it refuses ({reason(error)}): {advice}") from error
 
 

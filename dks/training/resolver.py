@@ -13,15 +13,14 @@ from typing import Any, TypeVar, cast
 
 from omegaconf import OmegaConf
 
-from dks.config.catalogue import KINDS
 from dks.config.checks import config_problems, distillation_problems
 from dks.config.compose import Composed
 from dks.config.errors import RequestError, short
-from dks.config.extensions import find, refuse_own
 from dks.config.files import choice_file, choices
 from dks.config.identity import canonical, canonical_json, flatten
 from dks.config.methods import PAPERS, method_of
 from dks.config.names import METHOD_GROUPS, is_cell_id, long_name
+from dks.config.registry import KINDS, find, refuse_own
 from dks.config.schema import (
     Compute,
     Config,

@@ -1,4 +1,4 @@
-"""Hydra's doors to `dks/config/catalogue.py` and `dks/config/extensions.py`.
+"""Hydra's doors to `dks/config/registry.py`.
 
 Hydra loads this module at each start; no extension is imported before one of its choices is
 composed.
@@ -20,7 +20,7 @@ class ExtensionSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Called by Hydra."""
-        from dks.config.catalogue import catalogue
+        from dks.config.registry import catalogue
 
         found = catalogue()
         for conf, owner in {
@@ -42,12 +42,12 @@ class GeneratedChoices(ConfigSource):
         return True
 
     def is_group(self, config_path: str) -> bool:
-        from dks.config.extensions import generated_names
+        from dks.config.registry import generated_names
 
         return bool(generated_names(config_path.strip("/")))
 
     def is_config(self, config_path: str) -> bool:
-        from dks.config.extensions import generated_names
+        from dks.config.registry import generated_names
 
         group, name = _split(config_path)
         return name in generated_names(group)
@@ -58,7 +58,7 @@ class GeneratedChoices(ConfigSource):
         Raises:
             RequestError: that cannot be done.
         """
-        from dks.config.extensions import generated
+        from dks.config.registry import generated
 
         content = generated(*_split(config_path))
         if content is None:
@@ -68,7 +68,7 @@ class GeneratedChoices(ConfigSource):
         )
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        from dks.config.extensions import generated_names
+        from dks.config.registry import generated_names
 
         return [] if results_filter is ObjectType.GROUP else generated_names(config_path.strip("/"))
 

@@ -1,4 +1,4 @@
 """The launchers `local` and `slurm`.
 
-Hydra's doors to `dks/sweeps/launchers/slots.py` and `dks/sweeps/launchers/slurm.py`.
+Hydra's doors to `dks/sweeps/launchers/local.py` and `dks/sweeps/launchers/slurm.py`.
 """

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 if TYPE_CHECKING:
     from dks.config.schema import Config
     from dks.sweeps.estimate.packing import Choice
-    from dks.sweeps.launchers.slots import Layout
+    from dks.sweeps.launchers.local import Layout
 
 
 class LocalLauncher(Launcher):
@@ -42,7 +42,7 @@ class LocalLauncher(Launcher):
     def check(self) -> None:
         """Raises a RequestError if an option is wrong; called before anything is written."""
         from dks.config.errors import RequestError
-        from dks.sweeps.launchers.slots import lay_out
+        from dks.sweeps.launchers.local import lay_out
 
         if not (self.slots in (None, "auto") or type(self.slots) is int):
             raise RequestError(
@@ -66,7 +66,7 @@ class LocalLauncher(Launcher):
             return None
         from dks.machine.environment import available_threads
         from dks.sweeps.estimate.packing import Division, choose
-        from dks.sweeps.launchers.slots import Layout, environment
+        from dks.sweeps.launchers.local import Layout, environment
 
         cores, (gpus, numbered) = available_threads(), self._gpus({cell.device for cell in cells})
         variables = environment(os.environ, Layout(1, cores, cores, gpus), 0)
@@ -84,9 +84,9 @@ class LocalLauncher(Launcher):
         if _together():
             yield
             return
-        from dks.sweeps.launchers.nursery import nursery
+        from dks.sweeps.launchers.local import fork_server
 
-        with nursery():
+        with fork_server():
             yield
 
     def slots_for(self, cells: int) -> int:
@@ -106,7 +106,7 @@ class LocalLauncher(Launcher):
                 queued.
         """
         from dks.runs.terminal import Display
-        from dks.sweeps.launchers.slots import run_in_slots
+        from dks.sweeps.launchers.local import run_in_slots
         from dks.sweeps.launchers.worker import run_cells
 
         layout = self._layout(len(folders), {config.device for config in configs})
@@ -130,7 +130,7 @@ class LocalLauncher(Launcher):
 
     def _layout(self, cells: int, devices: set[str]) -> "Layout":
         from dks.machine.environment import available_threads
-        from dks.sweeps.launchers.slots import lay_out
+        from dks.sweeps.launchers.local import lay_out
 
         gpus, numbered = self._gpus(devices)
         slots, a_gpu = (None if self.slots == "auto" else self.slots), self.slots_per_gpu
@@ -144,7 +144,7 @@ class LocalLauncher(Launcher):
 
         One with a number, such as cuda:1, is the user's choice.
         """
-        from dks.sweeps.launchers.slots import visible_gpus
+        from dks.sweeps.launchers.local import visible_gpus
 
         numbered = any(":" in device for device in devices)
         return (visible_gpus() if not numbered and devices & {"auto", "cuda"} else ()), numbered

@@ -5,11 +5,7 @@ One line that says what is wrong, exit status 2, nothing left behind.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -20,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dks.cli import main as cli
 from dks.config.checks import RANGES
 from dks.config.errors import LONGEST_VALUE, one_line, short
 from dks.config.files import choices, groups
@@ -29,6 +24,7 @@ from dks.config.ranges import MOST_CELLS
 from dks.config.schema import Config
 from dks.sweeps import files
 from tests.conftest import ROOT, sampled, start
+from tests.support.program import dks
 
 LIMIT = 3.0  # seconds that a refusal may take
 # the arguments of `dks`, and what the message must name
@@ -326,28 +322,11 @@ KINDS = (
 # --- how they end
 
 
-def dks(folder: Path, *arguments: str) -> tuple[int, str, str, float]:
-    """`dks ARGUMENTS` inside this process: exit status, output, errors, and seconds of its own."""
-    out, err = io.StringIO(), io.StringIO()
-    before, began = Path.cwd(), time.process_time()
-    os.chdir(folder)
-    given, sys.argv = sys.argv, ["dks", *arguments]
-    try:
-        with (
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-            pytest.raises(SystemExit) as left,
-        ):
-            cli.main(arguments)
-    finally:
-        sys.argv = given
-        os.chdir(before)
-    return int(left.value.code or 0), out.getvalue(), err.getvalue(), time.process_time() - began
-
-
 def refused(folder: Path, arguments: tuple[str, ...], named: tuple[str, ...]) -> None:
     """The command ends as every wrong one should."""
-    status, out, err, seconds = dks(folder, *arguments)
+    began = time.process_time()
+    status, out, err = dks(*arguments, folder=folder)
+    seconds = time.process_time() - began
     told = f"dks {arguments}: {err}"
     assert status == 2, told
     assert out == "", told
@@ -371,7 +350,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("sync",),
         ("evaluate", "0123456789ab"),
     ):
-        dks(folder, *arguments)
+        dks(*arguments, folder=folder)
     return folder
 
 
@@ -483,26 +462,24 @@ def test_what_was_found_once_stays_refused(empty: Path, arguments: tuple[str, ..
 
 
 @pytest.mark.slow
-def test_a_traceback_is_shown_to_whoever_asks_and_the_line_stays_the_same(
-    empty: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_traceback_is_shown_to_whoever_asks_and_the_line_stays_the_same(empty: Path) -> None:
     for command in (("train", "seed=x"), ("table", "nope")):
-        status, _, plain, _ = dks(empty, *command)
+        plain = dks(*command, folder=empty)
         for asked in ((*command, "--debug"), (command[0], "--debug", *command[1:])):
-            assert dks(empty, *asked)[0] == status == 2
-            told = dks(empty, *asked)[2]
-            assert told.startswith("Traceback") and told.endswith(plain)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    assert dks(empty, "train", "seed=x")[2].startswith("Traceback")
+            status, _, told = dks(*asked, folder=empty)
+            assert status == plain.status == 2
+            assert told.startswith("Traceback") and told.endswith(plain.err)
+    assert dks("train", "seed=x", folder=empty, HYDRA_FULL_ERROR="1").err.startswith("Traceback")
 
 
 def test_options_stand_where_one_likes(empty: Path) -> None:
-    status, out, _, _ = dks(empty, "train", "seed=3", "--cfg", "job", "recipe.epochs=7")
+    status, out, _ = dks("train", "seed=3", "--cfg", "job", "recipe.epochs=7", folder=empty)
     assert status == 0
     assert "seed: 3" in out and "epochs: 7" in out
-    status, out, _, _ = dks(empty, "train", "-p", "recipe", "--cfg", "job", "recipe.epochs=7")
+    line = ("train", "-p", "recipe", "--cfg", "job", "recipe.epochs=7")
+    status, out, _ = dks(*line, folder=empty)
     assert status == 0 and out.startswith("# @package recipe\nepochs: 7\n")
-    assert dks(empty, "train", "-p", "nothing", "--cfg", "job")[:2] == (2, "")
+    assert dks("train", "-p", "nothing", "--cfg", "job", folder=empty)[:2] == (2, "")
 
 
 @pytest.mark.slow

@@ -177,16 +177,8 @@ def test_every_command_lists_for_programs_or_is_known_to_list_nothing() -> None:
     assert listing == {
         tuple(word for word in line.split()[:2] if word in words) for line in LISTINGS
     }
-    alone = {
-        (),
-        ("runs",),
-        ("sweep",),
-        ("sweep", "run"),
-        ("sweep", "retry"),
-        ("report",),
-        ("export",),
-        ("completion",),
-    }
+    alone = {(), ("runs",), ("sweep",), ("report",), ("export",), ("completion",)}
+    alone |= {("sweep", "run"), ("sweep", "retry")}
     assert {*COMMANDS} - listing == alone
 
 
@@ -216,6 +208,11 @@ SHOWING = (
 STYLE, ESCAPE = re.compile("\x1b\\[[0-9;:]*m"), "\x1b"
 
 
+def showing(folder: Path) -> list[str]:
+    """The command lines; CELL is one of the runs in the folder."""
+    return [line.replace("CELL", next(folder.glob("runs/*")).name) for line in SHOWING]
+
+
 def on_terminal(folder: Path, **variables: str) -> str:
     """What a terminal of 100 columns is sent by these commands on both its streams."""
     ours, theirs = pty.openpty()
@@ -226,13 +223,7 @@ def on_terminal(folder: Path, **variables: str) -> str:
         if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")
     }
     environment = {**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **variables}
-    cell_id = next(folder.glob("runs/*")).name
-    arguments = [
-        sys.executable,
-        "-c",
-        SEVERAL,
-        *(line.replace("CELL", cell_id) for line in SHOWING),
-    ]
+    arguments = [sys.executable, "-c", SEVERAL, *showing(folder)]
     process = subprocess.Popen(arguments, stdout=theirs, stderr=theirs, cwd=folder, env=environment)
     os.close(theirs)
     seen = b""
@@ -247,24 +238,16 @@ def on_terminal(folder: Path, **variables: str) -> str:
 
 
 @pytest.mark.slow
-def test_on_a_terminal_there_are_colours_and_bars(workplace: Path, tmp_path: Path) -> None:
-    text = on_terminal(copied(workplace, tmp_path))
-    assert "\x1b[31mfailed" in text and "━" in text and "\x1b[1mshown: 2 cells" in text
-
-
-@pytest.mark.slow
-def test_with_no_color_a_terminal_gets_bars_and_no_style_at_all(
+def test_a_terminal_gets_colours_and_bars_as_far_as_it_wants_them(
     workplace: Path, tmp_path: Path
 ) -> None:
-    text = on_terminal(copied(workplace, tmp_path), NO_COLOR="1")
+    text = on_terminal(copied(workplace, tmp_path / "normal"))
+    assert "\x1b[31mfailed" in text and "━" in text and "\x1b[1mshown: 2 cells" in text
+    text = on_terminal(copied(workplace, tmp_path / "plain"), NO_COLOR="1")
     assert STYLE.search(text) is None
     assert "\x1b[2K" in text, "a bar is drawn anew in its line"
     assert "failed  NonFiniteLoss" in text and "error (%)" in text
-
-
-@pytest.mark.slow
-def test_a_dumb_terminal_gets_plain_lines(workplace: Path, tmp_path: Path) -> None:
-    text = on_terminal(copied(workplace, tmp_path), TERM="dumb")
+    text = on_terminal(copied(workplace, tmp_path / "dumb"), TERM="dumb")
     assert ESCAPE not in text and re.search("\r(?!\n)", text) is None
     assert re.search(r"^\[2/2\] \S*lr=", text, re.MULTILINE)
 
@@ -275,8 +258,9 @@ def test_a_pipe_gets_plain_whole_lines(
     variables: dict[str, str], workplace: Path, tmp_path: Path
 ) -> None:
     folder = copied(workplace, tmp_path)
-    lines = [line.replace("CELL", next(folder.glob("runs/*")).name) for line in SHOWING]
-    out, err = start(["-c", SEVERAL, *lines], folder, **variables).communicate(timeout=600)
+    out, err = start(["-c", SEVERAL, *showing(folder)], folder, **variables).communicate(
+        timeout=600
+    )
     assert ESCAPE not in out + err and "\r" not in out + err
     assert (
         len([line for line in err.splitlines() if re.fullmatch(r"\[[12]/2\] \S*lr=\S+  .*", line)])

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from dks.cli.main import main
 from dks.runs.record import RunFolder
 from dks.sweeps import files
 from tests.conftest import TINY, start
+from tests.support import program
 
 # One cell after another in this process: no worker has to start.
 SMALL = (*TINY, "recipe.epochs=1", "tracking=off", "hydra/launcher=basic")
@@ -26,16 +26,9 @@ Dks = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def dks(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> Dks:
+def dks(in_folder: Path) -> Dks:
     """`dks ARGUMENTS` in an empty folder: exit status, output, errors."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(list(arguments))
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    return run
+    return program.dks
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ import torch
 
 import dks
 from dks import data
-from dks.config import extensions
-from dks.config.catalogue import ENTRY_POINTS, VARIABLE
+from dks.config import registry as extensions
 from dks.config.errors import RequestError
 from dks.config.files import cache_folder, choices, load_choice
 from dks.config.identity import cell_id, config_id
 from dks.config.methods import baseline_of
+from dks.config.registry import ENTRY_POINTS, VARIABLE
 from dks.config.schema import Backbone, Config
 from dks.models import build_network
 from dks.objectives.losses import matching_pairs

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dks.config import catalogue
+from dks.config import registry as catalogue
 from dks.config.errors import RequestError
 from dks.config.reading import MIB, Unfit, check_file, open_file, read_bytes, read_text
 from dks.config.schema import Data, Tracking

@@ -122,9 +122,7 @@ def test_what_is_not_taken_is_counted_and_named(root: Path) -> None:
         f"{root}/val: not taken: 1 .jp2 (dog/3.JP2)",
     ]
     assert [
-        (each.level.value, each.found)
-        for each in doctor.images(settings(root))
-        if each.name == "images"
+        (each.level, each.found) for each in doctor.images(settings(root)) if each.name == "images"
     ] == [("yellow", note) for note in notes(root)]
 
 

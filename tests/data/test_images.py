@@ -207,5 +207,5 @@ def test_doctor_is_red_where_a_picture_would_be_lost(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / split / "cat").mkdir(parents=True)
         Image.fromarray(np.array(GRAY, dtype="f4")).save(tmp_path / split / "cat" / "1.tif")
-    (found,) = doctor.images(Data(source="imagefolder", root=str(tmp_path), image_size=8))
+    found, _ = doctor.images(Data(source="imagefolder", root=str(tmp_path), image_size=8))
     assert found.level == "red" and "cat/1.tif" in found.found and "floating-point" in found.found

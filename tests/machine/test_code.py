@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dks.config.catalogue import VARIABLE
+from dks.config.registry import VARIABLE
 from dks.machine import code
 from tests.conftest import ROOT
 

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import pytest
 
 from dks.cli.main import main
-from dks.config.catalogue import VARIABLE
+from dks.config.registry import VARIABLE
 from dks.config.secrets import VARIABLES, without_password
 from dks.machine import commit
 from dks.sweeps.launchers.worker import run_cells

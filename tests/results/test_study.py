@@ -209,5 +209,5 @@ def test_the_command_line_offers_every_format_and_every_kind_of_figure(
     from dks.results.figures import KINDS
     from dks.results.render import TEXT_FORMATS
 
-    assert f"{{{','.join(['terminal', *TEXT_FORMATS])}}}" in dks(capsys, "table", "--help")[1]
-    assert f"{{{','.join(KINDS)}}}" in dks(capsys, "figure", "--help")[1]
+    assert f"[{'|'.join(['terminal', *TEXT_FORMATS])}]" in dks(capsys, "table", "--help")[1]
+    assert f"[{'|'.join(KINDS)}]" in dks(capsys, "figure", "--help")[1]

@@ -164,7 +164,7 @@ def test_every_format_says_that_each_classifier_has_its_own_best_epoch(table_5: 
     assert provenance(table_5, table)["query"]["epoch"] == "best of each classifier"
     html = page(table_5, Epoch.best)
     assert "Best epoch of each classifier, chosen by the test error itself" in html
-    assert '"best/epoch_c2":[' in html, "for the panel behind a cell"
+    assert '"best top-1 error_c2":[' in html, "for the panel behind a cell"
     assert (
         label_of_dots(table) == "top-1 test error (%), best epoch of each classifier (optimistic)"
     )

@@ -23,8 +23,8 @@ from dks.sweeps.estimate import packing, trials
 from dks.sweeps.estimate.packing import Choice, Division, Packing, choose
 from dks.sweeps.estimate.trial import Task
 from dks.sweeps.estimate.trials import Trial, TrialError, Trials
-from dks.sweeps.launchers import slots
-from dks.sweeps.launchers.slots import Layout, environment
+from dks.sweeps.launchers import local
+from dks.sweeps.launchers.local import Layout, environment
 from hydra_plugins.dks_launchers.local import LocalLauncher
 from tests.conftest import config, train
 
@@ -402,7 +402,7 @@ def test_the_launcher_runs_as_many_as_were_chosen(monkeypatch: pytest.MonkeyPatc
 
 def test_on_gpus_the_cells_of_each_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "16")
-    monkeypatch.setattr(slots, "visible_gpus", lambda: ("3", "5"))
+    monkeypatch.setattr(local, "visible_gpus", lambda: ("3", "5"))
     seen = decided(monkeypatch, 4)
     launcher = LocalLauncher("auto", 1)
     launcher.choose(cells(20), [0] * 20)

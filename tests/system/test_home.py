@@ -91,7 +91,7 @@ def test_nothing_is_opened_in_the_home_while_a_run_trains(
     assert process.returncode == 0, err
     assert (tmp_path / "work" / "mlflow.db").exists()
     assert any("dks.cli.sender" in line for line in begun(recorded))
-    assert any("dks.sweeps.launchers.nursery" in line for line in begun(recorded)) == bool(launcher)
+    assert any("multiprocessing.forkserver" in line for line in begun(recorded)) == bool(launcher)
     seen = touched(recorded)
     for folder in (tmp_path / "work" / "runs").iterdir():
         entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

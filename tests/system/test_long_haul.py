@@ -51,7 +51,7 @@ CELLS, FIRST = sampled((500, 40), (120, 30))
 # them would be far above these bounds.
 GROWTH = {  # MiB of memory that no file backs
     "parent": 4,  # a few hundred bytes a cell, for what is shown and what comes next
-    "nursery": 1,  # only forks
+    "server": 1,  # only forks
     "worker": 16,  # what malloc keeps goes up and down by that much, from one cell to the next
     # 45 of them are matplotlib, imported for the first picture, which a busy machine has no time
     # for before
@@ -75,8 +75,8 @@ def role(process: psutil.Process, parent: int) -> str | None:
     if process.pid == parent:
         return "parent"
     typed = " ".join(process.cmdline())
-    if "dks.sweeps.launchers.nursery" in typed:
-        return "nursery" if process.ppid() == parent else f"worker {process.pid}"
+    if "multiprocessing.forkserver" in typed:
+        return "server" if process.ppid() == parent else f"worker {process.pid}"
     return "sender" if "dks.cli.sender" in typed else None
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dks.results.report import write_report
-from tests.results.test_report import HOSTILE, FakeStudy, keep_record, stop, study, unfinished
+from tests.support.studies import HOSTILE, keep_record, stop, study, unfinished
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -110,15 +110,6 @@ def press(browser: Chrome, *keys: str) -> None:
         ActionChains(browser).send_keys(key).perform()
 
 
-def hover(browser: Chrome, plot: WebElement, part: float) -> None:
-    """Move the pointer over a plot, to a part of its width from the left."""
-    from selenium.webdriver import ActionChains
-
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
-    across = round((part - 0.5) * plot.size["width"])
-    ActionChains(browser).move_to_element_with_offset(plot, across, 0).perform()
-
-
 def open_cell(browser: Chrome, text: str) -> WebElement:
     """Click the cell of the first table with this text; returns the panel."""
     cell = next(each for each in find(browser, "#table-1 td .open") if text in each.text)
@@ -149,7 +140,7 @@ def test_it_loads_without_a_complaint_and_without_a_request(browser: Chrome, wri
     ]
     assert asked == [written.as_uri()]
     assert complaints(browser) == []
-    assert one(browser, ".plot > svg .line path").get_attribute("d")
+    assert one(browser, ".chart .test path").get_attribute("d")
 
 
 def test_the_policy_stops_a_script_that_came_from_elsewhere(browser: Chrome, written: Path) -> None:
@@ -225,31 +216,22 @@ def test_what_is_missing_stays_behind_whichever_way_one_sorts(opened: Chrome) ->
         assert first_column(opened)[-1] == "shallow"
 
 
-def test_a_click_on_a_cell_opens_its_runs_and_escape_closes_them(
-    opened: Chrome, tmp_path: Path
-) -> None:
+def test_a_click_on_a_cell_opens_its_runs_and_escape_closes_them(opened: Chrome) -> None:
     from selenium.webdriver import Keys
 
-    whole = unfinished(tmp_path)
     panel = open_cell(opened, "failed")
     assert panel.find_element("css selector", "h2").text == "ap_conv_2fc dks"
-    lines = [
-        each.text
-        for each in panel.find_elements("css selector", ".inside table:first-of-type tbody tr")
-    ][:5]
-    assert [line.split()[:2] for line in lines] == [
+    lines = [each.text.split() for each in panel.find_elements("css selector", "tbody tr")][:5]
+    assert [line[:2] for line in lines] == [
         [str(seed), "failed" if seed == 2 else "done"] for seed in range(1, 6)
     ]
-    for line, run in zip(lines, runs_of(whole, "ap_conv_2fc", "dks"), strict=True):
-        if run["state"] == "done":
-            assert f"{run['final/test/top1_error']:.2f}" in line
-            assert f"{run['best/test/top1_error']:.2f} (epoch {run['best/epoch']})" in line
+    assert [len(line) for line in lines] == [8, 5, 8, 8, 8]
     for text in (
         "OutOfMemoryError: CUDA out of memory",
         "8ea1394f87",
         "NVIDIA H100",
         "1.7 PFLOP",
-        "4,180",
+        "4,183",
         "1.8 GiB",
         "aux_design.kind",
     ):
@@ -257,19 +239,9 @@ def test_a_click_on_a_cell_opens_its_runs_and_escape_closes_them(
     assert "recipe.lr" not in panel.text
     panel.find_element("css selector", "summary").click()
     assert "recipe.lr" in panel.text
-    assert opened.switch_to.active_element.get_attribute("aria-label") != ""
     press(opened, Keys.ESCAPE)
     assert find(opened, "dialog[open]") == []
     assert "failed" in opened.switch_to.active_element.text  # where one was before
-
-
-def runs_of(study: FakeStudy, aux: str, method: str) -> list[dict[str, float | str]]:
-    found = [
-        run
-        for run in study.source.runs_by_id.values()
-        if (run["aux"], run["method"]) == (aux, method)
-    ]
-    return sorted(found, key=lambda run: run["seed"])
 
 
 def test_the_keyboard_alone_opens_and_closes_a_cell(opened: Chrome) -> None:
@@ -287,80 +259,76 @@ def test_a_cell_that_nobody_began_says_so(opened: Chrome) -> None:
     panel = open_cell(opened, "5 missing")
     assert panel.text.count("missing") == 5
     assert "Not known before a run has begun." in panel.text
-    assert panel.find_elements("css selector", ".plot") == []
     panel.find_element("css selector", ".close").click()
     assert find(opened, "dialog[open]") == []
 
 
-def test_curves_are_drawn_toggled_and_read(opened: Chrome) -> None:
-    def lines() -> list[tuple[str, bool]]:
-        found = find(opened, "#table-1 .curves .line")
-        return [
-            (each.get_attribute("data-name") or "", "dashed" in (each.get_attribute("class") or ""))
-            for each in found
-        ]
+def displayed(browser: Chrome, selector: str) -> int:
+    return sum(each.is_displayed() for each in find(browser, f".chart {selector}"))
 
-    plot = one(opened, "#table-1 .curves .plot > svg")
-    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
-    assert len(lines()) == 12
-    assert lines()[:2] == [("none baseline", True), ("none baseline", False)]
-    keys = find(opened, "#table-1 .legend .key")
-    keys[0].click()
-    assert keys[0].get_attribute("aria-pressed") == "false"
-    assert len(lines()) == 10
-    next(key for key in keys if key.text == "ours dks").click()
-    assert ("ours dks", False) in lines()
-    first, second, *_ = find(opened, "#table-1 .curves input[type=checkbox]")
-    first.click()
-    assert not [name for name, dashed in lines() if dashed]
-    assert find(opened, "#table-1 .band")
-    second.click()
-    assert not find(opened, "#table-1 .band")
+
+def test_the_legend_and_the_switches_hide_lines(opened: Chrome) -> None:
+    from selenium.webdriver import Keys
+
+    parts = ("test", "train", "band", "runs")
+    assert [displayed(opened, f".{part}") for part in parts] == [17, 17, 28, 0]
+    key = one(opened, ".key")
+    assert (key.get_attribute("aria-label"), key.get_attribute("aria-pressed")) == (
+        "baseline",
+        "true",
+    )
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", key)
+    key.click()
+    assert key.get_attribute("aria-pressed") == "false"
+    assert displayed(opened, ".test") == 12  # it was in each of the five panels
+    press(opened, Keys.ENTER)  # the key has the focus
+    assert displayed(opened, ".test") == 17
+    train, band, runs = find(opened, ".controls input")
+    for switch in (train, band, runs):
+        opened.execute_script("arguments[0].click()", switch)
+    assert [displayed(opened, f".{part}") for part in parts[:3]] == [17, 0, 0]
+    assert displayed(opened, ".runs") > 17
 
 
 def test_the_pointer_and_the_arrow_keys_read_the_values_of_an_epoch(
     opened: Chrome, tmp_path: Path
 ) -> None:
-    from selenium.webdriver import Keys
+    from selenium.webdriver import ActionChains, Keys
 
-    plot, tip = one(opened, "#table-1 .curves .plot > svg"), one(opened, "#table-1 .curves .tip")
+    chart, tip = one(opened, ".chart"), one(opened, ".chart .tip")
     assert not tip.is_displayed()
-    hover(opened, plot, 0.99)
+    svg = one(opened, ".chart svg")
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", svg)
+    left = opened.execute_script(
+        "const [left, top, width, height] = contents.figures[0].panels[0].box;"
+        "const svg = arguments[0], box = svg.getBoundingClientRect();"
+        "const at = new DOMPoint(left + 0.97 * width, top + height / 2)"
+        ".matrixTransform(svg.getScreenCTM());"
+        "return [at.x - box.x - box.width / 2, at.y - box.y - box.height / 2].map(Math.round)",
+        svg,
+    )
+    ActionChains(opened).move_to_element_with_offset(svg, *left).perform()
     assert tip.is_displayed()
     assert tip.text.startswith("epoch 40")
-    baseline = [
-        run["final/test/top1_error"] for run in runs_of(unfinished(tmp_path), "none", "baseline")
+    ends = [
+        float(run["final/test/top1_error"])
+        for run in unfinished(tmp_path).source.runs_by_id.values()
+        if run["method"] == "baseline"
     ]
-    line = next(each for each in tip.text.splitlines() if each.startswith("none baseline"))
-    assert line.split()[2] == f"{sum(map(float, baseline)) / 5:.2f}"
-    hover(opened, plot, 0.5)
+    (line,) = [each.split() for each in tip.text.splitlines() if each.startswith("baseline")]
+    assert float(line[1]) == pytest.approx(sum(ends) / 5, abs=0.011)
+    ActionChains(opened).move_to_element_with_offset(svg, left[0] - 60, left[1]).perform()
     assert tip.text.split()[1] not in ("1", "40")
-    opened.execute_script("arguments[0].focus()", plot)
+    opened.execute_script("arguments[0].focus()", chart)
     press(opened, Keys.HOME)
     assert tip.text.startswith("epoch 1 ")
     press(opened, Keys.ARROW_RIGHT)
     assert tip.text.startswith("epoch 2 ")
 
 
-def test_another_metric_and_a_part_of_the_epochs_can_be_chosen(opened: Chrome) -> None:
-    from selenium.webdriver.support.ui import Select
-
-    metric, part = find(opened, "#table-1 .curves select")
-    titles = [option.text for option in Select(metric).options]
-    assert titles == [
-        "top-1 error (%)",
-        "top-1 error of c2 (%)",
-        "top-1 error of c3 (%)",
-        "top-5 error (%)",
-        "loss",
-    ]
-    before = one(opened, "#table-1 .curves .line:not(.dashed) path").get_attribute("d")
-    Select(metric).select_by_visible_text("top-5 error (%)")
-    assert one(opened, "#table-1 .curves .line path").get_attribute("d") != before
-    assert not find(opened, "#table-1 .curves .line.dashed")  # in training it is not measured
-    Select(part).select_by_visible_text("last quarter")
-    hover(opened, one(opened, "#table-1 .curves .plot > svg"), 0.05)
-    assert int(one(opened, "#table-1 .curves .tip").text.split()[1]) >= 30
+def test_points_tell_their_values(opened: Chrome) -> None:
+    titles = [each.get_property("textContent") for each in find(opened, ".chart svg title")]
+    assert "baseline: 28.49 ± 0.30 %" in titles
 
 
 def test_the_command_is_copied(opened: Chrome) -> None:
@@ -401,7 +369,7 @@ def test_it_fits_its_window_and_can_be_read(
           }
         };
         const found = [];
-        const texts = "h1, h2, p, td, td .open, th, dd, dt, .state, .toc a, .key:not(:disabled), .note, figcaption";
+        const texts = "h1, h2, p, td, td .open, th, dd, dt, .state, .toc a, .note, figcaption";
         for (const element of document.querySelectorAll(texts)) {
           const [a, b] = [bright(numbers(getComputedStyle(element).color)), bright(ground(element))];
           found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), element.textContent]);
@@ -423,9 +391,7 @@ def test_hundreds_of_runs_open_at_once(browser: Chrome, tmp_path: Path) -> None:
         "return performance.getEntriesByType('navigation')[0].domComplete"
     )
     assert took < 10_000, took
-    assert len(find(browser, "#table-1 .legend .key")) == 51
-    one(browser, "#table-1 .legend input").send_keys("design24")
-    assert len([key for key in find(browser, "#table-1 .legend .key") if key.is_displayed()]) == 2
+    assert len(find(browser, ".chart .test")) == 75
     assert complaints(browser) == []
 
 
@@ -438,6 +404,6 @@ def test_the_printed_page_has_the_tables_and_none_of_the_buttons(
         assert not one(browser, ".copy").is_displayed()
         assert not one(browser, ".controls").is_displayed()
         assert one(browser, "#table-1 td .open").is_displayed()
-        assert one(browser, ".plot > svg").is_displayed()
+        assert one(browser, ".chart svg").is_displayed()
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

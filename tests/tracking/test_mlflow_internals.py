@@ -5,7 +5,6 @@ Each case tries one thing of `dks/tracking/mlflow_internals.py` on the MLflow th
 
 from __future__ import annotations
 
-import inspect
 import math
 from contextlib import closing
 from pathlib import Path
@@ -99,13 +98,8 @@ def test_requests_go_through_our_session(monkeypatch: pytest.MonkeyPatch) -> Non
     assert asked == [("GET", "http://127.0.0.1:9/version", 3)]
 
 
+@pytest.mark.slow
 def test_tables_can_be_made(tmp_path: Path) -> None:
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    assert list(inspect.signature(SqlAlchemyStore).parameters)[:2] == [
-        "db_uri",
-        "default_artifact_root",
-    ]
     mlflow_internals.make_tables(tmp_path / "new.db")
     with closing(database.read_sqlite(f"sqlite:///{tmp_path / 'new.db'}")) as made:
         assert made.execute("SELECT name FROM experiments").fetchall() == [("Default",)]

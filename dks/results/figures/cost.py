@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dks.config.errors import RequestError
@@ -16,10 +15,10 @@ from dks.results.figures.style import (
     DOUBLE,
     GREY,
     SINGLE,
-    Look,
     legends_below,
     looks,
     new_figure,
+    sample,
     settle,
     styled,
 )
@@ -45,22 +44,9 @@ _TIMES = (
 NAMED = 6  # configurations without a result that are named one by one
 _RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-
-@dataclass(frozen=True)
-class Point:
-    """The means of one configuration over its finished runs."""
-
-    series: Series
-    cost: float
-    error: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """Points that are joined, and the name that is written beside one of them."""
-
-    name: str
-    points: tuple[Point, ...]
+# A name, and the configurations of which it is: what is joined by a line.
+_Row = tuple[str, Sequence[Series]]
+_Points = dict[Series, tuple[float, float]]  # mean cost and error of the finished runs
 
 
 def cost(table: Table, source: Source) -> Figure:
@@ -71,101 +57,82 @@ def cost(table: Table, source: Source) -> Figure:
     Raises:
         RequestError: no finished run says what it cost, or the table is too large for a figure.
     """
-    named = _named(table)
-    every = [series for _, group in named for series in group]
+    laid = layout(table)
+    # a configuration that stands for itself has its own name
+    rows: list[_Row] = [(each.label, [each]) for each in laid.beside]
+    for group in laid.groups:
+        own = [(each.label, [each]) for each in group.series]
+        rows += [(group.title, group.series)] if group.title else own
+    every = [series for _, row in rows for series in row]
     runs = source.runs(
         list(dict.fromkeys(cell_id for series in every for cell_id in series.cell.cell_ids))
     )
     runs = runs[runs["cell_id"].isin(finished(runs))]
-    panels = {name: rows for name in (FLOPS, SECONDS) if (rows := _rows(named, runs, name))}
+    panels = {name: found for name in (FLOPS, SECONDS) if (found := _points(every, runs, name))}
     if not panels:
         raise RequestError(f"{table.name}: no finished run says what its training cost")
     look_of = looks(series.label for series in every)
+    # Points that stand for themselves have their name beside them, unless they are too many.
+    crowd = len(every) > TOGETHER and len(every) == len(rows)
     with styled():
         figure = new_figure(table.title, DOUBLE if len(panels) > 1 else SINGLE, 2.6)
         grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)
-        drawn = []
-        for axes, (name, rows) in zip(grid.flat, panels.items(), strict=True):
-            costs = [point.cost for row in rows for point in row.points]
+        beside: list[tuple[Axes, list[Name]]] = []
+        for axes, (name, points) in zip(grid.flat, panels.items(), strict=True):
+            costs = [cost for cost, _ in points.values()]
             unit, word = _unit(name, costs)
-            for row in rows:
-                _draw(axes, row, unit, look_of)
+            names = []
+            for title, row in rows:
+                at = [(points[each][0] / unit, points[each][1]) for each in row if each in points]
+                if len(at) > 1:
+                    axes.plot(*zip(*at, strict=True), color=GREY, linewidth=0.5, zorder=1.9)
+                for series, (x, y) in zip(
+                    (each for each in row if each in points), at, strict=True
+                ):
+                    look = look_of[series.label]
+                    told = "" if series.label == title else f"{title} "
+                    axes.plot(
+                        [x],
+                        [y],
+                        look.marker,
+                        color=look.colour,
+                        markersize=4.5,
+                        gid=f"point-{every.index(series)}",
+                        label=f"{told}{series.label}: {y:.2f} %, {x:.3g} {word}",
+                    )
+                names += [Name(title, tuple(reversed(at)))] if at else []
+            beside.append((axes, names))
             _scale(axes, costs)
-            devices = runs["device"].dropna().nunique() if name == SECONDS else 1
-            axes.set_xlabel(
-                f"training {word}" + (f", on {devices} kinds of device" if devices > 1 else "")
-            )
-            drawn.append((axes, rows, unit))
+            devices = runs["device"].nunique() if name == SECONDS else 1
+            what = f"time ({word})" if name == SECONDS else f"cost ({word})"
+            on = f", on {devices} kinds of device" if devices > 1 else ""
+            axes.set_xlabel(f"training {what}{on}")
         grid[0, 0].set_ylabel(f"{table.metrics[0].label} test error (%)")
-        # Points that stand for themselves have their name beside them, unless they are too many.
-        crowd = len(every) > TOGETHER and len(every) == len(named)
         listed = dict.fromkeys(
-            series.label
-            for name, group in named
-            for series in group
-            if crowd or name != series.label
+            series.label for name, row in rows for series in row if crowd or name != series.label
         )
-        legends_below(
-            figure,
-            [_sample(look_of[label], label) for label in listed],
-            _words(named, panels.values()),
-        )
+        samples = [sample(look_of[each], each, linestyle="", markersize=4.5) for each in listed]
+        shown = {series for points in panels.values() for series in points}
+        legends_below(figure, samples, _words(rows, shown, 90 if len(panels) > 1 else 42))
         settle(figure)
-        for axes, rows, unit in drawn if not crowd else []:
-            at = [
-                tuple((point.cost / unit, point.error) for point in reversed(row.points))
-                for row in rows
-            ]
-            place(axes, [Name(row.name, points) for row, points in zip(rows, at, strict=True)])
+        for axes, names in beside if not crowd else []:
+            place(axes, names)
     return figure
 
 
-def _named(table: Table) -> list[tuple[str, tuple[Series, ...]]]:
-    """What is joined, by its name; a configuration that stands for itself has its own."""
-    laid = layout(table)
-    single = [
-        *laid.beside,
-        *(series for group in laid.groups if not group.title for series in group.series),
-    ]
-    return [(series.label, (series,)) for series in single] + [
-        (group.title, group.series) for group in laid.groups if group.title
-    ]
-
-
-def _rows(
-    named: Iterable[tuple[str, Sequence[Series]]], runs: pd.DataFrame, name: str
-) -> list[Row]:
-    """The rows of which the cost of this name is known."""
+def _points(every: Sequence[Series], runs: pd.DataFrame, name: str) -> _Points:
+    """The configurations of which the cost of this name is known."""
     if name not in runs:
-        return []
-    costs = {
-        cell_id: value
-        for cell_id, value in zip(runs["cell_id"], runs[name], strict=True)
-        if 0 < value < math.inf
-    }
-    rows = []
-    for title, group in named:
-        points = []
-        for series in group:
-            values = [costs[cell_id] for cell_id in series.cell.cell_ids if cell_id in costs]
-            error = series.cell.numbers[0].mean
-            if values and error is not None:
-                points.append(Point(series, math.fsum(values) / len(values), error))
-        if points:
-            rows.append(Row(title, tuple(points)))
-    return rows
-
-
-def _draw(axes: Axes, row: Row, unit: float, look_of: dict[str, Look]) -> None:
-    if len(row.points) > 1:
-        costs = [point.cost / unit for point in row.points]
-        errors = [point.error for point in row.points]
-        axes.plot(costs, errors, color=GREY, linewidth=0.5, zorder=1.9)
-    for point in row.points:
-        look = look_of[point.series.label]
-        axes.plot(
-            [point.cost / unit], [point.error], look.marker, color=look.colour, markersize=4.5
-        )
+        return {}
+    costs = runs.set_index("cell_id")[name]
+    costs = costs[(costs > 0) & (costs < math.inf)]
+    points = {}
+    for series in every:
+        known = costs[costs.index.isin(series.cell.cell_ids)]
+        error = series.cell.numbers[0].mean
+        if len(known) and error is not None:
+            points[series] = float(known.mean()), error
+    return points
 
 
 def _unit(name: str, costs: Sequence[float]) -> tuple[float, str]:
@@ -173,12 +140,9 @@ def _unit(name: str, costs: Sequence[float]) -> tuple[float, str]:
     middle = math.sqrt(min(costs) * max(costs))
     if name == SECONDS:
         _, unit, word = next(each for each in _TIMES if middle >= each[0])
-        return unit, f"time ({word})"
+        return unit, word
     power = 3 * math.floor(math.log10(middle) / 3)
-    return (
-        10.0**power,
-        f"cost (10{str(power).translate(_RAISED)} FLOPs)" if power else "cost (FLOPs)",
-    )
+    return 10.0**power, f"10{str(power).translate(_RAISED)} FLOPs" if power else "FLOPs"
 
 
 def _scale(axes: Axes, costs: Sequence[float]) -> None:
@@ -195,37 +159,22 @@ def _scale(axes: Axes, costs: Sequence[float]) -> None:
     axes.margins(x=0.15, y=0.12)  # room for the names
 
 
-def _sample(look: Look, label: str) -> Line2D:
-    from matplotlib.lines import Line2D
-
-    return Line2D(
-        [], [], linestyle="", color=look.colour, marker=look.marker, markersize=4.5, label=label
-    )
-
-
-def _words(
-    named: Sequence[tuple[str, Sequence[Series]]], panels: Collection[Sequence[Row]]
-) -> list[Line2D]:
+def _words(rows: Sequence[_Row], shown: set[Series], width: int) -> list[Line2D]:
     """Which configurations have no point, and the points of which are of several codes."""
     from matplotlib.lines import Line2D
 
-    shown = {point.series for rows in panels for row in rows for point in row.points}
-    names = {
-        series: series.label if name == series.label else f"{name} {series.label}"
-        for name, group in named
-        for series in group
-    }
-    told = {
-        "no result yet": [name for series, name in names.items() if series not in shown],
-        "of several codes": [
-            name for series, name in names.items() if series in shown and len(series.cell.codes) > 1
-        ],
-    }
+    told: dict[str, list[str]] = {"no result yet": [], "of several codes": []}
+    for title, row in rows:
+        for series in row:
+            name = series.label if title == series.label else f"{title} {series.label}"
+            if series not in shown:
+                told["no result yet"].append(name)
+            elif len(series.cell.codes) > 1:
+                told["of several codes"].append(name)
     lines = []
-    for what, some in told.items():
-        more = f"; {len(some) - NAMED} more" if len(some) > NAMED else ""
-        text = textwrap.wrap(
-            f"{what}: {'; '.join(some[:NAMED])}{more}", 90 if len(panels) > 1 else 42
-        )
-        lines += [Line2D([], [], linestyle="", label="\n".join(text))] if some else []
+    for what, names in told.items():
+        if names:
+            more = f"; {len(names) - NAMED} more" if len(names) > NAMED else ""
+            text = textwrap.fill(f"{what}: {'; '.join(names[:NAMED])}{more}", width)
+            lines.append(Line2D([], [], linestyle="", label=text))
     return lines

@@ -5,34 +5,32 @@ Figure 3 of the paper, and the range over several runs as the paper's authors pl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from dks.config.errors import RequestError
 from dks.results.figures.layout import Group, Series, panels
-from dks.results.figures.runs import Curve, Curves, standing
+from dks.results.figures.runs import Curves, standing
 from dks.results.figures.style import (
     DOUBLE,
     GREY,
     SINGLE,
-    Look,
     legends_below,
     looks,
     new_figure,
+    sample,
     settle,
     styled,
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
     from dks.results.model import Table
     from dks.tracking.source import Source
-
-Middle = Literal["mean", "median"]
 
 TRAIN, TEST = "train/top1_error", "test/top1_error"
 # Configurations that curves of training and test error show in one panel, two lines each.
@@ -43,20 +41,25 @@ MARKS, SIZE = 5, 3.2
 # configuration.
 BAND = {"mean": 0.2, "median": 0.3}
 # The error falls steeply at first: the axis begins at the highest error after this part of the
-#     training, unless that is short.
+# training, unless that is short.
 STEEP, SHORT = 0.1, 10
+POINTS = 2000  # of a curve: more are not seen on paper
 
 
-def curves(table: Table, source: Source) -> Figure:
+def curves(table: Table, source: Source, points: int = POINTS, single: bool = False) -> Figure:
     """Top-1 error against epoch, training dashed and test solid, as in Figure 3.
 
     The mean over the finished runs of every configuration, their range as a band, and runs that are
     not finished as thin lines.
 
+    Args:
+        points: of a curve at most.
+        single: draw finished runs as thin lines as well.
+
     Raises:
         RequestError: no run has a curve yet, or the table is too large for a figure.
     """
-    return _draw(table, source, panels(table, MOST), (TRAIN, TEST), "mean")
+    return _draw(table, source, panels(table, MOST), (TRAIN, TEST), "mean", points, single)
 
 
 def spread(table: Table, source: Source) -> Figure:
@@ -68,156 +71,156 @@ def spread(table: Table, source: Source) -> Figure:
     Raises:
         RequestError: no run has a curve yet, or the table is too large for a figure.
     """
-    return _draw(table, source, panels(table, 1), (TEST,), "median")
+    return _draw(table, source, panels(table, 1), (TEST,), "median", POINTS, single=False)
 
 
 def _draw(
-    table: Table, source: Source, groups: Sequence[Group], metrics: Sequence[str], middle: Middle
+    table: Table,
+    source: Source,
+    groups: Sequence[Group],
+    metrics: Sequence[str],
+    middle: Literal["mean", "median"],
+    points: int,
+    single: bool,
 ) -> Figure:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
-    read = Curves(source, [series for group in groups for series in group.series], metrics)
+    read = Curves(source, [series for group in groups for series in group.series], metrics, points)
     if not read:
         raise RequestError(f"{table.name}: no run has a learning curve yet")
     every = {series.label: series for group in groups for series in group.series}
-    look_of, single = looks(every), len(groups) == 1
-    across = (
-        1 if single else 2 if len(groups) in (2, 4) else 3 if len(groups) in (3, 5, 6, 9) else 4
-    )
+    look_of, numbers = looks(every), {label: number for number, label in enumerate(every)}
+    meanings: dict[str, Artist] = {}  # what there is to explain, by the order of its keys
+
+    def draw_series(axes: Axes, series: Series, metric: str, shift: float) -> list[Drawn]:
+        """One metric of a configuration.
+
+        Args:
+            shift: part of the gap between two markers by which they are moved, so that those of
+                neighbours stand beside one another, not on top.
+        """
+        if (found := read.read(series, metric)) is None:
+            return []
+        whole, others = found
+        look, number = look_of[series.label], numbers[series.label]
+        dash: Literal["-", "--"] = "--" if metric == TRAIN else "-"
+        part = "train" if metric == TRAIN else "test"
+        thin: dict[str, Any] = {
+            "color": look.colour,
+            "linestyle": dash,
+            "linewidth": 0.5,
+            "label": series.label,
+        }
+        for _, run in others.items():
+            axes.plot(run.dropna(), gid=f"{part}-{number}", **thin)
+            meanings["3"] = Line2D([], [], color=GREY, linewidth=0.5, label="run not finished")
+        if whole.empty:
+            return _edges(others)
+        low, high, several = whole.min(axis=1), whole.max(axis=1), whole.shape[1] > 1
+        gap = max(len(whole) // MARKS, 1)
+        axes.plot(
+            whole.index,
+            whole.agg(middle, axis=1),
+            dash,
+            color=look.colour,
+            marker=look.marker,
+            markersize=SIZE,
+            markevery=slice(int(gap * (shift % 1)), None, gap),
+            markerfacecolor="white" if metric == TRAIN else look.colour,
+            gid=f"{part}-{number}",
+            label=series.label,
+        )
+        words = [{"train": "training", "test": "test"}[part]] if TRAIN in metrics else []
+        words += [f"{middle} of the runs"] if several else []
+        if words and (several or f"1 {metric}" not in meanings):
+            meanings[f"1 {metric}"] = Line2D(
+                [], [], color=GREY, linestyle=dash, label=", ".join(words)
+            )
+        if several:
+            fill: dict[str, Any] = {"alpha": BAND[middle], "linewidth": 0}
+            band: dict[str, Any] = {"color": look.colour, "gid": f"band-{number}"}
+            axes.fill_between(whole.index, low, high, **fill, **band)
+            meanings["2"] = Patch(color=GREY, label="their range", **fill)
+        if several and single:
+            axes.plot(whole.index, whole, gid=f"runs-{number}", **thin)
+        return [(whole.index, low, high), *_edges(others)]
+
+    across = {1: 1, 2: 2, 4: 2, 3: 3, 5: 3, 6: 3, 9: 3}.get(len(groups), 4)
     down = -(-len(groups) // across)
     with styled():
-        narrow = single and len(every) <= MOST
-        figure = new_figure(
-            table.title, SINGLE if narrow else DOUBLE, down * (2.4 if across < 3 else 1.8) + 0.1
-        )
+        width = SINGLE if len(groups) == 1 and len(every) <= MOST else DOUBLE
+        figure = new_figure(table.title, width, down * (2.4 if across < 3 else 1.8) + 0.1)
         grid = figure.subplots(down, across, squeeze=False)
-        meanings: dict[str, Artist] = {}
         for index, axes in enumerate(grid.flat):
             if index >= len(groups):
                 axes.set_visible(False)
                 continue
-            _panel(axes, groups[index], read, metrics, middle, look_of, meanings)
-            ticks = 5 if across < 4 else 4
+            series = groups[index].series
+            drawn = [
+                edges
+                for metric in metrics
+                for place, each in enumerate(series)
+                for edges in draw_series(
+                    axes, each, metric, place / len(series) + (0.5 if metric == TRAIN else 0)
+                )
+            ]
+            limit(axes, drawn)
+            axes.grid(axis="y")
             axes.xaxis.set_major_locator(
-                MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1)
+                MaxNLocator(
+                    5 if across < 4 else 4, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1
+                )
             )
-            if not single:
+            told = {each.label: word for each in series if (word := standing(each.cell))}
+            if len(groups) > 1:
                 axes.set_title(groups[index].title)
-                _tell_missing(axes, groups[index])
+                # in the corner that learning curves leave free
+                text = "\n".join(f"{label}: {word}" for label, word in told.items())
+                corner = {"transform": axes.transAxes, "ha": "right", "va": "top"}
+                axes.text(1, 1, text, color=GREY, **corner)
             if index % across == 0:
                 axes.set_ylabel("top-1 error (%)" if TRAIN in metrics else "top-1 test error (%)")
             if index + across >= len(groups):
                 axes.set_xlabel("epoch")
+        names = {
+            label: f"{label} ({told[label]})" if len(groups) == 1 and label in told else label
+            for label in every
+        }
         handles = [
-            _sample(look_of[label], _with_standing(series) if single else label)
-            for label, series in every.items()
+            sample(look_of[label], name, gid=f"key-{numbers[label]}")
+            for label, name in names.items()
         ]
-        legends_below(figure, handles, [meanings[name] for name in sorted(meanings)])
+        legends_below(figure, handles, [meanings[key] for key in sorted(meanings)])
         settle(figure)
     return figure
 
 
-def _panel(
-    axes: Axes,
-    group: Group,
-    read: Curves,
-    metrics: Sequence[str],
-    middle: Middle,
-    look_of: dict[str, Look],
-    meanings: dict[str, Artist],
-) -> None:
-    """Draw the curves of some configurations.
-
-    `meanings` gets what there is to explain, in the order of its keys.
-    """
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    drawn: list[Curve] = []
-    for metric in metrics:
-        dash: Literal["-", "--"] = "--" if metric == TRAIN else "-"
-        name = "training" if metric == TRAIN else "test"
-        for place, series in enumerate(group.series):
-            look = look_of[series.label]
-            curve = read.summary(series, metric, middle)
-            if curve is not None:
-                drawn.append(curve)
-                # Markers of neighbours stand beside one another, not on top.
-                gap = max(len(curve.epochs) // MARKS, 1)
-                shift = place / len(group.series) + (0.5 if metric == TRAIN else 0)
-                marks = slice(int(gap * (shift % 1)), None, gap)
-                face = "white" if metric == TRAIN else look.colour
-                axes.plot(
-                    curve.epochs,
-                    curve.middle,
-                    dash,
-                    color=look.colour,
-                    marker=look.marker,
-                    markersize=SIZE,
-                    markevery=marks,
-                    markerfacecolor=face,
-                )
-                key = f"1 {metric}"
-                words = [name] if TRAIN in metrics else []
-                words += [f"{middle} of the runs"] if curve.runs > 1 else []
-                if words and (curve.runs > 1 or key not in meanings):
-                    meanings[key] = Line2D(
-                        [], [], color=GREY, linestyle=dash, label=", ".join(words)
-                    )
-                if curve.runs > 1:
-                    axes.fill_between(
-                        curve.epochs,
-                        curve.low,
-                        curve.high,
-                        color=look.colour,
-                        alpha=BAND[middle],
-                        linewidth=0,
-                    )
-                    meanings["2"] = Patch(
-                        color=GREY, alpha=BAND[middle], linewidth=0, label="their range"
-                    )
-            for curve in read.others(series, metric):
-                drawn.append(curve)
-                axes.plot(curve.epochs, curve.middle, dash, color=look.colour, linewidth=0.5)
-                meanings["3"] = Line2D([], [], color=GREY, linewidth=0.5, label="run not finished")
-    limit(axes, drawn)
-    axes.grid(axis="y")
+# The epochs of a curve, and the lowest and the highest error in each.
+Drawn = tuple[Iterable[int], Iterable[float], Iterable[float]]
 
 
-def limit(axes: Axes, drawn: Sequence[Curve]) -> None:
+def _edges(runs: pd.DataFrame) -> list[Drawn]:
+    return [] if runs.empty else [(runs.index, runs.min(axis=1), runs.max(axis=1))]
+
+
+def limit(axes: Axes, drawn: Sequence[Drawn]) -> None:
     """From the first epoch to the last.
 
     From the lowest error to the highest after the steep beginning.
     """
-    last = max((curve.epochs[-1] for curve in drawn), default=1)
+    points = [list(zip(*curve, strict=True)) for curve in drawn]
+    last = max((curve[-1][0] for curve in points), default=1)
     begin = STEEP * last if last > SHORT else 0
     shown = [
         (low, high)
-        for curve in drawn
-        for epoch, low, high in zip(curve.epochs, curve.low, curve.high, strict=True)
-        if epoch >= min(begin, curve.epochs[-1])
+        for curve in points
+        for epoch, low, high in curve
+        if epoch >= min(begin, curve[-1][0])
     ]
     axes.set_xlim(0 if last > SHORT else 1 - 0.05 * max(last - 1, 1), last + 0.02 * last)
     if shown:
         low, high = min(low for low, _ in shown), max(high for _, high in shown)
         edge = 0.04 * (high - low) or 1.0
         axes.set_ylim(max(low - edge, 0 if low >= edge / 4 else -edge / 4), high + edge)
-
-
-def _tell_missing(axes: Axes, group: Group) -> None:
-    """In the corner that learning curves leave free."""
-    lines = [
-        f"{series.label}: {told}" for series in group.series if (told := standing(series.cell))
-    ]
-    axes.text(1, 1, "\n".join(lines), transform=axes.transAxes, ha="right", va="top", color=GREY)
-
-
-def _with_standing(series: Series) -> str:
-    told = standing(series.cell)
-    return f"{series.label} ({told})" if told else series.label
-
-
-def _sample(look: Look, label: str) -> Line2D:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=look.colour, marker=look.marker, label=label)

@@ -65,7 +65,7 @@ def dots(table: Table, source: Source | None = None) -> Figure:
         for index, (axes, metric) in enumerate(zip(grid.flat, table.metrics, strict=True)):
             for place, line in enumerate(lines):
                 if isinstance(line, Series):
-                    _dot(axes, place, line.cell.numbers[index], look_of[line.label])
+                    _dot(axes, place, line, line.cell.numbers[index], look_of[line.label])
             optimistic = (
                 f", best epoch{table.whose} (optimistic)" if table.epoch.value == "best" else ""
             )
@@ -91,13 +91,19 @@ def _lines(laid: Layout) -> list[Series | str]:
     return lines
 
 
-def _dot(axes: Axes, place: int, number: Number, look: Look) -> None:
+def _dot(axes: Axes, place: int, series: Series, number: Number, look: Look) -> None:
     if number.paper is not None:
         axes.plot([float(number.paper.mean)], [place], zorder=2.5, **PAPER)
     if number.interval is not None:
         axes.plot(number.interval, [place, place], color=look.colour, zorder=2.2, **ENDS)
     if number.mean is not None:
-        axes.plot([number.mean], [place], look.marker, color=look.colour, markersize=3, zorder=2.3)
+        sd = f" ± {number.sd:.2f}" if number.sd is not None else ""
+        told: dict[str, Any] = {
+            "gid": f"point-{place}",
+            "label": f"{series.label}: {number.mean:.2f}{sd} %",
+        }
+        mark: dict[str, Any] = {"marker": look.marker, "markersize": 3, "zorder": 2.3}
+        axes.plot([number.mean], [place], color=look.colour, **mark, **told)
 
 
 def _meanings(cells: Sequence[TableCell]) -> list[Artist]:

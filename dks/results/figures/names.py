@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from dks.config.errors import one_line
 from dks.config.names import long_name
 
 _METHODS = {
@@ -24,6 +25,7 @@ _DESIGNS = {
 }
 _STRATEGIES = {"topdown": "top-down", "bottomup": "bottom-up", "bidir": "bi-directional"}
 _DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
+LONGEST = 40  # letters of a name that leave room for something else
 # Values that say that there is nothing, or nothing of its own: left out where something else is
 #     said.
 _NOTHING = ("none", "-")
@@ -71,11 +73,11 @@ def names(axes: Sequence[str], labels: Sequence[Sequence[str]]) -> list[str]:
     """A name for each of the labels; where two would be the same, they are told in full."""
     short = [_short(axes, each) for each in labels]
     seen = Counter(short)
+    full = [", ".join(map("=".join, zip(axes, each, strict=True))) for each in labels]
+    told = [name if seen[name] == 1 else whole for name, whole in zip(short, full, strict=True)]
     return [
-        name
-        if seen[name] == 1
-        else ", ".join(f"{axis}={value}" for axis, value in zip(axes, each, strict=True))
-        for name, each in zip(short, labels, strict=True)
+        name if len(name) <= LONGEST else f"{one_line(name, LONGEST)} ({number})"
+        for number, name in enumerate(told, start=1)
     ]
 
 

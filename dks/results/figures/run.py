@@ -1,20 +1,19 @@
-"""Pictures of one run: how its errors and losses went, and what it takes for what in the end."""
+"""Pictures of one run: how its errors and losses went, and the confusion matrix in the end."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dks.config.errors import RequestError, one_line
 from dks.config.reading import read_text
-from dks.results.figures.curves import limit
+from dks.results.figures.curves import Drawn, limit
 from dks.results.figures.files import write
-from dks.results.figures.runs import Curve
 from dks.results.figures.style import DOUBLE, GREY, SINGLE, looks, new_figure, styled
 from dks.runs.journal import Entry
 from dks.runs.record import RunFolder
@@ -60,11 +59,25 @@ def curves(entries: Sequence[Entry], title: str) -> Figure:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+    def line(axes: Axes, metric: str, colour: str, meaning: str) -> list[Drawn]:
+        """Draw a metric where it is finite, one epoch alone as a point; returns what was drawn."""
+        points = {
+            entry.epoch: value
+            for entry in entries
+            if abs(value := entry.metrics.get(metric, float("nan"))) < float("inf")
+        }
+        if not points:
+            return []
+        epochs, values = list(points), list(points.values())
+        marker = "" if len(points) > 1 else "."
+        axes.plot(epochs, values, _STYLES[meaning], color=colour, marker=marker)
+        return [(epochs, values, values)]
+
     known = dict.fromkeys(chain.from_iterable(entry.metrics for entry in entries))
     suffixes = sorted(
         name.removeprefix(_TEST_ERROR) for name in known if name.startswith(_TEST_ERROR)
     )
-    look_of = looks(suffixes)
+    colours = {suffix: look.colour for suffix, look in looks(suffixes).items()}
     with styled():
         figure = new_figure(title, DOUBLE, 2.95, fitted=False, dpi=SCREEN)
         error, loss = figure.subplots(1, 2)
@@ -72,35 +85,33 @@ def curves(entries: Sequence[Entry], title: str) -> Figure:
         # as the drawing.
         figure.subplots_adjust(left=0.075, right=0.99, bottom=0.29, top=0.98, wspace=0.2)
         drawn = []
-        for suffix, look in look_of.items():
+        for suffix, colour in colours.items():
             for name, meaning in ((_TRAIN_ERROR, "training"), (_TEST_ERROR, "test")):
-                drawn += _line(error, entries, name + suffix, look.colour, meaning)
-            _line(loss, entries, _TEST_LOSS + suffix, look.colour, "test")
-        _line(loss, entries, _OWN_LOSS, look_of[""].colour, "training")
-        whole = len(look_of) > 1 and bool(
-            _line(loss, entries, _WHOLE_LOSS, GREY, "training, whole loss")
-        )
+                drawn += line(error, name + suffix, colour, meaning)
+            line(loss, _TEST_LOSS + suffix, colour, "test")
+        line(loss, _OWN_LOSS, colours[""], "training")
+        whole = len(colours) > 1 and line(loss, _WHOLE_LOSS, GREY, "training, whole loss")
         limit(error, drawn)
         loss.set_xlim(error.get_xlim())
         loss.set_yscale("log")
         loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         loss.yaxis.set_minor_locator(NullLocator())
-        error.set_ylabel("top-1 error (%)")
-        loss.set_ylabel("loss")
-        for axes in (error, loss):
+        for axes, what in ((error, "top-1 error (%)"), (loss, "loss")):
+            axes.set_ylabel(what)
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(
                 MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1)
             )
             axes.grid(axis="y")
         of_classifiers = [
-            Line2D([], [], color=look.colour, label=suffix.removeprefix("_") or "c1")
-            for suffix, look in look_of.items()
+            Line2D([], [], color=colour, label=suffix.removeprefix("_") or "c1")
+            for suffix, colour in colours.items()
         ]
-        meanings = [name for name in _STYLES if whole or "whole" not in name]
         of_styles = [
-            Line2D([], [], color=GREY, linestyle=_STYLES[name], label=name) for name in meanings
+            Line2D([], [], color=GREY, linestyle=style, label=name)
+            for name, style in _STYLES.items()
+            if whole or "whole" not in name
         ]
         for handles, height in ((of_classifiers, 0.14), (of_styles, 0.07)):
             figure.legend(
@@ -113,26 +124,8 @@ def curves(entries: Sequence[Entry], title: str) -> Figure:
     return figure
 
 
-def _line(
-    axes: Axes, entries: Iterable[Entry], metric: str, colour: str, meaning: str
-) -> list[Curve]:
-    """Draw a metric where it is finite, one epoch alone as a point; returns what was drawn."""
-    points = [
-        (entry.epoch, value)
-        for entry in entries
-        if abs(value := entry.metrics.get(metric, float("nan"))) < float("inf")
-    ]
-    if not points:
-        return []
-    epochs, values = zip(*points, strict=True)
-    axes.plot(epochs, values, _STYLES[meaning], color=colour, marker="" if len(points) > 1 else ".")
-    return [Curve(epochs, values, values, values, 1)]
-
-
 def confusion(matrix: Sequence[Sequence[int]], title: str, names: Sequence[str] = ()) -> Figure:
-    """What the images of each class (a row) are taken for, in percent of the class, by the colour.
-
-    The numbers are images.
+    """A confusion matrix, in percent of each class by the colour; the numbers are images.
 
     Args:
         matrix: (K, K), a row a true class.
@@ -152,26 +145,18 @@ def confusion(matrix: Sequence[Sequence[int]], title: str, names: Sequence[str] 
         left, bottom = (0.29, 0.29) if named else (0.13, 0.13) if few else (0.075, 0.07)
         figure.subplots_adjust(left=left, right=0.86 if few else 0.93, bottom=bottom, top=0.98)
         # By the square root, so that rare mistakes are seen beside what is right.
-        image = axes.imshow(
-            share, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest"
-        )
-        figure.colorbar(
-            image,
-            label="images of the class (%)",
-            ticks=[0, 1, 5, 20, 50, 100],
-            fraction=0.045,
-            pad=0.02,
-        )
-        for spine in axes.spines.values():
-            spine.set_visible(True)
+        norm = PowerNorm(0.5, 0, 100)
+        image = axes.imshow(share, cmap="Blues", norm=norm, interpolation="nearest")
+        ticks = [0, 1, 5, 20, 50, 100]
+        label = "images of the class (%)"
+        figure.colorbar(image, label=label, ticks=ticks, fraction=0.045, pad=0.02)
+        axes.spines[:].set_visible(True)
         axes.set_xlabel("predicted class of c1")
         axes.set_ylabel("true class")
         if few:
-            texts = (
-                [one_line(name)[:LONGEST_NAME] for name in names[: len(matrix)]] if named else None
-            )
-            axes.set_xticks(range(len(matrix)), texts)
-            axes.set_yticks(range(len(matrix)), texts)
+            texts = [one_line(name)[:LONGEST_NAME] for name in names[: len(matrix)]]
+            axes.set_xticks(range(len(matrix)), texts if named else None)
+            axes.set_yticks(range(len(matrix)), texts if named else None)
             if named:
                 axes.tick_params(labelsize=6)
                 axes.tick_params(axis="x", labelrotation=90)
@@ -180,15 +165,8 @@ def confusion(matrix: Sequence[Sequence[int]], title: str, names: Sequence[str] 
                     if images:
                         colour = "white" if share[true][predicted] > 30 else "black"
                         size = 7 if len(matrix) <= 10 and images < 1000 else 4
-                        axes.text(
-                            predicted,
-                            true,
-                            str(images),
-                            color=colour,
-                            ha="center",
-                            va="center",
-                            fontsize=size,
-                        )
+                        centre: dict[str, Any] = {"ha": "center", "va": "center"}
+                        axes.text(predicted, true, str(images), color=colour, size=size, **centre)
     return figure
 
 
@@ -198,21 +176,19 @@ def _matrix(file: Path) -> list[list[int]]:
     Empty where there is none, or none that a picture can show.
     """
     try:
-        rows = [
-            row for row in csv.DictReader(io.StringIO(read_text(file))) if row["classifier"] == "c1"
-        ]
-        counts = {(int(row["true"]), int(row["predicted"])): int(row["images"]) for row in rows}
+        counts = {
+            (int(row["true"]), int(row["predicted"])): int(row["images"])
+            for row in csv.DictReader(io.StringIO(read_text(file)))
+            if row["classifier"] == "c1"
+        }
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
-    classes = 1 + max((max(place) for place in counts), default=-1)
-    if classes > MOST_CLASSES:  # or so it says
+    classes = range(1 + max(map(max, counts), default=-1))
+    if len(classes) > MOST_CLASSES:  # or so it says
         return []
-    return [
-        [counts.get((true, predicted), 0) for predicted in range(classes)]
-        for true in range(classes)
-    ]
+    return [[counts.get((true, predicted), 0) for predicted in classes] for true in classes]
 
 
 def _names(file: Path) -> list[str]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
     from matplotlib.legend import Legend
+    from matplotlib.lines import Line2D
 
 SINGLE, DOUBLE = 3.4, 7.0  # inches: one column of a page, two columns
 DPI = 300
@@ -129,6 +130,13 @@ def settle(figure: Figure) -> None:
         axes.set_position((left, bottom, width, height))
 
 
+def sample(look: Look, label: str, **more: Any) -> Line2D:
+    """A line of a series for a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=look.colour, marker=look.marker, label=label, **more)
+
+
 def legends_below(figure: Figure, *groups: Sequence[Artist]) -> None:
     """Legends below the axes, one under another, each in as many columns as there is room for.
 
@@ -160,8 +168,9 @@ def _legend(figure: Figure, handles: Sequence[Artist]) -> Legend:
             ncols=across,
             borderaxespad=0,
         )
-        figure.draw_without_rendering()
         if columns == 1 or legend.get_window_extent().width <= limit:
             break
         legend.remove()
+    for text, handle in zip(legend.texts, by_column, strict=True):
+        text.set_gid(handle.get_gid())  # so that the report finds it
     return legend

@@ -1,28 +1,25 @@
-"""Runs cells.
+"""Runs cells: in this process (`run_cells`), or in a worker process of the pool in
+`dks/sweeps/launchers/local.py` (`main`).
 
-In this process for whoever calls `run_cells`, or in a worker process of the pool in
-`dks/sweeps/launchers/slots.py`.
+The pool sends a worker lists of cell folders, which it runs one after another. The worker sends
+tuples, the name of an event first:
 
-A worker process is forked by `dks/sweeps/launchers/nursery.py`. It takes commands on standard
-input, one JSON object a line: {"run": "<cell folder>"}. Everything it says goes through a pipe, one
-JSON object a line, and never through its output, where anybody may print:
-
-{"event": "ready"}                                           cells can come
-{"event": "run"}                                             the run of the cell begins
-{"event": "started", "epochs": 3, "images": 640, "finished": 0}
-{"event": "stepped", "images": 128}                          since the last one, some five times a
-second {"event": "recorded", "entry": "<a line of the journal>"} {"event": "finished", "status":
-"done", "error": null}       as in the record, which says more {"event": "track", "what": "decoding
-images", "done": 3, "total": 10} {"event": "say", "line": "...", "urgent": false} {"event": "over",
-"error": null}                             the worker has no cell any more; error: of a run that
-never began {"event": "interrupted"}                                     a signal came; the run is
-saved, and the worker leaves
+("ready",)                              cells can come
+("failed", reason)                      it cannot start, and ends
+("run",)                                the run of the next cell begins
+("started", epochs, images, finished)   as the methods of `dks.runs.terminal.View`; so the next two
+("stepped", images)                     some five times a second, images since the last one
+("recorded", entry)
+("finished", status, error)             as in the record, which may be unwritable on a full disk
+("track", what, done, total)            progress of something countable, such as decoded images
+("say", line, urgent)
+("over", error)                         the cell is over; error: of a run that never began, or None
+("interrupted",)                        a signal came; the run is saved, and the worker ends
 """
 
 from __future__ import annotations
 
 import faulthandler
-import json
 import logging
 import os
 import queue
@@ -30,20 +27,22 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from dks.config.errors import RequestError
 from dks.config.schema import Tracking, TrackingKind
 from dks.config.secrets import without_password
+from dks.machine.interruption import SIGNALS
 from dks.runs import damage
 from dks.runs.journal import Entry
 from dks.runs.launches import LaunchFolder
 from dks.runs.record import Record, RunFolder
-from dks.runs.terminal import Display, say, shown_by
+from dks.runs.terminal import say, shown_by
 from dks.tracking.sender import sending, sent_elsewhere
 
 log = logging.getLogger(__name__)
@@ -82,11 +81,11 @@ def _tracking(folders: Sequence[Path]) -> Tracking:
     """Where cells that run together are tracked."""
     with suppress(RequestError):
         return RunFolder(folders[0]).read_config().tracking
-    return Tracking(TrackingKind.off)  # whoever runs it says what is wrong with it
+    return Tracking(TrackingKind.off)  # the run will say what is wrong with its configuration
 
 
 def _run_cell(folder: RunFolder) -> None:
-    from dks.training.run import Outcome, run_cell
+    from dks.training.run import Outcome, run_cell  # imports torch
 
     launch = launch_of(folder)
     if launch is not None and launch.should_stop():
@@ -94,19 +93,17 @@ def _run_cell(folder: RunFolder) -> None:
     retries = 0 if launch is None else launch.read().retries
     with _logging_to(folder.log_file):
         try:
-            for retry in range(1, retries + 1):
+            for retry in range(retries + 1):
+                if retry:
+                    say(f"cell {folder.cell_id} is tried again ({retry} of {retries})")
                 if run_cell(folder.path) is not Outcome.failed:
                     return
-                Display.current().say(
-                    f"cell {folder.cell_id} is tried again ({retry} of {retries})"
-                )
-            failed = run_cell(folder.path) is Outcome.failed
         except Exception:
             log.exception("the run could not begin")
             if launch is not None:
                 launch.note_failure(folder.cell_id)
             raise
-    if failed and launch is not None:
+    if launch is not None:
         launch.note_failure(folder.cell_id)
 
 
@@ -118,10 +115,7 @@ def launch_of(folder: RunFolder) -> LaunchFolder | None:
 
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    """Log records of level INFO and above go into this file.
-
-    The terminal belongs to the display.
-    """
+    """Log records of level INFO and above go into this file, and not to the terminal."""
     damage.make_way(path)
     root = logging.getLogger()
     handler, level = _LogFile(path, encoding="utf-8", delay=True), root.level
@@ -137,7 +131,7 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 class _WithoutPasswords(logging.Formatter):
-    """What an error of a library says may have the URI of a store in it; its traceback as well."""
+    """Errors of libraries, and their tracebacks, may hold the URI of a store."""
 
     def format(self, record: logging.LogRecord) -> str:
         return without_password(super().format(record))
@@ -159,22 +153,16 @@ class _LogFile(logging.FileHandler):
 
 
 class RemoteDisplay:
-    """A display in the process at the other end of a pipe."""
+    """A display at the other end of a connection."""
 
-    def __init__(self, pipe: int) -> None:
-        self._pipe: int | None = pipe
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
 
-    def send(self, event: str, **values: Any) -> None:
-        """One message. When nobody listens any more it is dropped.
-
-        A run does not end because nobody looks.
-        """
-        rest = (json.dumps({"event": event, **values}) + "\n").encode()
-        try:
-            while rest and self._pipe is not None:
-                rest = rest[os.write(self._pipe, rest) :]
-        except BrokenPipeError:
-            self._pipe = None
+    def send(self, *message: Any) -> None:
+        """Send an event; dropped when the other end is gone, for the run goes on."""
+        with self._lock, suppress(OSError):
+            self._connection.send(message)
 
     def run(self, record: Record) -> RemoteView:
         """The view of one run. The other end reads the record itself."""
@@ -187,17 +175,17 @@ class RemoteDisplay:
         for done, item in enumerate(items):
             if time.monotonic() - sent > MESSAGE_EVERY:
                 sent = time.monotonic()
-                self.send("track", what=what, done=done, total=total)
+                self.send("track", what, done, total)
             yield item
-        self.send("track", what=what, done=total, total=total)
+        self.send("track", what, total, total)
 
     def say(self, line: str, urgent: bool = False) -> None:
         """A line that stays."""
-        self.send("say", line=line, urgent=urgent)
+        self.send("say", line, urgent)
 
 
 class RemoteView:
-    """The view of one run, at the other end of a pipe."""
+    """The view of one run, at the other end of a connection."""
 
     def __init__(self, display: RemoteDisplay) -> None:
         self._display = display
@@ -206,7 +194,7 @@ class RemoteView:
 
     def started(self, epochs: int, images: int, finished: int) -> None:
         """Training begins."""
-        self._display.send("started", epochs=epochs, images=images, finished=finished)
+        self._display.send("started", epochs, images, finished)
 
     def stepped(self, images: int) -> None:
         """A step was taken."""
@@ -217,24 +205,63 @@ class RemoteView:
     def recorded(self, entry: Entry) -> None:
         """An epoch is finished."""
         self._flush()
-        self._display.send("recorded", entry=entry.to_json())
+        self._display.send("recorded", entry)
 
     def finished(self, record: Record) -> None:
-        """The run is over, however it ended. Where the disk is full its record may say less."""
-        self._display.send("finished", status=record.status.value, error=record.error)
+        """The run is over, however it ended."""
+        self._display.send("finished", record.status, record.error)
 
     def _flush(self) -> None:
-        self._display.send("stepped", images=self._images)
+        self._display.send("stepped", self._images)
         self._images, self._sent = 0, time.monotonic()
 
 
-class Commands:
-    """The commands on standard input. Where they end, the run under way is asked to stop.
+def main(
+    connection: Connection, variables: Mapping[str, str], folder: Path, log_file: Path
+) -> None:
+    """The life of a worker process.
 
-    Who gave them has gone.
+    Args:
+        connection: to the pool. When the pool is gone, the run under way saves and stops.
+        variables: the environment; the fork server has that of its own start.
+        folder: the current folder.
+        log_file: for what is printed before the first cell.
     """
+    os.setsid()  # Ctrl-C in a terminal reaches the pool only; what this process starts ends with it
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(folder)
+    _print_into(log_file)
+    faulthandler.enable()  # a crash in native code says where
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the fork server blocks them
+    display = RemoteDisplay(connection)
+    try:
+        import dks.training.run  # noqa: F401 (preloaded, unless that failed)
+    except Exception as error:
+        display.send("failed", f"{type(error).__name__}: {error}")
+        raise
+    display.send("ready")
+    with shown_by(display), sent_elsewhere():  # by the process of the pool
+        for path in _Requests(connection):
+            _print_into(RunFolder(path).log_file)
+            error_text = None
+            try:
+                run_cells([path])
+            except KeyboardInterrupt:
+                display.send("interrupted")
+                return
+            except Exception as error:
+                error_text = without_password(f"{type(error).__name__}: {error}")
+            _flush()
+            display.send("over", error_text)
 
-    def __init__(self) -> None:
+
+class _Requests:
+    """The folders of cells that the pool sends, until it is gone."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._folders: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
         self._busy = self._ended = False
         threading.Thread(target=self._listen, daemon=True).start()
@@ -248,52 +275,29 @@ class Commands:
             self._busy = False
 
     def _listen(self) -> None:
-        # a file of its own: at the end sys.stdin must not be in use
-        with open(0, closefd=False, encoding="utf-8") as lines:
-            for line in lines:
-                self._folders.put(Path(json.loads(line)["run"]))
+        with suppress(EOFError, OSError):
+            while True:
+                for folder in self._connection.recv():
+                    self._folders.put(folder)
         self._ended = True
         self._folders.put(None)
         if self._busy:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def main(pipe: int) -> None:
-    """The life of a worker process, which talks through this pipe."""
-    display, commands = RemoteDisplay(pipe), Commands()
-    faulthandler.enable()  # a crash in native code says where
-    display.send("ready")
-    with shown_by(display), sent_elsewhere():  # by the process that has the pool
-        for folder in commands:
-            _print_into(RunFolder(folder).log_file)
-            try:
-                run_cells([folder])
-            except KeyboardInterrupt:
-                display.send("interrupted")
-                return
-            except Exception as error:
-                problem: str | None = without_password(f"{type(error).__name__}: {error}")
-            else:
-                problem = None
-            _flush()
-            display.send("over", error=problem)
-
-
-def open_log(path: Path) -> BinaryIO:
-    """A run's log, for what is printed; where it cannot be opened, that is lost."""
+def _print_into(path: Path) -> None:
+    """What is printed, here or in native code, goes into this file, or is lost where it cannot be
+    opened.
+    """
+    _flush()
     try:
         damage.make_way(path)
-        return path.open("ab")
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError:
-        return Path(os.devnull).open("ab")
-
-
-def _print_into(path: Path) -> None:
-    """From now on everything that is printed, here or in native code, goes into this file."""
-    _flush()
-    with open_log(path) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+        file = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
 
 
 def _flush() -> None:

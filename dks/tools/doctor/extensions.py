@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dks.config.catalogue import VARIABLE, catalogue
 from dks.config.errors import RequestError, one_line
-from dks.config.extensions import tried
+from dks.config.registry import VARIABLE, catalogue, tried
 from dks.tools.doctor.check import Finding, green, grey, red
 
 

@@ -18,17 +18,12 @@ def slurm() -> Iterator[Finding]:
     """Nothing of it installed is no fault; half of it is."""
     missing = [name for name in COMMANDS if shutil.which(name) is None]
     if len(missing) == len(COMMANDS):
-        yield grey(
-            "SLURM",
-            "not installed: sweeps run on this machine, and --launcher slurm works where sbatch is",
-        )
+        here = "sweeps run on this machine, and --launcher slurm works where sbatch is"
+        yield grey("SLURM", f"not installed: {here}")
         return
     if missing:
-        yield red(
-            "commands",
-            f"not on the PATH: {', '.join(missing)}",
-            "install SLURM's client commands (Debian: slurm-client)",
-        )
+        advice = "install SLURM's client commands (Debian: slurm-client)"
+        yield red("commands", f"not on the PATH: {', '.join(missing)}", advice)
         return
     try:
         version = answer("sbatch", "--version", patience=PATIENCE).strip()
@@ -38,20 +33,14 @@ def slurm() -> Iterator[Finding]:
         advice = "log in where SLURM is, or let SLURM_CONF=FILE name its configuration"
         # installed and never set up, which harms nobody who does not ask for it
         if "configuration source" in said:
-            yield yellow(
-                "SLURM",
-                f"installed without a configuration, so --launcher slurm will not work: {said}",
-                advice,
-            )
+            text = "installed without a configuration, so --launcher slurm will not work"
+            yield yellow("SLURM", f"{text}: {said}", advice)
         else:
             yield red("controller", said, advice)
         return
     if "UP" not in ping.split():
-        yield red(
-            "controller",
-            f"{version}; {ping}",
-            "ask who runs the cluster; jobs cannot be submitted until it is UP",
-        )
+        advice = "ask who runs the cluster; jobs cannot be submitted until it is UP"
+        yield red("controller", f"{version}; {ping}", advice)
         return
     yield green("controller", f"{version}; {ping}")
     yield from _partitions()
@@ -62,67 +51,53 @@ def slurm() -> Iterator[Finding]:
 def _partitions() -> Iterator[Finding]:
     """Partition -> its state, nodes (allocated/idle/other/all), time limit, GPUs."""
     try:
-        lines = answer(
-            "sinfo", "--noheader", "--format=%P|%a|%F|%l|%G", patience=PATIENCE
-        ).splitlines()
+        told = answer("sinfo", "--noheader", "--format=%P|%a|%F|%l|%G", patience=PATIENCE)
     except SchedulerSilentError as error:
-        yield red(
-            "partitions", one_line(str(error)), "sinfo must work before jobs can be submitted"
-        )
+        advice = "sinfo must work before jobs can be submitted"
+        yield red("partitions", one_line(str(error)), advice)
         return
-    if not lines:
-        yield red(
-            "partitions", "none that this account sees", "ask who runs the cluster for a partition"
-        )
-    for line in lines:
+    if not told.strip():
+        advice = "ask who runs the cluster for a partition"
+        yield red("partitions", "none that this account sees", advice)
+    for line in told.splitlines():
         name, state, nodes, limit, gpus = line.split("|")
         allocated, idle, other, everything = nodes.split("/")
-        time = "no time limit" if limit == "infinite" else f"at most {limit}"
-        text = (
-            f"{state}, {everything} nodes ({idle} idle, {allocated} allocated, {other} "
-            f"other), {time}, "
+        text = ", ".join(
+            [
+                state,
+                f"{everything} nodes ({idle} idle, {allocated} allocated, {other} other)",
+                "no time limit" if limit == "infinite" else f"at most {limit}",
+                "no GPUs" if gpus == "(null)" else gpus,
+            ]
         )
-        text += "no GPUs" if gpus == "(null)" else gpus
         label = f"partition {name}"
         if state != "up":
             yield yellow(label, text, "choose another: hydra.launcher.partition=NAME")
         elif other == everything:
-            yield yellow(
-                label,
-                text,
-                "none of its nodes takes jobs now: scontrol show nodes says why; jobs will wait",
-            )
+            why = "none of its nodes takes jobs now: scontrol show nodes says why; jobs will wait"
+            yield yellow(label, text, why)
         else:
             yield green(label, text)
 
 
 def _accounting() -> Finding:
+    record = "is taken from its record"
     try:
         answer("sacct", "--noheader", "--allocations", "--starttime=now", patience=PATIENCE)
     except SchedulerSilentError as error:
         said = one_line(str(error))
         if "disabled" in said:
-            return grey(
-                "accounting",
-                "not set up: what the controller has forgotten of a job is taken from its record",
-            )
-        return yellow(
-            "accounting",
-            said,
-            "nothing depends on it; why a lost job ended is then taken from its record",
-        )
+            text = f"not set up: what the controller has forgotten of a job {record}"
+            return grey("accounting", text)
+        advice = f"nothing depends on it; why a lost job ended then {record}"
+        return yellow("accounting", said, advice)
     return green("accounting", "sacct answers")
 
 
 def _submitit() -> Finding:
+    names = ("submitit", "hydra-submitit-launcher")
     try:
-        versions = [
-            f"{name} {metadata.version(name)}" for name in ("submitit", "hydra-submitit-launcher")
-        ]
+        versions = [f"{name} {metadata.version(name)}" for name in names]
     except metadata.PackageNotFoundError as error:
-        return red(
-            "submitit",
-            f"{error.name or error} is not installed",
-            "pip install submitit hydra-submitit-launcher",
-        )
+        return red("submitit", f"{error.name} is not installed", f"pip install {' '.join(names)}")
     return green("submitit", ", ".join(versions))

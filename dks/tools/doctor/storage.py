@@ -6,49 +6,26 @@ Free space, whether writing, renaming and locking work there, and how long a dis
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from filelock import FileLock
 
 from dks.config.errors import one_line
 from dks.tools.doctor.check import Finding, green, red, yellow
 
-NETWORK = {
-    *(
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "lustre",
-        "gpfs",
-        "beegfs",
-        "ceph",
-        "glusterfs",
-        "afs",
-        "orangefs",
-        "panfs",
-        "9p",
-    ),
-    *(
-        "wekafs",
-        "fuse.sshfs",
-        "fuse.glusterfs",
-        "fuse.ceph",
-        "fuse.beegfs",
-        "fuse.juicefs",
-        "fuse.s3fs",
-        "fuse.gcsfuse",
-    ),
-}
+NETWORK = re.compile(
+    r"nfs4?|cifs|smb3|smbfs|lustre|gpfs|beegfs|ceph|glusterfs|afs|orangefs|panfs|9p|wekafs"
+    r"|fuse\.(sshfs|glusterfs|ceph|beegfs|juicefs|s3fs|gcsfuse)"
+)
 MIB, GIB = 2**20, 2**30
 # Free space and inodes below which there is a warning, and below which the next run will not fit.
 SPACE, LEAST_SPACE = 2 * GIB, 200 * MIB
@@ -58,57 +35,59 @@ PATIENCE = 20  # seconds for the process that tries the lock
 _TRY_LOCK = """
 import sys
 from filelock import FileLock, Timeout
-for _ in sys.stdin:
-    try:
-        with FileLock(sys.argv[1]).acquire(blocking=False):
-            print("free", flush=True)
-    except Timeout:
-        print("held", flush=True)
+try:
+    with FileLock(sys.argv[1]).acquire(blocking=False):
+        print("free")
+except Timeout:
+    print("held")
 """
+# Check -> what chooses another place.
+KEYS = {
+    "runs": "runs_dir=FOLDER",
+    "results": "results_dir=FOLDER",
+    "store": "tracking.uri=sqlite:////FOLDER/mlflow.db",
+    "cache": "XDG_CACHE_HOME=FOLDER",
+    "temporary": "TMPDIR=FOLDER",
+}
 
 
 def folder(name: str, path: Path, store: bool = False, needed: bool = True) -> Iterator[Finding]:
     """One folder. It is not made where it is not there: what it will be made in is tried.
 
     Args:
+        name: one of `KEYS`.
         store: an SQLite store of MLflow lies there.
         needed: without it runs fail.
     """
     place = path.absolute()
     while not place.exists():
         place = place.parent
-    shown = (
-        f"{path} (not there yet)"
-        if place != path.absolute()
-        else str(place if path == Path() else path)
-    )
-    bad = red if needed else yellow
+    shown = str(place) if path.exists() else f"{path} (not there yet)"
+    bad, elsewhere = red if needed else yellow, f"or choose another place: {KEYS[name]}"
     try:
         if not place.is_dir():
             raise NotADirectoryError(f"{place} is not a folder")
         latency = _try_out(place)
-        disk, counts = shutil.disk_usage(place), os.statvfs(place)
+        free, counts = shutil.disk_usage(place).free, os.statvfs(place)
     except OSError as error:
-        reason = error.strerror or str(error)
-        yield bad(
-            name,
-            f"{shown} cannot be written: {reason}",
-            _advice(name, "get the right to write there"),
-        )
+        text = f"{shown} cannot be written: {error.strerror or error}"
+        yield bad(name, text, f"get the right to write there; {elsewhere}")
         return
     kind = filesystem(place)
     text = (
-        f"{shown}: {disk.free / GIB:,.1f} GiB free, {kind or 'unknown file system'}, "
+        f"{shown}: {free / GIB:,.1f} GiB free, {kind or 'unknown file system'}, "
         f"{1000 * latency:,.1f} ms to disk"
     )
-    inodes = counts.f_favail if counts.f_files else None  # some file systems do not count them
-    if disk.free < LEAST_SPACE or (inodes is not None and inodes < LEAST_INODES):
-        yield bad(name, text + _inodes(inodes), _advice(name, "make room"))
-    elif disk.free < SPACE or (inodes is not None and inodes < INODES):
-        yield yellow(name, text + _inodes(inodes), _advice(name, "make room"))
+    # some file systems do not count files
+    inodes = counts.f_favail if counts.f_files else INODES
+    room = text if inodes >= INODES else f"{text}, {inodes:,} more files"
+    if free < LEAST_SPACE or inodes < LEAST_INODES:
+        yield bad(name, room, f"make room; {elsewhere}")
+    elif free < SPACE or inodes < INODES:
+        yield yellow(name, room, f"make room; {elsewhere}")
     elif latency > SLOW:
-        yield yellow(name, text, _advice(name, "every epoch waits for this disk"))
-    elif store and kind in NETWORK:
+        yield yellow(name, text, f"every epoch waits for this disk; {elsewhere}")
+    elif store and NETWORK.fullmatch(kind):
         yield yellow(
             name,
             f"{text}; SQLite is not safe on a network file system",
@@ -117,27 +96,21 @@ def folder(name: str, path: Path, store: bool = False, needed: bool = True) -> I
         )
     else:
         yield green(name, text)
-    if needed:
-        yield from _lock(name, place, kind)
+    if needed and (problem := _lock_problem(place)):
+        advice = "mount it with locks (NFS: without nolock; Lustre: with -o flock)"
+        text = f"file locks do not work there ({kind or 'unknown file system'}): {problem}"
+        yield red(name, text, f"{advice}; {elsewhere}")
 
 
-def filesystem(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+def filesystem(path: Path) -> str:
     """The type of the file system that holds a path: ext4, nfs4, ....
 
     Empty where it cannot be told.
     """
-    try:
-        lines = mounts.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    best, kind = -1, ""
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        point = Path(before.split()[4].encode().decode("unicode_escape"))  # a blank is \\040
-        # of several, the last mounted lies on top
-        if (point == path or point in path.parents) and len(point.parts) >= best:
-            best, kind = len(point.parts), after.split()[0]
-    return kind
+    mounts = [(Path(each.mountpoint), each.fstype) for each in psutil.disk_partitions(all=True)]
+    over = [(point, kind) for point, kind in mounts if point == path or point in path.parents]
+    # of several on one folder, the last mounted lies on top
+    return str(max(reversed(over), key=lambda each: len(each[0].parts), default=("", ""))[1])
 
 
 def _try_out(place: Path) -> float:
@@ -161,60 +134,27 @@ def _try_out(place: Path) -> float:
     return statistics.median(took)
 
 
-def _lock(name: str, place: Path, kind: str) -> Iterator[Finding]:
-    """Another process must see the lock that this one holds.
+def _lock_problem(place: Path) -> str:
+    """Another process must see the lock that this one holds: by it one process only runs a cell.
 
-    By it a cell is run by one process only.
+    Empty if it does.
     """
     with tempfile.TemporaryDirectory(prefix=".dks-doctor-", dir=place) as own:
-        lock = FileLock(Path(own, "lock"))
-        command = [sys.executable, "-c", _TRY_LOCK, str(Path(own, "lock"))]
+        lock = Path(own, "lock")
+
+        def other() -> str:
+            command = [sys.executable, "-c", _TRY_LOCK, str(lock)]
+            tried = subprocess.run(
+                command, capture_output=True, text=True, timeout=PATIENCE, check=False
+            )
+            return tried.stdout.strip() or one_line(tried.stderr) or "no answer"
+
         try:
-            with subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            ) as other:
-                assert other.stdin and other.stdout
-                killer = threading.Timer(PATIENCE, other.kill)
-                killer.daemon = True
-                killer.start()
-                with lock.acquire(timeout=PATIENCE):
-                    other.stdin.write("\n")
-                    other.stdin.flush()
-                    held = other.stdout.readline().strip()
-                other.stdin.write("\n")
-                other.stdin.flush()
-                free = other.stdout.readline().strip()
-                other.stdin.close()
-                killer.cancel()
-        except OSError as error:
-            held = free = one_line(error.strerror or str(error))
-    if (held, free) != ("held", "free"):
-        yield red(
-            name,
-            f"file locks do not work there ({kind or 'unknown file system'}): two processes "
-            f"would run the same cell"
-            if held == "free"
-            else f"file locks do not work there: {held or 'no answer'}",
-            _advice(name, "mount it with locks (NFS: without nolock; Lustre: with -o flock)"),
-        )
-
-
-def _inodes(free: int | None) -> str:
-    return "" if free is None or free >= INODES else f", {free:,} more files"
-
-
-def _advice(name: str, what: str) -> str:
-    variable = {
-        "runs": "runs_dir=FOLDER",
-        "results": "results_dir=FOLDER",
-        "cache": "XDG_CACHE_HOME=FOLDER",
-        "temporary": "TMPDIR=FOLDER",
-    }
-    return (
-        f"{what}; or choose another place: "
-        f"{variable.get(name, 'tracking.uri=sqlite:////FOLDER/mlflow.db')}"
-    )
+            with FileLock(lock).acquire(timeout=PATIENCE):
+                held = other()
+            free = other()
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return one_line(str(error))
+    if held == "free":
+        return "two processes would run the same cell"
+    return "" if (held, free) == ("held", "free") else f"{held}, {free}"

@@ -11,8 +11,6 @@ import ssl
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import closing
-from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from functools import partial
 from importlib import metadata
@@ -20,10 +18,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import certifi
+import requests
+
 from dks.config.errors import RequestError, one_line
 from dks.config.schema import Tracking
 from dks.config.secrets import without_password
-from dks.tools.doctor.check import Finding, Level, green, grey, red, yellow
+from dks.tools.doctor.check import Finding, green, grey, red, yellow
 from dks.tools.doctor.machine import SKEW, WRONG
 from dks.tracking.addresses import exposed, point_at
 from dks.tracking.database import SQLITE, read_sqlite
@@ -50,100 +51,80 @@ def client(choice: Tracking) -> Iterator[Finding]:
     """MLflow's client is imported, which takes seconds on a slow disk and says nothing about a
     server.
     """
-    if not (choice.uri or "").startswith(("http://", "https://")):
-        return
-    began = time.monotonic()
-    load_mlflow()
-    import mlflow.utils.credentials
-    import mlflow.utils.rest_utils
+    if (choice.uri or "").startswith(("http://", "https://")):
+        began = time.monotonic()
+        load_mlflow()
+        import mlflow.utils.credentials
+        import mlflow.utils.rest_utils
 
-    yield green(
-        "client", f"MLflow {mlflow.__version__}, imported in {time.monotonic() - began:.1f} s"
-    )
+        took = time.monotonic() - began
+        yield green("client", f"MLflow {mlflow.__version__}, imported in {took:.1f} s")
+
+
+# A database
 
 
 def _store(uri: str, experiment: str) -> Iterator[Finding]:
     """A database, read only."""
     name = without_password(uri)
+    file = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
     elsewhere = "name another one by tracking.uri=..., or tracking=off"
-    if uri.startswith(SQLITE):
-        file = Path(uri.removeprefix(SQLITE))
-        if not file.parent.is_dir():
-            yield red(
-                "store",
-                f"there is no folder {file.parent}",
-                f"mkdir -p {file.parent}; or {elsewhere}",
-            )
-            return
-        if not file.exists() or (file.is_file() and not file.stat().st_size):
-            yield green("store", f"{name} is not there yet; the first run makes it")
-            return
+    if file is not None and not file.parent.is_dir():
+        advice = f"mkdir -p {file.parent}; or {elsewhere}"
+        yield red("store", f"there is no folder {file.parent}", advice)
+        return
+    if file is not None and not (file.exists() and (not file.is_file() or file.stat().st_size)):
+        yield green("store", f"{name} is not there yet; the first run makes it")
+        return
     try:
         found = schema(uri)
+        if found is None:
+            text = "is a database without MLflow's tables; the first run makes them"
+            yield green("store", f"{name} {text}")
+        elif not found.fits:
+            back_up = f"cp {file} {file}.backup" if file else "make a back-up of the database"
+            upgrade = f"{back_up}; then: mlflow db upgrade {name}"
+            yield red("schema", found.problem(uri), upgrade if found.known else elsewhere)
+        else:
+            text = f"{found.found}, the one of MLflow {metadata.version('mlflow')}"
+            yield green("schema", text)
+            yield from _content(uri, file, experiment)
     except ModuleNotFoundError as error:
-        yield red(
-            "store", f"no driver for {name}: {one_line(str(error))}", 'pip install "dks[postgres]"'
-        )
-        return
+        text = f"no driver for {name}: {one_line(str(error))}"
+        yield red("store", text, 'pip install "dks[postgres]"')
     except Exception as error:  # of sqlite3 and of SQLAlchemy, all of them about this store
         why = reason(error)
         if "locked" in why:
-            yield yellow(
-                "store",
-                f"{name}: {why}",
-                "another program is writing for long; see who: fuser -v FILE",
-            )
+            advice = "another program is writing for long; see who: fuser -v FILE"
+            yield yellow("store", f"{name}: {why}", advice)
         else:
-            yield red(
-                "store",
-                f"{name} cannot be read: {why}",
-                f"put back a back-up of it; or {elsewhere}",
-            )
-        return
-    if found is None:
-        yield green(
-            "store", f"{name} is a database without MLflow's tables; the first run makes them"
-        )
-        return
-    if not found.fits:
-        back_up = (
-            f"cp {file} {file}.backup"
-            if uri.startswith(SQLITE)
-            else "make a back-up of the database"
-        )
-        problem = found.problem(uri)
-        yield red(
-            "schema",
-            problem,
-            f"{back_up}; then: mlflow db upgrade {name}" if found.known else elsewhere,
-        )
-        return
-    yield green("schema", f"{found.found}, the one of MLflow {metadata.version('mlflow')}")
-    try:
-        yield from _content(uri, name, experiment)
-    except Exception as error:
-        yield red(
-            "store",
-            f"{name} cannot be read: {reason(error)}",
-            f"put back a back-up of it; or {elsewhere}",
-        )
+            advice = f"put back a back-up of it; or {elsewhere}"
+            yield red("store", f"{name} cannot be read: {why}", advice)
 
 
-def _content(uri: str, name: str, experiment: str) -> Iterator[Finding]:
+def _content(uri: str, file: Path | None, experiment: str) -> Iterator[Finding]:
     """Is the file whole, and what is in the experiment?"""
-    from sqlalchemy import text
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.pool import NullPool
 
-    with _connection(uri) as connection:
-        if uri.startswith(SQLITE):
-            found = [str(row[0]) for row in connection.execute(text("PRAGMA quick_check(3)"))]
-            if found != ["ok"]:
-                advice = (
-                    "put back a back-up; or save what is left: sqlite3 FILE .recover | sqlite3 NEW"
-                )
-                yield red("integrity", f"{name} is damaged: {one_line('; '.join(found))}", advice)
+    name = without_password(uri)
+    if file is not None:
+        opened = partial(read_sqlite, uri, CONNECT)
+        engine = create_engine("sqlite://", creator=opened, poolclass=NullPool)
+    else:
+        waits = (
+            {"connect_timeout": round(ANSWER)} if uri.startswith(("postgresql", "mysql")) else {}
+        )
+        engine = create_engine(uri, poolclass=NullPool, connect_args=waits)
+    with engine.connect() as connection:
+        if file is not None:
+            problems = [str(row[0]) for row in connection.execute(text("PRAGMA quick_check(3)"))]
+            if problems != ["ok"]:
+                save = "save what is left: sqlite3 FILE .recover | sqlite3 NEW"
+                damage = f"{name} is damaged: {one_line('; '.join(problems))}"
+                yield red("integrity", damage, f"put back a back-up; or {save}")
                 return
-            size = Path(uri.removeprefix(SQLITE)).stat().st_size
-            yield green("store", f"{name}, {size / 2**20:,.1f} MiB, whole")
+            yield green("store", f"{name}, {file.stat().st_size / 2**20:,.1f} MiB, whole")
         else:
             yield green("store", f"{name} answers")
         query = text("SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = :name")
@@ -152,33 +133,24 @@ def _content(uri: str, name: str, experiment: str) -> Iterator[Finding]:
             yield green("experiment", f"{experiment} is not there yet; the first run makes it")
             return
         if row[1] != "active":
-            advice = f"mlflow experiments restore -x {row[0]}; or tracking.experiment=NAME"
-            yield red("experiment", f"{experiment} was deleted in MLflow", advice)
+            yield _deleted(experiment, row[0])
             return
         query = text(
             "SELECT status, count(*) FROM runs WHERE experiment_id = :id AND lifecycle_stage = "
-            "'active' GROUP BY status"
+            "'active' GROUP BY status ORDER BY status"
         )
-        counts = {
-            str(status): int(count) for status, count in connection.execute(query, {"id": row[0]})
-        }
-        shown = (
-            ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items()))
-            or "no runs yet"
-        )
-        yield green("experiment", f"{experiment}: {shown}")
+        counts = [
+            f"{count:,} {status}" for status, count in connection.execute(query, {"id": row[0]})
+        ]
+        yield green("experiment", f"{experiment}: {', '.join(counts) or 'no runs yet'}")
 
 
-def _connection(uri: str) -> Any:
-    from sqlalchemy import create_engine
-    from sqlalchemy.pool import NullPool
+def _deleted(experiment: str, number: object) -> Finding:
+    advice = f"mlflow experiments restore -x {number}; or tracking.experiment=NAME"
+    return red("experiment", f"{experiment} was deleted in MLflow", advice)
 
-    if uri.startswith(SQLITE):
-        return create_engine(
-            "sqlite://", creator=partial(read_sqlite, uri, CONNECT), poolclass=NullPool
-        ).connect()
-    waits = {"connect_timeout": round(ANSWER)} if uri.startswith(("postgresql", "mysql")) else {}
-    return create_engine(uri, poolclass=NullPool, connect_args=waits).connect()
+
+# A server
 
 
 def _server(uri: str, experiment: str) -> Iterator[Finding]:
@@ -194,85 +166,57 @@ def _server(uri: str, experiment: str) -> Iterator[Finding]:
         raise RequestError(f"tracking.uri={name}: {error}") from error
     if not host:
         raise RequestError(f"tracking.uri={name} names no host; write http://HOST:PORT")
-    if _proxied(uri):
-        yield grey(
-            "connection",
-            f"through the proxy that the environment names (NO_PROXY={host} goes without)",
-        )
+    if requests.utils.get_environ_proxies(uri):
+        text = f"through the proxy that the environment names (NO_PROXY={host} goes without)"
+        yield grey("connection", text)
     else:
-        reached = False
         for finding in _connect(host, port, parts.scheme == "https"):
-            reached = finding.level is not Level.red
             yield finding
-        if not reached:
-            return
+            if finding.level == "red":
+                return
     yield from _answers(uri, name, experiment)
-
-
-def _proxied(uri: str) -> bool:
-    import requests
-
-    return bool(requests.utils.get_environ_proxies(uri))
 
 
 def _connect(host: str, port: int, encrypted: bool) -> Iterator[Finding]:
     """DNS, TCP, TLS; the last finding is red if it fails."""
     try:
-        addresses = list(
-            dict.fromkeys(
-                str(found[4][0])
-                for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            )
-        )
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
-        yield red(
-            "name",
-            f"{host}: {error.strerror or error}",
-            "correct the name in tracking.uri, or this machine's DNS (/etc/resolv.conf)",
-        )
+        advice = "correct the name in tracking.uri, or this machine's DNS (/etc/resolv.conf)"
+        yield red("name", f"{host}: {error.strerror or error}", advice)
         return
+    addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
     if addresses != [host]:
         yield green("name", f"{host} is {', '.join(addresses[:3])}")
     began = time.perf_counter()
     try:
         plain = socket.create_connection((host, port), timeout=CONNECT)
     except OSError as error:
-        advice = (
-            f"start it, open port {port} in the firewall, or correct tracking.uri; `dks "
-            f"sync` sends later what runs keep"
-        )
-        yield red("connection", f"{host}:{port}: {error.strerror or error}", advice)
+        repair = f"start it, open port {port} in the firewall, or correct tracking.uri"
+        text = f"{host}:{port}: {error.strerror or error}"
+        yield red("connection", text, f"{repair}; `dks sync` sends later what runs keep")
         return
-    with closing(plain):
+    with plain:
         yield green("connection", f"port {port} in {1000 * (time.perf_counter() - began):.1f} ms")
         if encrypted:
             yield _certificate(plain, host)
 
 
 def _certificate(plain: socket.socket, host: str) -> Finding:
-    authority = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or os.environ.get(
-        "REQUESTS_CA_BUNDLE"
-    )
+    variables = ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE")
+    authority = next(filter(None, map(os.environ.get, variables)), certifi.where())
     try:
-        import certifi
-
-        with ssl.create_default_context(cafile=authority or certifi.where()).wrap_socket(
-            plain, server_hostname=host
-        ) as secure:
+        context = ssl.create_default_context(cafile=authority)
+        with context.wrap_socket(plain, server_hostname=host) as secure:
             ends = ssl.cert_time_to_seconds(str((secure.getpeercert() or {})["notAfter"]))
             version = secure.version()
     except ssl.SSLCertVerificationError as error:
-        advice = (
-            "MLFLOW_TRACKING_SERVER_CERT_PATH=FILE names the certificate of your own "
-            "authority; an expired one must be renewed"
-        )
-        return red("certificate", f"not accepted: {error.verify_message}", advice)
+        own = f"{variables[0]}=FILE names the certificate of your own authority"
+        text = f"not accepted: {error.verify_message}"
+        return red("certificate", text, f"{own}; an expired one must be renewed")
     except OSError as error:  # SSLError is one
-        return red(
-            "certificate",
-            f"no TLS: {one_line(str(error))}",
-            "is it http:// rather than https:// at this port?",
-        )
+        text = f"no TLS: {one_line(str(error))}"
+        return red("certificate", text, "is it http:// rather than https:// at this port?")
     days = (ends - time.time()) / 86400
     text = f"valid for {days:,.0f} days, {version}"
     if days < EXPIRES:
@@ -289,35 +233,29 @@ def _answers(uri: str, name: str, experiment: str) -> Iterator[Finding]:
         try:
             health = _get(uri, "/health")
         except Exception as error:  # of requests and of MLflow
-            yield red(
-                "answer",
-                f"{name}: {_why(error)}",
-                "is it an MLflow server, and well? its log says more; `dks sync` sends later",
-            )
+            advice = "is it an MLflow server, and well? its log says more; `dks sync` sends later"
+            yield red("answer", f"{name}: {_why(error)}", advice)
             return
         took.append(time.perf_counter() - began)
-        date = _date(health)
-        if date is not None:  # it is cut to whole seconds
+        try:
+            date = parsedate_to_datetime(health.headers["Date"])  # it is cut to whole seconds
             offsets.append(date.timestamp() + 0.5 - (before + took[-1] / 2))
+        except (KeyError, TypeError, ValueError):
+            pass  # it tells no time
     if health.status_code in (401, 403):
         yield _refused(health, uri)
         return
     if health.status_code != 200 or health.text.strip() != "OK":
         text = f"{name}/health: {health.status_code} {said(health.text, 100)!r}, not OK"
-        yield red(
-            "answer",
-            text,
-            "that is no MLflow server, or a proxy before it that cannot reach it; correct "
-            "tracking.uri",
-        )
+        what = "that is no MLflow server, or a proxy before it that cannot reach it"
+        yield red("answer", text, f"{what}; correct tracking.uri")
         return
-    yield green(
-        "answer", f"/health says OK, {1000 * statistics.median(took):.1f} ms there and back"
-    )
+    text = f"/health says OK, {1000 * statistics.median(took):.1f} ms there and back"
+    yield green("answer", text)
     if told := exposed(uri):
         yield yellow("encryption", told, "let a server that speaks TLS stand before it")
     yield _clock(offsets)
-    yield from _version(uri)
+    yield _version(uri)
     yield _account(uri, experiment)
 
 
@@ -326,115 +264,75 @@ def _clock(offsets: list[float]) -> Finding:
     if not offsets:
         return grey("clock", "the server tells no time")
     offset = min(offsets, key=abs)
-    text = (
-        f"the server's is {abs(offset):,.0f} s {'ahead of' if offset > 0 else 'behind'} this "
-        f"machine's"
+    if abs(offset) <= SKEW:
+        return green("clock", "the server's and this machine's agree")
+    side = "ahead of" if offset > 0 else "behind"
+    repair = "one of the two is wrong: timedatectl set-ntp true on both"
+    return (red if abs(offset) > WRONG else yellow)(
+        "clock",
+        f"the server's is {abs(offset):,.0f} s {side} this machine's",
+        f"{repair}; times of runs and of the store will not agree",
     )
-    advice = (
-        "one of the two is wrong: timedatectl set-ntp true on both; times of runs and of "
-        "the store will not agree"
-    )
-    if abs(offset) > WRONG:
-        return red("clock", text, advice)
-    if abs(offset) > SKEW:
-        return yellow("clock", text, advice)
-    return green("clock", "the server's and this machine's agree")
 
 
-def _version(uri: str) -> Iterator[Finding]:
+def _version(uri: str) -> Finding:
     here = metadata.version("mlflow")
     try:
         answer = _get(uri, "/version")
     except Exception as error:
-        yield yellow("version", f"not told: {_why(error)}", "look at the server's log")
-        return
-    there = said(answer.text, 40)
+        return yellow("version", f"not told: {_why(error)}", "look at the server's log")
     if answer.status_code != 200:
-        yield yellow(
-            "version",
-            f"not told: {answer.status_code}",
-            "an MLflow server from 1.28 on tells it; is it one?",
-        )
-    elif there.split(".")[:1] != here.split(".")[:1]:
-        yield red(
-            "version",
-            f"the server has MLflow {there}, this machine {here}",
-            f"pip install mlflow=={there}",
-        )
-    elif there.split(".")[:2] != here.split(".")[:2]:
-        advice = f"nothing, unless something fails; then pip install mlflow=={there}"
-        yield yellow("version", f"the server has MLflow {there}, this machine {here}", advice)
-    else:
-        yield green("version", f"MLflow {there}, here {here}")
+        advice = "an MLflow server from 1.28 on tells it; is it one?"
+        return yellow("version", f"not told: {answer.status_code}", advice)
+    there = said(answer.text, 40)
+    text, install = f"the server has MLflow {there}, this machine {here}", f"mlflow=={there}"
+    if there.split(".")[0] != here.split(".")[0]:
+        return red("version", text, f"pip install {install}")
+    if there.split(".")[:2] != here.split(".")[:2]:
+        advice = f"nothing, unless something fails; then pip install {install}"
+        return yellow("version", text, advice)
+    return green("version", f"MLflow {there}, here {here}")
 
 
 def _account(uri: str, experiment: str) -> Finding:
     """Whether the API takes us, and what it says of the experiment."""
+    path = f"/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(experiment)}"
     try:
-        answer = _get(
-            uri, f"/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(experiment)}"
-        )
+        answer = _get(uri, path)
         if answer.status_code in (401, 403):
             return _refused(answer, uri)
         content = answer.json()
     except Exception as error:
-        return red(
-            "account",
-            f"the API does not answer as MLflow's: {_why(error)}",
-            "correct tracking.uri, or see the server's log",
-        )
+        text = f"the API does not answer as MLflow's: {_why(error)}"
+        return red("account", text, "correct tracking.uri, or see the server's log")
     if content.get("error_code") == "RESOURCE_DOES_NOT_EXIST":
-        return green(
-            "account",
-            f"accepted; the experiment {experiment} is not there yet, the first run makes it",
-        )
+        text = f"the experiment {experiment} is not there yet, the first run makes it"
+        return green("account", f"accepted; {text}")
     found = content.get("experiment")
     if answer.status_code != 200 or not isinstance(found, dict):
-        message = said(str(content.get("message", content)))
-        return red(
-            "account", f"the API says {answer.status_code}: {message}", "see the server's log"
-        )
+        text = f"the API says {answer.status_code}: {said(str(content.get('message', content)))}"
+        return red("account", text, "see the server's log")
     if found.get("lifecycle_stage") != "active":
-        number = found.get("experiment_id")
-        return red(
-            "experiment",
-            f"{experiment} was deleted in MLflow",
-            f"mlflow experiments restore -x {number}; or tracking.experiment=NAME",
-        )
+        return _deleted(experiment, found.get("experiment_id"))
     return green("account", f"accepted; the experiment {experiment} is there")
 
 
 def _refused(answer: Any, uri: str) -> Finding:
     told = said(answer.text, 100)
-    given = [
-        name
-        for name in (
-            "MLFLOW_TRACKING_USERNAME",
-            "MLFLOW_TRACKING_PASSWORD",
-            "MLFLOW_TRACKING_TOKEN",
-        )
-        if os.environ.get(name)
-    ]
     # it answers /health under any name, and nothing else
     if answer.status_code == 403 and "host header" in told.lower():
         host = urlsplit(uri).netloc.rpartition("@")[2]
-        return red(
-            "host", f"403: {told}", f"start the server with: mlflow server --allowed-hosts {host}"
-        )
+        advice = f"start the server with: mlflow server --allowed-hosts {host}"
+        return red("host", f"403: {told}", advice)
     if answer.status_code == 403:
-        text = f"403, the account may not: {told}"
-        return red(
-            "account",
-            text,
-            "ask for the permission to edit this experiment, or set another account's variables",
+        advice = (
+            "ask for the permission to edit this experiment, or set another account's variables"
         )
+        return red("account", f"403, the account may not: {told}", advice)
+    user, password, token = (f"MLFLOW_TRACKING_{key}" for key in ("USERNAME", "PASSWORD", "TOKEN"))
+    given = [name for name in (user, password, token) if os.environ.get(name)]
     text = "401, not accepted" + (f" ({', '.join(given)} set)" if given else ", for none is given")
-    return red(
-        "account",
-        text,
-        "export MLFLOW_TRACKING_USERNAME=... MLFLOW_TRACKING_PASSWORD=..., or "
-        "MLFLOW_TRACKING_TOKEN=...",
-    )
+    return red("account", text, f"export {user}=... {password}=..., or {token}=...")
 
 
 def _get(uri: str, path: str) -> Any:
@@ -451,11 +349,3 @@ def _why(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return reason(error)
-
-
-def _date(answer: Any) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(answer.headers["Date"])
-    except (KeyError, TypeError, ValueError):
-        return None
-    return date if date.tzinfo else date.replace(tzinfo=timezone.utc)
