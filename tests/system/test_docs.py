@@ -223,7 +223,7 @@ def test_every_command_on_a_page_would_be_taken(
         grid = next(iter(grid.parts), grid)
         planned(
             dataclasses.replace(grid, points=grid.points[:1], choices=(), named=None)
-        )  # all of it: tests/sweeps/test_sweep_files.py
+        )  # all of it: tests/sweeps/test_files.py
 
 
 def test_blocks_are_in_a_language_that_is_checked_here() -> None:
