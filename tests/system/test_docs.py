@@ -222,7 +222,7 @@ def test_every_command_on_a_page_would_be_taken(
         )
         grid = next(iter(grid.parts), grid)
         planned(
-            dataclasses.replace(grid, points=grid.points[:1], choices=(), named=None)
+            dataclasses.replace(grid, points=grid.points[:1], choices=(), files=())
         )  # all of it: tests/sweeps/test_files.py
 
 
