@@ -1,4 +1,1 @@
-"""How long runs will take and what they need, told before they are launched.
-
-Seen, probed or counted.
-"""
+"""How long cells will take and what they need, told before they are launched."""

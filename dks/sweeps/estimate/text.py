@@ -3,103 +3,90 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dks.config.files import load_choice, own_choices
 from dks.config.methods import computed_with
 from dks.config.schema import AuxDesign, Backbone, Config, DesignKind, TeacherKind
-from dks.sweeps.estimate.speeds import Source
 
 if TYPE_CHECKING:
-    from dks.sweeps.estimate.forecast import Forecast, Line, Range
+    from dks.sweeps.estimate.forecast import Forecast, Network, Range
+
+MEANINGS = {
+    "earlier": "from finished runs of the network on this machine",
+    "probe": "from some steps on random images on this machine",
+    "flops": "from its operations, and how many a second the other networks reach here; right "
+    "within a factor of 2 to 3",
+}
 
 
 def text(forecast: Forecast) -> str:
     """The total in a line, and below it a table of the distinct networks."""
+    known = [each for each in forecast.networks if each.speed]
     lines = [_summary(forecast)]
-    known = [line for line in forecast.lines if line.seconds is not None]
     if known:
-        lines += _table([_HEAD, *map(_row, known)])
-        sources = {line.source for line in known}
+        rows = [_row(each) for each in known]
+        head = {name: name for name in rows[0]}
+        widths = {name: max(len(row[name]) for row in (head, *rows)) for name in head}
         lines += [
-            f"  {source.value}: {meaning}"
-            for source, meaning in _MEANINGS.items()
-            if source in sources
+            "  " + "  ".join(cell.ljust(widths[name]) for name, cell in row.items()).rstrip()
+            for row in (head, *rows)
         ]
+    sources = {each.speed.source for each in known if each.speed}
+    lines += [f"  {source}: {MEANINGS[source]}" for source in MEANINGS if source in sources]
     if forecast.busy:
         lines.append(
             "  other programs use much of this machine now: without them runs may be several "
             "times as fast"
         )
-    for line in forecast.lines:
-        if line.seconds is None:
-            cells = "1 cell" if line.cells == 1 else f"{line.cells} cells"
-            lines.append(f"  not in the total: {cells} of {line.network}: {line.problem}")
+    for each in forecast.networks:
+        if each.problem:
+            cells = _cells(len(each.cells))
+            label = network_label(each.config)
+            lines.append(f"  not in the total: {cells} of {label}: {each.problem}")
     return "\n".join(lines)
 
 
-_HEAD = (
-    *(
-        "network",
-        "cells",
-        "time",
-        "steps",
-        "batch",
-        "time of a step",
-        "memory",
-        "parameters",
-        "forward",
-        "step",
-        "from",
-    ),
-)
-_MEANINGS = {
-    Source.earlier: "from finished runs of the network on this machine",
-    Source.probe: "from some steps on random images on this machine",
-    Source.flops: "from operations a step, and how many a second are reached here; right within "
-    "a factor of 2 to 3",
-}
-
-
 def _summary(forecast: Forecast) -> str:
-    seconds, hours, cells = forecast.seconds, forecast.device_hours, forecast.cells
-    if not cells:
+    if not forecast.cells:
         return "forecast: none"
-    order = " one after another" if cells > 1 else ""
-    parts = [f"{_span(seconds)} for {cells:,} {'cell' if cells == 1 else 'cells'}{order}"]
+    order = " one after another" if forecast.cells > 1 else ""
+    parts = [f"{_span(forecast.seconds)} for {_cells(forecast.cells)}{order}"]
     if forecast.slots > 1:
         parts.append(f"{_span(forecast.wall)} with {forecast.slots} at a time")
-    parts.append(f"{_number(hours.estimate)} device-hours")
+    parts.append(f"{_number(forecast.device_hours.estimate)} device-hours")
     return f"forecast: {'; '.join(parts)}; on {forecast.machine}"
 
 
-def _row(line: Line) -> tuple[str, ...]:
-    assert line.seconds and line.seconds_per_step and line.flops and line.source and line.image_size
-    height, width = line.image_size
-    return (
-        line.network,
-        f"{line.cells:,}",
-        duration(line.seconds.estimate),
-        f"{line.steps:,}",
-        f"{line.batch_size} of {height}x{width}",
-        _span(line.seconds_per_step),
-        "?" if line.memory_mib is None else memory(line.memory_mib),
-        f"{_number(line.flops.parameters / 1e6)}/{_number(line.flops.training_parameters / 1e6)} M",
-        f"{_number(line.flops.inference / 1e9)} GFLOPs",
-        f"{_number(line.flops.step * line.batch_size / 1e9)} GFLOPs",
-        line.source.value,
+def _row(network: Network) -> dict[str, str]:
+    """Column -> what stands there, for a network with a speed."""
+    counted, speed, step, seconds = (
+        network.flops,
+        network.speed,
+        network.seconds_per_step,
+        network.seconds,
     )
+    assert counted and speed and step and seconds and network.size
+    height, width = network.size
+    small, large = (_number(n / 1e6) for n in (counted.parameters, counted.training_parameters))
+    return {
+        "network": network_label(network.config),
+        "cells": f"{len(network.cells):,}",
+        "time": duration(seconds.estimate),
+        "steps": f"{network.steps:,}",
+        "batch": f"{network.config.recipe.batch_size} of {height}x{width}",
+        "time of a step": _span(step),
+        "memory": "?" if speed.memory_mib is None else memory(speed.memory_mib),
+        "parameters": f"{small}/{large} M",
+        "forward": f"{_number(counted.inference / 1e9)} GFLOPs",
+        "step": f"{_number(network.flops_per_step / 1e9)} GFLOPs",
+        "from": speed.source,
+    }
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  "
-        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+def _cells(number: int) -> str:
+    return f"{number:,} {'cell' if number == 1 else 'cells'}"
 
 
 def _span(seconds: Range) -> str:
@@ -140,15 +127,11 @@ def network_label(config: Config) -> str:
     design, positions = config.aux_design, config.aux_positions
     words = [_backbone_name(config.backbone)]
     if design.kind != DesignKind.none:
-        words += [
-            _design_name(repr(design)) or design.kind.partition("@")[0],
-            *positions.at,
-            *(["alone"] if positions.alone else []),
-        ]
+        words += [_design_names().get(repr(design)) or design.kind.partition("@")[0]]
+        words += [*positions.at, *(["alone"] if positions.alone else [])]
     words += ["+ teacher"] if config.kd_teacher.kind is not TeacherKind.none else []
-    return ", ".join(
-        filter(None, [" ".join(words), f"{config.data.num_classes} classes", computed_with(config)])
-    )
+    parts = [" ".join(words), f"{config.data.num_classes} classes", computed_with(config)]
+    return ", ".join(filter(None, parts))
 
 
 def _backbone_name(backbone: Backbone) -> str:
@@ -156,17 +139,15 @@ def _backbone_name(backbone: Backbone) -> str:
     if "@" in backbone.family:  # an extension
         return backbone.family.partition("@")[0]
     family = backbone.family.removeprefix("cifar_").removeprefix("imagenet_")
-    known = own_choices("backbone")
+    if family in own_choices("backbone"):
+        return family
     extra = backbone.width or backbone.growth
     ending = (f"_{extra}" if extra else "") + ("_dropout" if backbone.dropout else "")
-    name = f"{family}{backbone.depth}{ending}"
-    return family if family in known else name
+    return f"{family}{backbone.depth}{ending}"
 
 
-@lru_cache(maxsize=64)
-def _design_name(design: str) -> str | None:
-    """The choice of the group `aux_design` with these fields."""
-    named = {
-        repr(load_choice("aux_design", name, AuxDesign)): name for name in own_choices("aux_design")
-    }
-    return named.get(design)
+@lru_cache(maxsize=1)
+def _design_names() -> dict[str, str]:
+    """Fields of a branch design -> the choice of the group `aux_design` that has them."""
+    names = own_choices("aux_design")
+    return {repr(load_choice("aux_design", name, AuxDesign)): name for name in names}
