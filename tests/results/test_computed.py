@@ -18,7 +18,7 @@ from rich.console import Console
 from dks.cli import main as cli
 from dks.machine import code
 from dks.results import render
-from dks.results.figures.cost import Point, Row, _words
+from dks.results.figures.cost import _words
 from dks.results.figures.dots import dots
 from dks.results.figures.layout import layout
 from dks.results.figures.runs import standing
@@ -151,11 +151,9 @@ def test_figures_say_it_of_a_configuration(mixed: Table) -> None:
     names = [text.get_text() for axes in dots(mixed).axes for text in axes.get_yticklabels()]
     assert "baseline (2 codes)" in names and "DKS" in names
     (group,) = layout(mixed).groups
-    points = [Row(series.label, (Point(series, 1.0, 1.0),)) for series in group.series]
-    assert [
-        line.get_label()
-        for line in _words([(each.label, (each,)) for each in group.series], [points])
-    ] == ["of several codes: baseline"]
+    rows = [(series.label, [series]) for series in group.series]
+    (words,) = _words(rows, set(group.series), 42)
+    assert words.get_label() == "of several codes: baseline"
 
 
 def test_what_does_not_count_is_of_no_code() -> None:

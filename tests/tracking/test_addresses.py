@@ -14,8 +14,6 @@ import pytest
 from dks.cli import main as cli
 from dks.config.errors import RequestError
 from dks.config.schema import TrackingKind
-from dks.runs.record import Status
-from dks.runs.states import survey
 from dks.sweeps import manifest
 from dks.sweeps.manifest import Manifest
 from dks.tracking import addresses, database, store
@@ -23,9 +21,8 @@ from dks.tracking.addresses import exposed, is_pointed_at, point_at
 from dks.tracking.destination import Destination
 from dks.tracking.sender import Sender
 from dks.tracking.store import Unavailable
-from dks.tracking.sync import close_dead, sync, tell_dead
+from dks.tracking.sync import sync
 from dks.tracking.upload_loop import UploadLoop
-from dks.tracking.upload_state import UploadState
 from tests.conftest import TINY
 from tests.support.small_server import Remembering
 
@@ -110,27 +107,6 @@ def test_an_address_from_the_folder_of_a_run_is_asked_without_credentials(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", refusing.uri)
     said()
     assert refusing.credentials == {f"Bearer {TOKEN}"}
-
-
-@pytest.mark.slow
-def test_a_status_tells_no_foreign_server_more(
-    foreign: Any, refusing: Remembering, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What `dks sweep status` and `dks sweep wait` tell of runs that died."""
-    run = foreign(refusing.uri)
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
-    record = run.read_record()
-    whole = run.record_file.read_text()
-    record.status = Status.killed
-    run.write_record(record)
-    UploadState(refusing.uri, "1", "1").write(run)
-    try:
-        (problem,) = tell_dead(close_dead(survey(str(run.path.parent), [run.cell_id])))
-    finally:
-        run.record_file.write_text(whole)
-        run.mlflow_file.unlink()
-    assert "no account was sent" in problem
-    assert refusing.asked and refusing.credentials == set()
 
 
 @pytest.mark.parametrize(

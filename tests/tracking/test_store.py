@@ -20,7 +20,6 @@ from dks.config.schema import Tracking, TrackingKind
 from dks.tracking import database, mlflow_internals, sender, store
 from dks.tracking.cache import RowCache
 from tests.conftest import ROOT, TINY, config
-from tests.tracking.conftest import client, uri
 
 LOCAL = Tracking(uri="sqlite:///mlflow.db")
 PREPARE = (
@@ -241,12 +240,6 @@ def test_a_store_that_cannot_be_used_is_refused_before_anything_runs(
         code, _, err = run_here(*arguments, tracking="local")
         assert code == 2 and "sqlite:///mlflow.db" in err
         assert not Path("runs").exists() and not Path("results", "launches").exists()
-
-
-def test_an_experiment_that_was_deleted_is_not_used(here: Path) -> None:
-    client().delete_experiment("1")
-    with pytest.raises(RequestError, match="mlflow experiments restore -x 1"):
-        store.prepare(Tracking(uri=uri()))
 
 
 @pytest.mark.parametrize(

@@ -43,15 +43,11 @@ function sortBy(head) {
   table.tBodies[0].append(...rows);
 }
 
-async function copy(button) {
+function copy(button) {
   const source = document.getElementById(button.dataset.copy);
-  try {
-    await navigator.clipboard.writeText(source.textContent);
-    button.textContent = "Copied";
-  } catch { // a browser may refuse
-    getSelection().selectAllChildren(source);
-    button.textContent = "Selected";
-  }
+  const done = () => { button.textContent = "Copied"; };
+  const refused = () => getSelection().selectAllChildren(source);
+  navigator.clipboard.writeText(source.textContent).then(done, refused);
 }
 
 /** The panel behind a cell: its runs, their cost, their configuration, where they come from. */
@@ -78,7 +74,7 @@ function openPanel(table, cell) {
       element("div", {}, element("p", { class: "kicker" }, table.title), element("h2", { id: "panel-title" }, cell.label)),
       element("button", { class: "close", "aria-label": "Close" }, "×")),
     element("div", { class: "inside" },
-      element("dl", { class: "facts" }, cell.facts.map(([name, value]) =>
+      element("dl", { class: "tiles" }, cell.facts.map(([name, value]) =>
         element("div", {}, element("dt", {}, name), element("dd", {}, value)))),
       cell.notes.map((note) => element("p", { class: "note" }, note)),
       section("Runs", runs),

@@ -99,18 +99,21 @@ def page(study: Study, epoch: Epoch = Epoch.last) -> str:
         hours=devices["hours"].sum(),
         flops=devices["flops"].sum(),
         period=_period(begun["started"].dropna()),
-        commits=_counted(begun["git_commit"]),
-        codes=[
-            (" and ".join(names), count) for names, count in counted(map(computed_by, done)).items()
-        ],
-        versions=_counted(
-            f"{name} {version}"
-            for record in runs["record"]
-            if record is not None and record.attempts
-            for name, version in record.attempts[-1].versions.items()
-        ),
-        devices=_counted(begun["device"].dropna().map(device_kind)),
-        fingerprints=_counted(begun["data_fingerprint"]),
+        origins={
+            "Commits": _counted(begun["git_commit"]),
+            "Codes": [
+                (" and ".join(names), count)
+                for names, count in counted(map(computed_by, done)).items()
+            ],
+            "Versions": _counted(
+                f"{name} {version}"
+                for record in runs["record"]
+                if record is not None and record.attempts
+                for name, version in record.attempts[-1].versions.items()
+            ),
+            "Devices": _counted(begun["device"].dropna().map(device_kind)),
+            "Data": _counted(begun["data_fingerprint"]),
+        },
         undecided=list(dict.fromkeys(line for table in tables for line in table.undecided)),
         tables=[
             _table(table, at, figures)

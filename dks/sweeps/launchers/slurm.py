@@ -26,7 +26,7 @@ from contextlib import redirect_stderr, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from subprocess import SubprocessError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dks.config.errors import RequestError
 from dks.config.files import python_path
@@ -35,6 +35,9 @@ from dks.runs.handover import array_name, let_go, staging
 from dks.runs.launches import Array, LaunchFolder
 from dks.runs.scheduler import Scheduler, SchedulerSilentError
 from dks.tracking import addresses
+
+if TYPE_CHECKING:
+    from submitit import SlurmExecutor
 
 # Seconds that a job waits for a cell whose former process, on a node that was lost, is still
 # ending.
@@ -115,11 +118,9 @@ def submit(folders: Sequence[Path], launch: LaunchFolder, resources: Resources) 
             scheduler.cancel([array.job for array in content.arrays if array.job is not None])
         content.arrays = []
         launch.write(content)
-        raise (
-            error
-            if isinstance(error, RequestError)
-            else RequestError(f"no job was submitted: {error}")
-        ) from error
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(f"no job was submitted: {error}") from error
     return [array.job for array in content.arrays if array.job is not None]
 
 
@@ -178,8 +179,12 @@ def _submit_held(
     limit: int,
     before: str | None,
 ) -> str:
-    """Submit an array that does not start before it is let go, nor before array `before` has ended;
-    returns its id.
+    """Submit an array that does not start before it is let go, nor before array `before` has ended.
+
+    Returns its id.
+
+    Raises:
+        RequestError: SLURM refuses it.
     """
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -210,48 +215,49 @@ def _submit_held(
         additional_parameters={**resources.additional_parameters, "hold": True, "requeue": True},
         **{key: value for key, value in optional.items() if value is not None},
     )
-    if len(array.tasks) > 1:
-        executor.parameters["map_count"] = len(array.tasks)
-    command = executor._submitit_command_str
     try:
-        _try_out(executor._make_submission_file_text(command, ""), resources.partition)
-        with redirect_stderr(io.StringIO()):  # submitit prints what it raises as well
-            return str(executor._submit_command(command).job_id)
+        return _sbatch(executor, len(array.tasks), resources.partition)
     except (FailedJobError, FailedSubmissionError, OSError, SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         lines = [
             line.removeprefix("sbatch: ").removeprefix("error: ").strip()
             for line in said.splitlines()
         ]
-        raise RequestError(
-            f"SLURM refuses the jobs: {'; '.join(filter(None, lines)) or type(error).__name__}"
-        ) from error
+        why = "; ".join(filter(None, lines)) or type(error).__name__
+        raise RequestError(f"SLURM refuses the jobs: {why}") from error
 
 
-def _try_out(script: str, partition: str | None) -> None:
-    """Have SLURM look whether a job could ever run.
+def _sbatch(executor: SlurmExecutor, tasks: int, partition: str | None) -> str:
+    """Submit an array of so many tasks; returns its id.
 
-    Of one that is submitted held it says so only when that is let go.
+    The only place that uses private names of submitit, hence the upper bound of its version in
+    pyproject.toml: its public way submits before anybody could write down what the jobs are to
+    run, and not held.
     """
+    if tasks > 1:
+        executor.parameters["map_count"] = tasks
+    command = executor._submitit_command_str
+    # SLURM says only when a held job is let go whether it could ever run.
     tried = subprocess.run(
         ["sbatch", "--test-only"],
-        input=script,
+        input=executor._make_submission_file_text(command, ""),
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    # While all nodes are drained, for maintenance for example, it finds none for any job; later it
-    # will.
+    # While all nodes are drained, for maintenance for example, it finds none for any job.
     if "node configuration is not available" not in tried.stderr or Scheduler().has_nodes(
         partition
     ):
         tried.check_returncode()
+    with redirect_stderr(io.StringIO()):  # submitit prints what it raises as well
+        return str(executor._submit_command(command).job_id)
 
 
 def _importable() -> list[str]:
-    """The shell lines that let the job import this package, find the files of extensions, if it
-    needs them, and know the server that this user named.
+    """Shell lines for a job: where this package is, the files of extensions, and the MLflow server
+    that this user named.
     """
     path, files = python_path(), origins_named(os.environ.get(VARIABLE, ""))
     lines = [f"export PYTHONPATH={shlex.quote(path)}${{PYTHONPATH:+:$PYTHONPATH}}"] if path else []
@@ -361,12 +367,9 @@ class Cells:
             raise CellsFailedError(
                 f"another process is working on {', '.join(cell.cell_id for cell in busy)}"
             )
-        records = [cell.read_record() for cell in cells]
-        if failed := [
-            record.cell_id
-            for record in records
-            if record is not None and record.status is Status.failed
-        ]:
+        records = [record for cell in cells if (record := cell.read_record()) is not None]
+        failed = [record.cell_id for record in records if record.status is Status.failed]
+        if failed:
             raise CellsFailedError(
                 f"{len(failed)} of {len(cells)} cells failed, see run.log in the folder of "
                 f"{', '.join(failed)}"
