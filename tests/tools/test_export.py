@@ -247,8 +247,10 @@ def test_the_size_of_the_images_is_that_of_the_data(tmp_path: Path, in_folder: P
 # --- files
 
 
-@pytest.mark.rest_slow(1)
-@pytest.mark.parametrize("form", list(SUFFIX))
+@pytest.mark.parametrize(
+    "form",
+    ["safetensors", *(pytest.param(each, marks=pytest.mark.slow) for each in ("onnx", "program"))],
+)
 def test_an_existing_file_is_replaced_only_with_force(
     finished: RunFolder, dks_export: Dks, form: str, in_folder: Path
 ) -> None:
