@@ -13,11 +13,11 @@ from dks import renamed as renamed
 if TYPE_CHECKING:
     from dks.models import build as build
     from dks.models.attach import attach as attach
-    from dks.objectives.losses import SynergyLoss as SynergyLoss
+    from dks.objectives.synergy import SynergyLoss as SynergyLoss
 
 # Public name -> module. Imported on first use: the command line must not wait for torch.
 _PUBLIC = {
-    "SynergyLoss": "dks.objectives.losses",
+    "SynergyLoss": "dks.objectives.synergy",
     "attach": "dks.models.attach",
     "build": "dks.models",
 }

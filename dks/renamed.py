@@ -16,7 +16,7 @@ from types import ModuleType
 
 RENAMED = {
     "dks.figures": "dks.results.figures",
-    "dks.losses": "dks.objectives.losses",
+    "dks.losses": "dks.objectives",
     "dks.report": "dks.results.report",
     "dks.tables": "dks.results",
     "dks.tables.study": "dks.results.study",

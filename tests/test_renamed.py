@@ -31,6 +31,6 @@ def test_the_old_name_gives_what_the_new_one_has(old: str) -> None:
 def test_what_the_pages_of_the_first_edition_imported() -> None:
     with pytest.warns(FutureWarning):
         losses = importlib.import_module("dks.losses")
-    from dks.objectives.losses import SynergyLoss
+    from dks.objectives import SynergyLoss
 
     assert losses.SynergyLoss is SynergyLoss

@@ -1,15 +1,20 @@
-"""What a step minimises.
-
-The synergy loss, and with a teacher the distillation loss on top of it.
-"""
+"""What a step minimises: the synergy loss and the further terms of a configuration."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, nn
 
-from dks.config.schema import Config, TeacherKind
-from dks.objectives.losses import DistillationLoss, Loss, SynergyLoss
+from dks.config.schema import Config
+from dks.objectives.distillation import distillation
+from dks.objectives.loss import Loss, Term
+from dks.objectives.synergy import SynergyLoss
+
+# The terms there are beside the synergy loss, in the order in which they are added. Each makes
+# itself from a configuration and its teacher, or gives None where it has no part in the loss.
+TERMS: tuple[Callable[[Config, nn.Module | None], Term | None], ...] = (distillation,)
 
 
 class Objective:
@@ -22,38 +27,28 @@ class Objective:
     """
 
     def __init__(self, config: Config, teacher: nn.Module | None) -> None:
-        kd = config.kd_teacher
-        assert (teacher is None) == (kd.kind is TeacherKind.none)
-        self.teacher = teacher
         strategy, loss = config.matching_strategy, config.loss
         self.synergy = SynergyLoss(
             strategy.name, loss.alpha, loss.beta, loss.form, strategy.options
         )
-        self.distillation = DistillationLoss(kd.students, kd.temperature, kd.weight, kd.scale_by_t2)
+        made = [make(config, teacher) for make in TERMS]
+        self.terms = [term for term in made if term is not None]
 
-    def teach(self, images: Tensor) -> Tensor | None:
-        """What the teacher says, (N, K), to the very images that the network sees.
+    def observe(self, images: Tensor) -> list[Any]:
+        """What each term needs of the very images (N, 3, H, W) that the network sees."""
+        return [term.observe(images) for term in self.terms]
 
-        None without a teacher.
-        """
-        if self.teacher is None:
-            return None
-        with torch.no_grad():
-            taught: Tensor = self.teacher(images)
-        return taught
-
-    def __call__(
-        self, logits: dict[str, Tensor], labels: Tensor, taught: Tensor | None = None
-    ) -> Loss:
+    def __call__(self, logits: dict[str, Tensor], labels: Tensor, observed: list[Any]) -> Loss:
         """The loss of one batch.
 
         Args:
             logits: classifier -> (N, K).
             labels: (N,), class indices.
-            taught: as `teach` gives it.
+            observed: as `observe` gives it.
         """
         loss: Loss = self.synergy(logits, labels)
-        if taught is None:
-            return loss
-        distilled = self.distillation(logits, taught)
-        return Loss(loss.total + distilled, {**loss.parts, "loss_kd": distilled})
+        total, parts = loss.total, dict(loss.parts)
+        for term, its in zip(self.terms, observed, strict=True):
+            parts[term.name] = term(logits, labels, its)
+            total = total + parts[term.name]
+        return Loss(total, parts)

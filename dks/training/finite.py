@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dks.machine.world import ALONE, World
-from dks.objectives.losses import Loss
+from dks.objectives.loss import Loss
 from dks.training.metrics import training_losses
 
 

@@ -103,7 +103,7 @@ def _count(config: Config, size: tuple[int, int]) -> Flops:
     def step() -> Iterator[None]:
         logits = network.train()(image)
         yield
-        objective(logits, label, objective.teach(image)).total.backward()
+        objective(logits, label, objective.observe(image)).total.backward()
 
     forward, whole, activations = folded.count(step)
     plain = network.strip().eval()

@@ -12,7 +12,7 @@ from torch import Tensor
 from dks.config.schema import Precision
 from dks.machine.world import ALONE, World
 from dks.models.network import SupervisedNetwork
-from dks.objectives.losses import Loss
+from dks.objectives.loss import Loss
 from dks.training.arithmetic import autocast
 from dks.training.confusion import Confusion
 

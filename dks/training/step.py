@@ -12,7 +12,7 @@ from dks.config.schema import Config, Precision
 from dks.data.batches import Batch
 from dks.machine.world import ALONE, World
 from dks.models.network import SupervisedNetwork
-from dks.objectives.losses import Loss
+from dks.objectives.loss import Loss
 from dks.objectives.objective import Objective
 from dks.training.arithmetic import autocast
 from dks.training.graph import Graph
@@ -102,8 +102,8 @@ class Step:
     def _forward(self, batch: Batch) -> Outputs:
         with autocast(self.precision, self.device):
             logits = self._replica(batch.images)
-            taught = self.objective.teach(batch.images)
-        return Outputs(logits, self.objective(logits, batch.labels, taught))
+            observed = self.objective.observe(batch.images)
+        return Outputs(logits, self.objective(logits, batch.labels, observed))
 
     def _backward(self, outputs: Outputs, weight: float) -> None:
         self.optimizer.zero_grad()

@@ -24,8 +24,8 @@ PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 # What the pages use from Python beside `dks.__all__`.
 BESIDE = (
     "dks.models.network.SupervisedNetwork",
-    "dks.objectives.losses.Loss",
-    "dks.objectives.losses.DistillationLoss",
+    "dks.objectives.Loss",
+    "dks.objectives.DistillationLoss",
     "dks.results.study.Study",
     "dks.results.figures.draw",
     "dks.results.figures.write",

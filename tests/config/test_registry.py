@@ -26,7 +26,7 @@ from dks.config.methods import baseline_of
 from dks.config.registry import ENTRY_POINTS, VARIABLE
 from dks.config.schema import Backbone, Config
 from dks.models import build_network
-from dks.objectives.losses import matching_pairs
+from dks.objectives import matching_pairs
 from dks.tracking.mlflow_source import MlflowSource
 from dks.tracking.records import RecordSource
 from dks.tracking.sender import sent_elsewhere

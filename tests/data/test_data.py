@@ -21,7 +21,7 @@ from dks.config.errors import RequestError
 from dks.config.identity import cell_id
 from dks.config.schema import Data, LabelNoise, NoiseKind, PadMode
 from dks.data import cifar, digits
-from dks.data.batches import Normalise, TestBatches, TrainingBatches
+from dks.data.batches import Normalise, TestBatches, TrainingBatches, training_batches
 from dks.data.holdout import hold_out
 from dks.data.images import ImageSet
 from dks.data.label_noise import corrupt
@@ -349,6 +349,15 @@ def plain_batch(
     return torch.from_numpy(np.stack(crops).copy())
 
 
+@pytest.mark.parametrize(("mode", "darkest"), [("reflect", 200), ("zero", 0)])
+def test_a_recipe_says_what_lies_beyond_the_border(mode: str, darkest: int) -> None:
+    """White images: whatever is mirrored is white, and zeros are black."""
+    given = config("data=synthetic", "data.image_size=8", "data.pad=3", f"recipe.pad_mode={mode}")
+    white = ImageSet(torch.full((64, 3, 8, 8), 200, dtype=torch.uint8), torch.zeros(64).long())
+    shown = [batch.images for batch in training_batches(given, white, AS_STORED, CPU).epoch(1)]
+    assert round(float(torch.cat(shown).min())) == darkest
+
+
 @pytest.mark.parametrize(
     "resident", [False, True], ids=["padded by the batch", "padded as a whole"]
 )
@@ -464,9 +473,10 @@ def test_noise_gives_exactly_that_many_wrong_labels_spread_over_the_other_classe
     of_class = labels[changed][clean[changed] == 4]
     counts = torch.bincount(of_class, minlength=10)
     assert counts[4] == 0
+    wrong = counts[torch.arange(10) != 4]  # a class that is never drawn counts as well
     expected = len(of_class) / 9
     # 8 degrees of freedom
-    assert float(((counts[counts > 0] - expected) ** 2 / expected).sum()) < 30
+    assert float(((wrong - expected) ** 2 / expected).sum()) < 30
     again, _ = corrupt(clean, LabelNoise(NoiseKind.uniform, ratio), 10, seed=3)
     other, _ = corrupt(clean, LabelNoise(NoiseKind.uniform, ratio), 10, seed=4)
     assert torch.equal(labels, again)

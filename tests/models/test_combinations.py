@@ -27,7 +27,7 @@ from dks.config.schema import (
     TrackingKind,
 )
 from dks.models import build_network
-from dks.objectives.losses import SynergyLoss
+from dks.objectives import SynergyLoss
 from dks.training.resolver import resolve
 from tests.conftest import sampled
 

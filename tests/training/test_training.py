@@ -24,7 +24,7 @@ import dks
 from dks.config.files import load_choice
 from dks.config.schema import Recipe
 from dks.machine.interruption import SIGNALS, Interrupted, Interruption
-from dks.objectives.losses import Loss
+from dks.objectives import Loss
 from dks.runs import heartbeat
 from dks.runs.heartbeat import Pulse
 from dks.runs.journal import Entry

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from dks import SynergyLoss
 from dks.config.schema import Strategy
-from dks.objectives import losses
-from dks.objectives.losses import DistillationLoss, matching_pairs
+from dks.objectives import matching_pairs, synergy
 
 NAMES = ("c1", "c2", "c3", "c4")
 
@@ -174,7 +173,7 @@ def test_unknown_names_are_refused() -> None:
         matching_pairs(Strategy.bidir, ["c1", "head"])
 
 
-# --- the form of the authors' code, and distillation
+# --- the form of the authors' code
 
 
 def test_the_smoothed_divergence_of_the_authors_code() -> None:
@@ -203,48 +202,5 @@ def test_without_smoothing_both_forms_have_the_same_gradients_and_with_it_they_d
     exact, smoothed = gradient("cross_entropy"), gradient("smoothed_kl")
     assert not torch.equal(exact, smoothed)
     assert torch.allclose(exact, smoothed, atol=1e-2)
-    monkeypatch.setattr(losses, "SMOOTHING", 0.0)
+    monkeypatch.setattr(synergy, "SMOOTHING", 0.0)
     assert torch.allclose(exact, gradient("smoothed_kl"), rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("scale_by_t2", [True, False])
-@pytest.mark.parametrize("temperature", [1.0, 2.0, 20.0])
-@pytest.mark.parametrize("students", [["c1"], ["c2", "c3"]])
-def test_the_distillation_loss_by_hand(
-    students: list[str], temperature: float, scale_by_t2: bool
-) -> None:
-    logits = logits_of("c1", "c2", "c3")
-    taught = 2 * logits_of("c4")["c4"]
-    loss = DistillationLoss(students, temperature, 0.7, scale_by_t2)(logits, taught)
-    expected = 0.0
-    for name in students:
-        for i in range(6):
-            rows = []
-            for row in (taught[i].tolist(), logits[name][i].tolist()):
-                total = sum(math.exp(value / temperature) for value in row)
-                rows.append([math.exp(value / temperature) / total for value in row])
-            expected += sum(p * (math.log(p) - math.log(q)) for p, q in zip(*rows, strict=True)) / 6
-    expected *= 0.7 * (temperature**2 if scale_by_t2 else 1)
-    assert float(loss) == pytest.approx(expected, rel=1e-9)
-
-
-def test_t_squared_keeps_the_gradients_of_one_size() -> None:
-    def size(temperature: float, scale_by_t2: bool) -> float:
-        # Small logits, for then the gradient goes exactly as 1/T^2.
-        logits = {"c1": (0.01 * logits_of("c1")["c1"]).requires_grad_()}
-        DistillationLoss(["c1"], temperature, 1.0, scale_by_t2)(
-            logits, 0.01 * logits_of("c1", "c2")["c2"]
-        ).backward()
-        assert logits["c1"].grad is not None
-        return float(logits["c1"].grad.norm())
-
-    assert size(20, True) == pytest.approx(size(1, True), rel=0.02)
-    assert size(20, False) == pytest.approx(size(1, False) / 400, rel=0.02)
-
-
-def test_no_gradient_reaches_the_teacher() -> None:
-    taught = logits_of("c2")["c2"].requires_grad_()
-    student = logits_of("c1")["c1"].requires_grad_()
-    DistillationLoss()({"c1": student}, taught).backward()
-    assert taught.grad is None
-    assert student.grad is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,18 +12,19 @@ from torch import Tensor, nn
 
 from dks.config.registry import find, is_offered
 from dks.config.schema import Strategy, SynergyForm
+from dks.objectives.cross_entropy import cross_entropies
+from dks.objectives.loss import Loss
 
 # of the authors' code; below the resolution of float16, so probabilities are never smoothed in half
 # precision
 SMOOTHING = 1e-8
-
 
 Pairs = list[tuple[str, str]]
 
 
 def matching_pairs(
     strategy: Strategy | str, classifiers: Iterable[str], options: Mapping[str, Any] | None = None
-) -> list[tuple[str, str]]:
+) -> Pairs:
     """The ordered pairs (m, n), "m teaches n", of a matching strategy (the set B of equation 4).
 
     Args:
@@ -61,17 +61,6 @@ def _own_pairs(strategy: Strategy, order: Sequence[str]) -> Pairs:
         Strategy.bottomup: bottomup,
         Strategy.bidir: topdown + bottomup,
     }[strategy]
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A loss and what it is made of.
-
-    `total` is the scalar to differentiate, `parts` its named summands.
-    """
-
-    total: Tensor
-    parts: dict[str, Tensor]
 
 
 class SynergyLoss(nn.Module):
@@ -121,10 +110,7 @@ class SynergyLoss(nn.Module):
             name: F.log_softmax(z, dim=1, dtype=torch.promote_types(z.dtype, torch.float32))
             for name, z in logits.items()
         }
-        cross_entropy = {name: F.nll_loss(log_p, targets) for name, log_p in log_probs.items()}
-        parts = {"loss_ce": cross_entropy.pop("c1")}
-        if cross_entropy:
-            parts["loss_aux"] = self.alpha * torch.stack(list(cross_entropy.values())).sum()
+        parts = cross_entropies(log_probs, targets, self.alpha)
         if pairs := self._pairs(sorted(logits, key=_depth)):
             if self.form is SynergyForm.smoothed_kl:
                 parts["loss_synergy_kl"] = self.beta * _smoothed_kl(pairs, log_probs)
@@ -133,7 +119,7 @@ class SynergyLoss(nn.Module):
         return Loss(torch.stack(list(parts.values())).sum(), parts)
 
 
-def _synergy(pairs: list[tuple[str, str]], log_probs: Mapping[str, Tensor]) -> Tensor:
+def _synergy(pairs: Pairs, log_probs: Mapping[str, Tensor]) -> Tensor:
     """mean_i sum_{(m,n)} -sum_k f_m^k log f_n^k.
 
     The teachers of one classifier are added up before the one product.
@@ -146,7 +132,7 @@ def _synergy(pairs: list[tuple[str, str]], log_probs: Mapping[str, Tensor]) -> T
     return torch.stack(terms).sum()
 
 
-def _smoothed_kl(pairs: list[tuple[str, str]], log_probs: Mapping[str, Tensor]) -> Tensor:
+def _smoothed_kl(pairs: Pairs, log_probs: Mapping[str, Tensor]) -> Tensor:
     """mean_i sum_{(m,n)} sum_k g_m^k (log g_m^k - log g_n^k), where g are the smoothed
     probabilities.
     """
@@ -159,45 +145,6 @@ def _smoothed_kl(pairs: list[tuple[str, str]], log_probs: Mapping[str, Tensor]) 
         for m, n in pairs
     ]
     return torch.stack(terms).sum()
-
-
-class DistillationLoss(nn.Module):
-    """Distillation from a frozen teacher (Hinton et al., 2015; Table 6 of the paper).
-
-    L_kd = weight * s * sum_{n in students} mean_i KL(p_i || q_i), where p and q are the softmax of
-    the teacher's and of the student's logits divided by the temperature T, and s is T^2 with
-    `scale_by_t2` and 1 without.
-
-    Args:
-        students: the classifiers that are taught, for example ["c1"].
-        temperature: T.
-        weight: of every student's term.
-        scale_by_t2: keeps the size of the gradients independent of T.
-    """
-
-    def __init__(
-        self,
-        students: Iterable[str] = ("c1",),
-        temperature: float = 1.0,
-        weight: float = 1.0,
-        scale_by_t2: bool = True,
-    ) -> None:
-        super().__init__()
-        self.students, self.temperature = tuple(students), temperature
-        self.factor = weight * (temperature**2 if scale_by_t2 else 1.0)
-
-    def forward(self, logits: Mapping[str, Tensor], taught: Tensor) -> Tensor:
-        """Logits {"c1": (N, K), ...} and the teacher's logits (N, K) -> scalar."""
-        target = self._log_probs(taught.detach())
-        terms = [
-            F.kl_div(self._log_probs(logits[name]), target, reduction="batchmean", log_target=True)
-            for name in self.students
-        ]
-        return self.factor * torch.stack(terms).sum()
-
-    def _log_probs(self, logits: Tensor) -> Tensor:
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.log_softmax(wide / self.temperature, dim=1)
 
 
 def _depth(classifier: str) -> int:
