@@ -10,8 +10,7 @@ import csv
 import io
 from pathlib import Path
 
-from dks.config.compose import compose_here
-from dks.config.composer import Composer
+from dks.config.compose import Composer, compose_here
 from dks.sweeps.paper import PaperRow, setting_id, settings
 
 FILES = sorted((Path(__file__).parent / "paper").glob("*.csv"))

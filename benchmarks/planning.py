@@ -22,8 +22,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from measure import Result, in_turn, run
 
-from dks.config.compose import Composed, from_hydra, register_schema
-from dks.config.composer import Composer
+from dks.config.compose import Composed, Composer, from_hydra, register_schema
 from dks.config.files import declarations
 from dks.config.identity import cell_id, config_id
 from dks.config.methods import baseline_of

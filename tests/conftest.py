@@ -21,8 +21,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from dks.config.compose import Composed, from_hydra, register_schema
-from dks.config.composer import Composer
+from dks.config.compose import Composed, Composer, from_hydra, register_schema
 from dks.config.files import declarations
 from dks.config.schema import Config
 from dks.runs.record import RunFolder
@@ -223,12 +222,12 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 @pytest.fixture
 def clone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A clone whose `conf/` and `sweeps/` a test may write to."""
-    from dks.config import files
+    from dks.config import folders
 
     folder = tmp_path_factory.mktemp("clone")
     shutil.copytree(ROOT / "conf", folder / "conf")
     (folder / "sweeps").mkdir()
-    monkeypatch.setattr(files, "_PACKAGE", folder / "dks")
+    monkeypatch.setattr(folders, "PACKAGE", folder / "dks")
     return folder
 
 

@@ -19,9 +19,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from dks.cli.exit_status import DONE, FAILED, WRONG_REQUEST
-from dks.config.compose import OWN_CHOICES, check_hydra, checked, register_schema
+from dks.config.compose import check_hydra, register_schema
 from dks.config.errors import RequestError, short
+from dks.config.explain import OWN_CHOICES
 from dks.config.files import declarations
+from dks.config.overrides import checked
 from dks.config.registry import catalogue
 from dks.runs.record import RunFolder
 

@@ -137,7 +137,7 @@ def _lines(error: Exception) -> tuple[int, Sequence[str]]:
         return FAILED, [str(error)]
     if isinstance(error, OSError) and error.errno in FORBIDDEN:
         return WRONG_REQUEST, [f"{error.filename}: {error.strerror}"]
-    from dks.config.compose import explain_request  # imports Hydra
+    from dks.config.explain import explain_request  # imports Hydra
 
     if problems := explain_request(error):
         return WRONG_REQUEST, problems

@@ -92,8 +92,7 @@ def list_(results_dir: str, as_json: bool) -> int:
 @_launch_options
 @option(
     "--probe SECONDS",
-    "time for measuring networks that no earlier run tells of (default: 5; 0: estimate from FLOPs "
-    "alone)",
+    "time for measuring networks that no earlier run tells of (default: 5; 0: none)",
     type=seconds,
     default=5.0,
 )

@@ -1,40 +1,33 @@
-"""From command-line overrides to one typed configuration, through Hydra."""
+"""From command-line overrides to one typed configuration, through Hydra.
+
+`parse` reads one override; `compose_here` composes one configuration, and a `Composer` the many
+cells of a sweep.
+"""
 
 from __future__ import annotations
 
-import difflib
-import errno
-import os
-import re
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
 from functools import cache
-from pathlib import Path
-from shlex import quote
-from typing import Any, cast
+from typing import Any, TypeVar, cast, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, OverrideType, QuotedString
-from hydra.core.plugins import Plugins
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import MarkedYAMLError, YAMLError
 
-from dks.config.errors import RequestError, one_line, short
-from dks.config.files import choices, declarations, groups
+from dks.config.errors import RequestError, short
+from dks.config.explain import HYDRA_ERRORS, NO_SWEEP_KEY, explain, explain_request
+from dks.config.files import declarations, groups
 from dks.config.names import SHORT_NAMES
-from dks.config.ranges import MOST_CELLS, whole_numbers, written_out
+from dks.config.overrides import FIXED, ONE_SWEEPER, SWEEPER, checked, one_choice, parse
 from dks.config.registry import catalogue
 from dks.config.schema import Config
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,34 +38,6 @@ class Composed:
     choices: dict[str, str | None]
     interpolated: bool = False  # some value was written as a reference to others, ${...}
 
-
-MANY = 100  # values of a range, which Hydra then counts by itself
-DEEPEST = 20  # brackets within brackets in one override
-OWN_CHOICES = (
-    "choices of your own are files conf/GROUP/NAME.yaml beside ours, or in a folder "
-    "that DKS_EXTENSIONS names; drop it"
-)
-# Keys of Hydra that mean nothing here, for every run is planned, and its folder is named after its
-# cell -> the value that they have, and why they can have no other.
-FIXED: dict[str, tuple[object, str]] = {
-    "hydra.mode": ("MULTIRUN", "a single run is planned as a sweep is; drop it"),
-    "hydra.run.dir": ("${runs_dir}", "runs are kept in runs_dir; set that"),
-    "hydra.sweep.dir": ("${runs_dir}", "runs are kept in runs_dir; set that"),
-    "hydra.sweep.subdir": (
-        "${hydra.job.num}",
-        "the folder of a run is named after its cell; drop it",
-    ),
-    "hydra.job.chdir": (False, "runs begin in the folder in which the command was typed; drop it"),
-    "hydra.job.env_set": (
-        {},
-        "set the variables of the command itself, as in NAME=VALUE dks train",
-    ),
-    "hydra.output_subdir": (
-        ".hydra",
-        "what is kept of a run is in the folder of its cell; drop it",
-    ),
-    "hydra.searchpath": ([], OWN_CHOICES),
-}
 
 Compose = Callable[[Sequence[str]], Composed]  # from the overrides of one cell
 
@@ -125,7 +90,7 @@ def from_hydra(composed: DictConfig) -> Composed:
     if empty := [
         group for group, choice in chosen.items() if choice is None and group in _schema()
     ]:
-        raise RequestError(*(f"{group}=null: {_one_choice(group)}" for group in empty))
+        raise RequestError(*(f"{group}=null: {one_choice(group)}" for group in empty))
     keys = [str(key) for key in composed if key != "hydra"]
     values = OmegaConf.masked_copy(composed, keys)
     interpolated = "${" in str(OmegaConf.to_container(values))
@@ -182,149 +147,6 @@ def _schema() -> DictConfig:
     return cast(DictConfig, OmegaConf.structured(Config))
 
 
-def explain(error: BaseException) -> str:
-    """One line for a user from an error of Hydra or OmegaConf.
-
-    What is wrong, and the choices where there are some.
-    """
-    text = str(error)
-    if isinstance(error, MissingConfigException):
-        return _no_choice(error)
-    if (several := _first(r"^Ambiguous value for argument '(.*?)'", text)) is not None:
-        return f"{short(several)}: a configuration has one value for each key; give one"
-    if (file := _first(r"^In '([^']*)': Overriding hydra.searchpath", text)) is not None:
-        return f"{short(file)}.yaml: hydra.searchpath: {OWN_CHOICES}"
-    if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
-        if not isinstance(error.__cause__, OmegaConfBaseException):
-            return one_line(text)
-        return explain(error.__cause__)
-    if (
-        isinstance(error.__context__, OmegaConfBaseException)
-        and (file := _first(r"^In '([^']*)':", text)) is not None
-    ):
-        return f"{short(file)}.yaml: {explain(error.__context__)}"
-    if (
-        isinstance(error, ConfigCompositionException)
-        and (group := _first(r"Could not override '([^']*)'", text)) is not None
-    ):
-        if (file := _first(r"^In '([^']*)':", text)) is not None:
-            long = SHORT_NAMES.get(group)
-            hint = (
-                f"write override /{long}"
-                if long
-                else "the groups behind its own in conf/config.yaml are settled by then"
-            )
-            if "@" in group:  # it would be a group inside of its own
-                group, hint = group.partition("@")[0], "write # @package _global_ in its first line"
-            return f"{short(file)}.yaml: it cannot override {short(group)}; {hint}"
-        if group in groups():
-            return (
-                f"{group}: the configuration has no choice of it; add one with +{group}=NAME, "
-                f"of {', '.join(choices(group))}"
-            )
-        return f"{short(group)}: no such key; groups are {', '.join(groups())}"
-    if isinstance(error, OverrideParseException):
-        return f"{short(error.override)} cannot be read: {_syntax(text)}"
-    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"{short(mark.name)}, line {mark.line + 1}: {one_line(str(error.problem))}"
-    if isinstance(error, OmegaConfBaseException):
-        key = str(
-            getattr(error, "full_key", None) or getattr(error, "key", None) or "configuration"
-        )
-        return _refused(short(key), error)
-    return one_line(text)
-
-
-def _no_choice(error: MissingConfigException) -> str:
-    """A file of a group that is not there."""
-    wanted = error.missing_cfg_file or ""
-    group, _, name = wanted.rpartition("/")
-    if not group:
-        return f"--config-name={short(wanted)}: there is no such file in conf; drop it"
-    known = choices(group) or sorted(set(error.options or ()))
-    unlisted = "".join(f" ({problem})" for problem in catalogue().problems)
-    return f"{group}={short(name)}: no such choice; choose from {', '.join(known)}{unlisted}"
-
-
-_WANTED = {  # what OmegaConf says of a value -> what is wanted
-    r"Value '(?P<value>.*)' of type '\w+' could not be converted to " r"Integer": "must be a whole "
-    "number",
-    r"Value '(?P<value>.*)' of type '\w+' could not be converted to Float": "must be a number",
-    r"Value '(?P<value>.*)' is not a valid bool": "must be true or false",
-    r"Invalid value '(?P<value>.*)', expected one of "
-    r"\[(?P<choices>.*)\]": "no such choice; choose from {choices}",
-    r"field '.*' is not Optional()": "it needs a value",
-    r"Invalid value assigned: (?P<value>\w+) is not a ListConfig, list "
-    r"or tuple": "must be a list, for example {key}=[...]",
-    r"Cannot assign (?P<value>\w+) to ": "must hold keys of its own, each with a value",
-    r"Cannot convert '(?P<value>.*)' to string": "must be a text",
-}
-
-
-def _refused(key: str, error: OmegaConfBaseException) -> str:
-    """What is wrong with a key or with its value."""
-    # a value can have lines of its own
-    message = re.split(r"\n\s*full_key:", error.msg or str(error))[0]
-    owner = error.parent_node
-    if "not in" in message and isinstance(owner, DictConfig):
-        if key.startswith("hydra.sweeper."):
-            return f"{key}: {_SWEEPS}"
-        if key in groups():
-            return (
-                f"{key}: no such key; files of conf/{key} have # @package _global_ in their "
-                f"first line"
-            )
-        known = {str(name) for name in owner if not str(name).startswith("_")} - {"hydra"}
-        # the top level, where groups can be chosen by their short names, too
-        if "backbone" in known:
-            known |= {"method", *SHORT_NAMES}
-        close = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        return f"{key}: no such key; {hint}keys here are {', '.join(sorted(known))}"
-    for pattern, wanted in _WANTED.items():
-        if found := re.search(pattern, message, re.DOTALL):
-            named = found.groupdict()
-            refused = _reference(message) or _value(error, named.get("value"))
-            value = "null" if refused is None else short(refused)
-            said = wanted.format(key=key, choices=named.get("choices"))
-            return (
-                f"{key}={value}: {said}"
-                if wanted.startswith(("no such", "it "))
-                else f"{key}={value} {said}"
-            )
-    return f"{key}: {one_line(message)}"
-
-
-def _reference(message: str) -> str | None:
-    """The value as it was written where it refers to another one.
-
-    What that one holds is nobody's business.
-    """
-    return _first(r"(?s)While dereferencing interpolation '(.*?)':", message)
-
-
-def _value(error: OmegaConfBaseException, said: str | None) -> object:
-    """The value that was refused; OmegaConf itself says only the type of some."""
-    return said if error.value is None or OmegaConf.is_config(error.value) else error.value
-
-
-def _syntax(text: str) -> str:
-    """What Hydra's grammar says, less its list of tokens and its link."""
-    lines = [
-        line
-        for line in text.splitlines()
-        if line.strip() and not line.startswith(("Error parsing override", "See http"))
-    ]
-    said = one_line(re.split(r" expecting | See http", " ".join(lines))[0], 200)
-    said = re.sub(
-        r"^LexerNoViableAltException: .*|^token recognition error at: .*",
-        "a character has no meaning there",
-        said,
-    )
-    return f"{said}; write KEY=VALUE or KEY=VALUE,VALUE, and quote what is special: \"KEY='VALUE'\""
-
-
 def check_hydra(node: DictConfig) -> None:
     """Look at what files of the configuration, an experiment's for example, ask of Hydra.
 
@@ -346,141 +168,181 @@ def check_hydra(node: DictConfig) -> None:
         if value != expected:
             problems.append(f"{key}={short(value)}: {why}")
     if node.runtime.choices["hydra/launcher"] is None:
-        problems.append(f"hydra/launcher=null: {_one_choice('hydra/launcher')}")
+        problems.append(f"hydra/launcher=null: {one_choice('hydra/launcher')}")
     sweeper = node.runtime.choices["hydra/sweeper"]
     if sweeper != SWEEPER:
-        problems.append(f"hydra/sweeper={short(sweeper)}: {_ONE_SWEEPER}")
+        problems.append(f"hydra/sweeper={short(sweeper)}: {ONE_SWEEPER}")
     elif more := sorted(
         {*map(str, node.sweeper)}
         - {*ConfigStore.instance().load(f"hydra/sweeper/{SWEEPER}.yaml").node}
     ):
-        problems += [f"hydra.sweeper.{short(key)}: {_SWEEPS}" for key in more]
+        problems += [f"hydra.sweeper.{short(key)}: {NO_SWEEP_KEY}" for key in more]
     if problems:
         raise RequestError(*problems)
 
 
-SWEEPER = "dks"
-_ONE_SWEEPER = "sweeps are planned in one way only; drop it"
-_SWEEPS = (
-    "no such key; a sweep is typed, as in -m seed=1..5, or is a file of its own, which dks "
-    "sweep run NAME takes"
-)
+class _Kind(Enum):
+    """What one override asks for."""
+
+    choice = "choice"  # a file of a group: Hydra composes
+    value = "value"  # a plain value for a key of the schema: set on what was composed
+    # a plain value for a key that is not in the schema, or one that it refuses: Hydra says why
+    wrong = "wrong"
+    other = "other"  # anything else: Hydra composes the whole cell
 
 
-def checked(lines: Iterable[str], several: bool = True) -> list[str]:
-    """The overrides, each read by itself.
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+    kind: _Kind
+    path: tuple[str, ...] = ()  # of a value: the fields that lead to it
+    value: Any = None  # of a value: as the schema has it
 
-    What is wrong in one is said with its name, before Hydra looks at all of them. Ranges of whole
-    numbers, such as seed=1..5, are as Hydra has them.
+
+class Composer:
+    """Equal to the function `compose` that it is given, for the overrides of one cell after
+    another, but fast.
+
+    Hydra takes a tenth of a second for a cell, and the cells of a sweep differ mostly in plain
+    values such as `seed=3`. So each combination of choices is composed once, each plain value is
+    converted once by OmegaConf against the schema, and a cell is a copy with its values set. That
+    is what Hydra does, too: it sets values last, wherever they stand. An override of any other kind
+    (`+`, `~`, `hydra.`, a package, a value that refers to others, a dict) sends its cell to Hydra
+    as a whole.
+
+    The configurations share lists and dicts, which nobody may change in place; their dataclasses
+    are each cell's own. What the composer remembers holds as long as the files in `conf/` do: use
+    one for one plan.
 
     Args:
-        several: a key may have several values, which makes a sweep.
-
-    Raises:
-        RequestError: one is not written as Hydra's grammar has it, gives a group something else
-            than a choice, or means nothing here.
+        compose: one composition through Hydra.
     """
-    parser, problems, read = OverridesParser.create(), list[str](), list[str]()
-    known = {*groups(), *(group for group, _ in catalogue().choices)}
-    for line in lines:
-        if _depth(line) > DEEPEST:
-            problems.append(f"{short(line)}: brackets may be nested {DEEPEST} deep at most")
-            continue
-        try:
-            override = parser.parse_override(line)
-        except (HydraException, ValueError, RecursionError) as error:
-            problems.append(f"{short(line)} cannot be read: {_syntax(str(error))}")
-            continue
-        key, value = override.key_or_group, override._value
-        values = value.list if isinstance(value, ChoiceSweep) else [value]
-        is_group = key in known or key.startswith("hydra/")
-        numbers = [whole_numbers(each) for each in values if type(each) is str and not is_group]
-        ranges = [each for each in numbers if each is not None]
-        fixed = next((name for name in FIXED if f"{key}.".startswith(f"{name}.")), None)
-        if not key:
-            problems.append(f"{short(line)} has no key; write KEY=VALUE")
-        elif (
-            is_group and override.type is not OverrideType.DEL and not all(map(_is_choice, values))
+
+    def __init__(self, compose: Compose) -> None:
+        self._compose = compose
+        self._schema = OmegaConf.structured(Config)  # where values are converted
+        OmegaConf.set_struct(self._schema, True)
+        self._leaves, self._groups = frozenset(_leaves(Config)), frozenset(groups())
+        self._parts = {leaf.rpartition(".")[0] for leaf in self._leaves}
+        self._readings: dict[str, _Reading] = {}
+        self._bases: dict[tuple[str, ...], Composed | RequestError | None] = {}
+
+    def __call__(self, overrides: Sequence[str]) -> Composed:
+        """What `compose` makes of these overrides.
+
+        Raises:
+            RequestError: as `compose`, in the same words.
+        """
+        readings = [self._read(line) for line in overrides]
+        if any(reading.kind is _Kind.other for reading in readings):
+            return self._compose(overrides)
+        choices = tuple(
+            line
+            for line, reading in zip(overrides, readings, strict=True)
+            if reading.kind is _Kind.choice
+        )
+        for line, reading in zip(overrides, readings, strict=True):
+            if reading.kind is _Kind.wrong:
+                # raises, as for every other cell with these choices and this value
+                self._base((*choices, line))
+                return self._compose(overrides)
+        base = self._base(choices)
+        if base is None:
+            return self._compose(overrides)
+        config = _twin(base.config)
+        for name, part in vars(base.config).items():
+            if dataclasses.is_dataclass(part):
+                setattr(config, name, _twin(part))
+        for reading in readings:
+            if reading.kind is _Kind.value:
+                *parents, last = reading.path
+                node: Any = config
+                for name in parents:
+                    node = getattr(node, name)
+                setattr(node, last, reading.value)
+        return Composed(config, dict(base.choices))
+
+    def _base(self, overrides: tuple[str, ...]) -> Composed | None:
+        """What Hydra makes of overrides that many cells share.
+
+        None where the values of a cell could change the rest of it.
+
+        Raises:
+            RequestError: Hydra's, which every cell with these overrides has.
+        """
+        if overrides not in self._bases:
+            try:
+                composed = self._compose(overrides)
+                self._bases[overrides] = None if composed.interpolated else composed
+            except UnsettledError:
+                self._bases[overrides] = None
+            except RequestError as error:
+                self._bases[overrides] = error
+        base = self._bases[overrides]
+        if isinstance(base, RequestError):
+            raise RequestError(*base.problems)
+        return base
+
+    def _read(self, line: str) -> _Reading:
+        if line not in self._readings:
+            try:
+                self._readings[line] = self._reading(parse(line))
+            except RequestError:  # `compose` says so
+                self._readings[line] = _Reading(_Kind.other)
+        return self._readings[line]
+
+    def _reading(self, override: Override) -> _Reading:
+        key, value = override.key_or_group, override.value()
+        plain = (
+            override.type is OverrideType.CHANGE
+            and override.value_type is ValueType.ELEMENT
+            and override.package is None
+        )
+        if plain and key in self._groups and isinstance(value, str):
+            return _Reading(_Kind.choice)
+        part, _, name = key.rpartition(".")
+        if (
+            not plain
+            or not _is_literal(value)
+            or part not in self._parts
+            or key in self._parts
+            or not name.isidentifier()
         ):
-            said = _one_choice(key)
-            said += (
-                " ('off' in quotes, for in YAML it is false)"
-                if False in values and "off" in said
-                else ""
-            )
-            problems.append(f"{short(line)}: {said}")
-        elif fixed is not None:
-            problems.append(f"{short(line)}: {FIXED[fixed][1]}")
-        elif key == "hydra/sweeper" and values != [SWEEPER]:
-            problems.append(f"{short(line)}: {_ONE_SWEEPER}")
-        elif not several and (ranges or override.is_sweep_override()):
-            command = f"python train.py -m {quote(short(line))}"
-            problems.append(
-                f"{short(line)}: several values make a sweep, which needs -m: {command}"
-            )
-        elif not all(ranges):
-            problems.append(
-                f"{short(line)} is no range; write the first and the last whole number, as in 1..5"
-            )
-        elif sum(map(len, ranges)) > MOST_CELLS:
-            problems.append(
-                f"{short(line)} has more than {MOST_CELLS:,} values; a sweep has so many cells "
-                f"at most"
-            )
-        elif ranges and isinstance(value, str) and len(ranges[0]) > MANY:
-            # written out it would take long to parse
-            read.append(f"{line.partition('=')[0]}=range({ranges[0].start},{ranges[0].stop})")
-        else:
-            read.append(written_out(line) if ranges else line)
-    if problems:
-        raise RequestError(*problems)
-    return read
+            return _Reading(_Kind.other)
+        if key not in self._leaves:
+            return _Reading(_Kind.wrong)
+        try:
+            OmegaConf.update(self._schema, key, value)
+            converted = OmegaConf.select(self._schema, key)
+        except OmegaConfBaseException:
+            return _Reading(_Kind.wrong)
+        if OmegaConf.is_config(converted):
+            converted = OmegaConf.to_container(converted)
+        return _Reading(_Kind.value, tuple(key.split(".")), converted)
 
 
-def _one_choice(group: str) -> str:
-    """What is said of something else than a choice of a group, of ours or of Hydra's."""
-    names = choices(group)
-    if group == "hydra/launcher":
-        Plugins.instance()  # registers them
-        names = sorted(name.removesuffix(".yaml") for name in ConfigStore.instance().list(group))
-    return (
-        f"{group} takes one choice, by its "
-        f"name{'; choose from ' if names else ''}{', '.join(names)}"
-    )
+def _leaves(schema: type, prefix: str = "") -> Iterator[str]:
+    """The keys that take one value or a list; those of a dict are not fixed by the schema."""
+    for name, hint in get_type_hints(schema).items():
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            yield from _leaves(hint, f"{prefix}{name}.")
+        elif get_origin(hint) is not dict:
+            yield f"{prefix}{name}"
 
 
-def _is_choice(value: object) -> bool:
-    """Could it be the name of one? Those of many, with an asterisk, become names later."""
-    return isinstance(value, str | QuotedString | Glob)
-
-
-def _depth(line: str) -> int:
-    """How deep its brackets are nested."""
-    deepest = depth = 0
-    for char in line:
-        depth += (char in "[{(") - (char in "]})")
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def explain_request(error: Exception) -> tuple[str, ...]:
-    """The lines for a user if the error says that his request was wrong.
-
-    None if it is an error of the program.
+def _is_literal(value: object) -> bool:
+    """Does it mean the same whatever the rest of the configuration is? `${...}` refers to it, `???`
+    is the lack of a value.
     """
-    if isinstance(error, RequestError):
-        return error.problems
-    frames = traceback.extract_tb(error.__traceback__)
-    # Some odd overrides make Hydra raise plain ValueErrors while it reads them.
-    in_hydra = bool(frames) and f"{os.sep}hydra{os.sep}" in frames[-1].filename
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return (f"{short(Path(str(error.filename)).name)} is too long for the name of a file",)
-    return (explain(error),) if isinstance(error, HYDRA_ERRORS) or in_hydra else ()
+    if isinstance(value, list):
+        return all(not isinstance(item, list) and _is_literal(item) for item in value)
+    if isinstance(value, str):
+        return "$" not in value and "???" not in value
+    return value is None or isinstance(value, bool | int | float)
 
 
-HYDRA_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
-
-
-def _first(pattern: str, text: str) -> str | None:
-    found = re.search(pattern, text)
-    return found.group(1) if found else None
+def _twin(part: T) -> T:
+    """As `copy.copy`, for a dataclass, and much faster."""
+    twin = object.__new__(type(part))
+    vars(twin).update(vars(part))
+    return twin

@@ -7,13 +7,16 @@ from typing import Any, TypeVar, cast
 
 from dks.config.errors import RequestError
 from dks.config.folders import cache_folder, declarations, python_path
-from dks.config.registry import catalogue, generated
+from dks.config.names import SHORT_NAMES
+from dks.config.registry import OURS, catalogue, find
 
 __all__ = [
     "cache_folder",
     "choice_file",
     "choices",
     "declarations",
+    "generated",
+    "generated_names",
     "groups",
     "load_choice",
     "own_choices",
@@ -48,6 +51,25 @@ def choices(group: str) -> list[str]:
 def choice_file(group: str, name: str) -> Path:
     """The file of a choice, ours or that of an extension, which may have none."""
     return catalogue().files.get((group, name), declarations("conf") / group / f"{name}.yaml")
+
+
+def generated_names(group: str) -> list[str]:
+    """The choices of a group that no file holds: of extensions, and their short names."""
+    found, long = catalogue(), SHORT_NAMES.get(group, group)
+    return [
+        name
+        for name in found.names(group)
+        if (group, name) not in found.files and OURS not in found.choices.get((long, name), [])
+    ]
+
+
+def generated(group: str, name: str) -> dict[str, Any] | None:
+    """The content of a choice that no file holds; None: there is none."""
+    if name not in generated_names(group):
+        return None
+    if (long := SHORT_NAMES.get(group)) is not None:
+        return {"defaults": [{f"override /{long}": name}]}
+    return find(group, name).component.choice()
 
 
 def load_choice(group: str, name: str, schema: type[T]) -> T:

@@ -22,15 +22,12 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dks.config.errors import RequestError
 from dks.config.folders import PACKAGE, declarations
 from dks.config.names import SHORT_NAMES
 from dks.config.reading import read_bytes, read_text
-
-if TYPE_CHECKING:
-    from dks.config.schema import Config
 
 ENTRY_POINTS = "dks.extensions"  # their names are KIND.NAME, for example backbone.pebble
 VARIABLE = "DKS_EXTENSIONS"  # files, and folders of files with a `conf/` beside them
@@ -47,9 +44,10 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 _ANY_KIND = "|".join(KINDS)
 # An entry of the variable that says what is in its file.
 _ENTRY = re.compile(rf"(?:({_ANY_KIND})\.({NAME.pattern})=)?(.+)", re.DOTALL)
-# A decorator of `dks.extend` in the text of a file, and its first argument if that is a name.
+# A decorator of `dks.extend` in the text of a file, or its call, and its first argument if that is
+# a name.
 _DECORATOR = re.compile(
-    rf"""^[^#\n]*?(?:@(?:\w+\.)*|\bextend\.)({_ANY_KIND})\("""
+    rf"""^(?:[^#\n]*?(?:@(?:\w+\.)*|\bextend\.)|(?=\w+\(\s*["']))({_ANY_KIND})\("""
     rf"""(?:\s*(["'])({NAME.pattern})\2\s*[,)])?""",
     re.MULTILINE,
 )
@@ -80,11 +78,8 @@ class Origin:
     conf: Path | None = None  # of the package or the folder: Hydra's config files
 
     def __str__(self) -> str:
-        return (
-            f"the package {self.package} {self.version}"
-            if self.package
-            else f"the file {self.file}"
-        )
+        package = f"the package {self.package} {self.version}"
+        return package if self.package else f"the file {self.file}"
 
     @property
     def owner(self) -> str:
@@ -122,6 +117,10 @@ class Catalogue:
     # (group, name) -> in a `conf/` of an extension
     files: dict[tuple[str, str], Path] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)  # what cannot even be listed, a line each
+
+    def folders(self) -> dict[Path, str]:
+        """The `conf/` of extensions, and who has each."""
+        return {origin.conf: origin.owner for origin in self.origins if origin.conf}
 
     def names(self, group: str) -> list[str]:
         """The choices that extensions add to a group, by its long or its short name."""
@@ -165,9 +164,7 @@ def _catalogue(value: str, folder: str) -> Catalogue:
         found.offers.setdefault((offer.kind, offer.name), []).append(offer)
     for (kind, name), offers in found.offers.items():
         found.choices[kind, name] = list(dict.fromkeys(offer.origin.owner for offer in offers))
-    for conf, owner in {
-        origin.conf: origin.owner for origin in found.origins if origin.conf
-    }.items():
+    for conf, owner in found.folders().items():
         for path in sorted(conf.glob("*/*.yaml")):
             key = path.parent.name, path.stem
             owners = found.choices.setdefault(key, [])
@@ -217,14 +214,11 @@ def _of_files(found: Catalogue, entries: list[tuple[str, str, Path]]) -> Iterato
             found.problems.append(f"{VARIABLE}: there is no {path}")
             continue
         folder = path if path.is_dir() else None
-        conf = path / "conf" if folder and (path / "conf").is_dir() else None
+        conf = path / "conf" if (path / "conf").is_dir() else None
         for file in sorted(path.glob("[!_]*.py")) if folder else [path]:
             origin = Origin(file=file, folder=folder, conf=conf)
             found.origins.append(origin)
-            if kind:
-                yield Offer(kind, name, origin)
-            else:
-                yield from _of_text(found, origin)
+            yield from [Offer(kind, name, origin)] if kind else _of_text(found, origin)
 
 
 def _of_text(found: Catalogue, origin: Origin) -> Iterator[Offer]:
@@ -269,8 +263,7 @@ class Component:
     version: str | None  # None: the package's, or the content of the file
     module: str  # in which that was done
     options: Mapping[str, Any]  # and their defaults
-    # backbone: a `Family`; aux_design: Place -> module; matching_strategy: see `extend.py`; data: a
-    #     source
+    # a `Family`, Place -> module, (classifiers, options) -> pairs, or a data source
     value: Any
     # what a file of the group `kind` would hold, for the choice of the same name
     choice: Callable[[], dict[str, Any]]
@@ -369,12 +362,14 @@ def find(kind: str, reference: str, ours: Iterable[str] = ()) -> Extension:
         raise RequestError(
             f"{key}={name} is an extension, wanted in version {wanted}, and is not here; install "
             f"the package that has it, "
-            f"or name its file in {VARIABLE}{_seen()}"
+            f"or name its file in {VARIABLE}{_unlisted()}"
         )
     if not offers:
         known = sorted({*ours, *(other for found, other in catalogue().offers if found == kind)})
         noun = key.rpartition(".")[2]
-        raise RequestError(f"{key}={name}: no such {noun}; choose from {', '.join(known)}{_seen()}")
+        raise RequestError(
+            f"{key}={name}: no such {noun}; choose from {', '.join(known)}{_unlisted()}"
+        )
     if len(offers) > 1:
         raise twins(f"{key}={name}", [str(offer.origin) for offer in offers])
     extension = _load(offers[0])
@@ -388,30 +383,27 @@ def find(kind: str, reference: str, ours: Iterable[str] = ()) -> Extension:
 
 
 def tried() -> Iterator[tuple[str, str, Extension | RequestError]]:
-    """Kind and name of everything that is offered, sorted, and what it is when loaded or why it
-    cannot be used.
-    """
-    listed = catalogue()
-    for kind, name in sorted(listed.offers):
+    """Kind and name of everything that is offered, sorted, loaded or with why it cannot be."""
+    for kind, name in sorted(catalogue().offers):
+        found: Extension | RequestError
         try:
-            extension = find(kind, name)
-            listed.refuse_twins(kind, name)
+            catalogue().refuse_twins(kind, name)
+            found = find(kind, name)
         except RequestError as error:
-            yield kind, name, error
-        else:
-            yield kind, name, extension
+            found = error
+        yield kind, name, found
 
 
-def _seen() -> str:
-    """What could not be listed, for it may be what is missed."""
+def _unlisted() -> str:
+    """Files and entry points that could not be listed; one may have the missing name."""
     return "".join(f" ({problem})" for problem in catalogue().problems)
 
 
 @lru_cache(maxsize=64)
 def _load(offer: Offer) -> Extension:
     origin = offer.origin
-    content = None if origin.sha256 is None else origin.sha256[:12]  # before it is imported
     try:
+        content = origin.sha256 and origin.sha256[:12]  # of what is about to be imported
         module = (
             _import_file(origin.file)
             if origin.file is not None
@@ -457,119 +449,3 @@ def _import_file(path: Path) -> ModuleType:
             del sys.modules[name]
             raise
     return sys.modules[name]
-
-
-def generated(group: str, name: str) -> dict[str, Any] | None:
-    """The content of a choice that no file holds: of an extension without one, or its short name.
-
-    None: there is none.
-    """
-    if name not in _generated(catalogue(), group):
-        return None
-    if (long := SHORT_NAMES.get(group)) is not None:
-        return {"defaults": [{f"override /{long}": name}]}
-    return find(group, name).component.choice()
-
-
-def generated_names(group: str) -> list[str]:
-    """The choices of a group that no file holds."""
-    return sorted(_generated(catalogue(), group))
-
-
-def _generated(found: Catalogue, group: str) -> set[str]:
-    long = SHORT_NAMES.get(group, group)
-    return {
-        name
-        for name in found.names(group)
-        if (group, name) not in found.files and OURS not in found.choices.get((long, name), [])
-    }
-
-
-def used(config: Config) -> list[dict[str, str]]:
-    """For a record: the extensions of a resolved configuration.
-
-    Those that cannot be loaded are left out.
-    """
-    described = []
-    for kind, reference in references(config):
-        try:
-            described.append(find(kind, reference).described())
-        except RequestError:  # whoever needs it says so
-            continue
-    return described
-
-
-def cited(recorded: Iterable[object]) -> list[dict[str, str]]:
-    """What records say of the extensions of runs, each once, with the name of a file in place of
-    its path on some machine.
-
-    Args:
-        recorded: as `Extension.described` has it; what is not is left out.
-    """
-    found: list[dict[str, str]] = []
-    for each in recorded:
-        if not isinstance(each, Mapping):
-            continue
-        one = {
-            key: str(each[key])
-            for key in ("kind", "name", "version", "package", "package_version", "sha256")
-            if key in each
-        }
-        if "file" in each:
-            one["file"] = re.split(r"[/\\]", str(each["file"]))[-1]
-        if one and one not in found:
-            found.append(one)
-    return found
-
-
-def references(config: Config) -> list[tuple[str, str]]:
-    """(kind, NAME@VERSION) of every extension that a resolved configuration names."""
-    found = []
-    for kind, key in KINDS.items():
-        part, name = key.split(".")
-        reference = str(getattr(getattr(config, part), name))
-        if "@" in reference:
-            found.append((kind, reference))
-    return found
-
-
-def require(config: Config, recorded: Sequence[Mapping[str, str]]) -> list[Path]:
-    """See that the extensions of a run are here, in its versions.
-
-    Args:
-        recorded: what the run's record says of them, the latest last.
-
-    Returns:
-        The files whose content is not what it was, though their versions are.
-
-    Raises:
-        RequestError: one is not here; the message says where the run had it from.
-    """
-    latest = {(each["kind"], f"{each['name']}@{each['version']}"): each for each in recorded}
-    changed = []
-    for kind, reference in references(config):
-        known = latest.get((kind, reference))
-        try:
-            origin = find(kind, reference).offer.origin
-        except RequestError as error:
-            raise RequestError(
-                *(line + (_hint(known) if known else "") for line in error.problems)
-            ) from error
-        if (
-            known is not None
-            and origin.file is not None
-            and known.get("sha256", origin.sha256) != origin.sha256
-        ):
-            changed.append(origin.file)
-    return changed
-
-
-def _hint(recorded: Mapping[str, str]) -> str:
-    if "file" in recorded:
-        return (
-            f"; the run had it from {VARIABLE}={recorded['file']} (sha256 "
-            f"{recorded['sha256'][:12]})"
-        )
-    return (
-        f"; the run had it from: pip install {recorded['package']}=={recorded['package_version']}"
-    )

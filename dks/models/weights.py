@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from dks import data
 from dks.config.errors import RequestError, one_line
+from dks.config.extensions import require
 from dks.config.reading import check_size, open_file
-from dks.config.registry import require
 from dks.config.schema import Backbone, Config, Data
 from dks.data.batches import channel_statistics
 from dks.data.holdout import hold_out

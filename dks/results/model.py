@@ -5,11 +5,10 @@ Rows x columns of configurations, built from the entries of a sweep by pure func
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from statistics import fmean
@@ -232,16 +231,10 @@ class Table:
     @property
     def left_out(self) -> dict[str, int]:
         """Reason -> finished runs that do not count."""
-        return dict(
-            sum(
-                (
-                    Counter(cell.left_out)
-                    for place, cell in self.cells.items()
-                    if place not in self.same
-                ),
-                Counter(),
-            )
-        )
+        total: Counter[str] = Counter()
+        for place, cell in self.cells.items():
+            total.update(cell.left_out if place not in self.same else {})
+        return dict(total)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -249,37 +242,29 @@ class Table:
 
         return html(self)
 
-    @property
-    def differs(self) -> tuple[str, ...]:
-        """How settings differ from the paper's, each once."""
-        return tuple(dict.fromkeys(line for cell in self.cells.values() for line in cell.differs))
-
     def only(self, **labels: Collection[str]) -> Table:
         """Its cells with one of these labels of each axis.
 
         Without the tests and the totals, which are of the whole table.
         """
-        said = {place: _labels(place, (*self.row_axes, *self.column_axes)) for place in self.cells}
-        kept = [
-            place
-            for place in said
-            if all(said[place].get(axis) in wanted for axis, wanted in labels.items())
-        ]
-        runs = {cell_id for place in kept for cell_id in self.cells[place].cell_ids}
-        return dataclasses.replace(
+        axes = (*self.row_axes, *self.column_axes)
+        cells = {
+            place: cell
+            for place, cell in self.cells.items()
+            if all(_labels(place, axes).get(axis) in wanted for axis, wanted in labels.items())
+        }
+        rows, columns = {row for row, _ in cells}, {column for _, column in cells}
+        runs = {cell_id for cell in cells.values() for cell_id in cell.cell_ids}
+        return replace(
             self,
-            rows=tuple(row for row in self.rows if any(row == place[0] for place in kept)),
-            columns=tuple(
-                column for column in self.columns if any(column == place[1] for place in kept)
-            ),
-            cells={place: self.cells[place] for place in kept},
-            aside=tuple(place for place in self.aside if place in kept),
+            rows=tuple(row for row in self.rows if row in rows),
+            columns=tuple(column for column in self.columns if column in columns),
+            cells=cells,
+            aside=tuple(place for place in self.aside if place in cells),
             pairs=(),
             states={},
-            computed_by={
-                cell_id: made for cell_id, made in self.computed_by.items() if cell_id in runs
-            },
-            same={place: other for place, other in self.same.items() if {place, other} <= {*kept}},
+            computed_by={key: made for key, made in self.computed_by.items() if key in runs},
+            same={place: to for place, to in self.same.items() if {place, to} <= cells.keys()},
         )
 
 
@@ -431,19 +416,20 @@ def _counts(run: Entry) -> bool:
 def _with_gains(
     cells: dict[Place, TableCell], pairs: Sequence[tuple[Place, Over, Place]]
 ) -> dict[Place, TableCell]:
-    gains: dict[tuple[Place, int], dict[Over, float]] = {}
+    gains: dict[Place, list[dict[Over, float]]] = {
+        place: [{} for _ in cell.numbers] for place, cell in cells.items()
+    }
     for place, over, other in pairs:
-        for index, (ours, theirs) in enumerate(
-            zip(cells[place].numbers, cells[other].numbers, strict=True)
-        ):
+        both = zip(cells[place].numbers, cells[other].numbers, strict=True)
+        for found, (ours, theirs) in zip(gains[place], both, strict=True):
             if ours.mean is not None and theirs.mean is not None:
-                gains.setdefault((place, index), {})[over] = theirs.mean - ours.mean
+                found[over] = theirs.mean - ours.mean
     return {
-        place: dataclasses.replace(
+        place: replace(
             cell,
             numbers=tuple(
-                dataclasses.replace(number, gains=gains.get((place, index), {}))
-                for index, number in enumerate(cell.numbers)
+                replace(number, gains=found)
+                for number, found in zip(cell.numbers, gains[place], strict=True)
             ),
         )
         for place, cell in cells.items()
@@ -458,23 +444,22 @@ def _mark_best(
     cells: dict[Place, TableCell], shown: Sequence[str], same: Mapping[Place, Place]
 ) -> dict[Place, TableCell]:
     tasks = [axis for axis in shown if long_name(axis).partition(".")[0] in _TASK]
+
+    def task(place: Place) -> Label:
+        labels = _labels(place, shown)
+        return tuple(labels[axis] for axis in tasks)
+
     groups: dict[Label, list[float]] = {}
     for place, cell in cells.items():
         if place not in same and cell.is_whole and (mean := cell.numbers[0].mean) is not None:
-            groups.setdefault(_task(place, shown, tasks), []).append(mean)
+            groups.setdefault(task(place), []).append(mean)
     if all(len(means) == 1 for means in groups.values()):
         tasks, groups = [], {(): [mean for means in groups.values() for mean in means]}
-    lowest = {task: min(means) for task, means in groups.items() if len(means) > 1}
+    lowest = {key: min(means) for key, means in groups.items() if len(means) > 1}
     return {
-        place: dataclasses.replace(
+        place: replace(
             cell,
-            is_best=cell.is_whole
-            and cell.numbers[0].mean == lowest.get(_task(place, shown, tasks), math.nan),
+            is_best=cell.is_whole and cell.numbers[0].mean == lowest.get(task(place), math.nan),
         )
         for place, cell in cells.items()
     }
-
-
-def _task(place: Place, shown: Sequence[str], tasks: Sequence[str]) -> Label:
-    labels = _labels(place, shown)
-    return tuple(labels[axis] for axis in tasks)

@@ -9,7 +9,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from dks.config.registry import cited
+from dks.config.extensions import cited
 from dks.results.model import Table
 from dks.results.study import Study
 

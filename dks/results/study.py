@@ -176,8 +176,7 @@ def _manifests(
         manifest.read(results_dir, name)  # says which there are
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from dks.config.compose import compose_here
-    from dks.config.composer import Composer
+    from dks.config.compose import Composer, compose_here
     from dks.sweeps.plan import plan
     from dks.sweeps.spec import grid_of
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 
-from dks.config.registry import cited
+from dks.config.extensions import cited
 from dks.machine import code
 
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dks.config.compose import checked, compose_here
-from dks.config.composer import Composer
+from dks.config.compose import Composer, compose_here
 from dks.config.errors import RequestError
+from dks.config.overrides import checked
 from dks.runs.states import State
 from dks.sweeps.files import Sources, read
 from dks.sweeps.manifest import Manifest

@@ -7,8 +7,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dks.config.compose import Compose, compose_here
-from dks.config.composer import Composer
+from dks.config.compose import Compose, Composer, compose_here
 from dks.config.errors import RequestError
 from dks.runs import damage
 from dks.runs.earlier import is_earlier, of_sweep

@@ -14,11 +14,11 @@ from hydra.core.override_parser import types
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from dks.config.compose import Compose, checked, compose_here
-from dks.config.composer import Composer
+from dks.config.compose import Compose, Composer, compose_here
 from dks.config.errors import RequestError, short
 from dks.config.identity import is_execution_only
 from dks.config.names import long_name
+from dks.config.overrides import checked
 from dks.config.ranges import MOST_CELLS
 from dks.config.schema import TeacherKind
 from dks.sweeps.files import NamedSweep

@@ -19,9 +19,10 @@ from rich.markup import escape
 from torch import Tensor
 
 from dks import data
-from dks.config.compose import checked, compose_here
+from dks.config.compose import compose_here
 from dks.config.errors import RequestError
 from dks.config.files import load_choice
+from dks.config.overrides import checked
 from dks.config.schema import Augmentation, Backbone, Compute, Data
 from dks.data.batches import Normalise, TestBatches, evaluation_batches
 from dks.data.folders import class_names, listed, test_folder

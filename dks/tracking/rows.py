@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dks.config.registry import cited
+from dks.config.extensions import cited
 from dks.runs.attempts import ComputedBy, computed_by, device_model
 from dks.runs.best import TOP1, best_of
 from dks.runs.record import Record, RunFolder, Status

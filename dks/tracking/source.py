@@ -24,7 +24,7 @@ class Source(Protocol):
         `dks.runs.states.State`), `epoch` (the last one with metrics, 0: none), `epochs` (asked
         for), `git_commit`, `data_fingerprint`, `device`, `started`, `mlflow_run_id`,
         `mlflow_experiment_id`, `place` (folder or URI of the run), `attempts`, `extensions` (a
-        list, as `dks.config.registry.cited` makes it), `computed_by` (a list of
+        list, as `dks.config.extensions.cited` makes it), `computed_by` (a list of
         `dks.runs.attempts.ComputedBy`, as dicts), `schema_version` (of its ids); and numbers, NaN
         where there is none: `final/<metric>` after the last epoch; `best/<metric>` in the one with
         its classifier's lowest top-1 test error, and that epoch itself, `best/epoch`

@@ -19,9 +19,9 @@ from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dks.config.extensions import cited
 from dks.config.identity import flatten
 from dks.config.reading import MIB
-from dks.config.registry import cited
 from dks.config.secrets import without_password
 from dks.runs import heartbeat
 from dks.runs.attempts import computed_by

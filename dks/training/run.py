@@ -23,8 +23,8 @@ from torch import Tensor
 
 from dks import data
 from dks.config.errors import RequestError
+from dks.config.extensions import references, require, used
 from dks.config.identity import cell_id
-from dks.config.registry import references, require, used
 from dks.config.schema import Config
 from dks.config.secrets import without_password
 from dks.data.holdout import hold_out, kept_rows

@@ -23,9 +23,7 @@ class ExtensionSearchPath(SearchPathPlugin):
         from dks.config.registry import catalogue
 
         found = catalogue()
-        for conf, owner in {
-            origin.conf: origin.owner for origin in found.origins if origin.conf
-        }.items():
+        for conf, owner in found.folders().items():
             search_path.append(provider=owner, path=f"file://{conf}")
         if found.choices:
             search_path.append(provider="dks", path=f"{SCHEME}://")
@@ -42,12 +40,12 @@ class GeneratedChoices(ConfigSource):
         return True
 
     def is_group(self, config_path: str) -> bool:
-        from dks.config.registry import generated_names
+        from dks.config.files import generated_names
 
         return bool(generated_names(config_path.strip("/")))
 
     def is_config(self, config_path: str) -> bool:
-        from dks.config.registry import generated_names
+        from dks.config.files import generated_names
 
         group, name = _split(config_path)
         return name in generated_names(group)
@@ -58,7 +56,7 @@ class GeneratedChoices(ConfigSource):
         Raises:
             RequestError: that cannot be done.
         """
-        from dks.config.registry import generated
+        from dks.config.files import generated
 
         content = generated(*_split(config_path))
         if content is None:
@@ -68,7 +66,7 @@ class GeneratedChoices(ConfigSource):
         )
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        from dks.config.registry import generated_names
+        from dks.config.files import generated_names
 
         return [] if results_filter is ObjectType.GROUP else generated_names(config_path.strip("/"))
 

@@ -80,7 +80,7 @@ class DksSweeper(Sweeper):
         Raises:
             RequestError: something is wrong with a cell; nothing was launched.
         """
-        from dks.config.composer import Composer
+        from dks.config.compose import Composer
         from dks.config.errors import RequestError
         from dks.machine import interruption
         from dks.sweeps import engine
@@ -190,8 +190,10 @@ class HydraLauncher:
 
 def _compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> Composed:
     """One cell, from what Hydra has composed for the whole sweep, `master`."""
-    from dks.config.compose import HYDRA_ERRORS, checked, explain, from_hydra
+    from dks.config.compose import from_hydra
     from dks.config.errors import RequestError
+    from dks.config.explain import HYDRA_ERRORS, explain
+    from dks.config.overrides import checked
 
     checked(overrides)  # Hydra does not say the name of every one that is wrong
     try:

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dks.cli.main import main
 from dks.config import compose
-from dks.config.composer import Composer
+from dks.config.compose import Composer
 from dks.config.errors import RequestError
 from dks.results.results import present
 from dks.runs.record import RunFolder, Status

@@ -19,8 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dks.config.compose import compose_here
-from dks.config.composer import Composer
+from dks.config.compose import Composer, compose_here
 from dks.config.identity import EXECUTION_ONLY, canonical, cell_id, config_id, is_execution_only
 from dks.config.methods import baseline_of
 from dks.config.registry import VARIABLE

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dks.config.compose import compose_here
-from dks.config.composer import Composer
+from dks.config.compose import Composer, compose_here
 from dks.sweeps.files import read
 from dks.sweeps.plan import plan
 from dks.sweeps.spec import grid_of

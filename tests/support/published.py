@@ -9,8 +9,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dks.config.compose import compose_here
-from dks.config.composer import Composer
+from dks.config.compose import Composer, compose_here
 from dks.config.files import declarations
 from dks.runs.record import Attempt, Record, RunFolder, Status
 from dks.sweeps import manifest

@@ -16,8 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dks.cli.main import main
 from dks.config import compose
-from dks.config.compose import Composed
-from dks.config.composer import Composer
+from dks.config.compose import Composed, Composer
 from dks.results.study import Study
 from dks.runs.record import RunFolder
 from dks.sweeps import changes, files, manifest

@@ -13,8 +13,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dks.cli.main import main
-from dks.config.compose import checked
 from dks.config.errors import RequestError
+from dks.config.overrides import checked
 from dks.results.results import present
 from dks.runs.record import RunFolder, Status
 from dks.sweeps import engine, files, manifest, spec, status

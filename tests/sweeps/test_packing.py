@@ -19,10 +19,17 @@ import torch
 
 from dks.config.errors import RequestError
 from dks.config.schema import Config
-from dks.sweeps.estimate import packing, trials
-from dks.sweeps.estimate.packing import Choice, Division, Packing, choose
-from dks.sweeps.estimate.trial import Task
-from dks.sweeps.estimate.trials import Trial, TrialError, Trials
+from dks.sweeps.estimate import packing
+from dks.sweeps.estimate.packing import (
+    Choice,
+    Division,
+    Packing,
+    Processes,
+    Trial,
+    TrialError,
+    choose,
+    side_by_side,
+)
 from dks.sweeps.launchers import local
 from dks.sweeps.launchers.local import Layout, environment
 from hydra_plugins.dks_launchers.local import LocalLauncher
@@ -62,7 +69,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Config]]:
     def given(found: Packing, free_mib: float = 1e6) -> list[Config]:
         seen: list[Config] = []
         monkeypatch.setattr(
-            packing, "_tried", lambda work, division: seen.append(work.config) or found
+            packing, "_tried", lambda network, division: seen.append(network.config) or found
         )
         monkeypatch.setattr(packing, "free_memory", lambda device: int(free_mib * MIB))
         return seen
@@ -148,7 +155,10 @@ def test_no_more_cells_run_than_fit_into_the_memory(pretend: Callable[..., list[
 
 
 def test_the_largest_network_says_how_many_fit(pretend: Callable[..., list[Config]]) -> None:
-    many, large = cells(30), cells(1, "backbone=wrn28_10", "recipe.epochs=1", "data.train_images=1")
+    many, large = (
+        cells(1500),
+        cells(1, "backbone=wrn28_10", "recipe.epochs=1", "data.train_images=1"),
+    )
     pretend(tried(100.0, 200.0), free_mib=500.0)
     assert chosen(many) == 2
     assert chosen([*many, *large]) == 1
@@ -177,7 +187,7 @@ def test_of_a_gpu_the_memory_of_the_gpu_counts(
     pretend: Callable[..., list[Config]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(tried(100.0, 180.0, 250.0, memory_mib=1000.0), free_mib=1.0)
-    monkeypatch.setattr(packing, "_free", lambda work, division: 3000.0)
+    monkeypatch.setattr(packing, "_free", lambda division: 3000.0)
     found = choose(cells(8), [0] * 8, Division(16, 2, {}))
     assert found.cells == 2
     assert "2 cells, each with 1 thread on a GPU, 180 images/s" in found.why
@@ -226,10 +236,9 @@ def test_what_cannot_be_in_the_cache_is_not_believed(
     chosen(cells(2))
     content = json.loads(cache.read_text())
     (entry,) = content.values()
-    if damage == "images_per_second":
-        entry["packing"]["trials"][0][damage] = -1.0
-    else:
-        entry["packing"][damage] = {"memory_mib": math.inf, "trials": []}[damage]
+    wrong = {"memory_mib": math.inf, "trials": [], "images_per_second": -1.0}[damage]
+    kept = entry["value"]
+    (kept["trials"][0] if damage == "images_per_second" else kept)[damage] = wrong
     cache.write_text(json.dumps(content))
     chosen(cells(2))
     assert len(seen) == 2
@@ -279,26 +288,21 @@ def test_data_that_is_not_there_leaves_it_undecided(tmp_path: Path) -> None:
 # --- processes
 
 
-def task(*overrides: str) -> Task:
-    from dks.training.flops import flops
-
-    given = config(*SMALL, "recipe.batch_size=16", "device=cpu", *overrides)
-    return Task(given, (8, 8), 16, flops(given))
-
-
-def variables(threads: int = 1) -> dict[str, str]:
-    return environment(os.environ, Layout(1, threads, threads), 0)
+def processes(device: str = "cpu", cores: int = 1) -> Processes:
+    given = config(*SMALL, "recipe.batch_size=16", "device=cpu")
+    given.device = device
+    return Processes(given, 16, Division(cores, 0, environment(os.environ, Layout(1, 1, 1), 0)))
 
 
 @pytest.mark.slow
 def test_processes_take_steps_side_by_side_and_say_what_memory_they_take(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trials, "SECONDS", 0.05)
-    with Trials(task(), variables(), on_gpu=False) as running:
-        found, need = running.run([1, 2], lambda number: 1, free=1e6)
-        pids = [process._process.pid for process in running._processes]
-        assert len(set(pids)) == 2
+    monkeypatch.setattr(packing, "SECONDS", 0.05)
+    with processes() as running:
+        found, need = side_by_side(running, [1, 2], free=1e6)
+        pids = {process.pid for process, _ in running._running}
+        assert len(pids) == 2
         assert all(Path(f"/proc/{pid}").exists() for pid in pids)
     assert [(trial.cells, trial.threads) for trial in found] == [(1, 1), (2, 1)]
     assert all(trial.images_per_second > 0 for trial in found)
@@ -311,42 +315,8 @@ def test_a_process_that_fails_says_why() -> None:
     """A device that is not there is noticed where the network is built."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    broken = task()
-    broken.config.device = "cuda"
-    with (
-        pytest.raises(TrialError, match=r"device|CUDA|NVIDIA"),
-        Trials(broken, variables(), on_gpu=False) as running,
-    ):
-        running.run([1, 2], lambda number: 1, free=1e6)
-
-
-class Scripted:
-    """A process that answers as if it computed on a GPU where each takes so much, until there is no
-    more.
-    """
-
-    each, left = 0.0, 0.0
-
-    def __init__(self, *_: object) -> None:
-        self.prepared = False
-        self.last: dict[str, Any] = {}
-
-    def tell(self, order: dict[str, Any]) -> None:
-        self.last = order
-
-    def answer(self) -> dict[str, float]:
-        if self.last["do"] == "prepare" and not self.prepared:
-            self.prepared = True
-            if Scripted.left < Scripted.each:
-                raise TrialError("out of memory")
-            Scripted.left -= Scripted.each
-        return {"free_mib": Scripted.left, "memory_mib": 7.0, "images_per_second": 10.0}
-
-    def ask(self, **order: Any) -> dict[str, float]:
-        self.tell(order)
-        return self.answer()
-
-    def end(self) -> None: ...
+    with pytest.raises(TrialError, match=r"device|CUDA|NVIDIA"), processes("cuda") as running:
+        side_by_side(running, [1, 2], free=1e6)
 
 
 @pytest.mark.parametrize(
@@ -355,22 +325,28 @@ class Scripted:
         (80_000.0, [1, 2, 4, 8, 16], [1, 2, 4, 8, 16]),
         (10_000.0, [1, 2, 4, 8], [1, 2, 4]),
         (3500.0, [1, 2, 4], [1]),
-        (2500.0, [1], [1]),
     ],
 )
 def test_on_a_gpu_a_second_process_says_what_one_takes(
     monkeypatch: pytest.MonkeyPatch, free: float, numbers: list[int], tried_numbers: list[int]
 ) -> None:
-    monkeypatch.setattr(trials, "_Process", Scripted)
-    monkeypatch.setattr(Scripted, "each", 2000.0)
-    monkeypatch.setattr(Scripted, "left", free)
-    with Trials(task(), {}, on_gpu=True) as running:
-        assert running.free() == free
-        found, need = running.run(numbers, lambda number: 1, free)
+    """Of its memory each process takes 2000 MiB, until there is no more."""
+    alive: list[int] = []
+
+    def train(self: Processes, number: int, seconds: float) -> list[dict[str, float]]:
+        while len(alive) < number:
+            if free - 2000 * len(alive) < 2000:
+                raise TrialError("out of memory")
+            alive.append(1)
+        left = free - 2000 * len(alive)
+        return [{"free_mib": left, "memory_mib": 7.0, "images_per_second": 10.0}] * number
+
+    monkeypatch.setattr(Processes, "train", train)
+    with Processes(config(*SMALL), 16, Division(16, 1, {})) as running:
+        found, need = side_by_side(running, numbers, free)
     assert ([trial.cells for trial in found], need) == (tried_numbers, 2000.0)
-    assert [trial.images_per_second for trial in found] == [
-        10.0 * number for number in tried_numbers
-    ]
+    rates = [trial.images_per_second for trial in found]
+    assert rates == [10.0 * number for number in tried_numbers]
 
 
 # --- the launcher

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dks.config import files
-from dks.config.compose import compose_here
-from dks.config.composer import Composer
+from dks.config import folders
+from dks.config.compose import Composer, compose_here
 from dks.results import render
 from dks.results.model import Over, Table
 from dks.results.provenance import provenance
@@ -36,7 +35,7 @@ def declared(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """
     for name in ("conf", "sweeps", "analysis/paper"):
         shutil.copytree(ROOT / name, in_folder / "checkout" / name)
-    monkeypatch.setattr(files, "_PACKAGE", in_folder / "checkout" / "dks")
+    monkeypatch.setattr(folders, "PACKAGE", in_folder / "checkout" / "dks")
     edit(
         in_folder / "checkout" / "sweeps" / "table3.yaml",
         "[ap_2fc, ap_conv_2fc, narrow, shallow, ours]",

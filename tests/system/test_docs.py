@@ -33,10 +33,10 @@ from PIL import Image
 
 from dks.cli import main as cli
 from dks.config import files as config_files
-from dks.config.compose import checked, compose_here, register_schema
-from dks.config.composer import Composer
+from dks.config.compose import Composer, compose_here, register_schema
 from dks.config.files import declarations
 from dks.config.identity import is_execution_only
+from dks.config.overrides import checked
 from dks.config.schema import Config
 from dks.sweeps import files
 from dks.sweeps.plan import Plan, plan
@@ -222,8 +222,8 @@ def test_every_command_on_a_page_would_be_taken(
         )
         grid = next(iter(grid.parts), grid)
         planned(
-            dataclasses.replace(grid, points=grid.points[:1], choices=(), named=None)
-        )  # all of it: tests/sweeps/test_sweep_files.py
+            dataclasses.replace(grid, points=grid.points[:1], choices=(), files=())
+        )  # all of it: tests/sweeps/test_files.py
 
 
 def test_blocks_are_in_a_language_that_is_checked_here() -> None:

@@ -6,7 +6,9 @@ import io
 import json
 import os
 import pickle
+import signal
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -47,7 +49,6 @@ def levels(findings: Iterator[Finding]) -> dict[str, str]:
 
 
 # --- what runs checks
-# ----------------------------------------------------------------------
 
 
 def test_an_error_inside_a_check_is_a_red_line_and_what_it_found_before_stays() -> None:
@@ -95,7 +96,6 @@ def test_a_check_that_hangs_is_left_alone_after_its_time() -> None:
 
 
 # --- Python and packages
-# ----------------------------------------------------------------------
 
 
 def site(
@@ -190,7 +190,6 @@ def test_a_torchvision_that_does_not_fit_is_red(
 
 
 # --- what computes
-# ----------------------------------------------------------------------
 
 
 def test_torch_computes_and_wrong_numbers_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +290,6 @@ def test_a_clock_behind_the_newest_run_is_noticed(tmp_path: Path) -> None:
 
 
 # --- extensions
-# ----------------------------------------------------------------------
 
 
 GOOD = """
@@ -363,7 +361,6 @@ def test_an_entry_point_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 # --- data
-# ----------------------------------------------------------------------
 
 
 def test_data_without_files_is_green() -> None:
@@ -445,7 +442,6 @@ def test_folders_of_images_agree_in_their_classes_and_decode(tmp_path: Path) -> 
 
 
 # --- disks
-# ----------------------------------------------------------------------
 
 
 def test_a_folder_is_tried_out_and_left_as_it_was(tmp_path: Path) -> None:
@@ -521,7 +517,6 @@ def test_a_disk_that_is_nearly_full_is_red(tmp_path: Path) -> None:
 
 
 # --- tracking: a store
-# ----------------------------------------------------------------------
 
 
 def local(uri: str) -> Tracking:
@@ -580,6 +575,7 @@ def test_a_store_of_another_mlflow_is_red(
     assert advice in found.advice
 
 
+@pytest.mark.slow
 def test_a_deleted_experiment_is_red_and_one_that_is_not_there_yet_is_not(
     store: Path, tmp_path: Path
 ) -> None:
@@ -595,22 +591,23 @@ def test_a_deleted_experiment_is_red_and_one_that_is_not_there_yet_is_not(
     assert by_name(tracking.tracking(other))["experiment"].level == "green"
 
 
-def test_a_damaged_store_is_red(store: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_red(tmp_path: Path) -> None:
     (tmp_path / "garbage.db").write_bytes(b"garbage" * 1000)
     (found,) = tracking.tracking(local(f"sqlite:///{tmp_path}/garbage.db"))
     assert (found.level, "not a database" in found.found) == ("red", True)
-    uri = changed(store, tmp_path)
-    copy = tmp_path / "mlflow.db"
+
+
+@pytest.mark.slow
+def test_a_damaged_store_is_red(store: Path, tmp_path: Path) -> None:
+    uri, copy = changed(store, tmp_path), tmp_path / "mlflow.db"
+    query = "SELECT rootpage FROM sqlite_master WHERE name = 'latest_metrics'"
     with closing(sqlite3.connect(copy)) as file:
         page = file.execute("PRAGMA page_size").fetchone()[0]
-        root = file.execute(
-            "SELECT rootpage FROM sqlite_master WHERE name = 'latest_metrics'"
-        ).fetchone()[0]
+        root = file.execute(query).fetchone()[0]
     with copy.open("r+b") as raw:
         raw.seek((root - 1) * page)
         raw.write(b"\xff" * page)
-    found_all = by_name(tracking.tracking(local(uri)))
-    assert "red" in {each.level for each in found_all.values()}, found_all
+    assert "red" in levels(tracking.tracking(local(uri))).values()
 
 
 @pytest.mark.slow
@@ -637,11 +634,12 @@ def test_a_store_in_postgresql_is_looked_at_as_well(postgresql: str) -> None:
 
 
 # --- tracking: a server
-# ----------------------------------------------------------------------
 
 
 @contextmanager
-def server(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+def server(
+    answer: Callable[[BaseHTTPRequestHandler], None], tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
     """A server that answers every request so; its URI."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -653,10 +651,14 @@ def server(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
         listening.daemon_threads = True
+        if tls is not None:
+            listening.handle_error = lambda *_: None  # type: ignore[method-assign,assignment]
+            listening.socket = tls.wrap_socket(listening.socket, server_side=True)
         thread = threading.Thread(target=listening.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{listening.server_port}"
+            host = "http://127.0.0.1" if tls is None else "https://localhost"
+            yield f"{host}:{listening.server_port}"
         finally:
             listening.shutdown()
             thread.join()
@@ -772,67 +774,29 @@ def test_a_port_without_a_server_and_a_name_without_an_address_are_red() -> None
     assert asked("http://no-such-host.invalid:5000")["name"].level == "red"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("days", "level"), [(400, "green"), (5, "yellow")])
 def test_a_certificate_that_nobody_signed_is_red_and_one_that_is_named_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int, level: str
 ) -> None:
-    import ssl
-
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    for days, level in ((400, "green"), (5, "yellow")):
-        command = [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            str(days),
-            "-subj",
-            "/CN=localhost",
-        ]
-        names = [
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-keyout",
-            str(key),
-            "-out",
-            str(certificate),
-        ]
-        subprocess.run([*command, *names], check=True, capture_output=True)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
-        with server(says(api=THERE)) as plain:
-            port = int(plain.rpartition(":")[2])
-            assert asked(f"https://localhost:{port}")["certificate"].level == "red", (
-                "it speaks no TLS"
-            )
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                says(api=THERE)(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-            listening.handle_error = lambda *_: None  # type: ignore[method-assign,assignment]  # a client that hangs up
-            listening.socket = context.wrap_socket(listening.socket, server_side=True)
-            thread = threading.Thread(target=listening.serve_forever)
-            thread.start()
-            uri = f"https://localhost:{listening.server_port}"
-            try:
-                monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH", raising=False)
-                found = asked(uri)
-                assert found["certificate"].level == "red"
-                assert "answer" not in found, "no password is sent to it"
-                monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
-                found = asked(uri)
-                assert found["certificate"].level == level, found
-                assert found["account"].level == "green"
-            finally:
-                listening.shutdown()
-                thread.join()
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days {days} -subj /CN=localhost"
+    names = f"-addext subjectAltName=DNS:localhost -keyout {key} -out {certificate}"
+    subprocess.run(f"{command} {names}".split(), check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH", raising=False)
+    with server(says(api=THERE)) as plain:
+        port = int(plain.rpartition(":")[2])
+        found = asked(f"https://localhost:{port}")
+        assert found["certificate"].level == "red", "it speaks no TLS"
+    with server(says(api=THERE), context) as uri:
+        found = asked(uri)
+        assert found["certificate"].level == "red"
+        assert "answer" not in found, "no password is sent to it"
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
+        found = asked(uri)
+        assert (found["certificate"].level, found["account"].level) == (level, "green")
 
 
 def test_a_password_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -848,20 +812,11 @@ def test_a_password_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.timeout(600)
 def test_a_real_mlflow_server_is_green_and_one_for_other_hosts_is_red(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    command = [
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/s.db",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
+    store = f"--backend-store-uri sqlite:///{tmp_path}/s.db"
+    command = f"-m mlflow server {store} --port {port} --workers 1 --allowed-hosts".split()
     for hosts, expected in (("localhost:*", "green"), ("elsewhere.example.org", "red")):
         process = subprocess.Popen(
-            [sys.executable, *command, "--allowed-hosts", hosts],
+            [sys.executable, *command, hosts],
             cwd=tmp_path,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -869,13 +824,8 @@ def test_a_real_mlflow_server_is_green_and_one_for_other_hosts_is_red(tmp_path: 
         )
         try:
             until = time.monotonic() + 90
-            while asked(f"http://localhost:{port}")["connection"].level == "red":
+            while "Connection refused" in str(found := asked(f"http://localhost:{port}")):
                 assert time.monotonic() < until
-                time.sleep(0.5)
-            while (
-                "Connection" in str((found := asked(f"http://localhost:{port}")).get("answer"))
-                and time.monotonic() < until
-            ):
                 time.sleep(0.5)
             if expected == "green":
                 assert {each.level for each in found.values()} == {"green"}, found
@@ -883,14 +833,11 @@ def test_a_real_mlflow_server_is_green_and_one_for_other_hosts_is_red(tmp_path: 
                 last = list(found.values())[-1]
                 assert (last.level, "--allowed-hosts" in last.advice) == ("red", True), found
         finally:
-            import signal
-
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
 
 
 # --- SLURM
-# ----------------------------------------------------------------------
 
 
 def test_slurm_that_is_not_installed_is_grey_and_half_of_it_red(
@@ -930,7 +877,6 @@ def test_a_real_cluster_is_green_and_drained_nodes_are_yellow(cluster: Cluster) 
 
 
 # --- what a user types
-# ----------------------------------------------------------------------
 
 
 def page(encoding: str = "utf-8", **console: object) -> tuple[str, io.BytesIO]:
@@ -983,20 +929,3 @@ def test_the_command_tells_everything_in_json_and_by_its_exit_status(tmp_path: P
     assert all(each["advice"] for each in found if each["level"] in ("yellow", "red"))
     assert "Traceback" not in out + err
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"], "nothing is left behind"
-
-
-def test_a_wrong_request_is_one_line_and_status_2(tmp_path: Path) -> None:
-    process = start(["-m", "dks", "doctor", "data=nothing"], tmp_path)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (2, "")
-    assert err.startswith("error: data=nothing: no such choice")
-    assert len(err.splitlines()) == 1
-
-
-def test_help_has_examples_and_needs_nothing_heavy(tmp_path: Path) -> None:
-    code = "import sys; from dks.cli.main import main\ntry: main(['doctor', '--help'])\n"
-    code += "finally: assert not {'torch', 'mlflow', 'rich'} & set(sys.modules)"
-    process = start(["-c", code], tmp_path)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert "dks doctor data=cifar100 data.root=data" in out

@@ -251,10 +251,7 @@ def forecast(
 def networks_of(
     cells: Sequence[Config], done_epochs: Sequence[int], slots: int = 1, processes: int = 1
 ) -> list[Network]:
-    """The distinct networks of these cells, and what each cell has left; no speeds yet.
-
-    Args as of `forecast`, none left out.
-    """
+    """The distinct networks of these cells, and what each has left; as `forecast`, no speeds."""
     found: dict[str, Network] = {}
     known: dict[str, tuple[Network, tuple[int, int]]] = {}
     for place, (config, done) in enumerate(zip(cells, done_epochs, strict=True)):
@@ -279,8 +276,8 @@ def _network(config: Config, slots: int, processes: int) -> Network:
     threads = config.threads or max(1, available_threads() // slots // processes)
     machine = Machine(device_model(device_name(pick_device(config.device))), threads, processes)
     network = Network(config, machine, image_size(config.data))
-    where = f"data.source={config.data.source} data.root={config.data.root}"
     if images(config.data) is None or network.size is None:
+        where = f"data.source={config.data.source} data.root={config.data.root}"
         network.problem = f"the images of {where} cannot be counted here"
         return network
     try:
@@ -310,9 +307,7 @@ def place_key(network: Network) -> str:
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:
-    """Seconds until all cells are over that take so many each, so many at a time, each begun in its
-    order as soon as a slot is free.
-    """
+    """Seconds until all cells are over, each begun in its order as soon as a slot is free."""
     free = [0.0] * slots  # when each slot is free
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)

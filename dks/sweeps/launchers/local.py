@@ -189,7 +189,9 @@ def end_server() -> None:
                 # multiprocessing reaps it when it starts the next one
                 while child.status() != psutil.STATUS_ZOMBIE:
                     time.sleep(0.002)
-    shutil.rmtree(_socket_folder(), ignore_errors=True)
+    folder = _socket_folder()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)  # multiprocessing removes it as this process ends, and must find it
 
 
 def _socket_folder() -> Path:
@@ -204,7 +206,6 @@ def _socket_folder() -> Path:
         folder = Path(multiprocessing.util.get_temp_dir())
     finally:
         tempfile.tempdir = before
-    folder.mkdir(mode=0o700, exist_ok=True)  # again, after `end_server`
     return folder
 
 

@@ -29,7 +29,8 @@ def groups(overrides: Sequence[str]) -> list[tuple[str, list[Check]]]:
         RequestError: an override is wrong.
     """
     try:
-        from dks.config.compose import checked, compose_here
+        from dks.config.compose import compose_here
+        from dks.config.overrides import checked
 
         composed = compose_here(checked(overrides))
     except ImportError as error:  # a package is missing, and that is what is to be said

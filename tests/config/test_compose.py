@@ -13,9 +13,9 @@ from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dks.config.compose import HYDRA_ERRORS, Composed, explain, from_hydra, register_schema
-from dks.config.composer import Composer
+from dks.config.compose import Composed, Composer, from_hydra, register_schema
 from dks.config.errors import RequestError
+from dks.config.explain import HYDRA_ERRORS, explain
 from dks.config.files import declarations
 from tests.conftest import sampled
 

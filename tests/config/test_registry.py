@@ -18,9 +18,9 @@ import torch
 
 import dks
 from dks import data
-from dks.config import registry as extensions
 from dks.config.errors import RequestError
-from dks.config.files import cache_folder, choices, load_choice
+from dks.config.extensions import references
+from dks.config.files import cache_folder, choices, load_choice, own_choices
 from dks.config.identity import cell_id, config_id
 from dks.config.methods import baseline_of
 from dks.config.registry import ENTRY_POINTS, VARIABLE
@@ -544,7 +544,7 @@ def test_the_frozen_configuration_of_an_extension_is_read_as_it_was_written(
     found = folder.read_config()
     assert cell_id(found) == folder.cell_id
     assert found.matching_strategy.options == {"back": True}
-    assert extensions.references(found) == [
+    assert references(found) == [
         ("backbone", "mynet@1"),
         ("aux_design", "probe@1"),
         ("matching_strategy", "ring@1"),
@@ -795,6 +795,27 @@ def test_a_choice_that_is_missed_may_be_in_a_file_that_cannot_be_read(extend: Ex
     assert f"(the file {file} cannot be read: invalid syntax" in message
 
 
+def test_a_variable_may_say_what_is_in_a_file(
+    extend: Extend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose text does not show the name, and one of which only a part is wanted."""
+    hidden = extend(NET.replace('"mynet"', '"my" + "net"'))
+    parts = extend(PARTS)
+    monkeypatch.setenv(VARIABLE, f"backbone.mynet={hidden}{os.pathsep}aux_design.probe={parts}")
+    assert set(choices("data")) == set(own_choices("data"))
+    found = config("backbone=mynet", "aux=probe")
+    assert (found.backbone.family, found.aux_design.kind) == ("mynet@1", "probe@1")
+    monkeypatch.setenv(VARIABLE, f"data.mynet={hidden}")
+    assert "registers no such data; it registers backbone mynet" in refusal(
+        lambda: compose_and_resolve("data=mynet")
+    )
+
+
+def test_what_fails_in_a_file_is_told_with_its_line(extend: Extend) -> None:
+    extend(NET.replace("from torch import nn", "from nowhere import nn"))
+    assert refusal(lambda: compose_and_resolve("backbone=mynet")).endswith("(extra.py, line 2)")
+
+
 def test_a_file_that_is_not_there_is_a_warning_for_who_does_not_need_it(tmp_path: Path) -> None:
     given = {VARIABLE: "nowhere.py"}
     status, _, err = run_dks(tmp_path, "train", "--cfg", "job", **given)
@@ -809,8 +830,9 @@ def test_jobs_of_slurm_find_the_same_files(extend: Extend, monkeypatch: pytest.M
 
     file = extend(NET)
     monkeypatch.chdir(file.parent)
-    monkeypatch.setenv(VARIABLE, f"{file.name}{os.pathsep}../other")
-    assert f"export {VARIABLE}={file}{os.pathsep}{file.parent.parent / 'other'}" in _importable()
+    monkeypatch.setenv(VARIABLE, f"backbone.mynet={file.name}{os.pathsep}../other")
+    wanted = f"backbone.mynet={file}{os.pathsep}{file.parent.parent / 'other'}"
+    assert f"export {VARIABLE}={wanted}" in _importable()
     monkeypatch.delenv(VARIABLE)
     assert not any(VARIABLE in line for line in _importable())
 

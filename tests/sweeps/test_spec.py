@@ -11,8 +11,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dks.cli.main import main
-from dks.config.compose import checked
 from dks.config.errors import RequestError
+from dks.config.overrides import checked
 from dks.sweeps import files, spec
 from dks.sweeps.spec import Grid, expand
 from tests.conftest import TINY

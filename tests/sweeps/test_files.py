@@ -447,11 +447,11 @@ def test_the_name_says_what_is_fixed_whatever_its_order_and_spelling(sweeps: Pat
     assert (
         mine("device=cpu", "tracking=off").name,
         mine("device=cpu").title,
-        mine("runs_dir=x").fixed,
-    ) == ("mine", "Mine", ())
+        mine("runs_dir=x").name,
+    ) == ("mine", "Mine", "mine")
     one = mine("strategy=topdown", "tracking=off", "recipe.lr=0.5", "seed=1,2")
-    assert one.fixed == ("matching_strategy=topdown", "recipe.lr=0.5", "seed=1,2")
-    assert one.name.startswith("mine-") and len(one.name) == len("mine-3f9a21")
+    # the SHA-256 of three lines: matching_strategy=topdown, recipe.lr=0.5, seed=1,2
+    assert one.name == "mine-3d2052"
     assert one.title == "Mine with strategy=topdown recipe.lr=0.5 seed=1,2"
     assert one.name == mine("seed=range(1,3)", "recipe.lr=5e-1", "matching_strategy=topdown").name
     assert one.name == mine("recipe.lr=0.50", "strategy=topdown", "seed=2,1").name
@@ -523,12 +523,8 @@ def test_overrides_settle_a_choice_replace_its_candidates_and_set_its_holdout(sw
         *("data.holdout=7", "kd_teacher.temperature=3"),
     )
     assert list(several.choices[0].candidates) == ["2", "3", "4"]
-    assert several.fixed == (
-        "data.holdout=7",
-        "kd_teacher.temperature=2,3,4",
-        "kd_teacher=checkpoint",
-        "seed=3",
-    )
+    # data.holdout=7, kd_teacher.temperature=2,3,4, kd_teacher=checkpoint, seed=3
+    assert several.name == "mine-3a0a05"
     for wrong in ("data.holdout=7,8", "data.holdout=0"):
         with pytest.raises(
             RequestError, match=f"{wrong}: the runs by which something is chosen need one number"

@@ -71,7 +71,7 @@ def test_a_plan_says_how_many_cells_run_at_a_time_and_why(
     monkeypatch.setattr(
         packing, "_tried", lambda work, division: packing.Packing(trials, 200.0, False)
     )
-    status, out, err = dks("sweep", "plan", "mine", "--probe", "0.001", *given)
+    status, out, err = dks("sweep", "plan", "mine", "--probe", "0.5", *given)
     assert status == 0, err
     assert (
         "slots=auto: 2 cells, each with 2 threads, 300 images/s (1 cell with 4 threads 100, 4 "
