@@ -133,7 +133,8 @@ def test_flops_agree_with_the_counter_run_over_the_whole_network(
     with counting.counter() as counter:
         logits = network.train()(image)
         forward = counter.get_total_flops()
-        Objective(given, None)(logits, label).total.backward()
+        objective = Objective(given, None)
+        objective(logits, label, objective.observe(image)).total.backward()
     counted = flops(given)
     assert (counted.forward, counted.step) == (forward, counter.get_total_flops())
     with torch.no_grad(), counting.counter() as counter:
