@@ -31,7 +31,7 @@ TESTS = {
     "dks/objectives/objective.py": ["training/test_step.py", "config/test_methods.py"],
     "dks/objectives/synergy.py": ["objectives/test_synergy.py"],
     "dks/config/identity.py": ["config/test_identity.py", "training/test_schedule.py"],
-    "dks/sweeps/points.py": ["sweeps/test_sweep_files.py"],
+    "dks/sweeps/points.py": ["sweeps/test_spec.py"],
     "dks/training/schedule.py": ["training/test_schedule.py"],
     "dks/training/checkpoint.py": ["runs/test_durability.py", "training/test_resume.py"],
     "dks/results/statistics.py": ["results/test_statistics.py", "results/test_tables.py"],
