@@ -1,6 +1,4 @@
-"""`results/<sweep>/`.
-
-The table of a sweep in every format, and where each of its numbers comes from.
+"""`results/<sweep>/`: the table of a sweep in every format, and where each of its numbers comes from.
 """
 
 from __future__ import annotations

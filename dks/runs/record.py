@@ -2,14 +2,18 @@
 
 config.yaml           the frozen configuration
 record.json           status, attempts, times, host, git commit, device, cost, final and best
-metrics metrics.jsonl         the journal checkpoints/          what an unfinished run goes on from
-weights.safetensors   the trained network, branches included environment.json      machine, system
-and packages of the newest attempt code.diff             what in the code was not committed, if
-anything model.txt             the network's layers, shapes and parameters confusion.csv
-which test images were taken for what after the last epoch classes.json          the names of the
-classes in order, where the data has some run.log               log records and tracebacks
-superseded/<n>/       earlier executions, whose place another code has taken lock
-held by the process that works on the cell
+                      metrics
+metrics.jsonl         the journal
+checkpoints/          what an unfinished run goes on from
+weights.safetensors   the trained network, branches included
+environment.json      machine, system and packages of the newest attempt
+code.diff             what in the code was not committed, if anything
+model.txt             the network's layers, shapes and parameters
+confusion.csv         the confusion matrix of the test images after the last epoch
+classes.json          the names of the classes in order, where the data has some
+run.log               log records and tracebacks
+superseded/<n>/       earlier executions, whose place another code has taken
+lock                  held by the process that works on the cell
 """
 
 from __future__ import annotations
