@@ -1,5 +1,4 @@
-"""`results/<sweep>/`: the table of a sweep in every format, and where each of its numbers comes from.
-"""
+"""`results/<sweep>/`: the table of a sweep in every format, with where its numbers come from."""
 
 from __future__ import annotations
 

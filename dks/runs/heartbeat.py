@@ -1,4 +1,4 @@
-"""`heartbeat.json`: what a run says of itself every few seconds while it lives, for whoever looks from outside.
+"""`heartbeat.json`: what a run says of itself every few seconds while it lives.
 
 Whether it lives is in the age of the file; a process that was killed leaves it as it is. Nothing
 here can stop a run.
