@@ -176,7 +176,7 @@ def execute(
         if standing.state is State.done and (
             standing.folder.record_is_damaged or not standing.folder.config_is_whole()
         ):
-            mend(cell)
+            mend(cell, standing.folder)
     return 1 if any(to_launch(standing.state) for standing in standings.values()) else 0
 
 

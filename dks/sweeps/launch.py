@@ -194,9 +194,12 @@ def _fresh(cell: Cell, launch: LaunchFolder | None = None) -> Record:
     )
 
 
-def mend(cell: Cell) -> None:
-    """Write again what was damaged of a run that is done, unless somebody works on it."""
-    folder = cell.folder
+def mend(cell: Cell, folder: RunFolder) -> None:
+    """Write again what was damaged of a run that is done, unless somebody works on it.
+
+    Args:
+        folder: as it was read after the launch; that of the plan may be from before the damage.
+    """
     if not folder.claim():
         return
     try:

@@ -30,6 +30,7 @@ from rich.markup import escape
 from dks.config.errors import RequestError
 from dks.config.files import python_path
 from dks.machine.interruption import SIGNALS, Interrupted, Interruption
+from dks.runs import damage
 from dks.runs.record import Record, RunFolder, Status
 from dks.runs.terminal import CountView, Display, RunView
 from dks.sweeps.launchers import worker
@@ -249,6 +250,8 @@ class _Worker:
     def begin(self, cells: list[RunFolder], threads: int) -> None:
         """Hand it cells."""
         self.cells, self.threads = cells, threads
+        for cell in cells:  # here, for what a worker says of it would be lost
+            damage.make_way(cell.log_file)
         with suppress(OSError):  # it has just died, which will be noticed
             self.connection.send([cell.path.absolute() for cell in cells])
 
