@@ -199,6 +199,12 @@ def assert_same_result(one: RunFolder, other: RunFolder) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _addresses_are_trusted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that an earlier test ran in this process may have said `distrust`."""
+    monkeypatch.setattr("dks.tracking.addresses._replays", False)
+
+
+@pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What forecasts keep between two plans stays out of the home of whoever runs the tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
