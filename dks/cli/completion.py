@@ -20,6 +20,7 @@ from click.shell_completion import CompletionItem, ShellComplete, split_arg_stri
 
 from dks.cli.exit_status import DONE
 from dks.config.files import choices, declarations
+from dks.sweeps.launchers import LAUNCHERS
 
 SCRIPTS = {
     "bash": r"""
@@ -75,7 +76,7 @@ FILES = "<files>"  # stands for the names of files, which shells complete better
 PATHS = ("data.root", "kd_teacher.path", "runs_dir", "results_dir")  # keys of the configuration
 # What Hydra's own groups and keys are used for here; hydra_plugins/dks_launchers has them, whose
 # import takes too long.
-LAUNCHER, LAUNCHERS = "hydra/launcher", ("local", "slurm")
+LAUNCHER = "hydra/launcher"
 LOCAL_OPTIONS = ("slots", "slots_per_gpu")
 
 

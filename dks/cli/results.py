@@ -49,10 +49,10 @@ def table(epoch: str, form: str | None, as_json: bool, output: str | None, **sou
       dks table table1 --store sqlite:///mlflow.db --format latex --output table1.tex
       dks table methods --json
     """
-    from dks.results.model import Epoch
     from dks.results.render import TEXT_FORMATS
     from dks.results.render import as_json as tables_as_json
     from dks.results.results import show, write
+    from dks.results.shape import Epoch
     from dks.results.study import Study
 
     if form and as_json:
@@ -135,8 +135,8 @@ def report(epoch: str, output: str | None, **source: Any) -> int:
       dks report paper
       dks report table3 --output table3.html
     """
-    from dks.results.model import Epoch
     from dks.results.report import write_report
+    from dks.results.shape import Epoch
     from dks.results.study import Study
 
     study = Study.open(**source)

@@ -44,8 +44,7 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 _ANY_KIND = "|".join(KINDS)
 # An entry of the variable that says what is in its file.
 _ENTRY = re.compile(rf"(?:({_ANY_KIND})\.({NAME.pattern})=)?(.+)", re.DOTALL)
-# A decorator of `dks.extend` in the text of a file, or its call, and its first argument if that is
-# a name.
+# A decorator of `dks.extend` in the text of a file, or its call, and the name that it begins with.
 _DECORATOR = re.compile(
     rf"""^(?:[^#\n]*?(?:@(?:\w+\.)*|\bextend\.)|(?=\w+\(\s*["']))({_ANY_KIND})\("""
     rf"""(?:\s*(["'])({NAME.pattern})\2\s*[,)])?""",

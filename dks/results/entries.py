@@ -13,7 +13,8 @@ import pandas as pd
 
 from dks.config.names import long_name
 from dks.results.computed import computed_by
-from dks.results.model import Entry, Epoch, Metric, Over
+from dks.results.model import Entry
+from dks.results.shape import Epoch, Metric, Over
 from dks.runs.states import State
 from dks.sweeps.files import CLASSIFIER, TRAINING
 from dks.sweeps.manifest import Manifest, ManifestCell

@@ -21,7 +21,8 @@ from rich.text import Text
 from dks.config.errors import one_line, visible
 from dks.machine.code import short
 from dks.results.computed import notes
-from dks.results.model import Comparison, Number, Over, Place, Table
+from dks.results.model import Comparison, Number, Place, Table
+from dks.results.shape import Over
 from dks.results.sheet import Heading, Sheet, SheetCell, SheetRow, main, sheets
 from dks.sweeps.paper import PaperNumber
 

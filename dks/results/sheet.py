@@ -13,7 +13,8 @@ from itertools import groupby
 
 from dks.results import computed
 from dks.results.computed import MARK
-from dks.results.model import Comparison, Epoch, Label, Over, Place, Table, TableCell
+from dks.results.model import Comparison, Label, Place, Table, TableCell
+from dks.results.shape import Epoch, Over
 from dks.results.statistics import CONFIDENCE, LEVEL
 from dks.runs.states import State
 from dks.sweeps.paper import PaperNumber

@@ -15,7 +15,8 @@ from dks.config.files import declarations
 from dks.config.identity import SCHEMA_VERSION
 from dks.config.secrets import without_password
 from dks.results.entries import entries, is_told, other_axes
-from dks.results.model import Epoch, Metric, Over, Shape, Table, build
+from dks.results.model import Table, build
+from dks.results.shape import Epoch, Metric, Over, Shape
 from dks.runs.earlier import of_sweep
 from dks.runs.terminal import duration, explain
 from dks.sweeps import manifest

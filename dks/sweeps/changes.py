@@ -10,9 +10,10 @@ from dks.config.compose import Composer, compose_here
 from dks.config.errors import RequestError
 from dks.config.overrides import checked
 from dks.runs.states import State
-from dks.sweeps.files import Sources, read
+from dks.sweeps.files import read
 from dks.sweeps.manifest import Manifest
 from dks.sweeps.plan import Plan, plan
+from dks.sweeps.sources import Sources
 from dks.sweeps.spec import expand, grid_of
 
 

@@ -25,9 +25,10 @@ from dks.runs.states import State, look_up, survey_all, to_launch
 from dks.runs.terminal import Display, console, error_head, error_text
 from dks.runs.unfinished import on_other_files
 from dks.sweeps import manifest
+from dks.sweeps.cell import Cell
 from dks.sweeps.launch import Launch, mend
 from dks.sweeps.manifest import Manifest
-from dks.sweeps.plan import Cell, Plan
+from dks.sweeps.plan import Plan
 from dks.sweeps.refusals import other_ways, unwritable
 from dks.sweeps.summary import plan_json, plan_text, single, summary
 from dks.tracking.destination import status_of

@@ -32,10 +32,9 @@ that they make equal are one.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,6 @@ from dks.config.files import declarations
 from dks.config.names import long_name
 from dks.config.ranges import whole_numbers
 from dks.config.reading import MIB, read_text
-from dks.config.registry import catalogue
 from dks.sweeps.points import (
     HOLDOUT,
     Choose,
@@ -73,7 +71,6 @@ GAINS = ("baseline", "ds", "alone")
 # Axes that come from the classifiers of a network and not from a key.
 CLASSIFIER, TRAINING = "classifier", "training"
 _GRID_KEYS = {"zip", "exclude", "choose"}
-_CONF = "conf"
 
 
 @dataclass(frozen=True)
@@ -437,34 +434,3 @@ def _check_union(file: str, union: Sequence[Sequence[Point]], axes: Sequence[str
             f"{file}: {' and '.join(said)} fill the same place of the table with different cells; "
             f"name what tells them apart in table"
         )
-
-
-class Sources:
-    """Digests of what sweeps are made from, beside what was typed: their files and `conf/`.
-
-    They are kept with a sweep, for they change. Each is read once.
-    """
-
-    def __init__(self) -> None:
-        self._seen: dict[str, str] = {}
-
-    def of(self, files: Iterable[str]) -> dict[str, str]:
-        """Those of `conf` and of these sweep files, as they are now."""
-        return {source: self._digest(source) for source in (_CONF, *files)}
-
-    def are(self, known: Mapping[str, str]) -> bool:
-        """Are they what they were?"""
-        return all(self._digest(source) == digest for source, digest in known.items())
-
-    def _digest(self, source: str) -> str:
-        if source not in self._seen:
-            paths = [path_of(source)]
-            if source == _CONF:
-                ours, foreign = declarations(_CONF).rglob("*.yaml"), catalogue().files.items()
-                paths = [*sorted(ours), *(path for _, path in sorted(foreign))]
-            whole = hashlib.sha256()
-            for path in paths:
-                whole.update(f"{path.parent.name}/{path.name}\n".encode())
-                whole.update(path.read_bytes() if path.is_file() else b"")
-            self._seen[source] = whole.hexdigest()[:12]
-        return self._seen[source]

@@ -17,8 +17,9 @@ from dks.runs.record import Record, RunFolder, Status, write_atomically
 from dks.runs.states import Standing, State
 from dks.runs.superseded import complete, restore, supersede
 from dks.sweeps import manifest
+from dks.sweeps.cell import Cell
 from dks.sweeps.command_line import command_line
-from dks.sweeps.plan import Cell, Plan
+from dks.sweeps.plan import Plan
 
 # Cells that are queued at a time.
 QUEUING = 8

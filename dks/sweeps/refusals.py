@@ -7,8 +7,9 @@ from pathlib import Path
 
 from dks.runs.attempts import begun_with, cannot_go_on
 from dks.runs.disk import refusal
+from dks.sweeps.cell import Cell
 from dks.sweeps.command_line import command_with
-from dks.sweeps.plan import Cell, Plan
+from dks.sweeps.plan import Plan
 
 
 def unwritable(sweep: Plan, launches: Sequence[Cell], is_detached: bool) -> Iterator[str]:

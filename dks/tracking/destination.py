@@ -14,6 +14,10 @@ from dks.tracking.store import Unavailable, said
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+CELL_ID = "dks.cell_id"
+# the tag of a run whose place another execution of the cell has taken; it enters no mean
+SUPERSEDED = "dks.superseded"
+
 
 @dataclass
 class Destination:

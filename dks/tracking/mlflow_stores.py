@@ -19,9 +19,9 @@ from dks.config.secrets import without_password
 from dks.tracking import mlflow_internals
 from dks.tracking.addresses import point_at, warn_if_exposed
 from dks.tracking.database import SQLITE, Database, connected
+from dks.tracking.destination import CELL_ID, SUPERSEDED
 from dks.tracking.rows import FIELDS, StoredRun, restored
 from dks.tracking.store import all_cells, load_mlflow, reason, said
-from dks.tracking.upload import CELL_ID, SUPERSEDED
 
 _SOURCES = [each.source for each in FIELDS if each.source]  # tags and params
 # seconds that a server has for a word, and for an answer that may be long

@@ -30,7 +30,7 @@ from dks.runs.journal import Entry
 from dks.runs.lock import alone
 from dks.runs.record import Record, RunFolder, Status
 from dks.runs.superseded import executions
-from dks.tracking.destination import Destination
+from dks.tracking.destination import CELL_ID, SUPERSEDED, Destination
 from dks.tracking.mlflow_internals import latest_points
 from dks.tracking.upload_state import RUNNING, UploadState
 
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CELL_ID = "dks.cell_id"
-# the tag of a run whose place another execution of the cell has taken; it enters no mean
-SUPERSEDED = "dks.superseded"
 STATUS = {Status.done: "FINISHED", Status.failed: "FAILED", Status.killed: "KILLED"}
 # in one call; MLflow takes 1000 of all kinds together, and 100 parameters
 POINTS, PARAMS = 800, 100

@@ -16,6 +16,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from dks.config.errors import RequestError
+
 if TYPE_CHECKING:
     from dks.config.schema import Config
     from dks.sweeps.estimate.packing import Choice
@@ -84,7 +86,7 @@ class LocalLauncher(Launcher):
         if _together():
             yield
             return
-        from dks.sweeps.launchers.local import fork_server
+        from dks.sweeps.launchers.fork_server import fork_server
 
         with fork_server():
             yield
@@ -126,7 +128,7 @@ class LocalLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """What other sweepers would call; ours hands cells over, to `launch_cells`."""
-        raise NotImplementedError
+        raise RequestError("hydra/launcher=local runs the cells of hydra/sweeper=dks alone")
 
     def _layout(self, cells: int, devices: set[str]) -> "Layout":
         from dks.machine.environment import available_threads

@@ -15,6 +15,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from dks.config.errors import RequestError
 from dks.sweeps.launchers.slurm import Resources
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class SlurmLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """What other sweepers would call; ours hands cells over, to `launch_cells`."""
-        raise NotImplementedError
+        raise RequestError("hydra/launcher=slurm runs the cells of hydra/sweeper=dks alone")
 
 
 # From the dataclass, so that Hydra checks the types of `hydra.launcher.KEY=value`.

@@ -25,8 +25,8 @@ from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from dks.config.compose import Composed
+    from dks.sweeps.cell import Cell
     from dks.sweeps.manifest import Manifest
-    from dks.sweeps.plan import Cell
 
 
 class DksSweeper(Sweeper):

@@ -18,7 +18,8 @@ from dks.config.errors import RequestError
 from dks.results.results import present
 from dks.runs.record import RunFolder, Status
 from dks.sweeps import engine, files, spec
-from dks.sweeps.plan import Cell, plan
+from dks.sweeps.cell import Cell
+from dks.sweeps.plan import plan
 from dks.sweeps.spec import Grid
 from tests.conftest import TINY
 

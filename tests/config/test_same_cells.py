@@ -15,7 +15,8 @@ from typing import Any
 from rich.console import Console
 
 from dks.results import render
-from dks.results.model import Over, Table, build
+from dks.results.model import Table, build
+from dks.results.shape import Over
 from tests.conftest import TINY
 
 RunHere = Callable[..., tuple[int, str, str]]

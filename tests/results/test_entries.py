@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 
 from dks.results.entries import entries
-from dks.results.model import Epoch, Metric, Over, Shape, build
+from dks.results.model import build
+from dks.results.shape import Epoch, Metric, Over, Shape
 from dks.results.sheet import caption, main
 from dks.results.study import Study
 from dks.sweeps.manifest import Manifest, ManifestCell

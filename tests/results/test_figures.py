@@ -30,7 +30,8 @@ from dks.results.figures import FORMATS, KINDS, draw, image, write
 from dks.results.figures.labels import Name, place
 from dks.results.figures.names import backbone_name, method_name, names, value_name
 from dks.results.figures.style import COLOURS, DPI, MARKERS, looks, new_figure, styled
-from dks.results.model import Epoch, Metric, Over, Shape, Table, build
+from dks.results.model import Table, build
+from dks.results.shape import Epoch, Metric, Over, Shape
 from dks.sweeps.paper import Key, paper_table
 from tests.conftest import ROOT
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from dks.results.model import Epoch, Metric
 from dks.results.report import write_report
 from dks.results.report.page import page
+from dks.results.shape import Epoch, Metric
 from dks.runs.record import RunFolder
 from tests.support.studies import (
     HOSTILE,

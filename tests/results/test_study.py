@@ -14,7 +14,7 @@ import pytest
 from dks.cli import main as cli
 from dks.config.errors import RequestError
 from dks.config.methods import computed_with
-from dks.results.model import Epoch
+from dks.results.shape import Epoch
 from dks.results.study import Study
 from dks.sweeps.paper import differences
 from dks.training.resolver import Resolver

@@ -17,8 +17,9 @@ import pytest
 from rich.console import Console
 
 from dks.results import render
-from dks.results.model import Epoch, Metric, Over, Shape, Table, TableCell, build
+from dks.results.model import Table, TableCell, build
 from dks.results.results import show
+from dks.results.shape import Epoch, Metric, Over, Shape
 from dks.results.sheet import caption, sheets
 from dks.results.statistics import compare, interval
 from dks.sweeps.paper import Key, PaperNumber, PaperRow, PaperTable

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from dks.results import render
-from dks.results.model import Epoch, Over, Table
+from dks.results.model import Table
 from dks.results.provenance import provenance
 from dks.results.report.page import page
+from dks.results.shape import Epoch, Over
 from dks.results.study import Study
 from dks.runs.record import Attempt, Record, RunFolder, Status, results_of
 from dks.runs.states import State

@@ -22,8 +22,9 @@ from dks.runs.attempts import Attempt, computed_by, contributing, other_codes
 from dks.runs.record import RunFolder, Status
 from dks.runs.states import State
 from dks.runs.superseded import executions
+from dks.sweeps.cell import Cell
 from dks.sweeps.launch import queue
-from dks.sweeps.plan import Cell, Plan, _chosen, plan
+from dks.sweeps.plan import Plan, _chosen, plan
 from dks.sweeps.spec import Grid, Point
 from dks.sweeps.summary import single, summary
 from dks.tracking.destination import Destination

@@ -13,8 +13,9 @@ from dks.config.compose import Composer, compose_here
 from dks.config.files import declarations
 from dks.runs.record import Attempt, Record, RunFolder, Status
 from dks.sweeps import manifest
+from dks.sweeps.cell import Cell
 from dks.sweeps.files import read
-from dks.sweeps.plan import Cell, Plan, plan
+from dks.sweeps.plan import Plan, plan
 from dks.sweeps.spec import grid_of
 
 SWEEPS = (

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from dks.results.entries import entries
-from dks.results.model import Epoch, Over, Shape, Table, build
+from dks.results.model import Table, build
+from dks.results.shape import Epoch, Over, Shape
 from dks.runs.record import Attempt, Record, RunFolder, Status
 from dks.sweeps.manifest import Manifest, ManifestCell
 from dks.sweeps.paper import PaperTable, paper_table

@@ -18,7 +18,8 @@ from dks.config.overrides import checked
 from dks.results.results import present
 from dks.runs.record import RunFolder, Status
 from dks.sweeps import engine, files, manifest, spec, status
-from dks.sweeps.plan import Cell, plan
+from dks.sweeps.cell import Cell
+from dks.sweeps.plan import plan
 from dks.sweeps.spec import Grid, expand
 from tests.conftest import ROOT, TINY, composed, start
 

@@ -22,7 +22,7 @@ from dks.config.errors import RequestError
 from dks.config.files import python_path
 from dks.machine.interruption import Interrupted
 from dks.runs.record import Attempt, RunFolder, Status
-from dks.sweeps.launchers import local
+from dks.sweeps.launchers import fork_server, local
 from dks.sweeps.launchers.local import (
     Layout,
     environment,
@@ -206,7 +206,7 @@ def server() -> psutil.Process:
 @pytest.mark.slow
 def test_workers_outlive_the_server_and_new_ones_come_from_a_new_one(tmp_path: Path) -> None:
     cells = [queued(tmp_path, f"seed={seed}") for seed in range(3)]
-    local.start_server()
+    fork_server.start_server()
     lost = server()
 
     def kill() -> None:
@@ -228,7 +228,7 @@ def test_workers_outlive_the_server_and_new_ones_come_from_a_new_one(tmp_path: P
 def test_signals_do_not_reach_the_server(tmp_path: Path) -> None:
     """A scheduler sends them to every process of a job."""
     cells = [queued(tmp_path, f"seed={seed}") for seed in range(2)]
-    local.start_server()
+    fork_server.start_server()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         server().send_signal(number)
     run(cells)
@@ -238,9 +238,9 @@ def test_signals_do_not_reach_the_server(tmp_path: Path) -> None:
 @pytest.fixture
 def new_server() -> Iterator[None]:
     """The server of other tests is gone, and so is that of this test in the end."""
-    local.end_server()
+    fork_server.end_server()
     yield
-    local.end_server()
+    fork_server.end_server()
 
 
 @pytest.mark.slow

@@ -16,9 +16,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from dks.config import folders
 from dks.config.compose import Composer, compose_here
 from dks.results import render
-from dks.results.model import Over, Table
+from dks.results.model import Table
 from dks.results.provenance import provenance
 from dks.results.report.page import page
+from dks.results.shape import Over
 from dks.results.sheet import sheets
 from dks.results.study import Study
 from dks.sweeps import manifest

@@ -17,7 +17,8 @@ from dks.machine import environment
 from dks.machine.interruption import Interrupted
 from dks.runs.record import RunFolder
 from dks.sweeps import command_line
-from dks.sweeps.plan import Cell, plan
+from dks.sweeps.cell import Cell
+from dks.sweeps.plan import plan
 from dks.sweeps.refusals import other_ways
 from dks.sweeps.spec import Grid, Point
 from dks.training import checkpoint

@@ -189,7 +189,7 @@ WHERE = [
     ("dks.sweeps.plan", None, "plan", True),
     pytest.param(("dks.sweeps.plan", None, "plan", False), marks=pytest.mark.slow),
     pytest.param(
-        ("dks.sweeps.launchers.local", None, "start_server", False), marks=pytest.mark.slow
+        ("dks.sweeps.launchers.fork_server", None, "start_server", False), marks=pytest.mark.slow
     ),
     pytest.param(("dks.results.results", None, "show", False), marks=pytest.mark.slow),
 ]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dks.results.model import Shape, Table, build
+from dks.results.model import Table, build
+from dks.results.shape import Shape
 from dks.sweeps import files
 from tests.conftest import ROOT
 

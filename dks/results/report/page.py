@@ -22,9 +22,10 @@ from dks.results.computed import computed_by, counted
 from dks.results.figures.cost import cost
 from dks.results.figures.curves import curves
 from dks.results.figures.dots import dots
-from dks.results.model import Epoch, Place, Table, TableCell
+from dks.results.model import Place, Table, TableCell
 from dks.results.report.chart import chart
 from dks.results.report.runs import PANEL, collect, device_kind, scaled, short_commit, spent, texts
+from dks.results.shape import Epoch
 from dks.results.sheet import OVER, Sheet, SheetCell, error_text, fixed, sheets
 from dks.runs.record import write_atomically
 from dks.runs.states import State

@@ -9,31 +9,26 @@ from __future__ import annotations
 
 import multiprocessing.util
 import os
-import shutil
 import signal
-import sys
-import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import psutil
 from rich.markup import escape
 
 from dks.config.errors import RequestError
 from dks.config.files import python_path
-from dks.machine.interruption import SIGNALS, Interrupted, Interruption
+from dks.machine.interruption import Interrupted, Interruption
 from dks.runs import damage
 from dks.runs.record import Record, RunFolder, Status
 from dks.runs.terminal import CountView, Display, RunView
 from dks.sweeps.launchers import worker
+from dks.sweeps.launchers.fork_server import start_server, without_main
 from dks.sweeps.launchers.worker import launch_of
 from dks.tracking import sender
 
@@ -41,8 +36,6 @@ from dks.tracking import sender
 LOOK_EVERY = 0.2
 # Seconds that the lock of a cell may stay taken after its worker died.
 GRACE = 5.0
-# In the environment of the fork server: the folder that it is to remove at its end.
-SOCKET_FOLDER = "DKS_SOCKET_FOLDER"
 # What multiprocessing takes for the exit status of a process whose fork server was killed.
 SERVER_DIED = 255
 
@@ -139,88 +132,6 @@ def run_in_slots(
     return pool.errors
 
 
-@contextmanager
-def fork_server() -> Iterator[None]:
-    """A fork server that imports while other things are done, for the workers of this context."""
-    start_server()
-    try:
-        yield
-    finally:
-        end_server()
-
-
-def start_server() -> None:
-    """Start the fork server unless it runs; it lives as long as this process, or until
-    `end_server`.
-
-    It is started with signals blocked, which a scheduler sends to all processes of a job: if it
-    died, nobody would learn how workers end.
-    """
-    variables = {
-        SOCKET_FOLDER: str(_socket_folder()),
-        "PYTHONPATH": python_path(os.environ.get("PYTHONPATH", "")),
-        # A module in the current folder must not take the place of one of Python's own.
-        "PYTHONSAFEPATH": "1",
-        # Libraries start their threads as they are loaded. Each run sets how many it has.
-        "OMP_NUM_THREADS": "1",
-    }
-    before = {name: os.environ.get(name) for name in variables}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    os.environ.update(variables)
-    try:
-        multiprocessing.set_forkserver_preload(["dks.sweeps.launchers.preload"])
-        resource_tracker.ensure_running()  # first, for it unblocks signals again
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        forkserver.ensure_running()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def end_server() -> None:
-    """End the fork server at once; workers that live go on."""
-    for child in psutil.Process().children():
-        with suppress(psutil.Error):
-            if "multiprocessing.forkserver" in " ".join(child.cmdline()):
-                child.kill()
-                # multiprocessing reaps it when it starts the next one
-                while child.status() != psutil.STATUS_ZOMBIE:
-                    time.sleep(0.002)
-    folder = _socket_folder()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)  # multiprocessing removes it as this process ends, and must find it
-
-
-def _socket_folder() -> Path:
-    """The folder that multiprocessing puts sockets into.
-
-    Their names are limited to some 100 characters, which a long TMPDIR does not leave room for.
-    """
-    before = tempfile.tempdir
-    if len(tempfile.gettempdir()) > 60:
-        tempfile.tempdir = "/tmp"
-    try:
-        folder = Path(multiprocessing.util.get_temp_dir())
-    finally:
-        tempfile.tempdir = before
-    return folder
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Processes that are started here do not run the script of this process, as others would."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
 class _Worker:
     """A worker process and the cells that it was given."""
 
@@ -235,7 +146,7 @@ class _Worker:
         self.process = multiprocessing.get_context("forkserver").Process(
             target=worker.main, args=(theirs, variables, Path.cwd(), log_file.absolute())
         )
-        with theirs, _without_main():
+        with theirs, without_main():
             self.process.start()
         self.slot = slot
         self.ready = False  # it has said so

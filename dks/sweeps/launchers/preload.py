@@ -14,7 +14,7 @@ from importlib import import_module
 from types import FrameType
 
 from dks.machine import code
-from dks.sweeps.launchers.local import SOCKET_FOLDER
+from dks.sweeps.launchers.fork_server import SOCKET_FOLDER
 
 _PARENT = os.getppid()
 
