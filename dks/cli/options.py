@@ -77,7 +77,9 @@ class Writable(click.Path):
         if any(len(os.fsencode(part)) > 255 for part in path.parts):
             raise click.BadParameter(f"{value} is no place for a {self.what}: the name is too long")
         if path.exists() and path.is_dir() != is_folder:
-            raise click.BadParameter(f"{value} is {'no' if is_folder else 'a'} folder")
+            raise click.BadParameter(
+                f"{value} is {'no' if is_folder else 'a'} folder; name a {self.what}"
+            )
         return str(value)
 
 

@@ -354,7 +354,7 @@ def test_without_the_packages_for_onnx_it_says_how_to_install_them(
         ("CELL --format onnx --output no/net.onnx", "--output no/net.onnx: there is no folder no"),
         (
             "CELL --format safetensors --output folder.safetensors --force",
-            "folder.safetensors is a folder",
+            "folder.safetensors is a folder; name a file",
         ),
     ],
 )
