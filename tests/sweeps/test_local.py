@@ -249,7 +249,8 @@ def test_a_worker_that_cannot_import_tells_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so is not for this machine')")
-    monkeypatch.setattr(local, "python_path", lambda given: f"{tmp_path}{os.pathsep}{ROOT}")
+    for module in (local, fork_server):  # of the workers, and of what they are forked from
+        monkeypatch.setattr(module, "python_path", lambda given: f"{tmp_path}{os.pathsep}{ROOT}")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     cells = [queued(tmp_path), queued(tmp_path, "seed=1")]
     with log_display(2) as display, pytest.raises(RuntimeError, match=r"ImportError: libtorch\.so"):
